@@ -1,0 +1,36 @@
+# Two commands on a fresh machine with Python 3.11 or later: `make daily` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: daily test check up lock clean
+
+daily: $(VENV)/installed  ## install, then run the whole line once
+	$(BIN)/daily-train run $(ARGS)
+
+test: $(VENV)/installed-dev  ## install, then run the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/installed-dev  ## lint
+	$(BIN)/ruff check .
+
+up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
+	$(BIN)/daily-train up
+
+lock: $(VENV)/installed-dev  ## write the versions that are installed now to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:  ## remove the virtual environment; results in .daily-train stay
+	rm -rf $(VENV)

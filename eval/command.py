@@ -1,0 +1,118 @@
+"""The contract of the modules that run as their own process: `python -m eval.NAME CONFIG.json`.
+
+* One JSON object in; a key that is unknown or missing is refused in one sentence.
+* Progress as JSON lines on stdout: `{"event": "progress", "done", "total"}` at most once a second, and a last
+  `{"event": "done", ...}`.
+* An expected failure is one line `error: ...` on stderr and exit status 1. An unexpected one keeps its
+  traceback and ends in the same kind of line. SIGTERM unwinds the process, so that worker processes do
+  not outlive it.
+"""
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+import traceback
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+Config = typing.TypeVar("Config")
+
+
+class CommandError(Exception):
+    """The configuration of a command cannot be used; the message names the key and the value."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """Prints progress events; `clock` gives seconds."""
+
+    total: int
+    clock: Callable[[], float] = time.monotonic
+    _last: float = -1e9
+
+    def __call__(self, done: int) -> None:
+        now = self.clock()
+        if now - self._last >= 1.0 or done == self.total:
+            self._last = now
+            emit({"event": "progress", "done": done, "total": self.total})
+
+
+def emit(event: dict) -> None:
+    """One JSON line on stdout, flushed, so that a parent process can follow."""
+    print(json.dumps(event), flush=True)
+
+
+def parse(cls: type[Config], values: object, section: str) -> Config:
+    """`values` as the dataclass `cls`, nested ones included; raises `CommandError` naming key and value."""
+    if not isinstance(values, dict):
+        raise CommandError(f"{section} must be an object, found {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise CommandError(f"{section} has the unknown key {unknown[0]!r}: expected {', '.join(fields)}")
+    kinds = typing.get_type_hints(cls)
+    given = {}
+    for name, field in fields.items():
+        if name in values:
+            given[name] = _convert(values[name], kinds[name], f"{section}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise CommandError(f"{section} lacks the key {name!r}")
+    return cls(**given)
+
+
+def _convert(value: object, kind: typing.Any, where: str) -> object:
+    if isinstance(kind, types.UnionType):
+        if value is None and type(None) in typing.get_args(kind):
+            return None
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if dataclasses.is_dataclass(kind):
+        return parse(kind, value, where)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise CommandError(f"{where} must be a list, found {value!r}")
+        return tuple(_convert(each, typing.get_args(kind)[0], where) for each in value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise CommandError(f"{where} must be {kind.__name__}, found {value!r}")
+    return value
+
+
+def read_config(path: Path, cls: type[Config]) -> Config:
+    """The JSON file `path` as `cls`; raises `CommandError` naming the file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{path}: cannot be read as JSON: {error}") from error
+    return parse(cls, values, path.name)
+
+
+def run(
+    arguments: list[str],
+    cls: type[Config],
+    work: Callable[[Config], dict],
+    expected: tuple[type[Exception], ...],
+) -> int:
+    """Runs `work(config)` under the contract above and returns the exit status.
+
+    `work` returns the fields of the last event; `expected` are the errors that need no traceback.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        if len(arguments) != 1:
+            raise CommandError(f"expected one argument, the path of a JSON configuration, found {arguments}")
+        emit({"event": "done"} | work(read_config(Path(arguments[0]), cls)))
+    except (CommandError, *expected) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error: unexpected {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,67 @@
+"""Figures of a run as PNG bytes, drawn from the recorded metrics and scores alone."""
+
+import base64
+import io
+import math
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+mpl.use("Agg")  # no display is needed, and none is looked for
+
+BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#6b7280"
+Z95 = 1.96
+
+
+def loss_figure(events: list[dict[str, Any]], unigram_entropy_nats: float | None = None) -> bytes:
+    """Training and validation loss (nats a token) over training tokens; the unigram entropy as a floor to beat."""
+    steps = [event for event in events if event["event"] == "step"]
+    validations = [event for event in events if event["event"] == "validation"]
+    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([s["tokens"] / 1e6 for s in steps], [s["loss"] for s in steps], color=BLUE, alpha=0.5, label="training")
+    millions = [event["tokens"] / 1e6 for event in validations]
+    axes.plot(millions, [event["loss"] for event in validations], "o-", color=ORANGE, label="validation")
+    if unigram_entropy_nats is not None:
+        axes.axhline(unigram_entropy_nats, color=GREY, linestyle="--", label="unigram entropy of the text")
+    if validations:
+        last = validations[-1]
+        axes.annotate(
+            f"{last['loss']:.3f} nats, {last['bits_per_byte']:.3f} bits per byte",
+            (last["tokens"] / 1e6, last["loss"]),
+            xytext=(0, 14), textcoords="offset points", ha="right", color=ORANGE,
+        )
+    axes.set_xlabel("training tokens (millions)")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.legend()
+    return _png(figure)
+
+
+def score_figure(scores: list[dict[str, Any]]) -> bytes:
+    """Scores with 95 % intervals beside the chance level of the same items."""
+    figure = Figure(figsize=(8, 0.5 * len(scores) + 1.4), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for row, score in enumerate(scores):
+        error = Z95 * (score["standard_error"] or 0.0)
+        axes.errorbar(100 * score["value"], row, xerr=100 * error, fmt="o", color=BLUE, capsize=3)
+        axes.plot([100 * score["chance"]] * 2, [row - 0.3, row + 0.3], color=GREY, linestyle="--")
+    axes.set_yticks(range(len(scores)), [f"{score['suite']} {score['metric']}" for score in scores])
+    axes.invert_yaxis()
+    top = max((100 * (score["value"] + Z95 * (score["standard_error"] or 0.0)) for score in scores), default=50.0)
+    axes.set_xlim(0, max(60.0, 10 * math.ceil(top / 10)))
+    axes.set_xlabel("per cent, with 95 % interval; dashed: chance")
+    axes.grid(axis="x", alpha=0.25)
+    return _png(figure)
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as a `data:` URI, the form in which Prefect's artifacts show images."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

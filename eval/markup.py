@@ -1,0 +1,48 @@
+"""Markdown for reports and artifacts. Text that came from documents or models is untrusted and always escaped."""
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; numbers are aligned right, floats shown with four significant digits, None as a dash."""
+    rows = [list(row) for row in rows]
+    numeric = [
+        bool(rows) and all(isinstance(row[column], int | float | None) for row in rows)
+        for column in range(len(header))
+    ]
+    rule = "|" + "|".join("---:" if right else "---" for right in numeric) + "|"
+    lines = ["| " + " | ".join(header) + " |", rule]
+    lines += ["| " + " | ".join(show(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def show(value: object) -> str:
+    """One table cell."""
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+        case _:
+            return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def untrusted(text: str) -> str:
+    """Text from a document or a model as inline Markdown that shows exactly that text and nothing more."""
+    visible = html.escape(CONTROL.sub("\N{REPLACEMENT CHARACTER}", text), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|~>])", r"\\\1", visible).replace("\n", " ")
+
+
+def code_block(text: str) -> str:
+    """Text from anywhere as a fenced block; the fence is longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{CONTROL.sub(chr(0xFFFD), text)}\n{fence}"

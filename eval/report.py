@@ -1,0 +1,151 @@
+"""The report of one run: everything a reader needs to judge it, as one JSON document and as Markdown.
+
+`evaluate` never sees the contamination verdicts and `contamination` never sees the model: they are joined here.
+"""
+
+from typing import Any
+
+from eval.markup import code_block, markdown_table
+
+Report = dict[str, Any]
+
+ITEM_SETS = ("all", "clean", "contaminated")
+
+
+def joined_scores(
+    scores: list[dict[str, Any]], by_verdict: list[dict[str, Any]], coverage: dict[str, Any], missing: dict[str, str]
+) -> list[dict[str, Any]]:
+    """One row a suite and metric: the score, and the same on clean and on contaminated items.
+
+    A suite whose items could not be had has a row with the reason under `not_scored`. The counts
+    `clean_items` and `contaminated_items` are of all items of the suite, scored or not.
+    """
+    parts = {(row["task"], row["metric"], row["items"]): row for row in by_verdict}
+    rows = []
+    for score in scores:
+        row = dict(score)
+        for name in ITEM_SETS[1:]:
+            part = parts[score["task"], score["metric"], name]
+            row[name] = {field: part[field] for field in ("n", "value", "standard_error", "too_few")}
+            row[f"{name}_items"] = coverage[score["suite"]][name]
+        row["uncheckable_items"] = len(coverage[score["suite"]]["uncheckable"])
+        rows.append(row)
+    empty = dict.fromkeys(("metric", "n", "value", "standard_error", "chance", "gold_bits_per_byte"))
+    rows += [{"suite": suite, **empty, "not_scored": reason} for suite, reason in missing.items()]
+    return rows
+
+
+def score_table(scores: list[dict[str, Any]]) -> str:
+    """The table a reader looks at first."""
+    header = [
+        "suite", "metric", "n", "score %", "± SE", "chance %", "gold bits/byte",
+        "clean items", "contaminated", "score % on clean", "on contaminated",
+    ]
+    rows = []
+    for score in scores:
+        if score["value"] is None:
+            rows.append([score["suite"], "not scored", *[None] * (len(header) - 2)])
+            continue
+        rows.append(
+            [
+                score["suite"],
+                score["metric"],
+                f"{score['n']:,}" + (f" of {score['n_total']:,}" if score["subset"] else ""),
+                _per_cent(score["value"]),
+                _per_cent(score["standard_error"]),
+                _per_cent(score["chance"]),
+                score["gold_bits_per_byte"],
+                score["clean_items"],
+                score["contaminated_items"],
+                _part(score["clean"]),
+                _part(score["contaminated"]),
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+def notes(scores: list[dict[str, Any]]) -> list[str]:
+    """What a reader of the table must know: what was not scored and why, subsets, items too short to check."""
+    lines = [f"**{score['suite']}: not scored.** {score['not_scored']}." for score in scores if score["value"] is None]
+    scored = [score for score in scores if score["value"] is not None]
+    if any(score["subset"] for score in scored):
+        lines.append("Scores are of a fixed, seeded subset of items where the table says “of”; all items were checked "
+                     "for contamination.")
+    uncheckable = {score["suite"]: score["uncheckable_items"] for score in scored if score["uncheckable_items"]}
+    if uncheckable:
+        named = ", ".join(f"{suite} {count}" for suite, count in uncheckable.items())
+        lines.append(f"Too short to be checked for contamination: {named} items.")
+    truncated = {score["suite"]: score["truncated"] for score in scored if score["truncated"]}
+    if truncated:
+        named = ", ".join(f"{suite} {count}" for suite, count in truncated.items())
+        lines.append(f"Contexts cut on the left to fit the model, as lm-eval does: {named} items.")
+    return lines
+
+
+def render(report: Report) -> str:
+    """The whole report as Markdown; the figures lie beside it."""
+    training, validation, text = report["training"], report["validation"], report["text"]
+    gain = text["unigram_entropy_nats"] - validation["loss"]
+    sections = [
+        f"# {report['preset']} run {report['run'][:12]}",
+        f"Finished {report['finished']}, commit `{report['commit']}`.",
+        "## Scores",
+        score_table(report["scores"]),
+        *notes(report["scores"]),
+        "![scores](scores.png)",
+        "## Loss",
+        markdown_table(
+            ["validation loss (nats per token)", "bits per byte", "unigram entropy of the text (nats)", "below it by"],
+            [[validation["loss"], validation["bits_per_byte"], text["unigram_entropy_nats"], gain]],
+        ),
+        "![loss](loss.png)",
+        "## Training",
+        markdown_table(
+            ["parameters", "tokens", "steps", "FLOPs", "seconds", "tokens a second", "device"],
+            [[training["parameters"], training["tokens"], training["steps"], f"{training['flops']:.3e}",
+              training["seconds"], training["tokens"] / training["seconds"], training["device"]]],
+        ),
+        "## Text before and after training",
+        *_samples(report["samples"]),
+        "## Contamination",
+        contamination_table(report["contamination"]),
+        "## Cost",
+        markdown_table(
+            ["stage", "seconds", "USD", "key"],
+            [[name, stage["seconds"], stage["usd"], f"`{stage['key']}`"] for name, stage in report["stages"].items()]
+            + [["sum", report["cost"]["seconds"], report["cost"]["usd"], ""]],
+        ),
+        f"Encoding ran at {text['megabytes_per_second']} MB/s on {text['workers']} cores; "
+        f"hardware: {report['hardware']['cpu']}, {report['hardware']['cores']} cores, "
+        f"GPUs: {', '.join(report['hardware']['gpus']) or 'none'}.",
+        "## Configuration",
+        code_block(report["configuration"]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _samples(samples: list[dict[str, str]]) -> list[str]:
+    lines = []
+    for sample in samples:
+        lines += ["Untrained:", code_block(sample["prompt"] + sample["untrained"])]
+        lines += ["Trained:", code_block(sample["prompt"] + sample["trained"])]
+    return lines
+
+
+def contamination_table(found: dict[str, Any]) -> str:
+    """Items of each suite by verdict, and what the positive control found, from coverage.json."""
+    rows = [
+        [suite, part["items"], part["checkable"], part["clean"], part["contaminated"]]
+        for suite, part in found["suites"].items()
+    ]
+    return markdown_table(["suite", "items", "checkable", "clean", "contaminated"], rows)
+
+
+def _per_cent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 2)
+
+
+def _part(part: dict[str, Any]) -> str | float | None:
+    if part["n"] == 0:
+        return None
+    return f"too few to say ({part['n']})" if part["too_few"] else _per_cent(part["value"])

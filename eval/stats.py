@@ -1,0 +1,119 @@
+"""How sure a score is: standard errors, intervals, and scores apart for clean and contaminated items.
+
+Items that share a source are not independent, so their errors are summed within the group before they are squared
+(clustered standard error, arXiv 2411.00640). No bootstrap: the central limit theorem serves at these sizes, and
+results do not depend on a seed.
+"""
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from statistics import NormalDist
+
+import numpy as np
+import pyarrow as pa
+
+FEWEST_ITEMS = 30
+"""Under this many items a score is marked as too few to say anything."""
+_METRICS = ("acc", "acc_norm", "mc1", "mc2")
+
+
+class StatsError(Exception):
+    """Samples and verdicts that do not belong together."""
+
+
+class ItemSet(StrEnum):
+    ALL = "all"
+    CLEAN = "clean"
+    CONTAMINATED = "contaminated"
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean of independent values; None for fewer than two."""
+    return clustered_standard_error(values, range(len(values)))
+
+
+def clustered_standard_error(values: Sequence[float], clusters: Sequence) -> float | None:
+    """Standard error of the mean of `values` when values of one cluster are dependent; None for one cluster.
+
+    sqrt(G / (G - 1) * sum over G clusters of (sum of deviations)^2) / n, which for clusters of one is the ordinary
+    s / sqrt(n).
+    """
+    if len(values) != len(clusters):
+        raise StatsError(f"{len(values)} values, but {len(clusters)} clusters")
+    x = np.asarray(values, dtype=np.float64)
+    names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    groups = len(names)
+    if groups < 2:
+        return None
+    sums = np.bincount([names[name] for name in clusters], weights=x - x.mean(), minlength=groups)
+    return float(math.sqrt(groups / (groups - 1) * float(sums @ sums)) / len(x))
+
+
+def normal_interval(value: float, error: float, level: float = 0.95) -> tuple[float, float]:
+    """`value` plus and minus the normal quantile times its standard error."""
+    half = _quantile(level) * error
+    return value - half, value + half
+
+
+def wilson_interval(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a share of `n` independent yes/no items; never leaves [0, 1], and is not empty at 0 or n."""
+    if not (n > 0 and 0 <= successes <= n):
+        raise StatsError(f"{successes} successes of {n} items")
+    z = _quantile(level)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # at the ends the formula is 0 or 1 only up to rounding
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def _quantile(level: float) -> float:
+    return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+def summary(values: Sequence[float], clusters: Sequence) -> dict:
+    """n, value, standard_error, interval [low, high] or None, and whether there are too few items to say.
+
+    The interval is Wilson's where items are independent yes/no answers, else normal with the clustered error.
+    """
+    n = len(values)
+    row = {"n": n, "value": None, "standard_error": None, "interval": None, "too_few": n < FEWEST_ITEMS}
+    if n == 0:
+        return row
+    row["value"] = float(np.mean(values))
+    row["standard_error"] = clustered_standard_error(values, clusters)
+    if len(set(clusters)) == n and set(values) <= {0.0, 1.0}:
+        row["interval"] = list(wilson_interval(sum(values), n))
+    elif row["standard_error"] is not None:
+        row["interval"] = list(normal_interval(row["value"], row["standard_error"]))
+    return row
+
+
+def scores_by_verdict(samples: pa.Table, verdicts: pa.Table) -> list[dict]:
+    """For every suite, task and metric the `summary` over all, clean and contaminated items.
+
+    `samples` as `eval/samples.py` writes them, `verdicts` as `eval/contamination.py` does, joined on suite and item.
+    Items that could not be checked count in `all` only, so the two parts need not add up. Raises `StatsError` for
+    an item without a verdict.
+    """
+    verdict_of = {
+        (row["suite"], row["item"]): row["verdict"]
+        for row in verdicts.select(["suite", "item", "verdict"]).to_pylist()
+    }
+    scored: dict[tuple[str, str, str], list[tuple[float, str, str]]] = {}
+    for row in samples.select(["suite", "task", "item", "cluster", *_METRICS]).to_pylist():
+        key = (row["suite"], row["item"])
+        if key not in verdict_of:
+            raise StatsError(f"item {row['item']} of {row['suite']} was scored but has no contamination verdict")
+        for metric in _METRICS:
+            if row[metric] is not None:
+                scores = scored.setdefault((row["suite"], row["task"], metric), [])
+                scores.append((row[metric], row["cluster"], verdict_of[key]))
+    rows = []
+    for (suite, task, metric), scores in scored.items():
+        for item_set in ItemSet:
+            chosen = [score for score in scores if item_set is ItemSet.ALL or score[2] == item_set]
+            found = summary([score[0] for score in chosen], [score[1] for score in chosen])
+            rows.append({"suite": suite, "task": task, "metric": metric, "items": item_set.value} | found)
+    return rows

@@ -1,0 +1,172 @@
+"""The configuration of a run: a preset, composed once with the changes a person or a schedule asks for.
+
+Each section is defined beside what it configures. A preset is a TOML file in `flows/presets/` that gives every
+section; the custom-run form shows each field with its description, and an empty field keeps the preset's value.
+What a run is *executed* on (store, workers, device) is kept apart and never part of any stage's identity.
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import tomllib
+from dataclasses import dataclass, is_dataclass
+from enum import StrEnum
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from eval.contamination import ContaminationConfig
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from model.config import ConfigError, GPTConfig, TrainConfig, parse
+from tasks.download import DataConfig
+from tasks.evaluate import EvaluationConfig
+from tasks.shard import ShardConfig
+from tasks.stage import Place, open_place
+from tasks.tokenizer import TokenizerConfig
+
+PRESETS = Path(__file__).parent / "presets"
+BUDGETS = ("tokens", "flops")
+Section = TypeVar("Section")
+
+Preset = StrEnum("Preset", {path.stem.replace("-", "_"): path.stem for path in sorted(PRESETS.glob("*.toml"))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the result of a run."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    shard: ShardConfig
+    model: GPTConfig
+    train: TrainConfig
+    contamination: ContaminationConfig
+    evaluation: EvaluationConfig
+
+
+class Execution(BaseModel):
+    """Where and how the run is executed; changes no result and no stage's key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store: str = Field(".daily-train", description="Where results are kept: a directory, or `s3://bucket/prefix`.")
+    cache: str | None = Field(None, description="Local folder for work and copies. Empty: `cache` in a local store.")
+    workers: int | None = Field(None, ge=1, description="Processes and threads. Empty: one for each core.")
+    device: str | None = Field(None, pattern="^(cpu|cuda)$", description="`cpu` or `cuda`. Empty: a GPU if any.")
+    benchmarks_dir: str | None = Field(
+        None, description="Folder with benchmark items as parquet, looked at first. Empty: `DAILY_TRAIN_BENCHMARKS`."
+    )
+    usd_per_hour: float | None = Field(None, ge=0, description="Price of this machine. Empty: list price of its kind.")
+
+
+def overrides(config: type) -> type[BaseModel]:
+    """The form of a section: each field described, bounded and optional; an empty one keeps the preset's value."""
+    fields: dict[str, Any] = {}
+    if is_dataclass(config):
+        told = _attribute_docstrings(config)
+        for name, kind in get_type_hints(config).items():
+            fields[name] = (kind | None, Field(None, description=told[name]))
+    else:
+        for name, info in config.model_fields.items():
+            kind = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+            fields[name] = (kind | None, Field(None, description=info.description))
+    return create_model(
+        f"{config.__name__.removesuffix('Config')}Changes",
+        __config__=ConfigDict(extra="forbid", frozen=True),
+        __doc__="Changes to the preset; an empty field keeps its value.",
+        **fields,
+    )
+
+
+def _attribute_docstrings(config: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, which Python itself does not keep."""
+    body = ast.parse(inspect.getsource(config)).body[0].body
+    return {
+        field.target.id: ast.literal_eval(text.value)
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+DataChanges = overrides(DataConfig)
+TokenizerChanges = overrides(TokenizerConfig)
+ShardChanges = overrides(ShardConfig)
+ModelChanges = overrides(GPTConfig)
+TrainChanges = overrides(TrainConfig)
+ContaminationChanges = overrides(ContaminationConfig)
+EvaluationChanges = overrides(EvaluationConfig)
+
+FORMS: dict[str, type[BaseModel]] = {
+    "data": DataChanges,
+    "tokenizer": TokenizerChanges,
+    "shard": ShardChanges,
+    "model": ModelChanges,
+    "train": TrainChanges,
+    "contamination": ContaminationChanges,
+    "evaluation": EvaluationChanges,
+}
+
+
+def compose(preset: str, changes: dict[str, dict[str, Any]]) -> RunConfig:
+    """A preset with changes by section and field. Raises ConfigError, in one sentence, for anything unknown or bad."""
+    if preset not in list(Preset):
+        raise ConfigError(f"unknown preset {preset!r}; known are {', '.join(Preset)}")
+    path = PRESETS / f"{preset}.toml"
+    values = tomllib.loads(path.read_text())
+    sections = {field.name: field.type for field in dataclasses.fields(RunConfig)}
+    for name, changed in changes.items():
+        if name not in sections:
+            raise ConfigError(f"unknown section {name!r}; known are {', '.join(sections)}")
+        section = values.setdefault(name, {})
+        if name == "train" and any(changed.get(unit) is not None for unit in BUDGETS):
+            section = {field: value for field, value in section.items() if field not in BUDGETS}
+        values[name] = {**section, **changed}
+    if unknown := sorted(set(values) - set(sections)):
+        raise ConfigError(f"{path.name}: unknown section {unknown[0]!r}; known are {', '.join(sections)}")
+    return RunConfig(**{name: _section(kind, values.get(name, {}), name) for name, kind in sections.items()})
+
+
+def changes_of(**sections: BaseModel) -> dict[str, dict[str, Any]]:
+    """What a filled form changes: the fields that are not empty."""
+    return {name: form.model_dump(mode="json", exclude_none=True) for name, form in sections.items()}
+
+
+def place_of(execution: Execution, environment: dict[str, str]) -> Place:
+    """Open the store and resolve the settings of the machine."""
+    settings = execution.model_dump()
+    settings["benchmarks_dir"] = execution.benchmarks_dir or environment.get("DAILY_TRAIN_BENCHMARKS")
+    return open_place(**settings)
+
+
+def as_json(config: RunConfig) -> str:
+    """The whole configuration, for the report."""
+    values = {
+        field.name: dataclasses.asdict(section) if is_dataclass(section) else section.model_dump(mode="json")
+        for field in dataclasses.fields(config)
+        for section in [getattr(config, field.name)]
+    }
+    return json.dumps(values, indent=1)
+
+
+def _section(kind: type[Section], values: dict[str, Any], name: str) -> Section:
+    if is_dataclass(kind):
+        return parse(kind, values, name)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_one_sentence(kind, error, name)) from None
+
+
+def _one_sentence(kind: type[BaseModel], error: ValidationError, section: str) -> str:
+    """The first thing wrong with a section: place, value, expectation and the field's description."""
+    first = error.errors()[0]
+    where = ".".join([section, *(str(part) for part in first["loc"])])
+    if first["type"] == "extra_forbidden":
+        return f"{section} has the unknown key {first['loc'][-1]!r}; known are {', '.join(kind.model_fields)}"
+    if first["type"] == "value_error":
+        return f"{section}: {first['ctx']['error']}"
+    field = kind.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+    about = f" ({field.description})" if field and field.description else ""
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, but it is {first['input']!r}{about}"

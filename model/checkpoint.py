@@ -1,0 +1,177 @@
+"""Checkpoints that survive kill -9, a full disk and a flipped bit; no pickle.
+
+A checkpoint is the directory step_NNNNNNNNN: model.safetensors, optimizer.safetensors and state.json,
+which is written last and holds size and SHA-256 of the other two and of itself. The directory is
+filled under another name and renamed, so a checkpoint is there as a whole or not at all.
+`publish_final` and `load_final` do the same for the finished model.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import GPTConfig, parse
+from model.gpt import GPT
+
+KEPT = 2
+_TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint or final model cannot be written or read; the message names it and the reason."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were verified; tensors are on the CPU."""
+
+    step: int
+    """Weight updates done."""
+    weights: dict[str, Tensor]
+    """Model parameters by name."""
+    optimizer: dict[str, Tensor]
+    """Optimizer.state_tensors()."""
+    state: dict
+    """The rest, as given to save()."""
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """A finished run's model, ready to evaluate."""
+
+    model: GPT
+    """The network with its weights, fp32."""
+    eot_token: int
+    """Document separator of its tokenizer."""
+    tokenizer_sha256: str
+    """Digest of its tokenizer."""
+    record: dict
+    """All of final/config.json."""
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical_sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def _publish(directory: Path, tensors: dict[str, dict[str, Tensor]], record_name: str, make_record) -> None:
+    """Fill a hidden directory and rename it; `make_record` gets {file: {bytes, sha256}}."""
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        files = {}
+        for name, content in tensors.items():
+            path = temporary / name
+            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, path)
+            _sync(path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        write_json(temporary / record_name, make_record(files))
+        _sync(temporary)
+        shutil.rmtree(directory, ignore_errors=True)  # only a damaged one can be in the way
+        os.rename(temporary, directory)
+        _sync(directory.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"cannot write {directory}: {error}") from error
+
+
+def save(directory: Path, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor],
+         state: dict) -> Path:
+    """Write checkpoint `step` and drop all but the last two."""
+    path = Path(directory) / f"step_{step:09d}"
+
+    def make_record(files: dict) -> dict:
+        record = {"step": step, "files": files, "state": state}
+        return record | {"sha256": _canonical_sha256(record)}
+
+    _publish(path, dict(zip(_TENSOR_FILES, (weights, optimizer))), "state.json", make_record)
+    for old in sorted(path.parent.glob("step_*"))[:-KEPT]:
+        shutil.rmtree(old)
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint; raises CheckpointError unless every byte is what was written."""
+    try:
+        record = json.loads((path / "state.json").read_text())
+        digest = record.pop("sha256")
+        if digest != _canonical_sha256(record):
+            raise CheckpointError(f"{path / 'state.json'}: does not match its own SHA-256")
+        for name, expected in record["files"].items():
+            if (found := file_sha256(path / name)) != expected["sha256"]:
+                raise CheckpointError(f"{path / name}: SHA-256 is {found}, expected {expected['sha256']}")
+        weights, optimizer = (load_file(path / name) for name in _TENSOR_FILES)
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: is not a checkpoint: {error!r}") from error
+    return Checkpoint(record["step"], weights, optimizer, record["state"])
+
+
+def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest intact checkpoint, or None, and why newer ones were passed over."""
+    refused = []
+    for path in sorted(Path(directory).glob("step_*"), reverse=True):
+        try:
+            return load(path), refused
+        except CheckpointError as error:
+            refused.append(str(error))
+    return None, refused
+
+
+def publish_final(directory: Path, model: GPT, eot_token: int, tokenizer_sha256: str, result: dict) -> None:
+    """Write the finished model: model.safetensors and config.json, both the same for equal runs."""
+    def make_record(files: dict) -> dict:
+        return {"model": asdict(model.config), "eot_token": eot_token, "tokenizer_sha256": tokenizer_sha256,
+                "model_sha256": files[_TENSOR_FILES[0]]["sha256"], "result": result}
+
+    weights = {name: value.float() for name, value in model.state_dict().items()}
+    _publish(Path(directory), {_TENSOR_FILES[0]: weights}, "config.json", make_record)
+
+
+def read_final(directory: Path) -> dict | None:
+    """config.json of a finished model, or None when it is not there or its weights are damaged."""
+    try:
+        record = json.loads((Path(directory) / "config.json").read_text())
+        intact = file_sha256(Path(directory) / _TENSOR_FILES[0]) == record["model_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if intact else None
+
+
+def load_final(directory: Path, device: str = "cpu") -> FinalModel:
+    """The finished model of a run, for evaluation."""
+    record = read_final(directory)
+    if record is None:
+        raise CheckpointError(f"{directory}: holds no intact finished model")
+    model = GPT(parse(GPTConfig, record["model"], "model"))
+    model.load_state_dict(load_file(Path(directory) / _TENSOR_FILES[0]))
+    return FinalModel(model.to(torch.device(device)).eval(), record["eot_token"],
+                      record["tokenizer_sha256"], record)

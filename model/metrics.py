@@ -1,0 +1,42 @@
+"""The metrics file: one JSON object a line, also printed, so that a person or a task can follow."""
+
+import json
+from pathlib import Path
+
+
+def read_lines(path: Path) -> list[dict]:
+    """All whole lines of a metrics file; a line cut short by a crash ends it."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(errors="replace").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+class MetricsLog:
+    """Appends events to a file. Times appear here only: every other output is reproducible."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        """Drop what was written after the resumed step: those steps are done again."""
+        lines = read_lines(path) if resumed_step else []
+        kept = [line for line in lines if line.get("step", 0) <= resumed_step]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(path)
+        self._file = open(path, "a")  # noqa: SIM115 (held for the whole run)
+
+    def write(self, event: str, **values: object) -> None:
+        line = json.dumps({"event": event} | values, allow_nan=False)
+        print(line, flush=True)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()

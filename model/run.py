@@ -1,0 +1,126 @@
+"""One training run: its configuration file, and what that resolves to before step 0.
+
+`resolve` turns budget, network and data into the record written as run.json. It holds everything
+that decides the result and nothing that does not (device, threads, paths), so two runs with equal
+records end in equal weights, and a directory is only resumed by the run that it belongs to.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from model import cost
+from model.config import ConfigError, GPTConfig, TrainConfig, parse, require
+from model.loader import validation_windows
+from model.shards import Dataset, ShardSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the run is executed; never part of what it is."""
+
+    device: str | None = None
+    """cpu or cuda; null takes cuda when there is one."""
+    threads: int | None = None
+    """CPU threads; null leaves torch's choice."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    peak_flops: float | None = None
+    """Peak FLOP/s that MFU divides by; null looks the device up in model.cost."""
+
+    def __post_init__(self) -> None:
+        require(self.device in (None, "cpu", "cuda"), "device", self.device, "cpu, cuda or null")
+        require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1 or null")
+        require(self.peak_flops is None or self.peak_flops > 0, "peak_flops", self.peak_flops,
+                "positive or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The configuration file of `python -m model.train`."""
+
+    model: GPTConfig
+    """The network."""
+    train: TrainConfig
+    """How it is trained."""
+    shards: str
+    """Directory of token shards with shards.json."""
+    run_dir: str
+    """Directory that receives everything the run writes; an unfinished run there is resumed."""
+    sample_prompts: list[list[int]]
+    """Token ids that the untrained and the trained model continue."""
+    execution: Execution = Execution()
+    """Device, threads and the like."""
+
+    def __post_init__(self) -> None:
+        for prompt in self.sample_prompts:
+            require(isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt),
+                    "sample_prompts", prompt, "lists of at least one token id")
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration in a JSON file."""
+    try:
+        values = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not JSON: {error}") from None
+    return parse(RunConfig, values, str(path))
+
+
+def literals(config: RunConfig, vocab_size: int) -> dict:
+    """The part of run.json that is known without reading the shards."""
+    return {"model": dataclasses.asdict(config.model.with_vocabulary(vocab_size)),
+            "train": dataclasses.asdict(config.train),
+            "sample_prompts": config.sample_prompts}
+
+
+def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet) -> dict:
+    """run.json: the whole run with its budget resolved into steps."""
+    train, model = config.train, config.model.with_vocabulary(dataset.vocab_size)
+    for prompt in config.sample_prompts:
+        require(all(0 <= token < dataset.vocab_size for token in prompt), "sample_prompts", prompt,
+                f"token ids below {dataset.vocab_size}")
+    steps = cost.resolve_steps(train, model)
+    tokens = steps * train.tokens_per_step
+    flops_per_token = cost.flops_per_token(model, model.sequence_length)
+    unit = "tokens" if train.tokens is not None else "flops"
+    sequences = cost.sequences_per_step(train, model)
+    windows = validation_windows(validation, train.validation_tokens, model.sequence_length)
+    return literals(config, dataset.vocab_size) | {
+        "data": {"vocab_size": dataset.vocab_size, "eot_token": dataset.eot_token,
+                 "tokenizer_sha256": dataset.tokenizer_sha256,
+                 "splits": {name: dataclasses.asdict(split) for name, split in dataset.splits.items()}},
+        "budget": {"unit": unit, "value": getattr(train, unit)},
+        "steps": steps,
+        "tokens": tokens,
+        "tokens_per_step": train.tokens_per_step,
+        "sequences_per_step": sequences,
+        "gradient_accumulation": sequences // train.micro_batch_sequences,
+        "validation_tokens": windows * model.sequence_length,
+        "parameters": cost.parameters(model),
+        "flops_per_token": flops_per_token,
+        "flops": flops_per_token * tokens,
+    }
+
+
+def check_same_run(path: Path, run: dict) -> None:
+    """Refuse to continue a run.json that is another run; only the keys of `run` are compared."""
+    try:
+        stored = json.loads(path.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not JSON: {error}") from None
+    if difference := _first_difference(stored, json.loads(json.dumps(run)), ""):
+        raise ConfigError(f"{path.parent} holds another run: {difference}; choose a new run_dir")
+
+
+def _first_difference(stored: object, wanted: object, where: str) -> str | None:
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        return next((found for key, value in wanted.items()
+                     if (found := _first_difference(stored.get(key), value, f"{where}.{key}".strip(".")))),
+                    None)
+    return None if stored == wanted else f"{where} was {stored!r} and is now {wanted!r}"

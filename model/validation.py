@@ -1,0 +1,49 @@
+"""Validation loss in nats a token and in bits a byte; only bits a byte compares tokenizers."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model.gpt import GPT
+from model.loader import validation_batches
+from model.shards import ShardError, ShardSet
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Result of one pass over the validation tokens."""
+
+    loss: float
+    """Mean nats a token, over all tokens."""
+    bits_per_byte: float
+    """Bits over the tokens that stand for text / UTF-8 bytes of that text."""
+
+
+@torch.no_grad()
+def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray, *, tokens: int, sequences: int,
+             autocast: torch.autocast) -> Validation:
+    """Loss over the first `tokens` tokens, `sequences` windows a forward pass.
+
+    Special tokens (0 bytes) count in the loss and not in the bits: a tokenizer that needs more of
+    them would otherwise look better for free.
+    """
+    device = next(model.parameters()).device
+    bytes_V = torch.from_numpy(token_bytes.astype(np.int64)).to(device)
+    nats, text_nats, count, text_bytes = 0.0, 0.0, 0, 0
+    for x_BT, y_BT in validation_batches(shards, tokens, sequences, model.config.sequence_length):
+        targets = y_BT.flatten().to(device)
+        with autocast:
+            logits_BTV = model(x_BT.to(device))
+        losses = F.cross_entropy(logits_BTV.flatten(0, 1), targets, reduction="none").double()
+        sizes = bytes_V[targets]
+        nats += losses.sum().item()
+        text_nats += losses[sizes > 0].sum().item()
+        text_bytes += int(sizes.sum())
+        count += len(targets)
+    if not text_bytes:
+        raise ShardError(f"{shards.directory}: the first {count} tokens of split {shards.split!r} stand for "
+                         f"0 bytes of text, bits per byte are not defined")
+    return Validation(nats / count, text_nats / math.log(2) / text_bytes)

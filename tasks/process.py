@@ -1,0 +1,77 @@
+"""Heavy work in a child process of its own: its memory comes back, its crash stays its own, it can be cancelled.
+
+The child gets one JSON file and prints one JSON object a line. On cancellation the whole process group gets
+SIGTERM, time to save, and then SIGKILL.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks.provenance import PROJECT
+
+SECONDS_TO_SAVE = 30
+
+
+class ProcessError(Exception):
+    """A child process ended with an error; the message is the child's own last words."""
+
+
+def run_module(module: str, config: dict[str, Any], work: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
+    """Run `python -m MODULE CONFIG.json` to its end, handing every JSON line of its output to `on_event`.
+
+    Other lines of its output are passed on to this process's own. Raises ProcessError when it fails.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    config_file = work / f"{module.rsplit('.', 1)[-1]}.json"
+    config_file.write_text(json.dumps(config, indent=1))
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, str(config_file)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=PROJECT,
+            env={name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")},
+            start_new_session=True,
+        )
+        try:
+            for line in child.stdout:
+                if line.startswith("{"):
+                    on_event(json.loads(line))
+                elif line.strip():
+                    print(line, end="")
+            code = child.wait()
+        except BaseException:
+            _end(child)
+            raise
+        errors.seek(0)
+        words = errors.read().strip()
+    if code:
+        raise ProcessError(_last_words(module, code, words))
+
+
+def _end(child: subprocess.Popen) -> None:
+    if child.poll() is not None:
+        return
+    os.killpg(child.pid, signal.SIGTERM)
+    try:
+        child.wait(SECONDS_TO_SAVE)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _last_words(module: str, code: int, words: str) -> str:
+    if code < 0:
+        return f"{module} was ended by {signal.Signals(-code).name}; run again to resume"
+    for line in reversed(words.splitlines()):
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+    return f"{module} failed with exit code {code}:\n{words[-4000:]}"

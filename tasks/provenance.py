@@ -1,0 +1,74 @@
+"""How a stage came to be: commit, versions, hardware, time and money. Recorded in manifests, never compared."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+PACKAGES = ("prefect", "datasets", "tokenizers", "numpy", "torch", "lm_eval", "pyarrow", "boto3")
+
+# US dollars per hour, on-demand list prices of late 2026, rounded. The flow's `usd_per_hour` overrides them.
+USD_PER_GPU_HOUR = {"H200": 3.50, "H100": 3.00, "A100": 1.80, "T4": 0.35}
+USD_PER_CPU_CORE_HOUR = 0.04
+
+
+@cache
+def commit() -> str:
+    """The checked-out git commit, with `-dirty` when tracked files were changed; `unknown` outside a checkout."""
+    head = _git("rev-parse", "HEAD")
+    if not head:
+        return "unknown"
+    return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@cache
+def hardware() -> dict[str, Any]:
+    """Host processor, cores and GPU names (from the driver's own tool, since torch is not imported here)."""
+    return {"cpu": _cpu_name(), "cores": os.cpu_count() or 1, "gpus": list(_gpu_names()), "system": platform.platform()}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _gpu_names() -> tuple[str, ...]:
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False)
+    except OSError:
+        return ()
+    return tuple(done.stdout.split("\n")[:-1]) if done.returncode == 0 else ()
+
+
+def default_usd_per_hour() -> float:
+    """List price of this machine: its GPUs where it has some, else its cores."""
+    machine = hardware()
+    if machine["gpus"]:
+        return sum(
+            next((usd for name, usd in USD_PER_GPU_HOUR.items() if name in gpu), USD_PER_GPU_HOUR["H100"])
+            for gpu in machine["gpus"]
+        )
+    return USD_PER_CPU_CORE_HOUR * machine["cores"]
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Versions of the packages whose behaviour shows in results."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

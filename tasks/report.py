@@ -1,0 +1,151 @@
+"""Stage 7: the report (Markdown, JSON, figures), one immutable ledger row, and the leaderboard."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from eval.figures import data_uri, loss_figure, score_figure
+from eval.ledger import leaderboard, ledger_row
+from eval.report import joined_scores, notes, render, score_table
+from eval.stats import scores_by_verdict
+from tasks import provenance
+from tasks.benchmarks import Items
+from tasks.stage import Place, Result, Stage, finish, materialise, read_json
+from tasks.train import read_metrics
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a person who ran the flow wants to know at its end."""
+
+    report: dict[str, Any]
+    report_path: str
+    stages: dict[str, Result]
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def publish_report(
+    preset: str, configuration: str, stages: dict[str, Result], items: Items, place: Place
+) -> Published:
+    """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.json, loss.png, scores.png."""
+    stage = Stage(
+        name="report",
+        version=VERSION,
+        config={"preset": preset, "missing": sorted(items.missing)},
+        inputs={name: result.digest for name, result in stages.items()},
+    )
+
+    def build(_: Path, out: Path) -> None:
+        write_report(stage.key, preset, configuration, stages, items, place, out)
+
+    result = finish(stage, place, build)
+    found = read_json(result, place, "report.json")
+    row = ledger_row(found)
+    place.store.publish(f"ledger/{result.manifest.key}.json", json.dumps(row, indent=1, sort_keys=True).encode())
+    folder = materialise(result, place)
+    _show(found, folder, leaderboard(read_ledger(place)))
+    where = f"{place.store.url}/{result.manifest.location(result.manifest.output('report.md'))}"
+    return Published(found, where, {**stages, **_by_suite(items), "report": result})
+
+
+def write_report(
+    run: str,
+    preset: str,
+    configuration: str,
+    stages: dict[str, Result],
+    items: Items,
+    place: Place,
+    out: Path,
+) -> None:
+    """Gather what the stages left, and write the report and its figures."""
+    folders = {name: materialise(result, place) for name, result in stages.items()}
+    events = read_metrics(folders["train"])
+    resolved = json.loads((folders["train"] / "run.json").read_text())
+    shards = json.loads((folders["shard"] / "shards.json").read_text())
+    entropies = json.loads((folders["shard"] / "unigram_entropy_nats.json").read_text())
+    coverage = json.loads((folders["contamination"] / "coverage.json").read_text())
+    scores = json.loads((folders["evaluate"] / "scores.json").read_text())
+    by_verdict = scores_by_verdict(
+        pq.read_table(folders["evaluate"] / "samples.parquet"),
+        pq.read_table(folders["contamination"] / "verdicts.parquet"),
+    )
+    done = events[-1]
+    every = {**stages, **_by_suite(items)}
+    made = {name: result.manifest.provenance for name, result in every.items()}
+    found = {
+        "run": run,
+        "preset": preset,
+        "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": provenance.commit(),
+        "hardware": provenance.hardware(),
+        "packages": provenance.packages(),
+        "scores": joined_scores(scores["scores"], by_verdict, coverage["suites"], items.missing),
+        "validation": {"loss": done["loss"], "bits_per_byte": done["bits_per_byte"]},
+        "training": {
+            "parameters": resolved["parameters"]["total"],
+            "tokens": resolved["tokens"],
+            "steps": resolved["steps"],
+            "flops": resolved["flops"],
+            "seconds": done["seconds"],
+            "device": made["train"]["device"],
+        },
+        "text": {
+            "unigram_entropy_nats": entropies["val"],
+            "splits": shards["splits"],
+            "megabytes_per_second": made["shard"]["megabytes_per_second"],
+            "workers": made["shard"]["workers"],
+        },
+        "samples": json.loads((folders["train"] / "samples.json").read_text()),
+        "contamination": coverage,
+        "stages": {
+            name: {
+                "key": result.manifest.key,
+                "digest": result.digest,
+                "seconds": made[name]["seconds"],
+                "usd": made[name]["usd"],
+            }
+            for name, result in every.items()
+        },
+        "cost": {
+            "seconds": round(sum(facts["seconds"] for facts in made.values()), 3),
+            "usd": round(sum(facts["usd"] for facts in made.values()), 6),
+        },
+        "configuration": configuration,
+    }
+    (out / "report.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False))
+    (out / "report.md").write_text(render(found))
+    (out / "loss.png").write_bytes(loss_figure(events, found["text"]["unigram_entropy_nats"]))
+    (out / "scores.png").write_bytes(score_figure([row for row in found["scores"] if row["value"] is not None]))
+
+
+def read_ledger(place: Place) -> list[dict[str, Any]]:
+    """Every run's row."""
+    return [json.loads(place.store.read(key) or b"{}") for key in place.store.list("ledger")]
+
+
+def _by_suite(items: Items) -> dict[str, Result]:
+    return {f"benchmarks {name}": result for name, result in items.results.items()}
+
+
+def _show(found: dict[str, Any], folder: Path, board: str) -> None:
+    figures = {name: data_uri((folder / name).read_bytes()) for name in ("loss.png", "scores.png")}
+    text = (folder / "report.md").read_text()
+    for name, uri in figures.items():
+        text = text.replace(f"({name})", f"({uri})")
+    create_markdown_artifact(key="report", description="The report of the run", markdown=text)
+    create_image_artifact(key="score-figure", description="Scores against chance", image_url=figures["scores.png"])
+    create_markdown_artifact(key="leaderboard", description="All runs in the store", markdown=board)
+    create_markdown_artifact(
+        key="score-table",
+        description="Scores on all, clean and contaminated items",
+        markdown="\n\n".join([score_table(found["scores"]), *notes(found["scores"])]),
+    )

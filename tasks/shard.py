@@ -1,0 +1,183 @@
+"""Stage 3: documents as uint16 token shards in llm.c's layout, with a document index beside each.
+
+Every document starts with the end-of-text token; documents run across shard edges. The bytes depend on the
+documents and the tokenizer alone, not on how many workers encoded them.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
+
+from eval.markup import markdown_table
+from model.shards import write_shard
+from tasks.download import SPLITS, documents_files
+from tasks.stage import Place, Result, Stage, StageError, finish, materialise, read_json
+from tasks.store import digest_file
+from tasks.tokenizer import END_OF_TEXT, load_tokenizer, token_byte_lengths
+
+VERSION = 1
+DOCUMENTS_PER_BATCH = 256
+ROUND_TRIPS = 16
+
+
+class ShardConfig(BaseModel):
+    """How tokens are cut into files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens_per_shard: int = Field(ge=1024, le=2**30, description="Tokens a shard file holds (2 bytes each).")
+
+
+@task(name="shard", cache_policy=NO_CACHE)
+def build_shards(config: ShardConfig, documents: Result, tokenizer: Result, place: Place) -> Result:
+    """Encode both splits. Outputs: train_*.bin/.idx, val_*.bin/.idx, shards.json,
+    token_bytes.bin, unigram_entropy_nats.json."""
+    inputs = {"documents": documents.digest, "tokenizer": tokenizer.manifest.output("tokenizer.json").sha256}
+    stage = Stage(name="shard", version=VERSION, config=config.model_dump(mode="json"), inputs=inputs)
+
+    def build(_: Path, out: Path) -> dict[str, Any]:
+        tokenizer_file = materialise(tokenizer, place) / "tokenizer.json"
+        return write_shards(config, materialise(documents, place), tokenizer_file, place.workers, out)
+
+    result = finish(stage, place, build)
+    create_markdown_artifact(key="shards", description="Token shards", markdown=describe(result, place))
+    return result
+
+
+def write_shards(
+    config: ShardConfig, documents: Path, tokenizer_file: Path, workers: int, out: Path
+) -> dict[str, Any]:
+    """Encode every split into shards and describe them in shards.json. Returns the speed as facts."""
+    os.environ.setdefault("RAYON_NUM_THREADS", str(workers))  # read once, when the library's pool starts
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    tokenizer = load_tokenizer(tokenizer_file)
+    began = time.monotonic()
+    writers = {split: _write_split(config, documents, split, tokenizer, out) for split in SPLITS}
+    seconds = time.monotonic() - began
+    np.array(token_byte_lengths(tokenizer), dtype="<u2").tofile(out / "token_bytes.bin")
+    description = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "eot_token": tokenizer.token_to_id(END_OF_TEXT),
+        "tokenizer_sha256": digest_file(tokenizer_file).sha256,
+        "splits": {split: writer.counts() for split, writer in writers.items()},
+    }
+    (out / "shards.json").write_text(json.dumps(description, indent=1, sort_keys=True))
+    entropies = {split: writer.unigram_entropy_nats() for split, writer in writers.items()}
+    (out / "unigram_entropy_nats.json").write_text(json.dumps(entropies, indent=1, sort_keys=True))
+    megabytes = sum(writer.bytes for writer in writers.values()) / 1e6
+    return {"megabytes_per_second": round(megabytes / seconds, 3), "encode_seconds": round(seconds, 3)}
+
+
+def _write_split(config: ShardConfig, documents: Path, split: str, tokenizer: Tokenizer, out: Path) -> "_Writer":
+    writer = _Writer(out, split, config.tokens_per_shard, tokenizer)
+    checked = 0
+    rows = _rows(documents_files(documents, split))
+    while batch := list(islice(rows, DOCUMENTS_PER_BATCH)):
+        texts = [text for _, text in batch]
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for (name, text), encoding in zip(batch, encodings, strict=True):
+            ids = encoding.ids
+            if checked < ROUND_TRIPS:
+                _check_round_trip(tokenizer, name, text, ids)
+                checked += 1
+            writer.add(name, np.array(ids, dtype=np.uint16), len(text.encode()))
+    writer.close()
+    return writer
+
+
+def _rows(files: list[Path]) -> Iterator[tuple[str, str]]:
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=DOCUMENTS_PER_BATCH, columns=["id", "text"]):
+                yield from zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True)
+
+
+def _check_round_trip(tokenizer: Tokenizer, name: str, text: str, ids: list[int]) -> None:
+    if tokenizer.decode(ids, skip_special_tokens=False) != text:
+        raise StageError(f"document {name}: its {len(ids)} tokens do not decode to its text; the tokenizer loses bytes")
+
+
+class _Writer:
+    """Fills the shards of one split in document order."""
+
+    def __init__(self, out: Path, split: str, tokens_per_shard: int, tokenizer: Tokenizer) -> None:
+        self.out, self.split, self.size = out, split, tokens_per_shard
+        self.eot = np.array([tokenizer.token_to_id(END_OF_TEXT)], dtype=np.uint16)
+        self.histogram = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+        self.shards = self.documents = self.bytes = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.pieces: list[np.ndarray] = []
+        self.filled = 0
+        self.starts: list[int] = []
+        self.ids: list[str] = []
+
+    def add(self, name: str, tokens: np.ndarray, text_bytes: int) -> None:
+        self.starts.append(self.filled)
+        self.ids.append(name)
+        self.documents += 1
+        self.bytes += text_bytes
+        rest = np.concatenate([self.eot, tokens])
+        self.histogram += np.bincount(rest, minlength=len(self.histogram))
+        while len(rest):
+            piece, rest = rest[: self.size - self.filled], rest[self.size - self.filled :]
+            self.pieces.append(piece)
+            self.filled += len(piece)
+            if self.filled == self.size:
+                self._end()
+
+    def close(self) -> None:
+        if self.filled:
+            self._end()
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "documents": self.documents,
+            "tokens": int(self.histogram.sum()),
+            "bytes": self.bytes,
+            "shards": self.shards,
+        }
+
+    def unigram_entropy_nats(self) -> float:
+        """Loss per token of a model that knows how often each token is used and nothing else."""
+        shares = self.histogram[self.histogram > 0] / self.histogram.sum()
+        return round(float(-(shares * np.log(shares)).sum()), 6)
+
+    def _end(self) -> None:
+        write_shard(self.out, self.split, self.shards, np.concatenate(self.pieces), self.starts, self.ids)
+        self.shards += 1
+        self._begin()
+
+
+def describe(result: Result, place: Place) -> str:
+    """The stage's artifact: the table of splits and of files."""
+    found = read_json(result, place, "shards.json")
+    entropies = read_json(result, place, "unigram_entropy_nats.json")
+    header = ["split", "documents", "tokens", "bytes", "bytes a token", "unigram entropy (nats)"]
+    rows = [
+        [name, split["documents"], split["tokens"], split["bytes"], split["bytes"] / split["tokens"], entropies[name]]
+        for name, split in found["splits"].items()
+    ]
+    files = [[output.path, output.bytes, output.sha256[:16]] for output in result.manifest.outputs]
+    made = result.manifest.provenance
+    speed = f"encoded at {made['megabytes_per_second']} MB/s on {made['workers']} cores"
+    return "\n\n".join(
+        [
+            f"Vocabulary of {found['vocab_size']:,}; {speed}.",
+            markdown_table(header, rows),
+            markdown_table(["file", "bytes", "sha256"], files),
+        ]
+    )

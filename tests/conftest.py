@@ -1,0 +1,92 @@
+"""Real servers for tests: an S3 server (SeaweedFS) and a Prefect server, each once a session."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+
+os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret123"}
+BUCKET = "daily-train-test"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def free_port_pair() -> int:
+    """A free port whose number plus 10,000 is free as well: SeaweedFS takes it for gRPC."""
+    while True:
+        port = free_port()
+        if port > 50_000:
+            port -= 20_000
+        with socket.socket() as first, socket.socket() as second:
+            try:
+                first.bind(("127.0.0.1", port))
+                second.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
+
+
+@pytest.fixture(scope="session")
+def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment of a client of a real S3 server with one empty bucket."""
+    folder = tmp_path_factory.mktemp("s3")
+    identity = {
+        "name": "t",
+        "credentials": [{"accessKey": CREDENTIALS["AWS_ACCESS_KEY_ID"], "secretKey": CREDENTIALS["AWS_SECRET_ACCESS_KEY"]}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    master, volume, filer, s3 = (free_port_pair() for _ in range(4))
+    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed"
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [
+                weed, "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+                f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
+                "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", "-s3.allowDeleteBucketNotEmpty=false",
+                "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-master.volumeSizeLimitMB=64",
+                "-volume.max=0", "-volume.preStopSeconds=1", "-master.telemetry=false",
+            ],
+            stdout=log, stderr=log,
+        )  # fmt: skip
+    environment = {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{s3}", "AWS_REGION": "us-east-1"}
+    client = boto3.client(
+        "s3", endpoint_url=environment["AWS_ENDPOINT_URL_S3"], region_name="us-east-1",
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"], aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            client.create_bucket(Bucket=BUCKET)
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"x")
+            break
+        except (BotoCoreError, ClientError):
+            if time.monotonic() > deadline or server.poll() is not None:
+                raise
+            time.sleep(0.3)
+    yield environment
+    server.kill()  # its data is thrown away; an orderly stop takes 15 s
+    server.wait()
+
+
+@pytest.fixture
+def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of the bucket on the test's S3 server, with the environment set so that a client finds it."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}"

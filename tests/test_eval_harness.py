@@ -1,0 +1,350 @@
+"""Scores equal an independent implementation, are the same on every run, and bad inputs end in one sentence."""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from eval.harness import (
+    Execution,
+    HarnessConfig,
+    HarnessError,
+    chosen_items,
+    evaluate_checkpoint,
+    load_model,
+    write_tasks,
+)
+from eval.suites import SUITES, SuiteError, write_rows
+from model.checkpoint import publish_final
+from model.config import Activation, GPTConfig, Norm, Position
+from model.gpt import GPT, initialise
+
+WORDS = "the a cat dog runs sees small old house tree and because if river stone quickly".split()
+NETWORK = GPTConfig(
+    depth=2,
+    width=32,
+    heads=2,
+    sequence_length=200,
+    vocab_size=400,
+    vocab_multiple=1,
+    norm=Norm.LAYER,
+    position=Position.LEARNED,
+    activation=Activation.GELU,
+    qk_norm=False,
+    tied_head=True,
+    bias=True,
+    zero_init_projections=False,
+    softcap=None,
+)
+
+
+def _rows(name: str, generator: np.random.Generator) -> list[dict]:
+    def text(count: int) -> str:
+        return " ".join(generator.choice(WORDS, count))
+
+    rows = []
+    for item in range(SUITES[name].rows):
+        texts = [text(1 + int(generator.integers(5))) for _ in range(4)]
+        if name.startswith("arc"):
+            choices = {"text": texts, "label": list("ABCD")}
+            rows.append({"id": str(item), "question": text(9), "choices": choices, "answerKey": "ABCD"[item % 4]})
+        elif name == "hellaswag":
+            rows.append(
+                {"ind": item, "activity_label": text(1), "ctx_a": text(8), "ctx_b": "it", "ctx": "", "endings": texts}
+                | {"source_id": str(item // 2), "split": "val", "split_type": "zeroshot", "label": str(item % 4)}
+            )
+        elif name == "winogrande":
+            sentence = f"{text(6)} _ {text(4)}."
+            rows.append({"sentence": sentence, "option1": "cat", "option2": "dog", "answer": str(1 + item % 2)})
+        else:
+            one = {"choices": texts[:3], "labels": [1, 0, 0]}
+            many = {"choices": texts, "labels": [1, 0, 0, item % 2]}
+            rows.append({"question": text(7) + "?", "mc1_targets": one, "mc2_targets": many})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> HarnessConfig:
+    """Rows of all suites, a tokenizer and a random GPT-2, as a configuration."""
+    directory = tmp_path_factory.mktemp("harness")
+    generator = np.random.default_rng(0)
+    for name, suite in SUITES.items():
+        rows = _rows(name, generator)
+        write_rows(pa.Table.from_pylist(rows, schema=suite.schema), directory / "benchmarks" / f"{name}.parquet")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=NETWORK.vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(generator.choice(WORDS, 2000)) + "\nQuestion: Answer:"], trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    model = GPT(NETWORK)
+    initialise(model, seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)  # a sharper model: differences between choices that rounding cannot hide
+    digest = hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest()
+    publish_final(directory / "final", model, 0, digest, {})
+    return HarnessConfig(
+        checkpoint=directory / "final",
+        tokenizer=directory / "tokenizer.json",
+        benchmarks=directory / "benchmarks",
+        suites=tuple(SUITES),
+        items_per_suite=12,
+        seed=3,
+        out=directory / "out",
+        execution=Execution(device="cpu", threads=1, batch_tokens=1000),
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(inputs) -> Path:
+    evaluate_checkpoint(inputs)
+    return inputs.out
+
+
+@pytest.fixture(scope="module")
+def gpt2(inputs) -> GPT2LMHeadModel:
+    """The same weights in transformers' GPT-2, which keeps its linear layers transposed."""
+    ours = load_model(inputs)._model.state_dict()
+    config = GPT2Config(
+        vocab_size=NETWORK.vocab_size,
+        n_positions=NETWORK.sequence_length,
+        n_embd=NETWORK.width,
+        n_layer=NETWORK.depth,
+        n_head=NETWORK.heads,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    theirs = {
+        "transformer.wte.weight": ours["token_embedding.weight"],
+        "transformer.wpe.weight": ours["position_embedding.weight"],
+        "lm_head.weight": ours["token_embedding.weight"],
+    }
+    for kind in ("weight", "bias"):
+        theirs[f"transformer.ln_f.{kind}"] = ours[f"final_norm.{kind}"]
+        for layer in range(NETWORK.depth):
+            block, target = f"blocks.{layer}", f"transformer.h.{layer}"
+            theirs[f"{target}.ln_1.{kind}"] = ours[f"{block}.attention_norm.{kind}"]
+            theirs[f"{target}.ln_2.{kind}"] = ours[f"{block}.mlp_norm.{kind}"]
+            packed = [ours[f"{block}.attention.{name}.{kind}"] for name in ("query", "key", "value")]
+            theirs[f"{target}.attn.c_attn.{kind}"] = torch.cat(packed).t()
+            theirs[f"{target}.attn.c_proj.{kind}"] = ours[f"{block}.attention.project.{kind}"].t()
+            theirs[f"{target}.mlp.c_fc.{kind}"] = ours[f"{block}.mlp.expand.{kind}"].t()
+            theirs[f"{target}.mlp.c_proj.{kind}"] = ours[f"{block}.mlp.project.{kind}"].t()
+    model = GPT2LMHeadModel(config)
+    model.load_state_dict(theirs)
+    return model.eval()
+
+
+def _logprob(model: GPT2LMHeadModel, tokenizer: Tokenizer, context: str, continuation: str) -> float:
+    """One sequence at a time, all positions projected, no padding."""
+    start = len(tokenizer.encode(context).ids)
+    ids = tokenizer.encode(context + continuation).ids
+    kept = ids[-(NETWORK.sequence_length + 1) :]
+    with torch.no_grad():
+        logprobs = model(torch.tensor([kept[:-1]])).logits[0].log_softmax(-1)
+    return sum(logprobs[place - 1, kept[place]].item() for place in range(len(kept) - len(ids) + start, len(kept)))
+
+
+def test_logprobs_and_accuracy_equal_transformers(inputs, scored, gpt2):
+    tokenizer = Tokenizer.from_file(str(inputs.tokenizer))
+    samples = pq.read_table(scored / "samples.parquet").to_pylist()
+
+    def compare(task: str, pairs: Callable[[dict], list[tuple[str, str]]]) -> None:
+        rows = pq.read_table(inputs.benchmarks / f"{task}.parquet").to_pylist()
+        chosen = [sample for sample in samples if sample["task"] == task]
+        assert [sample["item"] for sample in chosen] == chosen_items(SUITES[task], 12, 3)
+        for sample in chosen:
+            expected = [_logprob(gpt2, tokenizer, *pair) for pair in pairs(rows[sample["item"]])]
+            assert sample["choice_logprobs"] == pytest.approx(expected, abs=1e-3)
+            assert sample["acc"] == float(np.argmax(expected) == sample["gold"][0])
+            right = pairs(rows[sample["item"]])[sample["gold"][0]][1]
+            assert sample["gold_bytes"] == len(right.encode())
+            assert sample["gold_logprob"] == sample["choice_logprobs"][sample["gold"][0]]
+
+    compare(
+        "arc_easy",
+        lambda row: [(f"Question: {row['question']}\nAnswer:", f" {choice}") for choice in row["choices"]["text"]],
+    )
+
+    def filled(row: dict) -> list[tuple[str, str]]:
+        before, _, after = row["sentence"].partition("_")
+        return [(before + option, f" {after.strip()}") for option in (row["option1"], row["option2"])]
+
+    compare("winogrande", filled)
+
+
+def test_same_as_lm_evals_hf_backend_on_every_suite(inputs, scored, gpt2, tmp_path):
+    pytest.importorskip("accelerate", reason="lm-eval's hf backend needs accelerate")
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(inputs.tokenizer), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+    write_tasks(list(SUITES.values()), inputs.benchmarks, tmp_path)
+    loaded = TaskManager(include_path=tmp_path, include_defaults=False).load(
+        [task.name for suite in SUITES.values() for task in suite.tasks]
+    )
+    for task in loaded["tasks"].values():
+        task.set_config(key="num_fewshot", value=0)
+    results = evaluate(
+        HFLM(pretrained=gpt2, tokenizer=tokenizer, batch_size=3),
+        loaded,
+        samples={
+            task.name: chosen_items(suite, 12, 3) for suite in SUITES.values() for task in suite.tasks
+        },
+        bootstrap_iters=0,
+    )
+    ours = pq.read_table(scored / "samples.parquet").to_pylist()
+    assert len(ours) == 6 * 12
+    theirs = {(task, row["doc_id"]): row for task, rows in results["samples"].items() for row in rows}
+    for sample in ours:
+        row = theirs[sample["task"], sample["item"]]
+        assert sample["choice_logprobs"] == pytest.approx([answer[0][0] for answer in row["resps"]], abs=1e-3)
+        assert sample["doc_hash"] == row["doc_hash"]
+        for metric in ("acc", "acc_norm", "mc1", "mc2"):
+            if sample[metric] is not None:
+                key = metric if metric.startswith("acc") else "acc"
+                assert sample[metric] == pytest.approx(row[key], abs=1e-4)
+
+
+def test_scores_follow_from_the_samples(inputs, scored):
+    report = json.loads((scored / "scores.json").read_text())
+    samples = pq.read_table(scored / "samples.parquet").to_pylist()
+    scores = {(row["task"], row["metric"]): row for row in report["scores"]}
+    assert list(scores) == [
+        ("arc_easy", "acc"),
+        ("arc_easy", "acc_norm"),
+        ("arc_challenge", "acc"),
+        ("arc_challenge", "acc_norm"),
+        ("hellaswag", "acc"),
+        ("hellaswag", "acc_norm"),
+        ("winogrande", "acc"),
+        ("truthfulqa_mc1", "mc1"),
+        ("truthfulqa_mc2", "mc2"),
+    ]
+    for (task, metric), row in scores.items():
+        chosen = [sample for sample in samples if sample["task"] == task]
+        assert row["value"] == pytest.approx(np.mean([sample[metric] for sample in chosen]))
+        assert (row["n"], row["n_total"], row["subset"]) == (12, SUITES[row["suite"]].rows, True)
+        bits = sum(-sample["gold_logprob"] for sample in chosen) / math.log(2)
+        assert row["gold_bits_per_byte"] == pytest.approx(bits / sum(sample["gold_bytes"] for sample in chosen))
+    assert scores["arc_easy", "acc"]["chance"] == 0.25 and scores["winogrande", "acc"]["chance"] == 0.5
+    assert scores["truthfulqa_mc1", "mc1"]["chance"] == pytest.approx(1 / 3)
+    many = [len(sample["gold"]) / 4 for sample in samples if sample["task"] == "truthfulqa_mc2"]
+    assert scores["truthfulqa_mc2", "mc2"]["chance"] == pytest.approx(np.mean(many))
+    # the few examples that TruthfulQA puts before every question are longer than this model's 200 tokens
+    assert scores["truthfulqa_mc1", "mc1"]["truncated"] == 12 and scores["arc_easy", "acc"]["truncated"] == 0
+    assert report["lm_eval"] == "0.4.13" and report["task_versions"]["truthfulqa_mc2"] == 3.0
+
+
+def test_right_choices_score(inputs, scored):
+    """Single-answer metrics agree with the gold we stored: lm-eval and we mean the same choice."""
+    for sample in pq.read_table(scored / "samples.parquet").to_pylist():
+        value = sample["acc"] if sample["acc"] is not None else sample["mc1"]
+        if value is not None:
+            assert value == float(int(np.argmax(sample["choice_logprobs"])) in sample["gold"])
+
+
+def test_the_subset_is_fixed_by_seed_and_suite():
+    easy = chosen_items(SUITES["arc_easy"], 50, 1)
+    assert easy == sorted(set(easy)) == chosen_items(SUITES["arc_easy"], 50, 1) and len(easy) == 50
+    assert easy != chosen_items(SUITES["arc_easy"], 50, 2) != chosen_items(SUITES["winogrande"], 50, 2)
+    assert chosen_items(SUITES["winogrande"], None, 1) == list(range(1267))
+    assert chosen_items(SUITES["winogrande"], 5000, 1) == list(range(1267))
+
+
+def test_batches_do_not_change_scores(inputs, scored, tmp_path):
+    other = replace(inputs, out=tmp_path, execution=replace(inputs.execution, batch_tokens=1))
+    evaluate_checkpoint(other)
+    before, after = (pq.read_table(path / "samples.parquet").to_pylist() for path in (scored, tmp_path))
+    for one, two in zip(before, after, strict=True):
+        assert one["choice_logprobs"] == pytest.approx(two["choice_logprobs"], abs=1e-4)
+
+
+def _command(inputs: HarnessConfig, directory: Path, **changes: object) -> subprocess.CompletedProcess:
+    values = {
+        "checkpoint": str(inputs.checkpoint),
+        "tokenizer": str(inputs.tokenizer),
+        "benchmarks": str(inputs.benchmarks),
+        "suites": list(inputs.suites),
+        "items_per_suite": 12,
+        "seed": 3,
+        "out": str(directory / "out"),
+        "execution": {"device": "cpu", "threads": 1, "batch_tokens": 1000},
+    }
+    (directory / "config.json").write_text(json.dumps(values | changes))
+    arguments = [sys.executable, "-m", "eval.harness", str(directory / "config.json")]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+
+def test_another_process_writes_the_same_bytes(inputs, scored, tmp_path):
+    done = _command(inputs, tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-2]["done"] == events[-2]["total"] > 0 and events[-1]["event"] == "done"
+    for name in ("samples.parquet", "scores.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (scored / name).read_bytes()
+
+
+def test_errors_are_one_line(inputs, tmp_path):
+    done = _command(inputs, tmp_path, batch=3)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: config.json has the unknown key 'batch'") and done.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_scored_is_refused(inputs, tmp_path):
+    with pytest.raises(HarnessError, match="at least one, found"):
+        evaluate_checkpoint(replace(inputs, suites=()))
+    with pytest.raises(SuiteError, match="unknown suite 'mmlu'"):
+        evaluate_checkpoint(replace(inputs, suites=("mmlu",)))
+    with pytest.raises(SuiteError, match=r"nowhere/arc_easy\.parquet"):
+        evaluate_checkpoint(replace(inputs, benchmarks=tmp_path / "nowhere"))
+    with pytest.raises(HarnessError, match="nowhere"):
+        load_model(replace(inputs, checkpoint=tmp_path / "nowhere"))
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text(inputs.tokenizer.read_text() + " ")
+    with pytest.raises(HarnessError, match=r"tokenizer\.json: SHA-256 is .* trained with"):
+        load_model(replace(inputs, tokenizer=tokenizer))
+    with pytest.raises(HarnessError, match="execution.device is 'tpu'"):
+        load_model(replace(inputs, execution=Execution(device="tpu")))
+
+
+def test_weights_that_are_not_finite_are_refused(inputs, tmp_path):
+    model = load_model(inputs)
+    network = model._model
+    with torch.no_grad():
+        network.blocks[1].mlp.expand.weight[0, 0] = math.nan
+    digest = hashlib.sha256(inputs.tokenizer.read_bytes()).hexdigest()
+    publish_final(tmp_path / "broken", network, 0, digest, {})
+    with pytest.raises(HarnessError, match=r"blocks\.1\.mlp\.expand\.weight holds values that are not finite"):
+        load_model(replace(inputs, checkpoint=tmp_path / "broken"))
+
+
+def test_a_model_too_short_for_an_answer_is_refused(inputs, tmp_path):
+    network = GPT(replace(NETWORK, sequence_length=2))
+    initialise(network, 0)
+    digest = hashlib.sha256(inputs.tokenizer.read_bytes()).hexdigest()
+    publish_final(tmp_path / "short", network, 0, digest, {})
+    config = replace(inputs, checkpoint=tmp_path / "short", suites=("arc_easy",), out=tmp_path)
+    with pytest.raises(HarnessError, match="an answer of arc_easy, item .* sequence_length 2"):
+        evaluate_checkpoint(config)

@@ -1,0 +1,138 @@
+"""Muon, AdamW's roles, the schedule, and resuming."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model.config import ConfigError, GPTConfig, TrainConfig, parse
+from model.gpt import GPT, initialise
+from model.optim import Muon, Optimizer, learning_rate_multiplier, orthogonalise
+
+TRAIN = dict(seed=0, tokens=1000, tokens_per_step=100, micro_batch_sequences=1, learning_rate=0.02,
+             embedding_learning_rate=0.1, head_learning_rate=0.01, scalar_learning_rate=0.01,
+             validation_every_steps=1, validation_tokens=1, checkpoint_every_steps=1)
+
+
+def config(**settings) -> TrainConfig:
+    return parse(TrainConfig, TRAIN | settings, "train")
+
+
+def new_model() -> GPT:
+    model = GPT(GPTConfig(depth=2, width=16, heads=2, sequence_length=8, vocab_size=40))
+    initialise(model, 0)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 32, 128), (2, 128, 32)])
+def test_orthogonalise_sets_singular_values_to_one(shape, dtype):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = orthogonalise(matrices, dtype).float()
+    singular = torch.linalg.svdvals(result)
+    large = torch.linalg.svdvals(matrices) > 0.02 * matrices.norm(dim=(-2, -1))[:, None]
+    assert singular.max() < 1.15 and singular[large].min() > 0.85
+    U, _, Vh = torch.linalg.svd(matrices, full_matrices=False)
+    alignment = (result * (U @ Vh)).sum(dim=(-2, -1)) / min(shape[1:])
+    assert (alignment > 0.9).all(), "same singular vectors as the input"
+
+
+def test_batched_equals_one_by_one():
+    matrices = torch.randn(4, 16, 48, generator=torch.Generator().manual_seed(0))
+    single = torch.cat([orthogonalise(matrix[None], torch.float32) for matrix in matrices])
+    torch.testing.assert_close(orthogonalise(matrices, torch.float32), single, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_zero_gradients_are_safe(optimizer):
+    # zero-initialised projections give the other matrices exactly zero gradients in the first step
+    model = new_model()
+    chosen = Optimizer(model, config(optimizer=optimizer))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    chosen.step(1.0)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], msg=name)
+
+
+def test_muon_step_has_the_same_size_for_every_shape_and_decays():
+    for rows, columns in ((32, 32), (64, 16), (16, 64)):
+        parameter = nn.Parameter(torch.zeros(rows, columns))
+        parameter.grad = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 1e-4
+        Muon([parameter], momentum=0.9, weight_decay=0.0, dtype=torch.float32).step(0.1)
+        spectral_norm = torch.linalg.svdvals(parameter.detach())[0]
+        assert spectral_norm == pytest.approx(0.1 * math.sqrt(max(1, rows / columns)), rel=0.15)
+    decayed = nn.Parameter(torch.ones(4, 4))
+    decayed.grad = torch.zeros(4, 4)
+    Muon([decayed], momentum=0.9, weight_decay=0.5, dtype=torch.float32).step(0.1)
+    torch.testing.assert_close(decayed.detach(), torch.full((4, 4), 0.95))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_weight_decay_reaches_only_its_roles(optimizer):
+    model = GPT(GPTConfig(depth=1, width=16, heads=2, sequence_length=8, vocab_size=40, norm="layer", bias=True))
+    chosen = Optimizer(model, config(optimizer=optimizer, weight_decay=0.5))
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    chosen.step(1.0)
+    decayed = {name for name, value in model.named_parameters() if (value < 1).all()}
+    expected = {name for name, value in model.named_parameters()
+                if value.ndim == 2 and (optimizer == "adamw" or name.startswith("blocks"))}
+    assert decayed == expected
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_restored_state_continues_bit_exactly(optimizer):
+    tokens = torch.randint(0, 40, (6, 4, 8), generator=torch.Generator().manual_seed(0))
+
+    def steps(model, chosen, batches):
+        for x in batches:
+            model.zero_grad()
+            model(x, x.roll(-1, 1)).backward()
+            chosen.step(0.7)
+
+    straight = new_model()
+    steps(straight, Optimizer(straight, config(optimizer=optimizer)), tokens)
+    first = new_model()
+    chosen = Optimizer(first, config(optimizer=optimizer))
+    steps(first, chosen, tokens[:3])
+    state = {name: value.clone() for name, value in chosen.state_tensors().items()}
+    second = GPT(first.config)
+    second.load_state_dict(first.state_dict())
+    restored = Optimizer(second, config(optimizer=optimizer))
+    restored.load_state_tensors(state)
+    steps(second, restored, tokens[3:])
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_state_of_another_optimizer_is_refused():
+    model = new_model()
+    with pytest.raises(ConfigError, match="another run"):
+        Optimizer(model, config()).load_state_tensors({"adamw.step.head.weight": torch.zeros(())})
+
+
+def test_wsd_schedule_warms_up_stays_and_cools_down():
+    settings = config(warmup_steps=4, cooldown_fraction=0.5, final_lr_fraction=0.1)
+    rates = [learning_rate_multiplier(settings, step, 20) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[4:11] == pytest.approx([1.0] * 7)
+    assert rates[11:] == pytest.approx([0.1 + 0.9 * (20 - step) / 10 for step in range(11, 20)])
+
+
+def test_cosine_schedule_falls_from_peak_to_final():
+    settings = config(schedule="cosine", warmup_steps=2, final_lr_fraction=0.1)
+    rates = [learning_rate_multiplier(settings, step, 22) for step in range(22)]
+    assert rates[2] == pytest.approx(1.0) and rates[12] == pytest.approx(0.55)
+    assert all(a > b for a, b in itertools.pairwise(rates[2:])) and 0.1 < rates[-1] < 0.11
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(warmup_steps=50), dict(cooldown_fraction=0.0),
+                                      dict(cooldown_fraction=1.0), dict(schedule="cosine", warmup_steps=50)])
+def test_no_step_is_wasted_and_no_rate_exceeds_the_peak(settings):
+    rates = [learning_rate_multiplier(config(**settings), step, 10) for step in range(10)]
+    assert all(0 < rate <= 1 for rate in rates)
