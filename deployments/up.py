@@ -35,7 +35,8 @@ def up(port: int) -> None:
         "DAILY_TRAIN_VERSION": provenance.commit(),
     }
     parts: dict[str, subprocess.Popen] = {}
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     try:
         if not _healthy(api):
             parts["server"] = _start(["server", "start", "--host", "127.0.0.1", "--port", str(port)], environment)
@@ -95,7 +96,7 @@ def _wait_until_healthy(api: str, server: subprocess.Popen) -> None:
 
 def _stop(part: subprocess.Popen) -> None:
     if part.poll() is None:
-        os.killpg(part.pid, signal.SIGINT)
+        os.killpg(part.pid, signal.SIGTERM)
     try:
         part.wait(SECONDS_TO_STOP)
     except subprocess.TimeoutExpired:

@@ -22,16 +22,10 @@ def loss_figure(events: list[dict[str, Any]], unigram_entropy_nats: float | None
     axes = figure.subplots()
     axes.plot([s["tokens"] / 1e6 for s in steps], [s["loss"] for s in steps], color=BLUE, alpha=0.5, label="training")
     millions = [event["tokens"] / 1e6 for event in validations]
-    axes.plot(millions, [event["loss"] for event in validations], "o-", color=ORANGE, label="validation")
+    last = f": {validations[-1]['loss']:.3f}, {validations[-1]['bits_per_byte']:.3f} bits per byte" if validations else ""
+    axes.plot(millions, [event["loss"] for event in validations], "o-", color=ORANGE, label=f"validation{last}")
     if unigram_entropy_nats is not None:
         axes.axhline(unigram_entropy_nats, color=GREY, linestyle="--", label="unigram entropy of the text")
-    if validations:
-        last = validations[-1]
-        axes.annotate(
-            f"{last['loss']:.3f} nats, {last['bits_per_byte']:.3f} bits per byte",
-            (last["tokens"] / 1e6, last["loss"]),
-            xytext=(0, 14), textcoords="offset points", ha="right", color=ORANGE,
-        )
     axes.set_xlabel("training tokens (millions)")
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.25)

@@ -3,7 +3,8 @@
 * The official YAMLs are included and only pointed at local Parquet files: prompts are never re-written.
 * `CheckpointModel` gives the log-likelihoods of lm-eval's `hf` backend on the same weights, in fp32, but runs
   the vocabulary projection at answer positions only, packs batches by tokens, and runs equal requests once.
-* Writes `samples.parquet` and `scores.json` (`eval/samples.py`); both are the same bytes on every run.
+* Writes `samples.parquet` and `scores.json` (`eval/samples.py`): the same bytes on every run with the same
+  execution; another batch size, thread count or device moves log-likelihoods by rounding only.
 
 Shape suffixes: B rows of a batch, T tokens, D width, N answer positions, V vocabulary.
 """
@@ -17,7 +18,7 @@ import tempfile
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -93,10 +94,11 @@ class CheckpointModel(TemplateLM):
         self._device = torch.device(device)
         self._batch_tokens = batch_tokens
         self._max_length = final.model.config.sequence_length
-        self._names: list[str] = []
-        self.progress: Callable[[int], None] = lambda done: None
+        self._items: list[tuple[str, int]] = []
+        self.chosen: dict[str, list[int]] = {}
+        """By task, the items that are scored: lm-eval numbers the requests of a subset from 0."""
         self.truncated: dict[str, set[int]] = defaultdict(set)
-        """By task, the items whose context was cut on the left (numbered within this run)."""
+        """By task, the items whose context was cut on the left."""
         self.tokens = 0
         """Tokens run through the model, without padding."""
         # a context is encoded once, not once for each of its choices
@@ -111,8 +113,7 @@ class CheckpointModel(TemplateLM):
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """All tasks' requests arrive in one call; their items are kept for messages and truncation counts."""
-        self._items = [(request.task_name, request.doc_id) for request in requests]
-        self.progress = Progress(total=len(requests))
+        self._items = [(request.task_name, self.chosen[request.task_name][request.doc_id]) for request in requests]
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: list, **kwargs: object) -> list[tuple[float, bool]]:
@@ -122,7 +123,7 @@ class CheckpointModel(TemplateLM):
         wanted: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for number, (_, context, continuation) in enumerate(requests):
             wanted[self._input(number, context, continuation)].append(number)
-        done = 0
+        done, progress = 0, Progress(len(requests))
         for batch in self._batches(sorted(wanted, key=lambda tokens: (-len(tokens), tokens))):
             targets = [(row, number) for row, tokens in enumerate(batch) for number in wanted[tokens]]
             continuations = [requests[number][2] for _, number in targets]
@@ -133,7 +134,7 @@ class CheckpointModel(TemplateLM):
                     raise HarnessError(f"log-likelihood is {score[0]} for request {number} ({task}, item {item})")
                 answers[number] = score
             done += len(targets)
-            self.progress(done)
+            progress(done)
         return answers
 
     def _input(self, number: int, context: list[int], continuation: list[int]) -> tuple[int, ...]:
@@ -267,6 +268,7 @@ def evaluate_checkpoint(config: HarnessConfig) -> dict:
     tables = {suite.name: read_rows(config.benchmarks, suite) for suite in suites}
     items = {suite.name: chosen_items(suite, config.items_per_suite, config.seed) for suite in suites}
     model = load_model(config)
+    model.chosen = {task.name: items[suite.name] for suite in suites for task in suite.tasks}
     with tempfile.TemporaryDirectory(prefix="harness-") as temporary:
         write_tasks(suites, config.benchmarks, Path(temporary))
         manager = lm_eval.tasks.TaskManager(include_path=temporary, include_defaults=False)
@@ -278,7 +280,7 @@ def evaluate_checkpoint(config: HarnessConfig) -> dict:
         results = evaluate(
             model,
             loaded,
-            samples={task.name: items[suite.name] for suite in suites for task in suite.tasks},
+            samples=model.chosen,
             bootstrap_iters=0,
         )
     samples, scores = [], []

@@ -37,10 +37,8 @@ def joined_scores(
 
 def score_table(scores: list[dict[str, Any]]) -> str:
     """The table a reader looks at first."""
-    header = [
-        "suite", "metric", "n", "score %", "± SE", "chance %", "gold bits/byte",
-        "clean items", "contaminated", "score % on clean", "on contaminated",
-    ]
+    header = ["suite", "metric", "n", "score ± SE, %", "chance, %", "gold bits per byte"]
+    header += ["items clean / contaminated", "score on each, %"]
     rows = []
     for score in scores:
         if score["value"] is None:
@@ -51,14 +49,11 @@ def score_table(scores: list[dict[str, Any]]) -> str:
                 score["suite"],
                 score["metric"],
                 f"{score['n']:,}" + (f" of {score['n_total']:,}" if score["subset"] else ""),
-                _per_cent(score["value"]),
-                _per_cent(score["standard_error"]),
-                _per_cent(score["chance"]),
+                f"{100 * score['value']:.2f} ± {100 * (score['standard_error'] or 0):.2f}",
+                f"{100 * score['chance']:.2f}",
                 score["gold_bits_per_byte"],
-                score["clean_items"],
-                score["contaminated_items"],
-                _part(score["clean"]),
-                _part(score["contaminated"]),
+                f"{score['clean_items']:,} / {score['contaminated_items']:,}",
+                f"{_part(score['clean'])} / {_part(score['contaminated'])}",
             ]
         )
     return markdown_table(header, rows)
@@ -141,11 +136,7 @@ def contamination_table(found: dict[str, Any]) -> str:
     return markdown_table(["suite", "items", "checkable", "clean", "contaminated"], rows)
 
 
-def _per_cent(share: float | None) -> float | None:
-    return None if share is None else round(100 * share, 2)
-
-
-def _part(part: dict[str, Any]) -> str | float | None:
+def _part(part: dict[str, Any]) -> str:
     if part["n"] == 0:
-        return None
-    return f"too few to say ({part['n']})" if part["too_few"] else _per_cent(part["value"])
+        return "none scored"
+    return f"too few to say ({part['n']})" if part["too_few"] else f"{100 * part['value']:.2f}"

@@ -146,9 +146,11 @@ def gpt2_tokenizer(wheel: Path) -> Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json from disk."""
     try:
-        return Tokenizer.from_file(str(path))
+        made = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception for every failure
         raise TokenizerError(f"{path}: not a tokenizer.json: {error}") from error
+    made.encode_special_tokens = True  # text that spells a special token stays text: documents are untrusted
+    return made
 
 
 def check_tokenizer(made: Tokenizer, name: str) -> None:

@@ -84,9 +84,15 @@ def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
     server.wait()
 
 
+@pytest.fixture(scope="session")
+def s3_url() -> str:
+    """URL of the bucket on the test's S3 server."""
+    return f"s3://{BUCKET}"
+
+
 @pytest.fixture
-def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """URL of the bucket on the test's S3 server, with the environment set so that a client finds it."""
+def s3(s3_environment: dict[str, str], s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The bucket's URL, with the environment set so that a client in this process finds the server."""
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
-    return f"s3://{BUCKET}"
+    return s3_url

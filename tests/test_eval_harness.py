@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,11 +28,11 @@ from eval.harness import (
     write_tasks,
 )
 from eval.suites import SUITES, SuiteError, write_rows
-from model.checkpoint import publish_final
+from model.checkpoint import load_final, publish_final
 from model.config import Activation, GPTConfig, Norm, Position
 from model.gpt import GPT, initialise
 
-WORDS = "the a cat dog runs sees small old house tree and because if river stone quickly".split()
+WORDS = ["the", "a", "cat", "dog", "runs", "sees", "small", "old", "house", "tree", "and", "if", "river", "stone"]
 NETWORK = GPTConfig(
     depth=2,
     width=32,
@@ -121,11 +122,16 @@ def scored(inputs) -> Path:
 
 @pytest.fixture(scope="module")
 def gpt2(inputs) -> GPT2LMHeadModel:
+    return _as_gpt2(inputs)
+
+
+def _as_gpt2(inputs: HarnessConfig) -> GPT2LMHeadModel:
     """The same weights in transformers' GPT-2, which keeps its linear layers transposed."""
-    ours = load_model(inputs)._model.state_dict()
+    network = load_model(inputs)._model
+    ours = network.state_dict()
     config = GPT2Config(
         vocab_size=NETWORK.vocab_size,
-        n_positions=NETWORK.sequence_length,
+        n_positions=network.config.sequence_length,
         n_embd=NETWORK.width,
         n_layer=NETWORK.depth,
         n_head=NETWORK.heads,
@@ -157,7 +163,7 @@ def _logprob(model: GPT2LMHeadModel, tokenizer: Tokenizer, context: str, continu
     """One sequence at a time, all positions projected, no padding."""
     start = len(tokenizer.encode(context).ids)
     ids = tokenizer.encode(context + continuation).ids
-    kept = ids[-(NETWORK.sequence_length + 1) :]
+    kept = ids[-(model.config.n_positions + 1) :]
     with torch.no_grad():
         logprobs = model(torch.tensor([kept[:-1]])).logits[0].log_softmax(-1)
     return sum(logprobs[place - 1, kept[place]].item() for place in range(len(kept) - len(ids) + start, len(kept)))
@@ -189,6 +195,22 @@ def test_logprobs_and_accuracy_equal_transformers(inputs, scored, gpt2):
         return [(before + option, f" {after.strip()}") for option in (row["option1"], row["option2"])]
 
     compare("winogrande", filled)
+
+
+def test_contexts_too_long_are_cut_on_the_left(inputs, tmp_path):
+    network = GPT(replace(NETWORK, sequence_length=9))
+    initialise(network, seed=2)
+    publish_final(tmp_path / "short", network, 0, load_final(inputs.checkpoint).tokenizer_sha256, {})
+    config = replace(inputs, checkpoint=tmp_path / "short", suites=("arc_easy",), out=tmp_path)
+    evaluate_checkpoint(config)
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"][0]["truncated"] == 12
+    model, tokenizer = _as_gpt2(config), Tokenizer.from_file(str(inputs.tokenizer))
+    rows = pq.read_table(inputs.benchmarks / "arc_easy.parquet").to_pylist()
+    for sample in pq.read_table(tmp_path / "samples.parquet").to_pylist():
+        row = rows[sample["item"]]
+        context = f"Question: {row['question']}\nAnswer:"
+        expected = [_logprob(model, tokenizer, context, f" {choice}") for choice in row["choices"]["text"]]
+        assert sample["choice_logprobs"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_same_as_lm_evals_hf_backend_on_every_suite(inputs, scored, gpt2, tmp_path):
@@ -325,7 +347,7 @@ def test_what_cannot_be_scored_is_refused(inputs, tmp_path):
     tokenizer.write_text(inputs.tokenizer.read_text() + " ")
     with pytest.raises(HarnessError, match=r"tokenizer\.json: SHA-256 is .* trained with"):
         load_model(replace(inputs, tokenizer=tokenizer))
-    with pytest.raises(HarnessError, match="execution.device is 'tpu'"):
+    with pytest.raises(HarnessError, match=r"execution\.device is 'tpu'"):
         load_model(replace(inputs, execution=Execution(device="tpu")))
 
 
@@ -346,5 +368,9 @@ def test_a_model_too_short_for_an_answer_is_refused(inputs, tmp_path):
     digest = hashlib.sha256(inputs.tokenizer.read_bytes()).hexdigest()
     publish_final(tmp_path / "short", network, 0, digest, {})
     config = replace(inputs, checkpoint=tmp_path / "short", suites=("arc_easy",), out=tmp_path)
-    with pytest.raises(HarnessError, match="an answer of arc_easy, item .* sequence_length 2"):
+    with pytest.raises(HarnessError, match=r"an answer of arc_easy, item \d+, .* sequence_length 2") as error:
         evaluate_checkpoint(config)
+    item = int(re.search(r"item (\d+)", str(error.value))[1])
+    choices = pq.read_table(inputs.benchmarks / "arc_easy.parquet").to_pylist()[item]["choices"]["text"]
+    assert item in chosen_items(SUITES["arc_easy"], 12, 3)
+    assert max(len(choice.split()) for choice in choices) > 2

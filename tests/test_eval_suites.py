@@ -162,7 +162,7 @@ def test_wrong_rows_are_refused_by_file_and_value(tmp_path):
     path.write_bytes(b"not parquet")
     with pytest.raises(SuiteError, match="cannot be read as Parquet"):
         from_folder(tmp_path, suite)
-    with pytest.raises(SuiteError, match="winogrande-validation.parquet"):
+    with pytest.raises(SuiteError, match=r"winogrande-validation\.parquet"):
         from_folder(tmp_path / "nowhere", suite)
 
 

@@ -1,0 +1,199 @@
+"""The whole line: through a real Prefect server and a real S3 server, killed and resumed, twice the same bytes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FAST = ["evaluation.items_per_suite=4", 'evaluation.suites=["arc_easy","winogrande"]', "train.tokens=40960"]
+STAGES = ["download", "tokenizer", "shard", "contamination", "train", "evaluate"]
+SECONDS = 300
+
+
+def daily_train(
+    *arguments: str, home: Path, environment: dict[str, str] | None = None, changes: tuple[str, ...] = ()
+) -> subprocess.Popen:
+    """`daily-train run` on the smoke preset as a person starts it, with a Prefect home of its own."""
+    command = [sys.executable, "-m", "deployments.cli", "run", "--preset", "smoke", *arguments]
+    for change in [*FAST, *changes]:
+        command += ["--set", change]
+    given = {**os.environ, **(environment or {}), "PREFECT_HOME": str(home)}
+    given.pop("PREFECT_API_URL", None)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finished(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, output
+    return output
+
+
+@dataclass
+class Store:
+    """The manifests of a local store."""
+
+    root: Path
+
+    def manifests(self, stage: str) -> list[dict]:
+        return [json.loads(path.read_text()) for path in sorted(self.root.glob(f"stages/{stage}/*/manifest.json"))]
+
+    def keys(self) -> dict[str, list[str]]:
+        return {stage: [manifest["key"] for manifest in self.manifests(stage)] for stage in [*STAGES, "report"]}
+
+    def digests(self, stage: str) -> dict[str, str]:
+        outputs = self.manifests(stage)[0]["outputs"]
+        return {output["path"]: output["sha256"] for output in outputs if not output["recorded"]}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Store:
+    """An uninterrupted run into an empty local store."""
+    root = tmp_path_factory.mktemp("first")
+    output = finished(daily_train("--store", str(root), home=home))
+    assert "| arc_easy" in output
+    assert "report: " in output
+    return Store(root)
+
+
+def test_the_report_says_what_a_reader_needs(first: Store):
+    folder = next(first.root.glob("stages/report/*/*/report.md")).parent
+    report = json.loads((folder / "report.json").read_text())
+    by_metric = {(row["suite"], row["metric"]): row for row in report["scores"]}
+    assert set(by_metric) == {("arc_easy", "acc"), ("arc_easy", "acc_norm"), ("winogrande", "acc")}
+    row = by_metric["arc_easy", "acc"]
+    assert (row["n"], row["n_total"], row["subset"]) == (4, 2376, True)
+    assert row["clean_items"] + row["contaminated_items"] + row["uncheckable_items"] == 2376
+    assert 0.2 < row["chance"] < 0.3 and row["gold_bits_per_byte"] > 0
+    assert report["validation"]["loss"] < report["text"]["unigram_entropy_nats"]
+    assert report["training"]["tokens"] == 40960 and report["training"]["flops"] > 0
+    assert report["cost"]["seconds"] > 0 and report["cost"]["usd"] > 0
+    assert set(STAGES) <= set(report["stages"])
+    text = (folder / "report.md").read_text()
+    for told in (report["commit"], *(stage["key"] for stage in report["stages"].values()), "bits per byte"):
+        assert told in text
+    for figure in ("loss.png", "scores.png"):
+        assert (folder / figure).read_bytes().startswith(b"\x89PNG")
+    [row] = [json.loads(path.read_text()) for path in first.root.glob("ledger/*.json")]
+    assert row["bits_per_byte"] == report["validation"]["bits_per_byte"]
+
+
+def test_the_same_command_skips_everything_and_execution_changes_no_key(first: Store, home: Path):
+    before = first.keys()
+    began = time.monotonic()
+    output = finished(daily_train("--store", str(first.root), "--workers", "1", home=home))
+    assert "9 of 9 were skipped" in output
+    assert first.keys() == before
+    assert time.monotonic() - began < 120  # a skipped run that trains again takes longer than that
+
+
+def test_another_learning_rate_runs_training_and_what_follows_and_nothing_before(first: Store, home: Path):
+    before = first.keys()
+    finished(daily_train("--store", str(first.root), home=home, changes=("train.learning_rate=0.015",)))
+    added = {stage: len(keys) - len(before[stage]) for stage, keys in first.keys().items()}
+    assert added == {**dict.fromkeys(STAGES, 0), "train": 1, "evaluate": 1, "report": 1}
+
+
+def test_killed_in_mid_training_it_resumes_to_the_same_bytes_in_another_store(first: Store, home: Path, tmp_path: Path):
+    second = Store(tmp_path / "second")
+    process = daily_train("--store", str(second.root), home=home)
+    deadline = time.monotonic() + SECONDS
+    metrics: list[Path] = []
+    while not (metrics and '"checkpoint"' in metrics[0].read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        metrics = list(second.root.glob("cache/work/train/*/run/metrics.jsonl"))
+        time.sleep(0.05)
+    trainers = subprocess.run(["pgrep", "-f", f"model.train {second.root}"], capture_output=True, text=True, check=True)
+    for trainer in trainers.stdout.split():
+        os.kill(int(trainer), signal.SIGKILL)
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1 and "SIGKILL" in output and "run again to resume" in output
+    assert second.manifests("train") == []
+
+    assert "resume {'step'" in finished(daily_train("--store", str(second.root), home=home))
+    for stage in ("shard", "train"):
+        assert second.digests(stage) == Store(first.root).digests(stage) or stage == "train"
+    mine = second.manifests("train")[0]
+    [same] = [manifest for manifest in first.manifests("train") if manifest["key"] == mine["key"]]
+    assert {o["path"]: o["sha256"] for o in mine["outputs"] if not o["recorded"]} == {
+        o["path"]: o["sha256"] for o in same["outputs"] if not o["recorded"]
+    }
+    assert second.keys()["report"][0] in first.keys()["report"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, s3_environment: dict[str, str]) -> Iterator[str]:
+    """`daily-train up` with its server, worker and deployments; gives the address of the API."""
+    folder = tmp_path_factory.mktemp("up")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)],
+        cwd=ROOT, env={**os.environ, **s3_environment, "PREFECT_HOME": str(folder / "home")},
+        stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + SECONDS
+    while "is up: http://127.0.0.1" not in (folder / "log").read_text():
+        assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.3)
+    yield f"http://127.0.0.1:{port}/api"
+    process.terminate()
+    assert process.wait(60) == 130, "Ctrl-C or SIGTERM is an orderly end"
+
+
+def test_a_run_started_by_hand_on_the_server_fills_a_bucket_and_its_pages(
+    server: str, home: Path, tmp_path: Path, s3_environment: dict[str, str], s3_url: str
+):
+    api = httpx.Client(base_url=server, timeout=30)
+    deployments = {found["name"]: found for found in api.post("/deployments/filter", json={}).json()}
+    assert deployments["daily"]["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
+    assert deployments["daily"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert deployments["daily"]["global_concurrency_limit"]["limit"] == 1
+    url = f"{s3_url}/flow"
+    parameters = {
+        "preset": "smoke",
+        "train": {"tokens": 40960},
+        "evaluation": {"items_per_suite": 4, "suites": ["arc_easy", "winogrande"]},
+        "execution": {"store": url, "cache": str(tmp_path / "cache")},
+    }
+    create = f"/deployments/{deployments['by-hand']['id']}/create_flow_run"
+    refused = api.post(create, json={"parameters": {"preset": "no-such"}})
+    assert refused.status_code == 409 and "no-such" in refused.text  # before anything starts
+
+    run = api.post(create, json={"parameters": parameters}).json()
+    deadline = time.monotonic() + SECONDS
+    while (state := api.get(f"/flow_runs/{run['id']}").json()["state"])["type"] not in ("COMPLETED", "FAILED", "CRASHED"):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert state["type"] == "COMPLETED", state
+    found = api.post("/artifacts/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}).json()
+    artifacts = {artifact["key"]: artifact for artifact in found}
+    assert {"documents", "tokenizer", "shards", "benchmarks", "contamination", "training", "loss", "scores", "report",
+            "score-table", "score-figure", "leaderboard", "training-progress"} <= set(artifacts)  # fmt: skip
+    assert artifacts["training-progress"]["data"] == 100
+    assert "| arc_easy" in artifacts["report"]["data"]
+    assert artifacts["loss"]["data"].startswith("data:image/png;base64,")
+
+    # A second machine: nothing in its cache, the same bucket.
+    elsewhere = daily_train(
+        "--store", url, "--cache", str(tmp_path / "elsewhere"), home=home, environment=s3_environment
+    )
+    assert "9 of 9 were skipped" in finished(elsewhere)

@@ -1,0 +1,74 @@
+"""Who may import whom, and that model/ runs on a bare machine."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("flows", "tasks", "model", "eval", "deployments")
+MAY_IMPORT = {
+    "model": {"model"},
+    "eval": {"eval"},
+    "tasks": {"tasks", "eval", "model"},
+    "flows": {"flows", "tasks", "eval", "model"},
+    "deployments": set(OURS),
+}
+FILES = [path.relative_to(ROOT) for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_keep_to_the_rules(path: Path):
+    package, names = path.parts[0], imported(path)
+    allowed = MAY_IMPORT[package] | ({"model"} if path == Path("eval/harness.py") else set())
+    assert names & set(OURS) <= allowed
+    if package not in ("flows", "tasks", "deployments"):
+        assert "prefect" not in names
+    if path != Path("tasks/store.py"):
+        assert not names & {"boto3", "botocore"}
+    if path != Path("eval/harness.py"):
+        assert "lm_eval" not in names
+    if package == "model":
+        assert names <= {"model", "torch", "numpy", "safetensors"} | set(sys.stdlib_module_names)
+    if package in ("flows", "tasks"):
+        assert "torch" not in names  # the UI's process starts fast and never holds a GPU
+
+
+def test_no_file_is_named_after_what_it_would_shadow_or_after_nothing():
+    for path in FILES:
+        assert path.stem not in {"utils", "helpers", "common", "misc"} | (set(sys.stdlib_module_names) - {"__init__"})
+        assert sum(1 for _ in (ROOT / path).open()) <= 400, path
+
+
+def test_model_imports_with_torch_numpy_and_safetensors_alone():
+    """Every other installed package is hidden from the import."""
+    program = """
+import sys
+
+class OnlyThese:
+    allowed = {"model", "torch", "torchgen", "functorch", "numpy", "safetensors", "typing_extensions", "sympy",
+               "mpmath", "filelock", "fsspec", "jinja2", "markupsafe", "networkx", "setuptools"}  # torch's own needs
+
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top not in self.allowed and top not in sys.stdlib_module_names and not top.startswith("_"):
+            raise ModuleNotFoundError(f"{name} is not on a bare GPU machine", name=name)
+
+sys.meta_path.insert(0, OnlyThese())
+import model.train, model.generate
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
