@@ -22,8 +22,10 @@ def loss_figure(events: list[dict[str, Any]], unigram_entropy_nats: float | None
     axes = figure.subplots()
     axes.plot([s["tokens"] / 1e6 for s in steps], [s["loss"] for s in steps], color=BLUE, alpha=0.5, label="training")
     millions = [event["tokens"] / 1e6 for event in validations]
-    last = f": {validations[-1]['loss']:.3f}, {validations[-1]['bits_per_byte']:.3f} bits per byte" if validations else ""
-    axes.plot(millions, [event["loss"] for event in validations], "o-", color=ORANGE, label=f"validation{last}")
+    label = "validation"
+    if validations:
+        label += ": {loss:.3f}, {bits_per_byte:.3f} bits per byte".format(**validations[-1])
+    axes.plot(millions, [event["loss"] for event in validations], "o-", color=ORANGE, label=label)
     if unigram_entropy_nats is not None:
         axes.axhline(unigram_entropy_nats, color=GREY, linestyle="--", label="unigram entropy of the text")
     axes.set_xlabel("training tokens (millions)")

@@ -16,9 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from eval.contamination import ContaminationConfig
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from eval.contamination import ContaminationConfig
 from model.config import ConfigError, GPTConfig, TrainConfig, parse
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig

@@ -4,13 +4,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from eval.contamination import ContaminationConfig
-from eval.markup import untrusted
-from eval.report import contamination_table
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from eval.contamination import ContaminationConfig
+from eval.markup import untrusted
+from eval.report import contamination_table
 from tasks.benchmarks import Items
 from tasks.download import documents_files
 from tasks.process import run_module

@@ -38,7 +38,7 @@ def run_module(module: str, config: dict[str, Any], work: Path, on_event: Callab
             stderr=errors,
             text=True,
             cwd=PROJECT,
-            env=_environment(),
+            env={name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")},
             start_new_session=True,
         )
         try:
@@ -55,13 +55,6 @@ def run_module(module: str, config: dict[str, Any], work: Path, on_event: Callab
         words = errors.read().strip()
     if code:
         raise ProcessError(_last_words(module, code, words))
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment without Prefect's own variables. Waiting threads sleep instead of spinning, so that
-    a busy machine slows the child by its share and not tenfold."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
-    return {"OMP_WAIT_POLICY": "PASSIVE", **inherited}
 
 
 def _end(child: subprocess.Popen) -> None:

@@ -45,9 +45,10 @@ def free_port_pair() -> int:
 def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of a client of a real S3 server with one empty bucket."""
     folder = tmp_path_factory.mktemp("s3")
+    key, secret = CREDENTIALS.values()
     identity = {
         "name": "t",
-        "credentials": [{"accessKey": CREDENTIALS["AWS_ACCESS_KEY_ID"], "secretKey": CREDENTIALS["AWS_SECRET_ACCESS_KEY"]}],
+        "credentials": [{"accessKey": key, "secretKey": secret}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
@@ -67,7 +68,7 @@ def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
     environment = {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{s3}", "AWS_REGION": "us-east-1"}
     client = boto3.client(
         "s3", endpoint_url=environment["AWS_ENDPOINT_URL_S3"], region_name="us-east-1",
-        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"], aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        aws_access_key_id=key, aws_secret_access_key=secret,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while True:

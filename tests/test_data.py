@@ -29,7 +29,7 @@ from tasks.tokenizer import (
     train_bpe,
 )
 
-TEXTS = [f"Fellow citizens, speech number {number}: the Union — “strong” — naïve 日本 🚂.\n\n" * 3 for number in range(60)]
+TEXTS = [f"Fellow citizens, speech {number}: the Union — “strong” — naïve 日本 🚂.\n\n" * 3 for number in range(60)]
 
 
 def parquet(path: Path, column: str = "text", texts: list[str] = TEXTS) -> Path:
@@ -155,7 +155,8 @@ def test_the_split_is_decided_by_the_text_alone(tmp_path: Path):
     for name, texts in (("one", TEXTS), ("two", [*TEXTS[30:], "a new text", *TEXTS[:30]])):
         (tmp_path / name).mkdir()
         path = parquet(tmp_path / f"{name}.parquet", texts=texts)
-        write_documents(DataConfig(source=FilesSource(path=str(path)), validation_fraction=0.2), tmp_path, tmp_path / name)
+        config = DataConfig(source=FilesSource(path=str(path)), validation_fraction=0.2)
+        write_documents(config, tmp_path, tmp_path / name)
         both[name] = set(pq.read_table(documents_files(tmp_path / name, "val")[0])["text"].to_pylist())
     assert both["one"] == both["two"] - {"a new text"}
     assert both["one"] == {text for text in TEXTS if is_validation(text, 0.2)}

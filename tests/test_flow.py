@@ -29,9 +29,8 @@ def daily_train(
         command += ["--set", change]
     given = {**os.environ, **(environment or {}), "PREFECT_HOME": str(home)}
     given.pop("PREFECT_API_URL", None)
-    return subprocess.Popen(
-        command, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=given, text=True, start_new_session=True, **pipes)
 
 
 def finished(process: subprocess.Popen) -> str:
@@ -127,8 +126,8 @@ def test_killed_in_mid_training_it_resumes_to_the_same_bytes_in_another_store(fi
     assert second.manifests("train") == []
 
     assert "resume {'step'" in finished(daily_train("--store", str(second.root), home=home))
-    for stage in ("shard", "train"):
-        assert second.digests(stage) == Store(first.root).digests(stage) or stage == "train"
+    for stage in ("download", "tokenizer", "shard"):
+        assert second.digests(stage) == first.digests(stage)
     mine = second.manifests("train")[0]
     [same] = [manifest for manifest in first.manifests("train") if manifest["key"] == mine["key"]]
     assert {o["path"]: o["sha256"] for o in mine["outputs"] if not o["recorded"]} == {
@@ -180,7 +179,8 @@ def test_a_run_started_by_hand_on_the_server_fills_a_bucket_and_its_pages(
 
     run = api.post(create, json={"parameters": parameters}).json()
     deadline = time.monotonic() + SECONDS
-    while (state := api.get(f"/flow_runs/{run['id']}").json()["state"])["type"] not in ("COMPLETED", "FAILED", "CRASHED"):
+    ended = ("COMPLETED", "FAILED", "CRASHED")
+    while (state := api.get(f"/flow_runs/{run['id']}").json()["state"])["type"] not in ended:
         assert time.monotonic() < deadline
         time.sleep(1)
     assert state["type"] == "COMPLETED", state
