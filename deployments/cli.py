@@ -15,6 +15,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from deployments.up import PORT, UpError, up
+from eval.findings import ContaminationError
 from eval.ledger import leaderboard
 from eval.report import notes, score_table
 from eval.suites import SuiteError
@@ -31,7 +32,16 @@ from tasks.tokenizer import TokenizerError
 from tasks.wheels import WheelError
 
 EXPECTED = (
-    ConfigError, ProcessError, SourceError, StageError, StoreError, SuiteError, TokenizerError, UpError, WheelError,
+    ConfigError,
+    ContaminationError,
+    ProcessError,
+    SourceError,
+    StageError,
+    StoreError,
+    SuiteError,
+    TokenizerError,
+    UpError,
+    WheelError,
 )
 
 

@@ -107,8 +107,10 @@ def render(report: Report) -> str:
         "## Cost",
         markdown_table(
             ["stage", "seconds", "USD", "key"],
-            [[name, stage["seconds"], stage["usd"], f"`{stage['key']}`"] for name, stage in report["stages"].items()]
-            + [["sum", report["cost"]["seconds"], report["cost"]["usd"], ""]],
+            [
+                *([name, s["seconds"], f"{s['usd']:.4f}", f"`{s['key']}`"] for name, s in report["stages"].items()),
+                ["sum", report["cost"]["seconds"], f"{report['cost']['usd']:.4f}", ""],
+            ],
         ),
         f"Encoding ran at {text['megabytes_per_second']} MB/s on {text['workers']} cores; "
         f"hardware: {report['hardware']['cpu']}, {report['hardware']['cores']} cores, "

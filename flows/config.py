@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from eval.contamination import ContaminationConfig
+from eval.findings import ContaminationConfig
 from model.config import ConfigError, GPTConfig, TrainConfig, parse
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from eval.contamination import ContaminationConfig
+from eval.findings import ContaminationConfig
 from eval.markup import untrusted
 from eval.report import contamination_table
 from tasks.benchmarks import Items
