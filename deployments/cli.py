@@ -1,4 +1,4 @@
-"""The command line: `daily-train run`, `daily-train up`, `daily-train leaderboard`."""
+"""The command line: `daily-train run`, `up`, `study`, `explain` and `leaderboard`."""
 
 import argparse
 import json
@@ -6,7 +6,10 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 # Without a server a run starts one of its own for its duration; nothing is reported to anybody.
 os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
@@ -19,15 +22,18 @@ from eval.findings import ContaminationError
 from eval.ledger import leaderboard
 from eval.report import notes, score_table
 from eval.suites import SuiteError
-from flows.config import FORMS, Execution, Preset, compose, place_of
+from flows.config import FORMS, Execution, Preset, compose, one_sentence, place_of
 from flows.daily import daily_train
+from flows.study import contamination_study
 from model.config import ConfigError
 from tasks import provenance
 from tasks.documents import SourceError
+from tasks.explain import explain_item
 from tasks.process import ProcessError
 from tasks.report import Published, read_ledger
 from tasks.stage import StageError
 from tasks.store import StoreError
+from tasks.study import StudyConfig
 from tasks.tokenizer import TokenizerError
 from tasks.wheels import WheelError
 
@@ -78,13 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"one of {', '.join(Preset)} (default here: %(default)s)",
     )
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.FIELD=VALUE",
-        help=f"change one value of the preset, as JSON or plain text; sections are {', '.join(FORMS)}",
-    )
+    _changes_option(run)
     _execution_options(run)
     run.set_defaults(command=_run)
 
@@ -96,10 +96,43 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--port", type=int, default=PORT, help="port of the UI and API (default: %(default)s)")
     server.set_defaults(command=lambda arguments: up(arguments.port))
 
+    study = commands.add_parser(
+        "study",
+        help="train with and without planted benchmark items and report what that does to the scores",
+        description="Train the same small model with and without planted copies of benchmark items.",
+        epilog="example: daily-train study --suite arc_easy --items 100 --copies 8; --copies 0 is an A/A run",
+    )
+    study.add_argument("--preset", default="study", metavar="NAME", help="recipe of both arms (default: %(default)s)")
+    for name, field in StudyConfig.model_fields.items():
+        study.add_argument(f"--{name}", metavar=name.upper(), help=f"{field.description} (default: {field.default})")
+    _changes_option(study)
+    _execution_options(study)
+    study.set_defaults(command=_study)
+
+    why = commands.add_parser(
+        "explain",
+        help="show why a benchmark item counts as contaminated: the item and the training text side by side",
+        epilog="example: daily-train explain hellaswag:123",
+    )
+    why.add_argument("item", metavar="SUITE:NUMBER", help="the item, by lm-eval's doc_id")
+    why.add_argument("--run", metavar="RUN", help="beginning of the run's name (default: the newest)")
+    _execution_options(why)
+    why.set_defaults(command=_explain)
+
     board = commands.add_parser("leaderboard", help="print every run in the store, best bits per byte first")
     _execution_options(board)
     board.set_defaults(command=_leaderboard)
     return parser
+
+
+def _changes_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help=f"change one value of the preset, as JSON or plain text; sections are {', '.join(FORMS)}",
+    )
 
 
 def _execution_options(parser: argparse.ArgumentParser) -> None:
@@ -113,9 +146,8 @@ def _execution(arguments: argparse.Namespace) -> Execution:
     given = {name: getattr(arguments, name) for name in Execution.model_fields}
     try:
         return Execution(**{name: value for name, value in given.items() if value is not None})
-    except ValueError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"--{first['loc'][0]} {first['input']!r}: {first['msg']}") from None
+    except ValidationError as error:
+        raise ConfigError(one_sentence(Execution, error, "execution")) from None
 
 
 def _changes(assignments: list[str]) -> dict[str, dict[str, Any]]:
@@ -150,6 +182,28 @@ def _run(arguments: argparse.Namespace) -> None:
         execution=execution,
     )
     _summary(published, time.monotonic() - began)
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    changes = _changes(arguments.set)
+    compose(arguments.preset, changes)
+    given = {name: getattr(arguments, name) for name in StudyConfig.model_fields}
+    try:
+        study = StudyConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(one_sentence(StudyConfig, error, "study")) from None
+    _shorten_expected_errors()
+    page = contamination_study(
+        preset=Preset(arguments.preset),
+        study=study,
+        **{name: FORMS[name](**fields) for name, fields in changes.items()},
+        execution=_execution(arguments),
+    )
+    print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    print(explain_item(arguments.item, arguments.run, place_of(_execution(arguments), dict(os.environ))))
 
 
 def _summary(published: Published, seconds: float) -> None:

@@ -1,110 +1,116 @@
 """Which benchmark items stand in the training documents: `python -m eval.contamination CONFIG.json`.
 
-* Every document is scanned, none is sampled; every item gets a verdict or is named as not checkable.
-* An item is contaminated when one document shares a run of 13 words with question and answer, or half of their
-  words in runs of at least 8; items under 8 words need the whole text. Thresholds are configuration.
-* Before a result counts, the positive control plants items in prose and must find every one of them.
-* Row groups are scanned by worker processes in constant memory; results do not depend on their number.
+* Every document is scanned, none is sampled; every item gets a verdict and a class, or is named as not checkable.
+* An item is contaminated when one document shares a run of 13 words with it, or half of its words or of its
+  question's in runs of at least 8; shorter items need the whole text, one edit allowed from 8 words on. Thresholds
+  are configuration.
+* Before a result counts, the positive control plants items in the same documents and must find them.
+* Row groups are scanned by worker processes in constant memory; results do not depend on their number. With
+  `resume`, a scan that was killed continues with the row groups that are left.
 
 Not seen: paraphrase, translation, words changed every few words, and markup or hyphens inside a sentence.
-Writes `verdicts.parquet`, `matches.jsonl` (both texts side by side, best first) and `coverage.json`.
+Writes `verdicts.parquet`, `flagged.parquet` (the documents to drop), `matches.jsonl` (both texts side by side, best
+first), `coverage.json` and `sweep.json`.
 """
 
+import contextlib
+import hashlib
+import json
 import multiprocessing
 import sys
+import tempfile
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from eval.command import Progress, run
+from eval.documents import Documents, RowGroup, from_texts, read_documents, row_groups
 from eval.findings import ContaminationConfig, ContaminationError, Findings, Match, Tally, snippet, write_findings
-from eval.ngrams import Index, build_index, find
+from eval.index import Index, build_index
+from eval.injection import positive_control
+from eval.matching import find_all
+from eval.overlaps import Overlap
 from eval.references import Reference, references
 from eval.suites import SuiteError
 
-_BATCH_DOCUMENTS = 256
 _HOSTS = 64
-_HOST_CHARACTERS = 4000
+_HOST_BYTES = 4000
+_COUNTED_BYTES = 2**20
+_RESULT_VERSION = 1
 
 
-def _matches(place: tuple[int, ...], document: str, text: str, index: Index) -> tuple[int, list[Match]]:
-    count, overlaps = find(text, index)
-    return count, [
-        Match(
-            reference=overlap.reference,
-            form=overlap.form,
-            form_word=overlap.form_word,
-            run=overlap.run,
-            coverage=overlap.coverage,
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What a part of the documents has in common with the items."""
+
+    documents: int
+    words: int
+    matches: list[Match]
+    frequency: dict[int, int]
+    """Of every n-gram of the index that was seen, in how many documents."""
+
+
+def scan_documents(parts: Iterable[Documents], index: Index, file: str, place: tuple[int, ...]) -> Scanned:
+    """Scans documents that stand one after the other, beginning at `place`."""
+    row, word_count = 0, 0
+    matches: list[Match] = []
+    frequency: dict[int, int] = {}
+    for part in parts:
+        for number, found in enumerate(find_all(part.data, part.offsets, index)):
+            word_count += found.words
+            for ngram in found.ngrams.tolist():
+                frequency[ngram] = frequency.get(ngram, 0) + 1
+            if found.overlaps:
+                text = part.text(number)
+                matches += _matches(found.overlaps, text, part.ids[number], file, (*place, row + number))
+        row += len(part.ids)
+    return Scanned(row, word_count, matches, frequency)
+
+
+def _matches(
+    overlaps: list[Overlap], text: np.ndarray, document: str, file: str, place: tuple[int, ...]
+) -> Iterator[Match]:
+    characters = _characters(text, {at for overlap in overlaps for at in (overlap.start, overlap.end)})
+    content = text.tobytes()
+    for overlap in overlaps:
+        yield Match(
+            overlap=overlap,
             document=document,
+            file=file,
             place=place,
-            start=overlap.start,
-            end=overlap.end,
-            snippet=snippet(text, overlap.start, overlap.end),
+            start=characters[overlap.start],
+            end=characters[overlap.end],
+            snippet=snippet(content, overlap.start, overlap.end),
         )
-        for overlap in overlaps
-    ]
 
 
-def index_of(items: list[Reference], config: ContaminationConfig) -> Index:
-    return build_index([reference.forms for reference in items], config.ngram)
+def _characters(text: np.ndarray, positions: set[int]) -> dict[int, int]:
+    """Positions in bytes, each the beginning of a character, as positions in characters."""
+    found, byte, count = {}, 0, 0
+    for position in sorted(positions):
+        while byte < position:
+            end = min(position, byte + _COUNTED_BYTES)
+            while end < position and text[end] & 0xC0 == 0x80:
+                end += 1
+            count += len(text[byte:end].tobytes().decode("utf-8", "replace"))
+            byte = end
+        found[position] = count
+    return found
 
 
-def check(
-    documents: Iterable[tuple[str, str]], items: list[Reference], config: ContaminationConfig
-) -> Findings:
+def check(documents: Iterable[tuple[str, str]], items: list[Reference], config: ContaminationConfig) -> Findings:
     """Scans (id, text) pairs in this process."""
-    index = index_of(items, config)
-    tally = Tally(config)
-    for place, (document, text) in enumerate(documents):
-        count, matches = _matches((place,), document, text, index)
-        tally.add(1, count, matches)
-    return tally.findings(items)
-
-
-def positive_control(
-    items: list[Reference], config: ContaminationConfig, seed: int, hosts: Iterable[str]
-) -> dict[str, dict[str, int]]:
-    """Plants items verbatim in prose and counts those found: {suite: {"planted", "found"}}.
-
-    Each planted document is one host text with one item, form and place drawn from the seed. Raises
-    `ContaminationError` naming the items when any is missed, or when there is no host text.
-    """
-    prose = [host for host in hosts if host.strip()]
-    if not prose:
-        raise ContaminationError("positive control: no document with text to plant items in")
-    index = index_of(items, config)
-    generator = np.random.default_rng(seed)
-    forms_of: dict[str, dict[int, list[int]]] = {}
-    for form in index.forms:
-        forms_of.setdefault(items[form.reference].suite, {}).setdefault(form.reference, []).append(form.number)
-    recall, missed = {}, []
-    for suite, forms in forms_of.items():
-        size = min(config.control_items, len(forms))
-        found = 0
-        for number in generator.choice(list(forms), size=size, replace=False).tolist():
-            host = prose[generator.integers(len(prose))]
-            place = int(generator.integers(len(host) + 1))
-            text = items[number].forms[generator.choice(forms[number])]
-            _, overlaps = find(f"{host[:place]}\n\n{text}\n\n{host[place:]}", index)
-            if any(o.reference == number and config.contaminates(o.run, o.coverage) for o in overlaps):
-                found += 1
-            else:
-                missed.append(f"{suite}:{items[number].item}")
-        recall[suite] = {"planted": size, "found": found}
-    if missed:
-        raise ContaminationError(
-            f"positive control: {len(missed)} planted items were not found ({', '.join(missed[:5])}), "
-            "so a clean result of this check means nothing"
-        )
-    return recall
+    tally = Tally(config, items)
+    texts = from_texts((name, text.encode("utf-8", "replace")) for name, text in documents)
+    found = scan_documents([texts], build_index(items, config.ngram), "", ())
+    tally.add(found.documents, found.words, found.matches, found.frequency)
+    return tally.findings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +118,7 @@ class CommandConfig:
     documents: tuple[Path, ...]
     """Parquet files with string columns id and text; all of it is scanned."""
     benchmarks: Path
-    """Directory of normalised rows, `{suite}.parquet`."""
+    """Directory of normalised rows, `{suite}.parquet`; of train splits, as released, `{suite}-train.parquet`."""
     suites: tuple[str, ...]
     config: ContaminationConfig
     seed: int
@@ -120,68 +126,80 @@ class CommandConfig:
     workers: int
     """Processes; never changes a result."""
     out: Path
-
-
-def read_documents(path: Path, row_group: int) -> Iterator[tuple[str, str]]:
-    """(id, text) of one row group, in pieces; raises `ContaminationError` naming the file.
-
-    A null text is empty. Bytes that are not UTF-8 become U+FFFD, as a training text would have them.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            batches = file.iter_batches(_BATCH_DOCUMENTS, row_groups=[row_group], columns=["id", "text"])
-            for batch in batches:
-                texts = batch.column("text").cast(pa.large_binary())
-                for document, text in zip(batch.column("id").to_pylist(), texts):
-                    yield str(document), (text.as_py() or b"").decode("utf-8", "replace")
-    except (OSError, pa.ArrowException) as error:
-        raise ContaminationError(f"{path}: row group {row_group} cannot be read: {error}") from error
-
-
-def _jobs(paths: Iterable[Path]) -> tuple[list[tuple[int, Path, int]], int]:
-    """((file number, file, row group) for every row group, number of documents)."""
-    jobs, total = [], 0
-    for number, path in enumerate(paths):
-        try:
-            metadata = pq.read_metadata(path)
-        except (OSError, pa.ArrowException) as error:
-            raise ContaminationError(f"{path}: cannot be read as Parquet: {error}") from error
-        names = metadata.schema.to_arrow_schema().names
-        if missing := {"id", "text"} - set(names):
-            raise ContaminationError(f"{path}: column {min(missing)!r} is missing: found {names}")
-        total += metadata.num_rows
-        jobs += [(number, path, group) for group in range(metadata.num_row_groups)]
-    return jobs, total
+    resume: Path | None = None
+    """Directory for the results of single row groups, from which a killed scan continues; null: start again."""
 
 
 _worker_index: Index
 
 
-def _start_worker(forms: list[tuple[str, ...]], n: int) -> None:
-    """Builds the index once in every worker process."""
+def _start_worker(index: Index) -> None:
     global _worker_index
-    _worker_index = build_index(forms, n)
+    _worker_index = index
 
 
-def _scan(job: tuple[int, Path, int]) -> tuple[int, int, list[Match]]:
-    """Documents, words and matches of one row group."""
-    number, path, group = job
-    documents, word_count, found = 0, 0, []
-    for row, (document, text) in enumerate(read_documents(path, group)):
-        count, matches = _matches((number, group, row), document, text, _worker_index)
-        documents, word_count = documents + 1, word_count + count
-        found += matches
-    return documents, word_count, found
+def _scan_to_file(row_group: RowGroup, result: Path) -> None:
+    """Scans one row group and writes what was found, at once or not at all."""
+    place = (row_group.file, row_group.group)
+    found = scan_documents(read_documents(row_group), _worker_index, row_group.path.name, place)
+    partial = result.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        counts = {"documents": found.documents, "words": found.words, "frequency": found.frequency}
+        file.write(json.dumps(counts) + "\n")
+        for match in found.matches:
+            file.write(json.dumps(asdict(match)) + "\n")
+    partial.replace(result)
 
 
-def _hosts(jobs: list[tuple[int, Path, int]]) -> Iterator[str]:
+def _read_result(path: Path) -> Scanned:
+    with path.open(encoding="utf-8") as file:
+        counts = json.loads(next(file))
+        matches = [_match(json.loads(line)) for line in file]
+    frequency = {int(ngram): count for ngram, count in counts["frequency"].items()}
+    return Scanned(counts["documents"], counts["words"], matches, frequency)
+
+
+def _match(row: dict) -> Match:
+    overlap = row["overlap"] | {"ngrams": tuple(row["overlap"]["ngrams"])}
+    tuples = {name: tuple(row[name]) for name in ("place", "snippet")}
+    return Match(**row | tuples | {"overlap": Overlap(**overlap)})
+
+
+def _identity(items: list[Reference], config: ContaminationConfig, groups: list[RowGroup]) -> str:
+    """Digest of all that the results of row groups depend on; a file is known by its Parquet footer."""
+    digest = hashlib.sha256(f"{_RESULT_VERSION} {config.ngram} {unicodedata.unidata_version}".encode())
+    for item in items:
+        digest.update(json.dumps(asdict(item)).encode())
+    for path in dict.fromkeys(group.path for group in groups):
+        with path.open("rb") as file:
+            file.seek(-8, 2)
+            size = int.from_bytes(file.read(4), "little")
+            file.seek(-8 - size, 2)
+            digest.update(path.name.encode() + file.read())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _results_folder(resume: Path | None, identity: str) -> Iterator[Path]:
+    """Where the results of row groups lie; results of anything else are never used."""
+    if resume is None:
+        with tempfile.TemporaryDirectory(prefix="contamination-") as temporary:
+            yield Path(temporary)
+    else:
+        folder = resume / identity[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
+def _hosts(groups: list[RowGroup]) -> Iterator[str]:
     """Beginnings of the first documents that are not empty."""
-    texts = (text[:_HOST_CHARACTERS] for _, path, group in jobs for _, text in read_documents(path, group))
-    return islice((text for text in texts if text.strip()), _HOSTS)
+    parts = (part for group in groups for part in read_documents(group))
+    texts = (part.text(row)[:_HOST_BYTES].tobytes() for part in parts for row in range(len(part.ids)))
+    return islice((text.decode("utf-8", "replace") for text in texts if text.strip()), _HOSTS)
 
 
 def scan_files(command: CommandConfig) -> dict:
-    """Checks every document of the files and writes the three outputs; returns what the last event reports."""
+    """Checks every document of the files and writes the outputs; returns what the last event reports."""
     started = time.monotonic()
     if command.workers < 1 or not command.documents or not command.suites:
         raise ContaminationError(
@@ -189,22 +207,27 @@ def scan_files(command: CommandConfig) -> dict:
             f"{len(command.documents)} and {len(command.suites)}"
         )
     items = references(command.benchmarks, command.suites)
-    jobs, total = _jobs(command.documents)
-    control = positive_control(items, command.config, command.seed, _hosts(jobs))
-    forms = [reference.forms for reference in items]
-    tally, progress = Tally(command.config), Progress(total)
-    # A worker that dies raises BrokenProcessPool here, where multiprocessing.Pool would wait for ever.
-    pool = ProcessPoolExecutor(
-        command.workers, multiprocessing.get_context("spawn"), _start_worker, (forms, command.config.ngram)
-    )
-    try:
-        for result in pool.map(_scan, jobs):
-            tally.add(*result)
-            progress(tally.documents)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    findings = tally.findings(items)
-    write_findings(command.out, findings, control, command.config)
+    groups, total = row_groups(command.documents)
+    index = build_index(items, command.config.ngram)
+    control = positive_control(items, index, command.config, command.seed, _hosts(groups))
+    tally, progress = Tally(command.config, items), Progress(total)
+    with _results_folder(command.resume, _identity(items, command.config, groups)) as folder:
+        results = [folder / f"{group.file:05d}-{group.group:05d}.jsonl" for group in groups]
+        todo = [(group, result) for group, result in zip(groups, results) if not result.exists()]
+        # A worker that dies raises BrokenProcessPool here, where multiprocessing.Pool would wait for ever.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(command.workers, context, _start_worker, (index,))
+        try:
+            pending = dict(zip((result for _, result in todo), [pool.submit(_scan_to_file, *each) for each in todo]))
+            for result in results:
+                if result in pending:
+                    pending[result].result()
+                found = _read_result(result)
+                tally.add(found.documents, found.words, found.matches, found.frequency)
+                progress(tally.documents)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    write_findings(command.out, tally.findings(), control, command.config)
     return {"seconds": round(time.monotonic() - started, 3), "documents": tally.documents, "words": tally.words}
 
 

@@ -52,6 +52,42 @@ def score_figure(scores: list[dict[str, Any]]) -> bytes:
     return _png(figure)
 
 
+def sweep_figure(sweep: list[dict[str, Any]], run: int) -> bytes:
+    """How many items of each suite count as contaminated, by the run of words that is asked for."""
+    figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for suite in sorted({row["suite"] for row in sweep}):
+        rows = [row for row in sweep if row["suite"] == suite and row.get("run") is not None]
+        axes.plot([row["run"] for row in rows], [row["contaminated"] for row in rows], label=suite)
+    axes.axvline(run, color=GREY, linestyle="--", label="threshold of this run")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("longest run of words in common, from which an item counts")
+    axes.set_ylabel("contaminated items")
+    axes.grid(alpha=0.25)
+    axes.legend()
+    return _png(figure)
+
+
+def study_figure(groups: list[dict[str, Any]]) -> bytes:
+    """Gains of a contamination study with 95 % intervals, one panel a measure."""
+    measures = list(dict.fromkeys(row["measure"] for row in groups))
+    names = list(dict.fromkeys(row["group"] for row in groups))
+    figure = Figure(figsize=(9, 0.5 * len(names) + 1.4), dpi=110, layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
+        for row in (row for row in groups if row["measure"] == measure and row["gain"] is not None):
+            low, high = row["interval"] or (row["gain"], row["gain"])
+            place = names.index(row["group"])
+            axes.plot([low, high], [place, place], color=BLUE, linewidth=2)
+            axes.plot(row["gain"], place, "o", color=BLUE)
+        axes.axvline(0, color=GREY, linestyle="--")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel(f"gain in {measure.replace('_', ' ')}")
+        axes.grid(axis="x", alpha=0.25)
+    axes.invert_yaxis()  # the panels share it
+    return _png(figure)
+
+
 def data_uri(png: bytes) -> str:
     """A PNG as a `data:` URI, the form in which Prefect's artifacts show images."""
     return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -16,7 +16,6 @@ import os
 import sys
 import tempfile
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from tokenizers import Tokenizer
 
 from eval.command import Progress, run
 from eval.samples import SAMPLES_SCHEMA, sample_rows, score_rows
-from eval.suites import Suite, SuiteError, clusters, read_rows, suite_named
+from eval.suites import Suite, SuiteError, chosen_items, clusters, read_rows, suite_named
 from model.checkpoint import CheckpointError, FinalModel, load_final
 from model.config import ConfigError
 
@@ -224,16 +223,6 @@ def load_model(config: HarnessConfig) -> CheckpointModel:
             f"but the model predicts {final.model.config.vocab_size}"
         )
     return CheckpointModel(final, tokenizer, device, execution.batch_tokens)
-
-
-def chosen_items(suite: Suite, items_per_suite: int | None, seed: int) -> list[int]:
-    """The items to score, ascending: all, or a subset that depends on seed and suite only."""
-    if items_per_suite is None or items_per_suite >= suite.rows:
-        return list(range(suite.rows))
-    if items_per_suite < 1:
-        raise HarnessError(f"items_per_suite must be at least 1 or null, found {items_per_suite}")
-    generator = np.random.default_rng([seed, zlib.crc32(suite.name.encode())])
-    return sorted(generator.choice(suite.rows, size=items_per_suite, replace=False).tolist())
 
 
 def write_tasks(suites: list[Suite], benchmarks: Path, directory: Path) -> None:

@@ -32,7 +32,7 @@ def show(value: object) -> str:
         case float():
             return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
         case _:
-            return str(value).replace("|", "\\|").replace("\n", " ")
+            return re.sub(r"(?<!\\)\|", r"\\|", str(value)).replace("\n", " ")
 
 
 def untrusted(text: str) -> str:

@@ -5,6 +5,7 @@
 
 from typing import Any
 
+from eval.leaks import contamination_section, effects_section
 from eval.markup import code_block, markdown_table
 
 Report = dict[str, Any]
@@ -103,7 +104,9 @@ def render(report: Report) -> str:
         "## Text before and after training",
         *_samples(report["samples"]),
         "## Contamination",
-        contamination_table(report["contamination"]),
+        contamination_section(report["contamination"]),
+        "![contaminated items by threshold](sweep.png)",
+        *effects_section(report["leak_effects"]),
         "## Cost",
         markdown_table(
             ["stage", "seconds", "USD", "key"],
@@ -127,15 +130,6 @@ def _samples(samples: list[dict[str, str]]) -> list[str]:
         lines += ["Untrained:", code_block(sample["prompt"] + sample["untrained"])]
         lines += ["Trained:", code_block(sample["prompt"] + sample["trained"])]
     return lines
-
-
-def contamination_table(found: dict[str, Any]) -> str:
-    """Items of each suite by verdict, and what the positive control found, from coverage.json."""
-    rows = [
-        [suite, part["items"], part["checkable"], part["clean"], part["contaminated"]]
-        for suite, part in found["suites"].items()
-    ]
-    return markdown_table(["suite", "items", "checkable", "clean", "contaminated"], rows)
 
 
 def _part(part: dict[str, Any]) -> str:

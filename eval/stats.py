@@ -15,6 +15,7 @@ import pyarrow as pa
 
 FEWEST_ITEMS = 30
 """Under this many items a score is marked as too few to say anything."""
+_RANDOM_SUBSETS = 1000
 _METRICS = ("acc", "acc_norm", "mc1", "mc2")
 
 
@@ -90,13 +91,12 @@ def summary(values: Sequence[float], clusters: Sequence) -> dict:
     return row
 
 
-def scores_by_verdict(samples: pa.Table, verdicts: pa.Table) -> list[dict]:
-    """For every suite, task and metric the `summary` over all, clean and contaminated items.
+Scored = tuple[float, str, str]
+"""Value, cluster and verdict of one item."""
 
-    `samples` as `eval/samples.py` writes them, `verdicts` as `eval/contamination.py` does, joined on suite and item.
-    Items that could not be checked count in `all` only, so the two parts need not add up. Raises `StatsError` for
-    an item without a verdict.
-    """
+
+def _joined(samples: pa.Table, verdicts: pa.Table) -> dict[tuple[str, str, str], list[Scored]]:
+    """Scores and verdicts by suite, task and metric; raises `StatsError` for an item without a verdict."""
     verdict_of = {
         (row["suite"], row["item"]): row["verdict"]
         for row in verdicts.select(["suite", "item", "verdict"]).to_pylist()
@@ -110,10 +110,69 @@ def scores_by_verdict(samples: pa.Table, verdicts: pa.Table) -> list[dict]:
             if row[metric] is not None:
                 scores = scored.setdefault((row["suite"], row["task"], metric), [])
                 scores.append((row[metric], row["cluster"], verdict_of[key]))
+    return scored
+
+
+def scores_by_verdict(samples: pa.Table, verdicts: pa.Table) -> list[dict]:
+    """For every suite, task and metric the `summary` over all, clean and contaminated items.
+
+    `samples` as `eval/samples.py` writes them, `verdicts` as `eval/contamination.py` does, joined on suite and item.
+    Items that could not be checked count in `all` only, so the two parts need not add up. Raises `StatsError` for
+    an item without a verdict.
+    """
     rows = []
-    for (suite, task, metric), scores in scored.items():
+    for (suite, task, metric), scores in _joined(samples, verdicts).items():
         for item_set in ItemSet:
             chosen = [score for score in scores if item_set is ItemSet.ALL or score[2] == item_set]
             found = summary([score[0] for score in chosen], [score[1] for score in chosen])
             rows.append({"suite": suite, "task": task, "metric": metric, "items": item_set.value} | found)
     return rows
+
+
+def leak_effects(samples: pa.Table, verdicts: pa.Table, seed: int = 0) -> list[dict]:
+    """What contaminated items do to each score, for every suite, task and metric that has any.
+
+    * `difference`: contaminated minus clean, with a normal interval from the clustered errors of both.
+    * `gain`: checkable minus clean, the estimated performance gain of arXiv 2411.03923, with its interval.
+    * `random`: the 2.5th and 97.5th percentile of `difference` over 1,000 random subsets of the same size: what the
+      difference looks like where there is nothing to find.
+    * `too_few`: under 30 items on either side, so that none of these says anything.
+    """
+    generator = np.random.default_rng(seed)
+    rows = []
+    for (suite, task, metric), scores in _joined(samples, verdicts).items():
+        clean = [score for score in scores if score[2] == ItemSet.CLEAN]
+        leaked = [score for score in scores if score[2] == ItemSet.CONTAMINATED]
+        if not clean or not leaked:
+            continue
+        difference, error = mean_difference(leaked, clean)
+        share = len(leaked) / (len(leaked) + len(clean))
+        values = np.array([score[0] for score in [*leaked, *clean]])
+        draws = [generator.permutation(values) for _ in range(_RANDOM_SUBSETS)]
+        random = [float(draw[: len(leaked)].mean() - draw[len(leaked) :].mean()) for draw in draws]
+        rows.append(
+            {
+                "suite": suite,
+                "task": task,
+                "metric": metric,
+                "n_clean": len(clean),
+                "n_contaminated": len(leaked),
+                "difference": difference,
+                "difference_interval": None if error is None else list(normal_interval(difference, error)),
+                "gain": share * difference,
+                "gain_interval": None if error is None else list(normal_interval(share * difference, share * error)),
+                "random": np.percentile(random, [2.5, 97.5]).tolist(),
+                "too_few": min(len(clean), len(leaked)) < FEWEST_ITEMS,
+            }
+        )
+    return rows
+
+
+def mean_difference(these: Sequence[tuple], others: Sequence[tuple]) -> tuple[float, float | None]:
+    """Mean of `these` minus mean of `others` with its standard error; each entry begins with value and cluster."""
+    means, errors = [], []
+    for part in (these, others):
+        values = [entry[0] for entry in part]
+        means.append(float(np.mean(values)))
+        errors.append(clustered_standard_error(values, [entry[1] for entry in part]))
+    return means[0] - means[1], None if None in errors else math.hypot(*errors)

@@ -9,11 +9,13 @@
 Reading the sources is in `eval/sources.py`. Item ids are row numbers: lm-eval's `doc_id`.
 """
 
+import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from string import ascii_uppercase
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -170,6 +172,16 @@ def suite_named(name: str) -> Suite:
     if name not in SUITES:
         raise SuiteError(f"unknown suite {name!r}: expected one of {', '.join(SUITES)}")
     return SUITES[name]
+
+
+def chosen_items(suite: Suite, items_per_suite: int | None, seed: int) -> list[int]:
+    """The items to score, ascending: all, or a subset that depends on seed and suite only."""
+    if items_per_suite is None or items_per_suite >= suite.rows:
+        return list(range(suite.rows))
+    if items_per_suite < 1:
+        raise SuiteError(f"items_per_suite must be at least 1 or null, found {items_per_suite}")
+    generator = np.random.default_rng([seed, zlib.crc32(suite.name.encode())])
+    return sorted(generator.choice(suite.rows, size=items_per_suite, replace=False).tolist())
 
 
 def normalise(table: pa.Table, suite: Suite, source: str) -> pa.Table:

@@ -18,8 +18,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from eval.findings import ContaminationConfig
 from model.config import ConfigError, GPTConfig, TrainConfig, parse
+from tasks.contamination import CheckConfig
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig
 from tasks.shard import ShardConfig
@@ -42,7 +42,7 @@ class RunConfig:
     shard: ShardConfig
     model: GPTConfig
     train: TrainConfig
-    contamination: ContaminationConfig
+    contamination: CheckConfig
     evaluation: EvaluationConfig
 
 
@@ -81,11 +81,12 @@ def overrides(config: type) -> type[BaseModel]:
 
 
 def _attribute_docstrings(config: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, which Python itself does not keep."""
-    body = ast.parse(inspect.getsource(config)).body[0].body
+    """The docstring under each field of a dataclass and of those it extends, which Python itself does not keep."""
     return {
         field.target.id: ast.literal_eval(text.value)
-        for field, text in pairwise(body)
+        for part in reversed(config.__mro__)
+        if is_dataclass(part)
+        for field, text in pairwise(ast.parse(inspect.getsource(part)).body[0].body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
 
@@ -95,7 +96,7 @@ TokenizerChanges = overrides(TokenizerConfig)
 ShardChanges = overrides(ShardConfig)
 ModelChanges = overrides(GPTConfig)
 TrainChanges = overrides(TrainConfig)
-ContaminationChanges = overrides(ContaminationConfig)
+ContaminationChanges = overrides(CheckConfig)
 EvaluationChanges = overrides(EvaluationConfig)
 
 FORMS: dict[str, type[BaseModel]] = {
@@ -156,10 +157,10 @@ def _section(kind: type[Section], values: dict[str, Any], name: str) -> Section:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_one_sentence(kind, error, name)) from None
+        raise ConfigError(one_sentence(kind, error, name)) from None
 
 
-def _one_sentence(kind: type[BaseModel], error: ValidationError, section: str) -> str:
+def one_sentence(kind: type[BaseModel], error: ValidationError, section: str) -> str:
     """The first thing wrong with a section: place, value, expectation and the field's description."""
     first = error.errors()[0]
     where = ".".join([section, *(str(part) for part in first["loc"])])

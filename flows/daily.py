@@ -1,8 +1,8 @@
 """The daily run: from nothing to a contamination-checked report of a model it trained itself.
 
-    download ─► tokenizer ─► shard ───► train ───► evaluate ──┐
-        │                                                     ├─► report ─► ledger
-        └──────► contamination ◄──── benchmarks ──────────────┘
+    download ─► contamination ─► tokenizer ─► shard ─► train ─► evaluate ──┐
+                    ▲                                             ▲        ├─► report ─► ledger
+    benchmarks ─────┴─────────────────────────────────────────────┴────────┘
 
 Each line of the flow is one stage. A stage's result lives in the store under a key made of its configuration and
 the content of its inputs (`tasks/stage.py`): what is there and intact is skipped, here and on any other machine
@@ -12,6 +12,7 @@ Run it with `daily-train run`, or start one from the Prefect UI after `daily-tra
 """
 
 import os
+from dataclasses import replace
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -33,7 +34,7 @@ from flows.config import (
 )
 from tasks import provenance
 from tasks.benchmarks import fetch_benchmarks
-from tasks.contamination import check_contamination
+from tasks.contamination import Mode, check_contamination, drop_contaminated
 from tasks.download import download
 from tasks.evaluate import evaluate_model
 from tasks.report import Published, publish_report
@@ -70,7 +71,8 @@ def daily_train(
         data: Where the documents come from.
         tokenizer: The vocabulary.
         shard: How tokens are cut into files.
-        contamination: When a benchmark item counts as contaminated.
+        contamination: When a benchmark item counts as contaminated, and whether that is reported, ends the run, or
+            drops the documents.
         evaluation: Suites, and how many items of each.
         execution: Store, workers, device and price: where the run happens, never what it is.
     """
@@ -86,19 +88,15 @@ def daily_train(
     run = compose(preset, changes)
     place = place_of(execution, dict(os.environ))
 
-    documents = download(run.data, place)
-    vocabulary = build_tokenizer(run.tokenizer, documents, place)
-    shards = build_shards(run.shard, documents, vocabulary, place)
+    documents = raw = download(run.data, place)
     items = fetch_benchmarks(run.evaluation.suites, place)
     verdicts = check_contamination(run.contamination, documents, items, place)
+    if run.contamination.mode is Mode.FILTER:
+        documents = drop_contaminated(documents, verdicts, place)
+        verdicts = check_contamination(replace(run.contamination, mode=Mode.REFUSE), documents, items, place)
+    vocabulary = build_tokenizer(run.tokenizer, documents, place)
+    shards = build_shards(run.shard, documents, vocabulary, place)
     checkpoint = train_model(run.model, run.train, shards, vocabulary, place)
     scores = evaluate_model(run.evaluation, checkpoint, vocabulary, items, place)
-    stages = {
-        "download": documents,
-        "tokenizer": vocabulary,
-        "shard": shards,
-        "contamination": verdicts,
-        "train": checkpoint,
-        "evaluate": scores,
-    }
+    stages = [raw, documents, verdicts, vocabulary, shards, checkpoint, scores]
     return publish_report(preset.value, as_json(run), stages, items, place)

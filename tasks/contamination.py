@@ -1,31 +1,64 @@
-"""Stage 4: does a benchmark item stand in the training text? Every document against every item, exactly."""
+"""Stage 2: does a benchmark item stand in the training text? Every document against every item, exactly.
+
+It comes before training, so that a run can be refused, or the documents dropped, before a GPU-hour is spent.
+"""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from eval.figures import data_uri, sweep_figure
 from eval.findings import ContaminationConfig
-from eval.markup import untrusted
-from eval.report import contamination_table
+from eval.leaks import contamination_section
 from tasks.benchmarks import Items
-from tasks.download import documents_files
+from tasks.download import SCHEMA, documents_files
 from tasks.process import run_module
-from tasks.stage import Place, Result, Stage, finish, logger, materialise
+from tasks.stage import Place, Result, Stage, StageError, finish, logger, materialise
 
-VERSION = 1
+VERSION = 2
+FILTER_VERSION = 1
 CONTROL_SEED = 0
-SHOWN_MATCHES = 10
+
+
+class Mode(StrEnum):
+    """What follows from contaminated items."""
+
+    REPORT = "report"
+    REFUSE = "refuse"
+    FILTER = "filter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(ContaminationConfig):
+    """When an item counts as contaminated, and what follows."""
+
+    mode: Mode = Mode.REPORT
+    """report: say so; refuse: the run ends before training; filter: drop the documents, count them, check again."""
+
+    @property
+    def thresholds(self) -> dict[str, Any]:
+        """What decides a verdict."""
+        return {name: value for name, value in asdict(self).items() if name != "mode"}
 
 
 @task(name="contamination", cache_policy=NO_CACHE)
-def check_contamination(config: ContaminationConfig, documents: Result, items: Items, place: Place) -> Result:
-    """Scan the training documents. Outputs: verdicts.parquet, matches.jsonl, coverage.json."""
-    inputs = {"documents": documents.digest, **items.digests}
-    stage = Stage(name="contamination", version=VERSION, config=asdict(config), inputs=inputs)
+def check_contamination(config: CheckConfig, documents: Result, items: Items, place: Place) -> Result:
+    """Scan the training documents. Outputs: verdicts.parquet, matches.jsonl, coverage.json, sweep.json,
+    flagged.parquet. In mode `refuse` a contaminated item ends the run, after the artifact was written."""
+    stage = Stage(
+        name="contamination",
+        version=VERSION,
+        config=config.thresholds,
+        inputs={"documents": documents.digest, **items.digests},
+    )
 
     def build(work: Path, out: Path) -> None:
         run_module(
@@ -34,9 +67,10 @@ def check_contamination(config: ContaminationConfig, documents: Result, items: I
                 "documents": [str(path) for path in documents_files(materialise(documents, place), "train")],
                 "benchmarks": str(items.folder(place, work / "benchmarks")),
                 "suites": sorted(items.results),
-                "config": asdict(config),
+                "config": config.thresholds,
                 "seed": CONTROL_SEED,
                 "workers": place.workers,
+                "resume": str(work / "scanned"),
                 "out": str(out),
             },
             work,
@@ -44,28 +78,69 @@ def check_contamination(config: ContaminationConfig, documents: Result, items: I
         )
 
     result = finish(stage, place, build)
+    found = read_findings(materialise(result, place))
     create_markdown_artifact(
-        key="contamination", description="Benchmark items in the training text", markdown=describe(result, place)
+        key="contamination", description="Benchmark items in the training text", markdown=contamination_section(found)
     )
+    create_image_artifact(
+        key="contamination-sweep",
+        description="Contaminated items by threshold",
+        image_url=data_uri(sweep_figure(found["sweep"], config.run)),
+    )
+    if config.mode is Mode.REFUSE:
+        _refuse(found["coverage"])
     return result
 
 
-def describe(result: Result, place: Place) -> str:
-    """The stage's artifact: the verdicts, and the longest matches with both texts."""
-    folder = materialise(result, place)
-    lines = [contamination_table(json.loads((folder / "coverage.json").read_text()))]
-    matches = [json.loads(line) for line in (folder / "matches.jsonl").read_text().splitlines()]
-    lines.append(f"**The longest of {len(matches)} recorded matches**" if matches else "No match was found.")
-    for match in matches[:SHOWN_MATCHES]:
-        told = "contaminates" if match["contaminates"] else "too short to contaminate"
-        lines += [
-            f"**{match['suite']}:{match['item']}**, {match['run']} words, coverage {match['coverage']:.2f}, {told}; "
-            f"document {untrusted(match['document'])}, characters {match['start']:,} to {match['end']:,}",
-            "item: " + _marked(match["item_text"]),
-            "document: " + _marked(match["document_text"]),
-        ]
-    return "\n\n".join(lines)
+@task(name="filter", cache_policy=NO_CACHE)
+def drop_contaminated(documents: Result, verdicts: Result, place: Place) -> Result:
+    """The corpus without the documents that contaminate an item. Outputs as of `download`, and dropped.json."""
+    inputs = {"documents": documents.digest, "flagged": verdicts.manifest.output("flagged.parquet").sha256}
+    stage = Stage(name="filter", version=FILTER_VERSION, config={}, inputs=inputs)
+
+    def build(_: Path, out: Path) -> None:
+        flagged = pq.read_table(materialise(verdicts, place) / "flagged.parquet")
+        write_filtered(materialise(documents, place), flagged, out)
+
+    result = finish(stage, place, build)
+    dropped = json.loads((materialise(result, place) / "dropped.json").read_text())
+    told = f"{len(dropped)} documents that contaminate benchmark items were dropped from the training text."
+    logger().info(told)
+    create_markdown_artifact(key="filtered-documents", description="Documents dropped", markdown=told)
+    return result
 
 
-def _marked(text: dict[str, str]) -> str:
-    return f"{untrusted(text['before'])} **{untrusted(text['match'].strip())}** {untrusted(text['after'])}"
+def write_filtered(documents: Path, flagged: pa.Table, out: Path) -> None:
+    """Copy every file of a corpus, leaving the flagged documents out of the training split."""
+    drop = set(zip(flagged["file"].to_pylist(), flagged["document"].to_pylist(), strict=True))
+    dropped = []
+    for path in sorted(documents.iterdir()):
+        if not path.name.startswith("train_"):
+            (out / path.name).write_bytes(path.read_bytes())
+            continue
+        with pq.ParquetFile(path) as file, pq.ParquetWriter(out / path.name, SCHEMA, compression="zstd") as new:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                keep = [(path.name, name) not in drop for name in table["id"].to_pylist()]
+                dropped += [name for name, kept in zip(table["id"].to_pylist(), keep, strict=True) if not kept]
+                new.write_table(table.filter(pa.array(keep)))
+    (out / "dropped.json").write_text(json.dumps(dropped, indent=1, ensure_ascii=False))
+
+
+def read_findings(folder: Path) -> dict[str, Any]:
+    """What the check found, as the report shows it."""
+    return {
+        "coverage": json.loads((folder / "coverage.json").read_text()),
+        "sweep": json.loads((folder / "sweep.json").read_text()),
+        "matches": [json.loads(line) for line in (folder / "matches.jsonl").read_text().splitlines()],
+    }
+
+
+def _refuse(coverage: dict[str, Any]) -> None:
+    counts = {suite: part["contaminated"] for suite, part in coverage["suites"].items() if part["contaminated"]}
+    if counts:
+        named = ", ".join(f"{suite} {count}" for suite, count in counts.items())
+        raise StageError(
+            f"the training text contains benchmark items ({named}) and contamination.mode is 'refuse': nothing was "
+            "trained; the contamination artifact shows every match"
+        )

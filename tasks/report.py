@@ -11,16 +11,17 @@ from prefect import task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from eval.figures import data_uri, loss_figure, score_figure
+from eval.figures import data_uri, loss_figure, score_figure, sweep_figure
 from eval.ledger import leaderboard, ledger_row
 from eval.report import joined_scores, notes, render, score_table
-from eval.stats import scores_by_verdict
+from eval.stats import leak_effects, scores_by_verdict
 from tasks import provenance
 from tasks.benchmarks import Items
+from tasks.contamination import read_findings
 from tasks.stage import Place, Result, Stage, finish, materialise, read_json
 from tasks.train import read_metrics
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,11 @@ class Published:
 
 @task(name="report", cache_policy=NO_CACHE)
 def publish_report(
-    preset: str, configuration: str, stages: dict[str, Result], items: Items, place: Place
+    preset: str, configuration: str, results: list[Result], items: Items, place: Place
 ) -> Published:
-    """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.json, loss.png, scores.png."""
+    """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.json, loss.png, scores.png,
+    sweep.png."""
+    stages = {result.manifest.stage: result for result in results}
     stage = Stage(
         name="report",
         version=VERSION,
@@ -72,12 +75,10 @@ def write_report(
     resolved = json.loads((folders["train"] / "run.json").read_text())
     shards = json.loads((folders["shard"] / "shards.json").read_text())
     entropies = json.loads((folders["shard"] / "unigram_entropy_nats.json").read_text())
-    coverage = json.loads((folders["contamination"] / "coverage.json").read_text())
+    leaks = read_findings(folders["contamination"])
     scores = json.loads((folders["evaluate"] / "scores.json").read_text())
-    by_verdict = scores_by_verdict(
-        pq.read_table(folders["evaluate"] / "samples.parquet"),
-        pq.read_table(folders["contamination"] / "verdicts.parquet"),
-    )
+    samples = pq.read_table(folders["evaluate"] / "samples.parquet")
+    verdicts = pq.read_table(folders["contamination"] / "verdicts.parquet")
     done = events[-1]
     every = {**stages, **_by_suite(items)}
     made = {name: result.manifest.provenance for name, result in every.items()}
@@ -88,7 +89,9 @@ def write_report(
         "commit": provenance.commit(),
         "hardware": provenance.hardware(),
         "packages": provenance.packages(),
-        "scores": joined_scores(scores["scores"], by_verdict, coverage["suites"], items.missing),
+        "scores": joined_scores(
+            scores["scores"], scores_by_verdict(samples, verdicts), leaks["coverage"]["suites"], items.missing
+        ),
         "validation": {"loss": done["loss"], "bits_per_byte": done["bits_per_byte"]},
         "training": {
             "parameters": resolved["parameters"]["total"],
@@ -105,7 +108,8 @@ def write_report(
             "workers": made["shard"]["workers"],
         },
         "samples": json.loads((folders["train"] / "samples.json").read_text()),
-        "contamination": coverage,
+        "contamination": {name: leaks[name] for name in ("coverage", "matches")},
+        "leak_effects": leak_effects(samples, verdicts),
         "stages": {
             name: {
                 "key": result.manifest.key,
@@ -124,6 +128,7 @@ def write_report(
     (out / "report.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False))
     (out / "report.md").write_text(render(found))
     (out / "loss.png").write_bytes(loss_figure(events, found["text"]["unigram_entropy_nats"]))
+    (out / "sweep.png").write_bytes(sweep_figure(leaks["sweep"], leaks["coverage"]["config"]["run"]))
     (out / "scores.png").write_bytes(score_figure([row for row in found["scores"] if row["value"] is not None]))
 
 
@@ -137,7 +142,7 @@ def _by_suite(items: Items) -> dict[str, Result]:
 
 
 def _show(found: dict[str, Any], folder: Path, board: str) -> None:
-    figures = {name: data_uri((folder / name).read_bytes()) for name in ("loss.png", "scores.png")}
+    figures = {path.name: data_uri(path.read_bytes()) for path in folder.glob("*.png")}
     text = (folder / "report.md").read_text()
     for name, uri in figures.items():
         text = text.replace(f"({name})", f"({uri})")

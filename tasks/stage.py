@@ -184,12 +184,12 @@ def finish(stage: Stage, place: Place, build: Callable[[Path, Path], dict[str, J
     there. The facts it returns (speeds and the like) go into the manifest's provenance.
     """
     began = time.monotonic()
-    if done := _finished(stage, place):
+    if done := _verified(stage.name, stage.key, place):
         return Result(manifest=done, skipped=True, seconds=time.monotonic() - began)
     work = place.cache / "work" / stage.name / stage.key
     out = work / "out"
     with _alone(work):
-        if done := _finished(stage, place):  # another process built it while this one waited
+        if done := _verified(stage.name, stage.key, place):  # another process built it while this one waited
             return Result(manifest=done, skipped=True, seconds=time.monotonic() - began)
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
@@ -199,6 +199,13 @@ def finish(stage: Stage, place: Place, build: Callable[[Path, Path], dict[str, J
         manifest = _publish(stage, place, out, {**_circumstances(place, started, seconds), **facts})
         shutil.rmtree(work)
     return Result(manifest=manifest, skipped=False, seconds=time.monotonic() - began)
+
+
+def load(name: str, key: str, place: Place) -> Result | None:
+    """A stage that was finished before, by its key; None when the store does not hold it whole."""
+    began = time.monotonic()
+    manifest = _verified(name, key, place)
+    return manifest and Result(manifest=manifest, skipped=True, seconds=time.monotonic() - began)
 
 
 def materialise(result: Result, place: Place) -> Path:
@@ -256,15 +263,15 @@ def _manifest_key(name: str, key: str) -> str:
     return f"stages/{name}/{key}/manifest.json"
 
 
-def _finished(stage: Stage, place: Place) -> Manifest | None:
+def _verified(name: str, key: str, place: Place) -> Manifest | None:
     """The stage's manifest when it is valid and every output is as it says; a bad one is withdrawn."""
-    where = _manifest_key(stage.name, stage.key)
+    where = _manifest_key(name, key)
     content = place.store.read(where)
     if content is None:
         return None
     try:
         manifest = _parse(content)
-        if manifest.key != stage.key:
+        if manifest.key != key:
             raise StageError(f"its key is {manifest.key}")
         for output in manifest.outputs:
             found, wanted = place.store.digest(manifest.location(output)), Digest(output.bytes, output.sha256)
@@ -273,7 +280,7 @@ def _finished(stage: Stage, place: Place) -> Manifest | None:
             if found != wanted:
                 raise StageError(f"{output.path} is corrupted: it is {found}, expected {wanted}")
     except StageError as error:
-        logger().warning("%s/%s is not valid: %s; stage %s is built again", place.store.url, where, error, stage.name)
+        logger().warning("%s/%s is not valid: %s; stage %s is built again", place.store.url, where, error, name)
         place.store.delete(where)
         return None
     return manifest
@@ -315,7 +322,7 @@ def _publish(stage: Stage, place: Place, out: Path, circumstances: dict[str, Jso
     content = json.dumps({**fields, "manifest_sha256": sha256_json(fields)}, indent=1, sort_keys=True)
     if place.store.publish(_manifest_key(stage.name, stage.key), content.encode()):
         return manifest
-    if winner := _finished(stage, place):  # another machine was faster: its result is the result
+    if winner := _verified(stage.name, stage.key, place):  # another machine was faster: its result is the result
         return winner
     raise StageError(f"stage {stage.name} {stage.key}: {place.store.url} refused its manifest and holds no valid one")
 

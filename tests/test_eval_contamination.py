@@ -3,22 +3,22 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from eval.contamination import CommandConfig, check, positive_control, read_documents, scan_files
-from eval.findings import ContaminationConfig, ContaminationError, Verdict
-from eval.ngrams import build_index, find, located_words, words
-from eval.references import Reference, references
+from eval.contamination import CommandConfig, check, scan_files
+from eval.findings import ContaminationConfig, Findings, ItemVerdict, Kind, Verdict
+from eval.references import Reference, Severity, Text, references
 from eval.suites import SUITES, normalise, write_rows
+from eval.words import words
 
 CONFIG = ContaminationConfig(control_items=20)
+SUITE_NAMES = ("arc_challenge", "winogrande", "truthfulqa")
 
 
 def _words(generator: np.random.Generator, count: int) -> str:
@@ -63,39 +63,34 @@ def benchmarks(tmp_path_factory) -> Path:
     for name, rows in (("arc_challenge", arc), ("winogrande", winogrande), ("truthfulqa", truthfulqa)):
         table = pa.Table.from_pylist(rows, schema=SUITES[name].schema)
         write_rows(normalise(table, SUITES[name], name), directory / f"{name}.parquet")
+    train = [row | {"question": f"Why {_words(generator, 12)}?"} for row in arc[2:40]]
+    table = pa.Table.from_pylist(train, schema=SUITES["arc_challenge"].schema)
+    pq.write_table(table, directory / "arc_challenge-train.parquet")
     return directory
 
 
 @pytest.fixture(scope="module")
 def items(benchmarks) -> list[Reference]:
-    return references(benchmarks, ["arc_challenge", "winogrande", "truthfulqa"])
+    return references(benchmarks, SUITE_NAMES)
 
 
-def test_items_are_questions_with_right_answers(items):
-    winogrande = next(item for item in items if item.suite == "winogrande")
-    assert " Beth " in winogrande.forms[0] and "_" not in winogrande.forms[0]
-    truthful = next(item for item in items if item.suite == "truthfulqa")
-    assert len(truthful.forms) == len(truthful.answers) == len(truthful.others) == 2
-    assert all(answer in form for answer, form in zip(truthful.answers, truthful.forms))
+def _item(question: str, answer: str, others: tuple[str, ...] = (), number: int = 0) -> Reference:
+    first, count = len(words(question)), len(words(f"{question} {answer}"))
+    form = Text(f"{question} {answer}", first, (first, count))
+    return Reference("s", number, question, (answer,), others, (form,))
 
 
-def test_hellaswag_is_looked_for_with_and_without_its_marks(tmp_path):
-    row = {name: "x" for name in SUITES["hellaswag"].schema.names} | {
-        "ind": 1,
-        "ctx": "[header] How to swim [title] Find some water.",
-        "endings": ["[substeps] A lake will do.", "b", "c", "d"],
-        "label": "0",
-    }
-    rows = [row] * SUITES["hellaswag"].rows
-    write_rows(pa.Table.from_pylist(rows, schema=SUITES["hellaswag"].schema), tmp_path / "hellaswag.parquet")
-    found = references(tmp_path, ["hellaswag"])[0]
-    assert words(found.forms[0]) == ["how", "to", "swim", "find", "some", "water", "a", "lake", "will", "do"]
-    assert words(found.forms[1])[:2] == ["header", "how"]
+def _check(items: list[Reference], *texts: str) -> Findings:
+    return check([(str(number), text) for number, text in enumerate(texts)], items, CONFIG)
+
+
+def _first(items: list[Reference], *texts: str) -> ItemVerdict:
+    return _check(items, *texts).verdicts[0]
 
 
 def test_clean_prose_has_no_hit(items):
     findings = check([(str(seed), _prose(seed)) for seed in range(100, 130)], items, CONFIG)
-    assert findings.matches == [] and findings.documents == 30
+    assert findings.matches == findings.flagged == [] and findings.documents == 30
     assert {found.verdict for found in findings.verdicts} == {Verdict.CLEAN, Verdict.UNCHECKABLE}
     uncheckable = [found for found in findings.verdicts if found.verdict is Verdict.UNCHECKABLE]
     assert [(found.reference.suite, found.reference.item) for found in uncheckable] == [("arc_challenge", 1)]
@@ -112,22 +107,24 @@ def test_clean_prose_has_no_hit(items):
     ],
 )
 def test_planted_items_are_found_where_they_stand(items, form):
-    for number in (0, 5, 1200, 2500):  # the first has four words, which only match as a whole
-        planted = form(items[number].forms[0])
+    for number in (0, 5, 1250, 2600):  # the first has four words, which only match as a whole
+        planted = form(items[number].forms[0].text)
         text = f"{_prose(7)}\n\n{planted}\n\n{_prose(8)}"
         findings = check([("clean", _prose(9)), ("dirty", text)], items, CONFIG)
         dirty = [found for found in findings.verdicts if found.verdict is Verdict.CONTAMINATED]
+        assert dirty[0].kind is Kind.EXACT and findings.flagged == [("dirty", "", number)]
         assert [found.reference for found in dirty] == [items[number]]
         best = dirty[0].best
         assert (best.document, dirty[0].documents, dirty[0].coverage) == ("dirty", 1, 1.0)
-        assert best.run == dirty[0].longest_run == dirty[0].item_words == len(words(planted))
+        assert best.overlap.run == dirty[0].longest_run == dirty[0].item_words == len(words(planted))
         assert words(text[best.start : best.end]) == words(planted)
+        assert text.encode()[best.overlap.start : best.overlap.end].decode() == text[best.start : best.end]
         assert words(best.snippet[1]) == words(planted)
 
 
 def test_thresholds():
     form = _words(np.random.default_rng(2), 40)
-    item = Reference("s", 0, form, (), (), (form,))
+    item = Reference("s", 0, form, (), (), (Text(form, 0, None),))
     split = form.split()
 
     def verdict(*stretches: slice) -> tuple[Verdict, int, float]:
@@ -145,69 +142,127 @@ def test_thresholds():
 def test_a_phrase_the_item_repeats_counts_once():
     quote = "Only the dead have seen the end of war"
     text = f'Who said, "{quote}"? Plato wrote "{quote}".'
-    item = Reference("s", 0, text, (), (), (text,))
+    item = Reference("s", 0, text, (), (), (Text(text, 0, None),))
     famous = check([("d", f"As they say: {quote}! So be it.")], [item], CONFIG).verdicts[0]
     assert (famous.verdict, famous.longest_run, famous.coverage) == (Verdict.CLEAN, 9, 9 / 22)
     assert check([("d", text)], [item], CONFIG).verdicts[0].coverage == 1.0
 
 
 def test_best_match_and_counts_over_documents(items):
-    text = items[35].forms[0]
+    text = items[35].forms[0].text
     half = " ".join(text.split()[:14])
     documents = [("a", half), ("b", _prose(1) + text), ("c", text), ("d", _prose(2))]
     found = check(documents, items, CONFIG).verdicts[35]
     assert (found.documents, found.best.document, found.coverage) == (3, "b", 1.0)
 
 
-@given(st.text(alphabet=st.characters(codec=None, categories=None), max_size=60))
-def test_located_words_are_the_words(text):
-    located = located_words(text)
-    assert [word for word, _, _ in located] == words(text)
-    assert all(0 <= start < end <= len(text) for _, start, end in located)
+def test_classes():
+    question = "Which of these seven metals is the best conductor of heat at room temperature in dry air?"
+    item = _item(question, "Silver, by a small margin", ("Lead, of all things", "Tin, which nobody expected"))
+
+    def kind(text: str) -> Kind:
+        return _first([item], f"Well then. {text} So be it.").kind
+
+    assert kind(f"{question} It is silver by a small margin.") is Kind.EXACT
+    assert kind(f"{question} A. Lead, of all things. B. Silver, by a small margin. C. Tin.") is Kind.EXACT
+    assert kind(f"{question} Nobody knows.") is Kind.QUESTION
+    assert kind("Of heat at room temperature in dry air? Silver, by a small margin.") is Kind.ANSWER_AND_CONTEXT
+    assert kind("Silver, by a small margin, wins.") is Kind.CLEAN
+
+
+def test_hellaswag_without_its_ending_is_a_source():
+    context = "The man in the yellow coat picks up a wooden paddle, turns around and walks back to the boat."
+    item = _item(context, "He rows out on the lake and waves to the people on the shore.")
+    item = Reference("hellaswag", 0, item.question, item.answers, item.others, item.forms)
+    assert _first([item], f"{context} Then he goes home.").kind is Kind.SOURCE
+    assert _first([item], item.forms[0].text).kind is Kind.EXACT
+
+
+@pytest.mark.parametrize(
+    ("edited", "found"),
+    [
+        ("Which gas do green plants take from the air? Carbon dioxide", True),
+        ("Which gas do many plants take from the air? Carbon dioxide", True),
+        ("Which gas do plants take from the air? Carbon dioxide", True),
+        ("Which gas do all green plants take from the air? Carbon dioxide", True),
+        ("What gas do green plants take from the air? Carbon dioxide", True),
+        ("Which gas do green plants take from the sea? Carbon dioxide", True),
+        ("Which gas do many plants steal from the air? Carbon dioxide", False),
+    ],
+)
+def test_one_edit_in_a_short_text(edited, found):
+    item = _item("Which gas do green plants take from the air?", "Carbon dioxide")
+    assert len(words(item.forms[0].text)) == 11
+    verdict = _first([item], f"He asked and asked. {edited}. She did not answer.").verdict
+    assert verdict is (Verdict.CONTAMINATED if found else Verdict.CLEAN)
+
+
+def test_a_short_question_needs_its_answer():
+    item = _item("Is the moon a star?", "No", ("Yes", "Perhaps"))
+    assert _first([item], "Is the moon a star? I wonder what they taught you.").verdict is Verdict.CLEAN
+    assert _first([item], "Is the moon a star? (a) perhaps (b) yes (c) no").kind is Kind.EXACT
+    assert _first([item], "Question: is the moon a star? Answer: no").kind is Kind.EXACT
+
+
+def test_what_many_documents_have_is_boilerplate():
+    question = "By opening this package you agree to all terms of the licence that is printed on its lid?"
+    item = _item(question, "Only in some countries of the world")
+    notices = [f"Notice {number}. {question}" for number in range(10)]
+    few = _check([item], *notices[:9])
+    assert few.verdicts[0].kind is Kind.QUESTION and len(few.flagged) == 9
+    many = _check([item], *notices)
+    assert (many.verdicts[0].verdict, many.verdicts[0].kind) == (Verdict.CLEAN, Kind.BOILERPLATE)
+    assert many.flagged == [] and many.verdicts[0].documents == 10
+    # the answer beside it is no boilerplate, in however many documents it stands
+    leaked = _check([item], *[f"{notice} Only in some countries of the world" for notice in notices])
+    assert leaked.verdicts[0].kind is Kind.EXACT and len(leaked.flagged) == 10
+    mixed = _check([item], *notices, f"{question} Only in some countries of the world")
+    assert mixed.verdicts[0].kind is Kind.EXACT and mixed.flagged == [("10", "", 0)]
+
+
+def test_wording_that_many_items_share_tells_none_of_them():
+    subjects = ["a solid", "a liquid", "a gas", "a fuel", "a tool"]
+    items = [
+        _item(f"Which of the following things is an example of {subject}?", f"thing {number}", number=number)
+        for number, subject in enumerate(subjects)
+    ]
+    template = _check(items, "Which of the following things is an example of good manners? Say why.")
+    assert {found.kind for found in template.verdicts} == {Kind.BOILERPLATE} and template.flagged == []
+    leak = _check(items, "Which of the following things is an example of a fuel? Thing 3, of course.")
+    assert [found.kind for found in leak.verdicts].count(Kind.EXACT) == 1
+    assert leak.flagged == [("0", "", 3)]
+
+
+def test_train_items_are_apart(items):
+    train = next(number for number, item in enumerate(items) if item.severity is Severity.TRAIN)
+    assert items[train].suite == "arc_challenge:train"
+    found = _check(items, f"{_prose(3)} {items[train].forms[0].text} {_prose(4)}")
+    dirty = [number for number, verdict in enumerate(found.verdicts) if verdict.verdict is Verdict.CONTAMINATED]
+    assert dirty == [train] and found.flagged == []
 
 
 def test_hostile_text(items):
-    text = items[20].forms[0]
+    text = items[20].forms[0].text
     documents = [
         ("html", f"<html><body onload='x()'><p>{text}</p></body></html>"),
-        ("control", "\x00\x1b[31m" + text.replace(" ", "\x00\x07 ") + "\x7f\u202e"),
+        ("markdown", f"| a | [{text}](javascript:x) |\n```"),
+        ("control", "\x1b[31m\x00" + text.replace(" ", "\x00\x07 ") + "\x7f\u202e"),
         ("surrogates", "\ud800 \udfff" + text + "\udc80"),
-        ("line", "lorem " * 400_000 + text + " ipsum" * 400_000),
+        ("line", "lorem " * 2_000_000 + text + " ipsum" * 2_000_000),
+        ("marks", "e\u0301 lorem " * 200_000 + text + " e\u0301" * 200_000),
         ("one word", "x" * 5_000_000),
         ("empty", ""),
-        ("combining", "e" + "\u0301" * 10_000),
+        ("combining", "e" + "\u0301\u0327" * 500_000),
     ]
     findings = check(documents, items, CONFIG)
     found = findings.verdicts[20]
-    assert found.verdict is Verdict.CONTAMINATED and found.documents == 4
-    assert {match.document for match in findings.matches} == {"html", "control", "surrogates", "line"}
+    assert found.verdict is Verdict.CONTAMINATED and found.documents == 6
+    dirty = {"html", "markdown", "control", "surrogates", "line", "marks"}
+    assert {match.document for match in findings.matches} == dirty
+    texts = dict(documents)
     for match in findings.matches:
         json.dumps(match.snippet, ensure_ascii=False).encode()
-
-
-def test_every_ngram_of_a_long_text_is_found():
-    generator = np.random.default_rng(4)
-    texts = [(_words(generator, int(n)),) for n in generator.integers(8, 60, 200)]
-    index = build_index(texts, 8)
-    for number, (text,) in enumerate(texts):
-        split = text.split()
-        start = int(generator.integers(len(split) - 7))
-        _, overlaps = find("one " + " ".join(split[start : start + 8]) + " two", index)
-        assert [(o.reference, o.run, o.form_word) for o in overlaps] == [(number, 8, start)]
-
-
-def test_positive_control(items):
-    hosts = [_prose(seed, 2) for seed in range(3)]
-    recall = positive_control(items, CONFIG, seed=5, hosts=hosts)
-    assert recall == {name: {"planted": 20, "found": 20} for name in ("arc_challenge", "winogrande", "truthfulqa")}
-    with pytest.raises(ContaminationError, match="no document with text"):
-        positive_control(items, CONFIG, seed=5, hosts=["  "])
-
-
-def test_a_check_that_misses_plants_fails(items, monkeypatch):
-    monkeypatch.setattr("eval.contamination.find", lambda text, index: (0, []))
-    with pytest.raises(ContaminationError, match="60 planted items were not found"):
-        positive_control(items, CONFIG, seed=5, hosts=[_prose(1)])
+        assert words(texts[match.document][match.start : match.end]) == words(text)
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +270,9 @@ def documents(items, tmp_path_factory) -> list[Path]:
     """Two files of several row groups; items 20 and 30 are in them, the second twice."""
     directory = tmp_path_factory.mktemp("documents")
     texts = [_prose(seed, 3) for seed in range(300, 340)]
-    texts[4] += "\n\n" + items[20].forms[0]
-    texts[11] = items[30].forms[0] + "\n\n" + texts[11]
-    texts[33] = items[30].forms[0]
+    texts[4] += "\n\n" + items[20].forms[0].text
+    texts[11] = items[30].forms[0].text + "\n\n" + texts[11]
+    texts[33] = items[30].forms[0].text
     paths = []
     for number in range(2):
         part = slice(number * 20, number * 20 + 20)
@@ -231,7 +286,7 @@ def _command(documents, benchmarks, out: Path, workers: int) -> CommandConfig:
     return CommandConfig(
         documents=tuple(documents),
         benchmarks=benchmarks,
-        suites=("arc_challenge", "winogrande", "truthfulqa"),
+        suites=SUITE_NAMES,
         config=CONFIG,
         seed=1,
         workers=workers,
@@ -246,7 +301,8 @@ def test_results_do_not_depend_on_workers(documents, benchmarks, items, tmp_path
         assert done["documents"] == 40
         outputs.append({path.name: path.read_bytes() for path in (tmp_path / str(workers)).iterdir()})
     assert outputs[0] == outputs[1]
-    assert set(outputs[0]) == {"verdicts.parquet", "matches.jsonl", "coverage.json"}
+    expected = {"verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json"}
+    assert set(outputs[0]) == expected
 
     verdicts = pq.read_table(tmp_path / "1" / "verdicts.parquet").to_pylist()
     assert len(verdicts) == len(items)
@@ -256,10 +312,62 @@ def test_results_do_not_depend_on_workers(documents, benchmarks, items, tmp_path
     assert [match["document"] for match in matches[:2]] == ["doc11", "doc33"]  # the longer item first
     for match in matches:
         assert words(match["document_text"]["match"]) == words(match["item_text"]["match"])
-    coverage = json.loads((tmp_path / "1" / "coverage.json").read_text())["suites"]["arc_challenge"]
-    assert coverage["control"] == {"planted": 20, "found": 20}
-    assert (coverage["items"], coverage["checkable"], coverage["uncheckable"]) == (1172, 1171, [1])
-    assert (coverage["clean"], coverage["contaminated"]) == (1169, 2)
+    flagged = pq.read_table(tmp_path / "1" / "flagged.parquet").to_pylist()
+    assert [tuple(row.values()) for row in flagged] == [
+        ("doc4", "0.parquet", "arc_challenge", 20),
+        ("doc11", "0.parquet", "arc_challenge", 30),
+        ("doc33", "1.parquet", "arc_challenge", 30),
+    ]
+    coverage = json.loads((tmp_path / "1" / "coverage.json").read_text())
+    assert coverage["control"]["arc_challenge"]["verbatim"] == {"planted": 20, "found": 20}
+    suite = coverage["suites"]["arc_challenge"]
+    assert (suite["items"], suite["checkable"], suite["uncheckable"]) == (1172, 1171, [1])
+    assert (suite["clean"], suite["contaminated"]) == (1169, 2)
+    assert suite["by_kind"] == {"clean": 1169, "exact": 2, "uncheckable": 1}
+    assert coverage["suites"]["arc_challenge:train"]["severity"] == "train"
+    sweep = json.loads((tmp_path / "1" / "sweep.json").read_text())
+    runs = {row["run"]: row["contaminated"] for row in sweep if row["suite"] == "arc_challenge" and "run" in row}
+    longest = max(row["longest_run"] for row in verdicts)
+    assert (runs[8], runs[longest], runs.get(longest + 1, 0)) == (2, 1, 0)
+
+
+def test_a_killed_scan_continues(documents, benchmarks, tmp_path):
+    """kill -9 in the middle, then the same command: the same bytes as a scan that was never killed."""
+    whole = tmp_path / "whole"
+    scan_files(_command(documents, benchmarks, whole, 1))
+    config = {
+        "documents": [str(path) for path in documents],
+        "benchmarks": str(benchmarks),
+        "suites": list(SUITE_NAMES),
+        "config": {"control_items": 20},
+        "seed": 1,
+        "workers": 1,
+        "out": str(tmp_path / "out"),
+        "resume": str(tmp_path / "scanned"),
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arguments = [sys.executable, "-m", "eval.contamination", str(tmp_path / "config.json")]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "scanned").glob("*/*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    results = sorted((tmp_path / "scanned").glob("*/*.jsonl"))
+    times = {path: path.stat().st_mtime_ns for path in results}
+    assert times
+    for path in results[2:]:  # as if the kill had come earlier than it could be timed
+        path.unlink()
+    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+    assert len(list((tmp_path / "scanned").glob("*/*.jsonl"))) == 8
+    assert all(path.stat().st_mtime_ns == times[path] for path in results[:2])
+    for path in whole.iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+    # other documents are another scan
+    config["documents"] = config["documents"][:1]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+    assert json.loads((tmp_path / "out" / "coverage.json").read_text())["documents"] == 20
 
 
 def test_command_line(documents, benchmarks, tmp_path):
@@ -289,10 +397,3 @@ def test_command_line(documents, benchmarks, tmp_path):
     pq.write_table(pa.table({"id": ["a"], "body": ["b"]}), tmp_path / "bad.parquet")
     bad = command(documents=[str(tmp_path / "bad.parquet")])
     assert bad.returncode == 1 and "bad.parquet: column 'text' is missing" in bad.stderr
-
-
-def test_bytes_that_are_not_utf8_are_read(tmp_path):
-    raw = pa.array([b"caf\xff \xed\xa0\x80 ok", None], pa.binary())
-    text = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
-    pq.write_table(pa.table({"id": ["a", "b"], "text": text}), tmp_path / "d.parquet")
-    assert [text for _, text in read_documents(tmp_path / "d.parquet", 0)] == ["caf\ufffd \ufffd\ufffd\ufffd ok", ""]

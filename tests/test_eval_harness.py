@@ -22,12 +22,11 @@ from eval.harness import (
     Execution,
     HarnessConfig,
     HarnessError,
-    chosen_items,
     evaluate_checkpoint,
     load_model,
     write_tasks,
 )
-from eval.suites import SUITES, SuiteError, write_rows
+from eval.suites import SUITES, SuiteError, chosen_items, write_rows
 from model.checkpoint import load_final, publish_final
 from model.config import Activation, GPTConfig, Norm, Position
 from model.gpt import GPT, initialise

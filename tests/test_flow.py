@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +135,56 @@ def test_killed_in_mid_training_it_resumes_to_the_same_bytes_in_another_store(fi
         o["path"]: o["sha256"] for o in same["outputs"] if not o["recorded"]
     }
     assert second.keys()["report"][0] in first.keys()["report"]
+
+
+@pytest.fixture
+def leaky(first: Store, tmp_path: Path) -> tuple[str, str]:
+    """A corpus in which documents 3 and 17 hold an ARC item each, as `--set` of its source."""
+    items = pq.read_table(next(first.root.glob("stages/benchmarks/*/*/arc_easy.parquet"))).to_pylist()
+    prose = "We hold the public interest to be the first interest. " * 40
+    texts = [f"Speech {number}. {prose}" for number in range(60)]
+    for document, item in ((3, 10), (17, 20)):
+        row = items[item]
+        answer = row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
+        texts[document] += f"{row['question']} {answer} {texts[document]}"
+    path = tmp_path / "leaky.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = json.dumps({"kind": "files", "path": str(path)})
+    return f"data.source={source}", 'evaluation.suites=["arc_easy"]'
+
+
+def test_refuse_ends_before_training_and_shows_the_table(leaky: tuple[str, str], home: Path, tmp_path: Path):
+    store = Store(tmp_path / "store")
+    changes = (*leaky, 'contamination.mode="refuse"', "tokenizer.vocab_size=300", "data.validation_fraction=0.1")
+    process = daily_train("--store", str(store.root), home=home, changes=changes)
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert "the training text contains benchmark items (arc_easy 2)" in output
+    assert store.manifests("contamination") and not store.manifests("tokenizer") and not store.manifests("train")
+
+
+def test_filter_drops_the_documents_and_the_second_check_finds_nothing(
+    leaky: tuple[str, str], home: Path, tmp_path: Path
+):
+    store = Store(tmp_path / "store")
+    changes = (*leaky, 'contamination.mode="filter"', "tokenizer.vocab_size=300", "data.validation_fraction=0.1")
+    changes = (*changes, "train.tokens=4096", "train.validation_tokens=512")
+    output = finished(daily_train("--store", str(store.root), home=home, changes=changes))
+    assert "2 documents that contaminate benchmark items were dropped" in output
+    [filtered], [raw] = store.manifests("filter"), store.manifests("download")
+    assert {o["path"]: o["sha256"] for o in filtered["outputs"] if o["path"].startswith("train")} != {
+        o["path"]: o["sha256"] for o in raw["outputs"] if o["path"].startswith("train")
+    }
+    counts = [
+        json.loads(path.read_text())["suites"]["arc_easy"]["contaminated"]
+        for path in store.root.glob("stages/contamination/*/*/coverage.json")
+    ]
+    assert sorted(counts) == [0, 2]
+    explained = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "explain", "arc_easy:10", "--store", str(store.root)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert explained.stdout.startswith("arc_easy:10  clean")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,344 @@
+"""The compiled inner loop: words and their n-gram hashes straight from UTF-8 bytes, looked up in a table.
+
+* One pass, no copies: a document costs its bytes and nothing else, however long its lines are.
+* A hash only proposes. Every hit is compared word for word by `eval/matching.py`, and equal words always have equal
+  hashes, so nothing is missed and nothing is invented.
+* Documents in which characters act on their neighbours are only marked: Python's own normalisation gives their
+  words, which come back here as text.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from eval.words import JOINS, folding_tables
+
+_RING = 256
+LONGEST = _RING - 1
+"""Most words of an n-gram: the loop remembers this many word starts."""
+_PRIME = np.uint64(0x100000001B3)
+_BASIS = np.uint64(0xCBF29CE484222325)
+_MIX = np.uint64(0xD6E8FEB86659FD93)
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_HALF = np.uint64(32)
+_PACKED = np.uint64(63)
+_SIX = np.uint64(6)
+_ONE = np.uint64(1)
+_FEWEST_HITS = 4096
+_MOST_BITS = 23
+
+
+@dataclass(frozen=True)
+class NgramTable:
+    """n-grams of several lengths by hash: open addressing behind two bitmaps that refuse nearly every word.
+
+    A bitmap has one 64-bit word, chosen by a hash's highest bits, in which two more of its bits stand.
+    """
+
+    lengths: np.ndarray
+    """int64, ascending; the last is the length of nearly all n-grams."""
+    powers: np.ndarray
+    """uint64: _STEP ** length, to take the words before an n-gram out of a hash."""
+    long_bitmap: np.ndarray
+    """uint64: the n-grams of the last length."""
+    short_bitmap: np.ndarray
+    """uint64: the last words of all shorter n-grams, as many as the shortest has."""
+    hashes: np.ndarray
+    """uint64: hash of every n-gram, ascending within a length."""
+    first: np.ndarray
+    """int64: number of the first n-gram of each length, and the number of all."""
+    slots: np.ndarray
+    """int32, a power of two of them: n-gram that stands there, or -1."""
+
+
+def build_table(
+    hashes_by_length: dict[int, np.ndarray], short_endings: np.ndarray
+) -> tuple[NgramTable, dict[int, np.ndarray]]:
+    """The table, and for every length the number that each of its hashes got.
+
+    `short_endings` are the hashes of the last words of all n-grams but the longest, as many as the shortest has.
+    """
+    lengths = sorted(hashes_by_length)
+    numbers, unique, total = {}, [], 0
+    for length in lengths:
+        distinct, inverse = np.unique(hashes_by_length[length], return_inverse=True)
+        numbers[length] = inverse + total
+        unique.append(distinct)
+        total += len(distinct)
+    hashes = np.concatenate(unique)
+    slots = np.full(1 << max(4, int(np.ceil(np.log2(2 * total + 1)))), -1, np.int32)
+    _fill(hashes, slots)
+    table = NgramTable(
+        lengths=np.array(lengths, np.int64),
+        powers=np.array([pow(int(_STEP), length, 1 << 64) for length in lengths], np.uint64),
+        long_bitmap=_bitmap(unique[-1]),
+        short_bitmap=_bitmap(np.unique(short_endings)),
+        hashes=hashes,
+        first=np.cumsum([0, *map(len, unique)]),
+        slots=slots,
+    )
+    return table, numbers
+
+
+def _bitmap(distinct: np.ndarray) -> np.ndarray:
+    # about ten bits for each, sparse enough to refuse most words, and small enough for the L2 cache
+    bits = max(12, min(_MOST_BITS, int(np.ceil(np.log2(len(distinct) + 1))) + 3))
+    bitmap = np.zeros(1 << (bits - 6), np.uint64)
+    place = (distinct >> np.uint64(32)) & np.uint64(len(bitmap) - 1)
+    np.bitwise_or.at(bitmap, place, (_ONE << (distinct & _PACKED)) | (_ONE << (distinct >> _SIX & _PACKED)))
+    return bitmap
+
+
+@numba.njit(inline="always")
+def _may_hold(bitmap: np.ndarray, ngram: np.uint64) -> bool:
+    packed = bitmap[(ngram >> _HALF) & np.uint64(len(bitmap) - 1)]
+    return packed >> (ngram & _PACKED) & packed >> (ngram >> _SIX & _PACKED) & _ONE != 0
+
+
+@numba.njit(cache=True)
+def _fill(hashes: np.ndarray, slots: np.ndarray) -> None:
+    mask = np.uint64(len(slots) - 1)
+    for number in range(len(hashes)):
+        place = (hashes[number] >> _HALF) & mask
+        while slots[place] >= 0:
+            place = (place + _ONE) & mask
+        slots[place] = number
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Places of n-grams of the table, in order; the arrays are as long as there are hits."""
+
+    document: np.ndarray
+    word: np.ndarray
+    """Position of the n-gram's first word among the document's words."""
+    ngram: np.ndarray
+    start: np.ndarray
+    """First byte, from the document's beginning."""
+    end: np.ndarray
+    words: np.ndarray
+    """Of every document: how many words it has; -1 where `eval.words.words` has to say what they are."""
+
+
+def scan(data: np.ndarray, offsets: np.ndarray, table: NgramTable) -> Hits:
+    """All hits in the documents data[offsets[i] : offsets[i + 1]], UTF-8 as uint8."""
+    capacity = _FEWEST_HITS
+    word_counts = np.zeros(len(offsets) - 1, np.int64)
+    while True:
+        found = np.empty((capacity, 5), np.int64)
+        count = _scan(
+            data,
+            offsets,
+            *folding_tables(),
+            table.lengths,
+            table.powers,
+            table.long_bitmap,
+            table.short_bitmap,
+            table.hashes,
+            table.slots,
+            found,
+            word_counts,
+        )
+        if count <= capacity:
+            return Hits(*found[:count].T, words=word_counts)
+        capacity = count
+
+
+def word_hashes(sequence: list[str]) -> np.ndarray:
+    """The hash of every word, as the scan has it."""
+    joined = " ".join(sequence)
+    data = np.frombuffer(joined.encode("utf-8"), np.uint8)
+    hashes = np.zeros(len(sequence), np.uint64)
+    count = _hash_words(data, hashes)
+    if count != len(sequence):
+        raise ValueError(f"{len(sequence)} words, but {count} when joined by spaces")
+    return hashes
+
+
+def ngram_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
+    """The hash of every run of `length` words, from `word_hashes`."""
+    count = max(0, len(hashes) - length + 1)
+    combined = np.zeros(count, np.uint64)
+    for position in range(length):
+        combined = combined * _STEP + hashes[position : position + count]
+    return combined
+
+
+def lookup(hashes: np.ndarray, length: int, table: NgramTable) -> np.ndarray:
+    """Numbers of the n-grams of that length with these hashes; -1 where there is none."""
+    number = int(np.searchsorted(table.lengths, length))
+    first, last = table.first[number], table.first[number + 1]
+    if first == last:
+        return np.full(len(hashes), -1)
+    found = first + np.minimum(np.searchsorted(table.hashes[first:last], hashes), last - first - 1)
+    return np.where(table.hashes[found] == hashes, found, -1)
+
+
+@numba.njit(inline="always")
+def _letter(word: np.uint64, code: int) -> np.uint64:
+    return (word ^ np.uint64(code)) * _PRIME
+
+
+@numba.njit(inline="always")
+def _finished(word: np.uint64) -> np.uint64:
+    word = (word ^ (word >> _HALF)) * _MIX
+    return word ^ (word >> _HALF)
+
+
+@numba.njit(inline="always")
+def _decode(data: np.ndarray, i: int, end: int) -> tuple[int, int]:
+    """(code point, bytes) at i; a byte that starts no valid character is U+FFFD, as in bytes.decode."""
+    lead = np.int64(data[i])
+    if lead < 0x80:
+        return lead, 1
+    if 0xC2 <= lead <= 0xDF and i + 1 < end and data[i + 1] & 0xC0 == 0x80:
+        return (lead & 0x1F) << 6 | np.int64(data[i + 1] & 0x3F), 2
+    if 0xE0 <= lead <= 0xEF and i + 2 < end and data[i + 1] & 0xC0 == 0x80 and data[i + 2] & 0xC0 == 0x80:
+        code = (lead & 0x0F) << 12 | np.int64(data[i + 1] & 0x3F) << 6 | np.int64(data[i + 2] & 0x3F)
+        if code >= 0x800 and not 0xD800 <= code <= 0xDFFF:
+            return code, 3
+    if (
+        0xF0 <= lead <= 0xF4
+        and i + 3 < end
+        and data[i + 1] & 0xC0 == 0x80
+        and data[i + 2] & 0xC0 == 0x80
+        and data[i + 3] & 0xC0 == 0x80
+    ):
+        code = (
+            (lead & 0x07) << 18
+            | np.int64(data[i + 1] & 0x3F) << 12
+            | np.int64(data[i + 2] & 0x3F) << 6
+            | np.int64(data[i + 3] & 0x3F)
+        )
+        if 0x10000 <= code <= 0x10FFFF:
+            return code, 4
+    return 0xFFFD, 1
+
+
+@numba.njit(cache=True)
+def _place(hashes: np.ndarray, slots: np.ndarray, ngram: np.uint64) -> int:
+    """Number of the n-gram with this hash, or -1."""
+    mask = np.uint64(len(slots) - 1)
+    place = (ngram >> _HALF) & mask
+    while slots[place] >= 0:
+        if hashes[slots[place]] == ngram:
+            return slots[place]
+        place = (place + _ONE) & mask
+    return -1
+
+
+@numba.njit(cache=True)
+def _hash_words(data: np.ndarray, hashes: np.ndarray) -> int:
+    """Hashes of words joined by single spaces."""
+    count, i, end = 0, 0, len(data)
+    word = _BASIS
+    while i < end:
+        code, width = _decode(data, i, end)
+        if code == 32:
+            hashes[count] = _finished(word)
+            count += 1
+            word = _BASIS
+        else:
+            word = _letter(word, code)
+        i += width
+    if end:
+        hashes[count] = _finished(word)
+        count += 1
+    return count
+
+
+@numba.njit(cache=True)
+def _scan(
+    data,
+    offsets,
+    fold,
+    expansion_first,
+    expansion,
+    lengths,
+    powers,
+    long_bitmap,
+    short_bitmap,
+    hashes,
+    slots,
+    found,
+    word_counts,
+):
+    shortest, longest = lengths[0], lengths[-1]
+    prefix = np.zeros(_RING, np.uint64)  # hash of all words up to one: an n-gram's is a difference of two
+    starts = np.zeros(_RING, np.int64)
+    hit_count = 0
+    for document in range(len(offsets) - 1):
+        first, end = offsets[document], offsets[document + 1]
+        hits_before = hit_count
+        count = 0
+        start, last = np.int64(-1), np.int64(0)
+        word = _BASIS
+        prefix[_RING - 1] = np.uint64(0)  # stands before word 0
+        i = first
+        while i <= end:
+            # one character, or the end of the document as a separator
+            if i == end:
+                code, width = np.int64(0), 1
+            elif data[i] < 0x80:
+                code, width = np.int64(fold[data[i]]), 1
+            else:
+                point, width = _decode(data, i, end)
+                code = np.int64(fold[point])
+            if code > 0:
+                if start < 0:
+                    start = i
+                word = _letter(word, code)
+                i += width
+                last = i
+                continue
+            if code == JOINS:
+                break
+            part, parts = 0, 1
+            if code < JOINS:
+                part, parts = expansion_first[-2 - code], expansion_first[-1 - code]
+            while part < parts:
+                if code < JOINS and expansion[part] > 0:
+                    if start < 0:
+                        start = i
+                    word = _letter(word, expansion[part])
+                    last = i + width
+                elif start >= 0:
+                    ring = count & (_RING - 1)
+                    starts[ring] = start
+                    total = prefix[(count - 1) & (_RING - 1)] * _STEP + _finished(word)
+                    prefix[ring] = total
+                    count += 1
+                    start = np.int64(-1)
+                    word = _BASIS
+                    if count >= longest:
+                        ngram = total - prefix[(count - 1 - longest) & (_RING - 1)] * powers[-1]
+                        if _may_hold(long_bitmap, ngram):
+                            place = _place(hashes, slots, ngram)
+                            if place >= 0:
+                                if hit_count < len(found):
+                                    begin = starts[(count - longest) & (_RING - 1)]
+                                    found[hit_count] = (document, count - longest, place, begin - first, last - first)
+                                hit_count += 1
+                    if count >= shortest and _may_hold(
+                        short_bitmap, total - prefix[(count - 1 - shortest) & (_RING - 1)] * powers[0]
+                    ):
+                        for number in range(len(lengths) - 1):
+                            length = lengths[number]
+                            if count < length:
+                                break
+                            ngram = total - prefix[(count - 1 - length) & (_RING - 1)] * powers[number]
+                            place = _place(hashes, slots, ngram)
+                            if place >= 0:
+                                if hit_count < len(found):
+                                    begin = starts[(count - length) & (_RING - 1)]
+                                    found[hit_count] = (document, count - length, place, begin - first, last - first)
+                                hit_count += 1
+                part += 1
+            i += width
+        if i <= end:
+            word_counts[document] = -1
+            hit_count = hits_before
+        else:
+            word_counts[document] = count
+    return hit_count

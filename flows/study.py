@@ -1,0 +1,75 @@
+"""The question of the contaminated-model papers: what do copies of benchmark items in the text do to the scores?
+
+The same small model is trained with and without planted copies of some items. The gain is reported on those items, on
+the rest of their suite and on the other suites, with intervals. Every stage is the daily run's own, kept in the store.
+
+Run it with `daily-train study`, or start `contamination-study` from the Prefect UI.
+"""
+
+import dataclasses
+import os
+
+from prefect import flow
+
+from flows.config import (
+    DataChanges,
+    EvaluationChanges,
+    Execution,
+    ModelChanges,
+    Preset,
+    TrainChanges,
+    changes_of,
+    compose,
+    place_of,
+)
+from tasks.benchmarks import fetch_benchmarks
+from tasks.download import download
+from tasks.evaluate import evaluate_model
+from tasks.shard import build_shards
+from tasks.study import StudyConfig, plant, planted_items, publish_study
+from tasks.tokenizer import build_tokenizer
+from tasks.train import train_model
+
+SEED_OF_THE_OTHER_ARM = 1000
+
+
+@flow(name="contamination-study")
+def contamination_study(
+    preset: Preset = Preset.study,
+    study: StudyConfig = StudyConfig(),
+    train: TrainChanges = TrainChanges(),
+    model: ModelChanges = ModelChanges(),
+    data: DataChanges = DataChanges(),
+    evaluation: EvaluationChanges = EvaluationChanges(),
+    execution: Execution = Execution(),
+) -> str:
+    """Train the same model with and without planted copies of benchmark items, and report the gain.
+
+    Args:
+        preset: The recipe of both arms; `study` takes a few minutes on a CPU.
+        study: Which items are planted, how often, and how many pairs of trainings. No copies make an A/A run.
+        train: Budget, learning rates, schedule and seed. An empty field keeps the preset's value.
+        model: Size and components of the network. An empty field keeps the preset's value.
+        data: Where the documents come from. An empty field keeps the preset's value.
+        evaluation: Suites, and how many items of each. An empty field keeps the preset's value.
+        execution: Store, workers, device and price: where it happens, never what it is.
+    """
+    run = compose(preset, changes_of(train=train, model=model, data=data, evaluation=evaluation))
+    place = place_of(execution, dict(os.environ))
+    planted = planted_items(study, run.evaluation)
+
+    documents = download(run.data, place)
+    items = fetch_benchmarks(run.evaluation.suites, place)
+    vocabulary = build_tokenizer(run.tokenizer, documents, place)
+    with_copies = plant(study, planted, documents, items, place) if study.copies else documents
+    shift = 0 if study.copies else SEED_OF_THE_OTHER_ARM
+
+    def scores(corpus: object, seed: int) -> object:
+        shards = build_shards(run.shard, corpus, vocabulary, place)
+        recipe = dataclasses.replace(run.train, seed=run.train.seed + seed)
+        checkpoint = train_model(run.model, recipe, shards, vocabulary, place)
+        return evaluate_model(run.evaluation, checkpoint, vocabulary, items, place)
+
+    treated = [scores(with_copies, seed + shift) for seed in range(study.seeds)]
+    control = [scores(documents, seed) for seed in range(study.seeds)]
+    return publish_study(study, planted, treated, control, place)

@@ -1,0 +1,75 @@
+"""`daily-train explain hellaswag:123`: why an item counts as contaminated or clean in a finished run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from eval.findings import snippet
+from eval.leaks import explain
+from eval.references import references
+from eval.suites import SUITES
+from tasks.report import read_ledger
+from tasks.stage import Place, Result, StageError, load, materialise
+
+
+def explain_item(name: str, run: str | None, place: Place) -> str:
+    """The verdict of `suite:item` in the newest run, or in the one whose name begins with `run`, with both texts."""
+    suite, _, number = name.partition(":")
+    if suite not in SUITES or not number.isdigit():
+        raise StageError(f"item {name!r}: expected SUITE:NUMBER with one of {', '.join(SUITES)}")
+    row = _run(run, place)
+    checked = _finished("contamination", row["stages"]["contamination"], place)
+    folder = materialise(checked, place)
+    verdicts = pq.read_table(folder / "verdicts.parquet")
+    found = verdicts.filter((pc.field("suite") == suite) & (pc.field("item") == int(number))).to_pylist()
+    if not found:
+        raise StageError(f"item {name!r} was not checked in run {row['run'][:12]}")
+    [verdict] = found
+    if verdict["document"] is None:
+        return f"{name}  {verdict['verdict']}: no training document shares a long enough run of words with it"
+    corpus = "filter" if "filter" in row["stages"] else "download"
+    match = _recorded(folder, suite, int(number)) or _looked_up(verdict, corpus, row, place)
+    return explain({**match, **verdict}, f"stages/{corpus}/{row['stages'][corpus]}/…/{match['file']}")
+
+
+def _run(run: str | None, place: Place) -> dict[str, Any]:
+    rows = sorted(read_ledger(place), key=lambda row: row["finished"])
+    chosen = [row for row in rows if row["run"].startswith(run or "")]
+    if not chosen:
+        raise StageError(f"{place.store.url}: there is no run{f' {run}' if run else ''} in the ledger")
+    return chosen[-1]
+
+
+def _finished(stage: str, key: str, place: Place) -> Result:
+    result = load(stage, key, place)
+    if result is None:
+        raise StageError(f"{place.store.url}: stage {stage} {key} of this run is gone")
+    return result
+
+
+def _recorded(folder: Path, suite: str, item: int) -> dict[str, Any] | None:
+    """The item's match among the longest ones, which the check keeps with both texts."""
+    with (folder / "matches.jsonl").open() as lines:
+        for line in lines:
+            match = json.loads(line)
+            if (match["suite"], match["item"]) == (suite, item):
+                return match
+    return None
+
+
+def _looked_up(verdict: dict[str, Any], corpus: str, row: dict[str, Any], place: Place) -> dict[str, Any]:
+    """The match of an item that is not among the longest, from the training document itself."""
+    documents = pq.read_table(materialise(_finished(corpus, row["stages"][corpus], place), place) / verdict["file"])
+    [text] = documents.filter(pc.field("id") == verdict["document"])["text"].to_pylist()[:1]
+    parts = snippet(text.encode(), verdict["start_byte"], verdict["end_byte"])
+    items = materialise(_finished("benchmarks", row["stages"][f"benchmarks {verdict['suite']}"], place), place)
+    reference = references(items, [verdict["suite"]])[verdict["item"]]
+    return {
+        "run": verdict["longest_run"],
+        "file": verdict["file"],
+        "document_text": dict(zip(("before", "match", "after"), parts, strict=True)),
+        "item_text": {"before": reference.forms[0].text, "match": "", "after": ""},
+    }

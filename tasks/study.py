@@ -1,0 +1,107 @@
+"""The contamination study: planted copies of benchmark items, and what they did to the scores."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from eval.figures import data_uri, study_figure
+from eval.references import references
+from eval.study import effects, gains, render_study
+from eval.suites import SUITES, chosen_items
+from tasks.benchmarks import Items
+from tasks.download import SCHEMA
+from tasks.evaluate import EvaluationConfig
+from tasks.stage import Place, Result, Stage, StageError, finish, materialise
+
+VERSION = 1
+
+
+class StudyConfig(BaseModel):
+    """Which items are planted, and how often."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    suite: str = Field("arc_easy", description="The suite whose items are planted.")
+    items: int = Field(100, ge=2, description="How many of its scored items are planted.")
+    copies: int = Field(8, ge=0, description="Copies of each. 0 is an A/A run: nothing planted, another seed.")
+    seeds: int = Field(1, ge=1, description="Pairs of trainings.")
+
+    @field_validator("suite")
+    @classmethod
+    def _known(cls, suite: str) -> str:
+        if suite not in SUITES:
+            raise ValueError(f"unknown suite {suite!r}; known are {', '.join(SUITES)}")
+        return suite
+
+
+def planted_items(config: StudyConfig, evaluation: EvaluationConfig) -> list[int]:
+    """The items that are planted: a seeded half at most of those that are scored, ascending."""
+    scored = chosen_items(SUITES[config.suite], evaluation.items_per_suite, evaluation.seed)
+    if config.suite not in evaluation.suites or 2 * config.items > len(scored):
+        raise StageError(
+            f"{config.items} items of {config.suite} cannot be planted: {len(scored)} of them are scored in suites "
+            f"{', '.join(evaluation.suites)}, and at least as many must stay to compare with"
+        )
+    return sorted(np.random.default_rng(evaluation.seed).choice(scored, config.items, replace=False).tolist())
+
+
+@task(name="plant", cache_policy=NO_CACHE)
+def plant(config: StudyConfig, planted: list[int], documents: Result, items: Items, place: Place) -> Result:
+    """The corpus with copies of the items, one short document each. Outputs as of `download`."""
+    literal = {"suite": config.suite, "items": planted, "copies": config.copies}
+    inputs = {"documents": documents.digest, "items": items.results[config.suite].digest}
+    stage = Stage(name="plant", version=VERSION, config=literal, inputs=inputs)
+
+    def build(work: Path, out: Path) -> None:
+        for path in materialise(documents, place).iterdir():
+            (out / path.name).write_bytes(path.read_bytes())
+        rows = references(items.folder(place, work / "benchmarks"), [config.suite])
+        texts = {row.item: row.forms[0] for row in rows if row.item in set(planted)}
+        names = [(copy, item) for copy in range(config.copies) for item in planted]
+        columns = {
+            "id": [f"planted/{config.suite}:{item}#{copy}" for copy, item in names],
+            "text": [texts[item] for _, item in names],
+            "source": ["planted"] * len(names),
+        }
+        pq.write_table(pa.table(columns, schema=SCHEMA), out / "train_planted.parquet", compression="zstd")
+
+    return finish(stage, place, build)
+
+
+@task(name="study", cache_policy=NO_CACHE)
+def publish_study(
+    config: StudyConfig, planted: list[int], with_copies: list[Result], without: list[Result], place: Place
+) -> str:
+    """Compare the two arms. Outputs: study.json, study.md, study.png. Returns where the page is."""
+    arms = {"with": with_copies, "without": without}
+    inputs = {f"{arm} {seed}": result.digest for arm, results in arms.items() for seed, result in enumerate(results)}
+    literal = {**config.model_dump(mode="json"), "planted": planted}
+    stage = Stage(name="study", version=VERSION, config=literal, inputs=inputs)
+
+    def build(_: Path, out: Path) -> None:
+        tables = {arm: [_samples(result, place) for result in results] for arm, results in arms.items()}
+        found = effects(gains(tables["with"], tables["without"]), config.suite, planted)
+        study: dict[str, Any] = {**literal, **found}
+        (out / "study.json").write_text(json.dumps(study, indent=1))
+        (out / "study.md").write_text(render_study(study))
+        (out / "study.png").write_bytes(study_figure(study["groups"]))
+
+    result = finish(stage, place, build)
+    folder = materialise(result, place)
+    figure = data_uri((folder / "study.png").read_bytes())
+    page = (folder / "study.md").read_text().replace("(study.png)", f"({figure})")
+    create_markdown_artifact(key="contamination-study", description="Gain from planted items", markdown=page)
+    create_image_artifact(key="contamination-study-figure", description="Gains by group", image_url=figure)
+    return f"{place.store.url}/{result.manifest.location(result.manifest.output('study.md'))}"
+
+
+def _samples(result: Result, place: Place) -> pa.Table:
+    return pq.read_table(materialise(result, place) / "samples.parquet")
