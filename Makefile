@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: daily test check up lock clean
+.PHONY: daily test check up bench-contamination lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -17,6 +17,9 @@ check: $(VENV)/installed-dev  ## lint
 
 up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
 	$(BIN)/daily-train up
+
+bench-contamination: $(VENV)/installed-dev $(VENV)-peers/installed  ## speed, memory and recall beside the peers
+	$(BIN)/python -m benchmarks.contamination --peer-python $(VENV)-peers/bin/python $(ARGS)
 
 lock: $(VENV)/installed-dev  ## write the versions that are installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
@@ -32,5 +35,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(VENV)-peers/installed:
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet datatrove==0.10.1 spacy 'xxhash<4'
+	touch $@
+
 clean:  ## remove the virtual environment; results in .daily-train stay
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-peers
