@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from huggingface_hub import constants
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
@@ -32,6 +33,8 @@ class Items:
     """The suites of a run: finished stages by suite, and for each suite that cannot be had the reason why."""
 
     results: dict[str, Result]
+    train: dict[str, Result]
+    """Train splits, where the folder has them: a leak of these has raised scores as well, so they are looked for."""
     missing: dict[str, str]
 
     @property
@@ -39,10 +42,15 @@ class Items:
         """Content digest of each suite's rows."""
         return {name: result.digest for name, result in self.results.items()}
 
+    @property
+    def train_digests(self) -> dict[str, str]:
+        """Content digest of each train split's rows."""
+        return {name: result.digest for name, result in self.train.items()}
+
     def folder(self, place: Place, folder: Path) -> Path:
-        """A folder with `{suite}.parquet` for every suite there is, verified."""
+        """A folder with `{suite}.parquet`, and `{suite}-train.parquet`, for every split there is, verified."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, result in self.results.items():
+        for name, result in {**self.results, **self.train}.items():
             link = folder / f"{name}.parquet"
             link.unlink(missing_ok=True)
             link.symlink_to(materialise(result, place) / link.name)
@@ -52,10 +60,10 @@ class Items:
 @task(name="benchmarks", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10, retry_condition_fn=transient)
 def fetch_benchmarks(suites: tuple[str, ...], place: Place) -> Items:
     """Rows of every suite in one normal form. Output of each: {suite}.parquet."""
-    results, missing = {}, {}
+    results, train, missing = {}, {}, {}
     for name in suites:
         source, identity = find_source(SUITES[name], place)
-        stage = Stage(name="benchmarks", version=VERSION, config={"suite": name, "source": identity}, inputs={})
+        stage = _stage(name, identity)
         build = partial(write_suite, name, source, place)
         try:
             results[name] = finish(stage, place, lambda _, out, build=build: build(out))
@@ -64,9 +72,16 @@ def fetch_benchmarks(suites: tuple[str, ...], place: Place) -> Items:
                 raise
             remedy = f"put {SUITES[name].file_name} into a folder and name it in benchmarks_dir"
             missing[name] = f"{error}. Remedy: {remedy}"
-    items = Items(results, missing)
+        if file := train_file(SUITES[name], place):
+            stage = _stage(f"{name}-train", {"file": digest_file(file).sha256})
+            train[f"{name}-train"] = finish(stage, place, lambda _, out, file=file: copy_train(file, out))
+    items = Items(results, train, missing)
     create_markdown_artifact(key="benchmarks", description="Benchmark items", markdown=describe(items))
     return items
+
+
+def _stage(name: str, source: dict[str, Any]) -> Stage:
+    return Stage(name="benchmarks", version=VERSION, config={"suite": name, "source": source}, inputs={})
 
 
 def find_source(suite: Suite, place: Place) -> tuple[str, dict[str, Any]]:
@@ -80,6 +95,20 @@ def find_source(suite: Suite, place: Place) -> tuple[str, dict[str, Any]]:
     if suite.name in WHEEL_SUITES:
         return "wheel", {"wheel": WHEEL[1]}
     return "hub", {"hub": suite.hub_id, "revision": suite.revision}
+
+
+def train_file(suite: Suite, place: Place) -> Path | None:
+    """The released train split of a suite whose test split is scored, if the folder has it (ARC)."""
+    if place.benchmarks_dir is None or suite.split != "test":
+        return None
+    file = place.benchmarks_dir / suite.file_name.replace("-test", "-train")
+    return file if file.is_file() else None
+
+
+def copy_train(file: Path, out: Path) -> dict[str, Any]:
+    """Keep a train split as it was released."""
+    (out / file.name).write_bytes(file.read_bytes())
+    return {"source": "folder", "rows": pq.read_metadata(file).num_rows}
 
 
 def write_suite(name: str, source: str, place: Place, out: Path) -> dict[str, Any]:
@@ -109,7 +138,7 @@ def describe(items: Items) -> str:
     """The stage's artifact: rows, source and digest of each suite, and what is missing."""
     rows = [
         [name, result.manifest.provenance["rows"], result.manifest.provenance["source"], result.digest[:16]]
-        for name, result in items.results.items()
+        for name, result in {**items.results, **items.train}.items()
     ]
     lines = [markdown_table(["suite", "items", "source", "digest"], rows)]
     lines += [f"**{name} is not scored**: {reason}" for name, reason in items.missing.items()]

@@ -57,7 +57,7 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
         name="contamination",
         version=VERSION,
         config=config.thresholds,
-        inputs={"documents": documents.digest, **items.digests},
+        inputs={"documents": documents.digest, **items.digests, **items.train_digests},
     )
 
     def build(work: Path, out: Path) -> None:
@@ -137,7 +137,8 @@ def read_findings(folder: Path) -> dict[str, Any]:
 
 
 def _refuse(coverage: dict[str, Any]) -> None:
-    counts = {suite: part["contaminated"] for suite, part in coverage["suites"].items() if part["contaminated"]}
+    scored = {suite: part for suite, part in coverage["suites"].items() if part["severity"] == "test"}
+    counts = {suite: part["contaminated"] for suite, part in scored.items() if part["contaminated"]}
     if counts:
         named = ", ".join(f"{suite} {count}" for suite, count in counts.items())
         raise StageError(

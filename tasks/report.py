@@ -138,7 +138,7 @@ def read_ledger(place: Place) -> list[dict[str, Any]]:
 
 
 def _by_suite(items: Items) -> dict[str, Result]:
-    return {f"benchmarks {name}": result for name, result in items.results.items()}
+    return {f"benchmarks {name}": result for name, result in {**items.results, **items.train}.items()}
 
 
 def _show(found: dict[str, Any], folder: Path, board: str) -> None:

@@ -64,7 +64,7 @@ def plant(config: StudyConfig, planted: list[int], documents: Result, items: Ite
         for path in materialise(documents, place).iterdir():
             (out / path.name).write_bytes(path.read_bytes())
         rows = references(items.folder(place, work / "benchmarks"), [config.suite])
-        texts = {row.item: row.forms[0] for row in rows if row.item in set(planted)}
+        texts = {row.item: row.forms[0].text for row in rows if row.suite == config.suite}
         names = [(copy, item) for copy in range(config.copies) for item in planted]
         columns = {
             "id": [f"planted/{config.suite}:{item}#{copy}" for copy, item in names],
