@@ -37,7 +37,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 $(VENV)-peers/installed:
 	$(PYTHON) -m venv $(VENV)-peers
-	$(VENV)-peers/bin/python -m pip install --quiet datatrove==0.10.1 spacy 'xxhash<4'
+	$(VENV)-peers/bin/python -m pip install --quiet 'datatrove[processing]==0.10.1' spacy 'xxhash<4' regex nltk pandas pyarrow
 	touch $@
 
 clean:  ## remove the virtual environment; results in .daily-train stay

@@ -14,8 +14,9 @@ import numpy as np
 
 from eval.words import JOINS, folding_tables
 
-_RING = 256
-LONGEST = _RING - 1
+_BLOCK = 256
+_RING = 1024  # words that are remembered: a block and the longest n-gram before it
+LONGEST = _RING - _BLOCK - 1
 """Most words of an n-gram: the loop remembers this many word starts."""
 _PRIME = np.uint64(0x100000001B3)
 _BASIS = np.uint64(0xCBF29CE484222325)
@@ -24,6 +25,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
 _PACKED = np.uint64(63)
 _SIX = np.uint64(6)
+_TWELVE = np.uint64(12)
 _ONE = np.uint64(1)
 _FEWEST_HITS = 4096
 _MOST_BITS = 23
@@ -82,18 +84,20 @@ def build_table(
 
 
 def _bitmap(distinct: np.ndarray) -> np.ndarray:
-    # about ten bits for each, sparse enough to refuse most words, and small enough for the L2 cache
-    bits = max(12, min(_MOST_BITS, int(np.ceil(np.log2(len(distinct) + 1))) + 3))
+    # ten bits or more for each, sparse enough to refuse nearly all words, and small enough for the L2 cache
+    bits = max(18, min(_MOST_BITS, int(np.ceil(np.log2(len(distinct) + 1))) + 3))
     bitmap = np.zeros(1 << (bits - 6), np.uint64)
     place = (distinct >> np.uint64(32)) & np.uint64(len(bitmap) - 1)
-    np.bitwise_or.at(bitmap, place, (_ONE << (distinct & _PACKED)) | (_ONE << (distinct >> _SIX & _PACKED)))
+    for shift in (np.uint64(0), _SIX, _TWELVE):
+        np.bitwise_or.at(bitmap, place, _ONE << (distinct >> shift & _PACKED))
     return bitmap
 
 
 @numba.njit(inline="always")
 def _may_hold(bitmap: np.ndarray, ngram: np.uint64) -> bool:
     packed = bitmap[(ngram >> _HALF) & np.uint64(len(bitmap) - 1)]
-    return packed >> (ngram & _PACKED) & packed >> (ngram >> _SIX & _PACKED) & _ONE != 0
+    both = packed >> (ngram & _PACKED) & packed >> (ngram >> _SIX & _PACKED)
+    return both & packed >> (ngram >> _TWELVE & _PACKED) & _ONE != 0
 
 
 @numba.njit(cache=True)
@@ -264,14 +268,15 @@ def _scan(
     found,
     word_counts,
 ):
-    shortest, longest = lengths[0], lengths[-1]
     prefix = np.zeros(_RING, np.uint64)  # hash of all words up to one: an n-gram's is a difference of two
     starts = np.zeros(_RING, np.int64)
+    ends = np.zeros(_RING, np.int64)
+    likely = np.zeros(_BLOCK, np.int64)
     hit_count = 0
     for document in range(len(offsets) - 1):
         first, end = offsets[document], offsets[document + 1]
         hits_before = hit_count
-        count = 0
+        count = looked_up = 0
         start, last = np.int64(-1), np.int64(0)
         word = _BASIS
         prefix[_RING - 1] = np.uint64(0)  # stands before word 0
@@ -305,35 +310,17 @@ def _scan(
                     last = i + width
                 elif start >= 0:
                     ring = count & (_RING - 1)
-                    starts[ring] = start
-                    total = prefix[(count - 1) & (_RING - 1)] * _STEP + _finished(word)
-                    prefix[ring] = total
+                    starts[ring], ends[ring] = start, last
+                    prefix[ring] = prefix[(count - 1) & (_RING - 1)] * _STEP + _finished(word)
                     count += 1
                     start = np.int64(-1)
                     word = _BASIS
-                    if count >= longest:
-                        ngram = total - prefix[(count - 1 - longest) & (_RING - 1)] * powers[-1]
-                        if _may_hold(long_bitmap, ngram):
-                            place = _place(hashes, slots, ngram)
-                            if place >= 0:
-                                if hit_count < len(found):
-                                    begin = starts[(count - longest) & (_RING - 1)]
-                                    found[hit_count] = (document, count - longest, place, begin - first, last - first)
-                                hit_count += 1
-                    if count >= shortest and _may_hold(
-                        short_bitmap, total - prefix[(count - 1 - shortest) & (_RING - 1)] * powers[0]
-                    ):
-                        for number in range(len(lengths) - 1):
-                            length = lengths[number]
-                            if count < length:
-                                break
-                            ngram = total - prefix[(count - 1 - length) & (_RING - 1)] * powers[number]
-                            place = _place(hashes, slots, ngram)
-                            if place >= 0:
-                                if hit_count < len(found):
-                                    begin = starts[(count - length) & (_RING - 1)]
-                                    found[hit_count] = (document, count - length, place, begin - first, last - first)
-                                hit_count += 1
+                    if count - looked_up == _BLOCK:
+                        hit_count = _look_up(
+                            prefix, starts, ends, likely, looked_up, count, document, first,
+                            lengths, powers, long_bitmap, short_bitmap, hashes, slots, found, hit_count,
+                        )  # fmt: skip
+                        looked_up = count
                 part += 1
             i += width
         if i <= end:
@@ -341,4 +328,46 @@ def _scan(
             hit_count = hits_before
         else:
             word_counts[document] = count
+            hit_count = _look_up(
+                prefix, starts, ends, likely, looked_up, count, document, first,
+                lengths, powers, long_bitmap, short_bitmap, hashes, slots, found, hit_count,
+            )  # fmt: skip
+    return hit_count
+
+
+@numba.njit(inline="always")
+def _ngram(prefix: np.ndarray, count: int, length: int, power: np.uint64) -> np.uint64:
+    """Hash of the `length` words before word `count`."""
+    return prefix[(count - 1) & (_RING - 1)] - prefix[(count - 1 - length) & (_RING - 1)] * power
+
+
+@numba.njit(cache=True)
+def _look_up(
+    prefix, starts, ends, likely, looked_up, count, document, first,
+    lengths, powers, long_bitmap, short_bitmap, hashes, slots, found, hit_count,
+):  # fmt: skip
+    """Write the hits of n-grams that end with words `looked_up` to `count` - 1; returns how many there are now.
+
+    The bitmaps are asked for a whole block of words first: the loads do not depend on each other or on any branch, so
+    the processor waits for many at once. Asked word by word they took half of the scan's time.
+    """
+    shortest, longest = lengths[0], lengths[-1]
+    candidates = 0
+    for after in range(looked_up + 1, count + 1):
+        long = (after >= longest) & _may_hold(long_bitmap, _ngram(prefix, after, longest, powers[-1]))
+        short = (after >= shortest) & _may_hold(short_bitmap, _ngram(prefix, after, shortest, powers[0]))
+        likely[candidates] = after << 2 | long << 1 | short
+        candidates += long | short
+    for candidate in range(candidates):
+        after, long, short = likely[candidate] >> 2, likely[candidate] & 2, likely[candidate] & 1
+        for number in range(-1 if long else 0, len(lengths) - 1 if short else 0):  # the longest first
+            length = lengths[number]
+            if after < length:
+                continue
+            place = _place(hashes, slots, _ngram(prefix, after, length, powers[number]))
+            if place >= 0:
+                if hit_count < len(found):
+                    begin, last = starts[(after - length) & (_RING - 1)], ends[(after - 1) & (_RING - 1)]
+                    found[hit_count] = (document, after - length, place, begin - first, last - first)
+                hit_count += 1
     return hit_count
