@@ -57,7 +57,7 @@ def match_lines(match: dict[str, Any]) -> list[str]:
     return [
         f"**{match['suite']}:{match['item']}**, {match['run']} words, coverage {match['coverage']:.2f}, {told}; "
         f"document {untrusted(match['document'])}, characters {match['start']:,} to {match['end']:,}",
-        markdown_table(["item", "training text"], [[_bold(match["item_text"]), _bold(match["document_text"])]]),
+        f"> item: {_bold(match['item_text'])}\n>\n> training text: {_bold(match['document_text'])}",
     ]
 
 

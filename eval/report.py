@@ -10,6 +10,12 @@ from eval.markup import code_block, markdown_table
 
 Report = dict[str, Any]
 
+FIGURES = {
+    "scores.png": "scores against chance",
+    "loss.png": "loss over training",
+    "sweep.png": "contaminated items by threshold",
+}
+"""Figures that lie beside the report, with what they show."""
 ITEM_SETS = ("all", "clean", "contaminated")
 
 
@@ -88,13 +94,13 @@ def render(report: Report) -> str:
         "## Scores",
         score_table(report["scores"]),
         *notes(report["scores"]),
-        "![scores](scores.png)",
+        _figure("scores.png"),
         "## Loss",
         markdown_table(
             ["validation loss (nats per token)", "bits per byte", "unigram entropy of the text (nats)", "below it by"],
             [[validation["loss"], validation["bits_per_byte"], text["unigram_entropy_nats"], gain]],
         ),
-        "![loss](loss.png)",
+        _figure("loss.png"),
         "## Training",
         markdown_table(
             ["parameters", "tokens", "steps", "FLOPs", "seconds", "tokens a second", "device"],
@@ -105,7 +111,7 @@ def render(report: Report) -> str:
         *_samples(report["samples"]),
         "## Contamination",
         contamination_section(report["contamination"]),
-        "![contaminated items by threshold](sweep.png)",
+        _figure("sweep.png"),
         *effects_section(report["leak_effects"]),
         "## Cost",
         markdown_table(
@@ -122,6 +128,10 @@ def render(report: Report) -> str:
         code_block(report["configuration"]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _figure(name: str) -> str:
+    return f"![{FIGURES[name]}]({name})"
 
 
 def _samples(samples: list[dict[str, str]]) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from eval.figures import data_uri, sweep_figure
+from eval.figures import inline, sweep_figure
 from eval.findings import ContaminationConfig
 from eval.leaks import contamination_section
 from tasks.benchmarks import Items
@@ -79,13 +79,11 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
 
     result = finish(stage, place, build)
     found = read_findings(materialise(result, place))
+    figure = inline("contaminated items by threshold", sweep_figure(found["sweep"], config.run))
     create_markdown_artifact(
-        key="contamination", description="Benchmark items in the training text", markdown=contamination_section(found)
-    )
-    create_image_artifact(
-        key="contamination-sweep",
-        description="Contaminated items by threshold",
-        image_url=data_uri(sweep_figure(found["sweep"], config.run)),
+        key="contamination",
+        description="Benchmark items in the training text",
+        markdown=f"{contamination_section(found)}\n\n{figure}",
     )
     if config.mode is Mode.REFUSE:
         _refuse(found["coverage"])

@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from prefect import task
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from eval.figures import data_uri, loss_figure, score_figure, sweep_figure
+from eval.figures import inline, loss_figure, score_figure, sweep_figure
 from eval.ledger import leaderboard, ledger_row
-from eval.report import joined_scores, notes, render, score_table
+from eval.report import FIGURES, joined_scores, notes, render, score_table
 from eval.stats import leak_effects, scores_by_verdict
 from tasks import provenance
 from tasks.benchmarks import Items
@@ -142,15 +142,14 @@ def _by_suite(items: Items) -> dict[str, Result]:
 
 
 def _show(found: dict[str, Any], folder: Path, board: str) -> None:
-    figures = {path.name: data_uri(path.read_bytes()) for path in folder.glob("*.png")}
     text = (folder / "report.md").read_text()
-    for name, uri in figures.items():
-        text = text.replace(f"({name})", f"({uri})")
+    for name, told in FIGURES.items():
+        text = text.replace(f"![{told}]({name})", inline(told, (folder / name).read_bytes()))
     create_markdown_artifact(key="report", description="The report of the run", markdown=text)
-    create_image_artifact(key="score-figure", description="Scores against chance", image_url=figures["scores.png"])
     create_markdown_artifact(key="leaderboard", description="All runs in the store", markdown=board)
+    figure = inline(FIGURES["scores.png"], (folder / "scores.png").read_bytes())
     create_markdown_artifact(
         key="score-table",
         description="Scores on all, clean and contaminated items",
-        markdown="\n\n".join([score_table(found["scores"]), *notes(found["scores"])]),
+        markdown="\n\n".join([score_table(found["scores"]), *notes(found["scores"]), figure]),
     )

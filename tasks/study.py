@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from eval.figures import data_uri, study_figure
+from eval.figures import inline, study_figure
 from eval.references import references
 from eval.study import effects, gains, render_study
 from eval.suites import SUITES, chosen_items
@@ -96,10 +96,9 @@ def publish_study(
 
     result = finish(stage, place, build)
     folder = materialise(result, place)
-    figure = data_uri((folder / "study.png").read_bytes())
-    page = (folder / "study.md").read_text().replace("(study.png)", f"({figure})")
+    figure = inline("gains", (folder / "study.png").read_bytes())
+    page = (folder / "study.md").read_text().replace("![gains](study.png)", figure)
     create_markdown_artifact(key="contamination-study", description="Gain from planted items", markdown=page)
-    create_image_artifact(key="contamination-study-figure", description="Gains by group", image_url=figure)
     return f"{place.store.url}/{result.manifest.location(result.manifest.output('study.md'))}"
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import (
-    create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     update_progress_artifact,
@@ -18,7 +17,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 
-from eval.figures import data_uri, loss_figure
+from eval.figures import inline, loss_figure
 from eval.markup import code_block, markdown_table
 from model.config import GPTConfig, TrainConfig
 from tasks.process import run_module
@@ -45,9 +44,8 @@ def train_model(model: GPTConfig, config: TrainConfig, shards: Result, tokenizer
     result = finish(stage, place, lambda work, out: _train(stage.config, shards, tokenizer, place, work, out))
     folder = materialise(result, place)
     create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
-    create_image_artifact(
-        key="loss", description="Loss over training", image_url=data_uri(loss_figure(read_metrics(folder)))
-    )
+    figure = inline("loss over training", loss_figure(read_metrics(folder)))
+    create_markdown_artifact(key="loss", description="Loss over training", markdown=figure)
     return result
 
 
