@@ -33,8 +33,10 @@ from model.generate import generate
 from model.gpt import GPT, initialise
 from model.loader import batch
 from model.metrics import MetricsLog, read_lines
-from model.optim import Optimizer, learning_rate_multiplier
+from model.mlp import rebalance
+from model.optim import Optimizer
 from model.run import Execution, RunConfig, check_same_run, literals, read_config, resolve
+from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardError, ShardSet, read_dataset
 from model.validation import Validation, validate
 
@@ -145,8 +147,11 @@ class Trainer:
         if train.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), train.grad_clip, grad_norm)
         multiplier = learning_rate_multiplier(train, self.step - 1, self.steps)
-        self.optimizer.step(multiplier)
-        return values | {"lr": train.learning_rate * multiplier}
+        self.optimizer.step(multiplier, muon_momentum(train, self.step - 1, self.steps))
+        values["lr"] = train.learning_rate * multiplier
+        if (largest_load := rebalance(self.model)) is not None:
+            values["largest_expert_load"] = round(largest_load, 3)
+        return values
 
     def save(self, metrics: MetricsLog) -> None:
         # the loss that shows a bad update comes one step later: never replace a good checkpoint by it
