@@ -16,14 +16,6 @@ import torch
 from model.config import ConfigError, GPTConfig, TrainConfig, Window
 from model.gpt import GPT
 
-PEAK_FLOPS_BF16 = {  # dense bf16 (fp16 on the T4), NVIDIA data sheets
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "T4": 65e12,
-}
-
-
 ROLES = ("embedding", "position", "tables", "matrices", "experts", "gates", "head", "scalars")
 
 
@@ -105,8 +97,3 @@ def dollars(seconds: float, usd_per_hour: float | None) -> float:
     if usd_per_hour is None:
         raise ConfigError("dollars need the price of the machine: execution.usd_per_hour is null")
     return seconds / 3600 * usd_per_hour
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Peak FLOP/s that MFU divides by; None when the device is not in the table (a CPU)."""
-    return next((peak for name, peak in PEAK_FLOPS_BF16.items() if name in device_name), None)
