@@ -25,7 +25,10 @@ import torch
 from model import checkpoint
 from model.checkpoint import CheckpointError
 from model.config import ConfigError, TrainConfig
+from model.hardware import HARDWARE, known_hardware
 from model.metrics import MetricsLog, NoLog, read_lines
+from model.parsing import require
+from model.plan import plan
 from model.run import RunConfig, check_same_run, literals, read_config
 from model.shards import ShardError
 from model.trainer import Trainer, TrainingError
@@ -103,11 +106,21 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m model.train", description="Train one model.")
     parser.add_argument("config", type=Path, help="JSON file of the run, see model.run.RunConfig")
+    parser.add_argument("--dry-run", action="store_true", help="print what the run would cost; reads no shards")
+    parser.add_argument("--hardware", choices=[hardware.name for hardware in HARDWARE], default="H100",
+                        help="GPU of the dry run")
+    parser.add_argument("--mfu", type=float, default=0.5, help="share of its peak that the dry run assumes")
     arguments = parser.parse_args(argv)
     signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     try:
-        return train(read_config(arguments.config), stop=lambda: bool(signals))
+        config = read_config(arguments.config)
+        if arguments.dry_run:
+            require(0 < arguments.mfu <= 1, "mfu", arguments.mfu, "in (0, 1]")
+            hardware = known_hardware(arguments.hardware)
+            print(json.dumps(plan(config.model, config.train, hardware, arguments.mfu), indent=2))
+            return 0
+        return train(config, stop=lambda: bool(signals))
     except (ConfigError, ShardError, CheckpointError, TrainingError) as error:
         message = str(error)
     except torch.OutOfMemoryError as error:
