@@ -1,21 +1,18 @@
 """What a network and its training are: two frozen dataclasses, checked when they are built.
 
 A value that makes no sense is refused here, by name, before a shard is read or a GPU is touched.
-`parse` turns the JSON of a run into these classes and refuses keys and types it does not know.
 """
 
 import dataclasses
 import math
-import types
-import typing
 from dataclasses import dataclass
 from enum import StrEnum
 
+from model.parsing import ConfigError, require, require_each
+from model.parsing import parse as parse
+
 MAX_VOCABULARY = 65_536  # tokens are stored as uint16
-
-
-class ConfigError(ValueError):
-    """A setting is missing, unknown or makes no sense; the message names it and its value."""
+BUDGETS = ("tokens", "flops", "gpu_hours", "usd")
 
 
 class Norm(StrEnum):
@@ -28,9 +25,39 @@ class Position(StrEnum):
     LEARNED = "learned"
 
 
+class AttentionKind(StrEnum):
+    MHA = "mha"
+    MLA = "mla"
+
+
+class Window(StrEnum):
+    """What a layer's queries see: one letter of window_pattern."""
+
+    LONG = "L"
+    SHORT = "S"
+    SPARSE = "N"
+
+
+class Smear(StrEnum):
+    NONE = "none"
+    EMBEDDING = "embedding"
+    KEY = "key"
+
+
 class Activation(StrEnum):
     RELU2 = "relu2"
     GELU = "gelu"
+    SWIGLU = "swiglu"
+
+
+class MLPKind(StrEnum):
+    DENSE = "dense"
+    MOE = "moe"
+
+
+class Balance(StrEnum):
+    BIAS = "bias"
+    LOSS = "loss"
 
 
 class OptimizerName(StrEnum):
@@ -48,19 +75,6 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
-def require(condition: bool, field: str, value: object, expected: str) -> None:
-    """Raise a ConfigError that names the field, what was expected and the value."""
-    if not condition:
-        raise ConfigError(f"{field} must be {expected}, but it is {value!r}")
-
-
-def _require_each(config: object, fields: str, condition: typing.Callable, expected: str) -> None:
-    """Check several fields at once; None and non-finite numbers never pass the comparison."""
-    for field in fields.split():
-        value = getattr(config, field)
-        require(value is not None and condition(value) and math.isfinite(value), field, value, expected)
-
-
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """One GPT network. The defaults are the modern block; every field can be set to GPT-2's choice."""
@@ -71,6 +85,8 @@ class GPTConfig:
     """Size of the residual stream."""
     heads: int
     """Attention heads a block; width / heads is the size of a head."""
+    kv_heads: int | None = None
+    """Heads of keys and values, each shared by heads / kv_heads queries (GQA); null: as many as heads."""
     mlp_ratio: int = 4
     """Hidden size of the feed-forward layer, in widths."""
     sequence_length: int
@@ -83,10 +99,56 @@ class GPTConfig:
     """rms: without weights, also after the embedding; layer: LayerNorm with weights."""
     position: Position = Position.ROTARY
     """How a token knows where it stands."""
+    attention: AttentionKind = AttentionKind.MHA
+    """mha: keys and values straight from the stream; mla: through a shared low-rank latent."""
+    latent_size: int | None = None
+    """Size of the latent of mla; null: width / 4."""
+    window_pattern: str = "L"
+    """One letter a layer, repeated over the depth: L full, S short window, N native sparse attention."""
+    short_window: int | None = None
+    """Tokens a query of an S layer sees, itself included; null: sequence_length / 4."""
+    sparse_block: int = 16
+    """Tokens a block of an N layer."""
+    sparse_blocks: int = 4
+    """Earlier blocks a query of an N layer reads in full."""
+    attention_gate: bool = False
+    """Every head's output is scaled by a gate read from the layer's input."""
     activation: Activation = Activation.RELU2
-    """relu2: squared ReLU; gelu: the tanh approximation GPT-2 used."""
+    """relu2: squared ReLU; gelu: the tanh approximation GPT-2 used; swiglu: gated, with a third matrix."""
+    mlp: MLPKind = MLPKind.DENSE
+    """dense: one feed-forward layer; moe: a router sends each token to a few of many small ones."""
+    experts: int = 16
+    """Routed experts of moe."""
+    experts_per_token: int = 3
+    """Routed experts that work on a token."""
+    shared_experts: int = 1
+    """Experts that work on every token."""
+    expert_hidden: int | None = None
+    """Hidden size of one expert, a multiple of 8; null: a token costs about as much as with dense."""
+    balance: Balance = Balance.BIAS
+    """How routers spread load: bias moves their choice, not their weights; loss is an added loss."""
+    balance_rate: float = 0.001
+    """bias: step of the bias a weight update; loss: weight of the loss."""
     qk_norm: bool = True
     """RMS-normalise queries and keys, which bounds the attention logits."""
+    qk_scale: float = 1.0
+    """Factor on queries and on keys after qk_norm; over 1 sharpens attention."""
+    rotary_base: float = 10_000.0
+    """Longest rotary wavelength, in tokens / 2 pi."""
+    rotary_fraction: float = 1.0
+    """Share of a head that is rotated; mla takes at most half."""
+    partial_key_offset: bool = False
+    """In L layers the dimensions that are not rotated take the key of the token before."""
+    smear: Smear = Smear.NONE
+    """Mix in the token before: embedding, by a learned gate; key, a learned share a head."""
+    value_embeddings: bool = False
+    """Every other layer adds a gated embedding of the token itself to its values."""
+    residual_lambdas: bool = False
+    """Every layer scales the residual stream by a learned number."""
+    embedding_lambdas: bool = False
+    """Every layer adds the embedding again, by a learned number."""
+    backout: bool = False
+    """Take a learned share of the middle layer's stream out again before the head."""
     tied_head: bool = False
     """The output projection is the token embedding."""
     bias: bool = False
@@ -95,23 +157,79 @@ class GPTConfig:
     """Blocks start as the identity; false: GPT-2's normal(0, 0.02 / sqrt(2 depth))."""
     softcap: float | None = None
     """Logits become softcap * tanh(logits / softcap), 15 is usual; null: not capped, faster on a CPU."""
-    rotary_base: float = 10_000.0
-    """Longest rotary wavelength, in tokens / 2 pi."""
 
     def __post_init__(self) -> None:
-        sizes = "depth width heads mlp_ratio sequence_length vocab_multiple"
-        _require_each(self, sizes, lambda value: value >= 1, "at least 1")
-        _require_each(self, "rotary_base", lambda value: value > 1, "over 1")
+        sizes = ("depth width heads mlp_ratio sequence_length vocab_multiple sparse_block sparse_blocks experts "
+                 "experts_per_token")
+        require_each(self, sizes, lambda value: value >= 1, "at least 1")
+        require_each(self, "kv_heads latent_size short_window expert_hidden", lambda value: value >= 1,
+                     "at least 1", null=True)
+        require_each(self, "shared_experts balance_rate", lambda value: value >= 0, "at least 0")
+        require_each(self, "rotary_base", lambda value: value > 1, "over 1")
+        require_each(self, "qk_scale", lambda value: value > 0, "positive")
+        require_each(self, "softcap", lambda value: value > 0, "positive", null=True)
+        require_each(self, "rotary_fraction", lambda value: 0 < value <= 1, "in (0, 1]")
+        require(self.window_pattern and set(self.window_pattern) <= set(Window), "window_pattern",
+                self.window_pattern, f"letters out of {', '.join(Window)}")
+        require(self.experts_per_token <= self.experts, "experts_per_token", self.experts_per_token,
+                f"at most experts, {self.experts}")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} must be a multiple of heads {self.heads}")
-        if self.position is Position.ROTARY and self.width // self.heads % 2:
-            raise ConfigError(f"rotary positions need an even head size, width / heads is "
-                              f"{self.width // self.heads}")
+        if self.heads % self.key_heads:
+            raise ConfigError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        if self.position is Position.ROTARY and (self.head_size % 2 or self.rotary_size < 2):
+            raise ConfigError(f"rotary positions need an even head size, width / heads is {self.head_size} of "
+                              f"which {self.rotary_size} are rotated")
+        if self.attention is AttentionKind.MLA and self.key_heads != self.heads:
+            raise ConfigError(f"mla shares a latent, not heads: kv_heads is {self.kv_heads}, null is expected")
+        if self.partial_key_offset and self.rotary_size == self.head_size:
+            raise ConfigError("partial_key_offset moves the dimensions that are not rotated, but rotary_fraction "
+                              "1.0 leaves none")
+        if self.mlp is MLPKind.MOE and (self.width % 8 or self.expert_size % 8):
+            raise ConfigError(f"grouped products need multiples of 8: width is {self.width}, expert_hidden "
+                              f"{self.expert_size}")
         if self.vocab_size is not None:
             require(1 < self.vocab_size <= MAX_VOCABULARY, "vocab_size", self.vocab_size,
                     f"from 2 to {MAX_VOCABULARY} (tokens are stored as uint16)")
-        if self.softcap is not None:
-            _require_each(self, "softcap", lambda value: value > 0, "positive or null")
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
+
+    @property
+    def rotary_size(self) -> int:
+        """Leading dimensions of a head that are rotated."""
+        if self.position is Position.LEARNED:
+            return 0
+        most = 0.5 if self.attention is AttentionKind.MLA else 1.0
+        return int(self.head_size * min(most, self.rotary_fraction)) // 2 * 2
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """What each layer sees; the last layer of a pattern with L is L, so that the logits saw everything."""
+        pattern = [Window(self.window_pattern[layer % len(self.window_pattern)]) for layer in range(self.depth)]
+        if Window.LONG in self.window_pattern:
+            pattern[-1] = Window.LONG
+        return tuple(pattern)
+
+    @property
+    def short_window_tokens(self) -> int:
+        return min(self.short_window or max(1, self.sequence_length // 4), self.sequence_length)
+
+    @property
+    def expert_size(self) -> int:
+        """Hidden size of one expert."""
+        working = self.experts_per_token + self.shared_experts
+        return self.expert_hidden or max(8, self.mlp_ratio * self.width // working // 8 * 8)
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Every other layer, the last among them."""
+        return self.value_embeddings and layer % 2 == (self.depth - 1) % 2
 
     @property
     def padded_vocab_size(self) -> int:
@@ -134,9 +252,13 @@ class TrainConfig:
     seed: int
     """Decides the initial weights and the order of the windows."""
     tokens: int | None = None
-    """Budget in training tokens; exactly one of tokens and flops is given."""
+    """Budget in training tokens; exactly one of tokens, flops, gpu_hours and usd is given."""
     flops: float | None = None
     """Budget in training FLOPs, counted as in model.cost."""
+    gpu_hours: float | None = None
+    """Budget in hours times processes; becomes steps by a short timing on the machine."""
+    usd: float | None = None
+    """Budget in US dollars of this machine; becomes hours by its price, then steps."""
     tokens_per_step: int
     """Tokens a weight update sees, over all micro-batches and processes."""
     micro_batch_sequences: int
@@ -150,9 +272,11 @@ class TrainConfig:
     head_learning_rate: float | None = None
     """Peak AdamW rate of the untied head; null as above."""
     scalar_learning_rate: float | None = None
-    """Peak AdamW rate of norms and biases; null as above."""
+    """Peak AdamW rate of norms, biases, gates and lambdas; null as above."""
     weight_decay: float = 0.0
     """Decoupled decay times the rate; muon: hidden matrices, adamw: every parameter of 2 dimensions."""
+    cautious_decay: bool = False
+    """Muon decays only weights that its update also moves towards 0, and fades decay with the schedule."""
     adam_beta1: float = 0.9
     """Decay a step of AdamW's first moment."""
     adam_beta2: float = 0.95
@@ -161,6 +285,12 @@ class TrainConfig:
     """Added to AdamW's denominator."""
     momentum: float = 0.95
     """Nesterov momentum of Muon."""
+    momentum_warmup_steps: int = 0
+    """Steps in which Muon's momentum rises from 0.85."""
+    momentum_final: float | None = None
+    """Momentum of Muon at the end of the cooldown; null: as before it."""
+    muon_beta2: float | None = None
+    """Decay a step of the second moment of each row of Muon's update (NorMuon); null: not normalised."""
     schedule: Schedule = Schedule.WSD
     """wsd: warm-up, stable, linear cooldown; cosine: warm-up, then half a cosine."""
     warmup_steps: int = 0
@@ -171,6 +301,10 @@ class TrainConfig:
     """Share of the peak rate that the schedule ends on."""
     grad_clip: float | None = None
     """Largest global gradient norm; null: not clipped."""
+    spike_deviations: float | None = 8.0
+    """A loss this many standard deviations over its running mean is a spike; null: no guard."""
+    spike_steps: int = 20
+    """Spikes in a row that stop the run."""
     precision: Precision = Precision.FP32
     """bf16: autocast with fp32 master weights."""
     validation_every_steps: int
@@ -185,20 +319,21 @@ class TrainConfig:
     """Tokens generated for each sample prompt, before and after training."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("tokens", "flops") if getattr(self, name) is not None]
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
-            what = "tokens and flops are both" if given else "neither tokens nor flops is"
+            what = f"{' and '.join(given)} are both" if given else f"neither {' nor '.join(BUDGETS)} is"
             raise ConfigError(f"a run has exactly one budget, but {what} given")
-        _require_each(self, given[0], lambda value: value > 0, "positive")
-        _require_each(self, "tokens_per_step micro_batch_sequences validation_every_steps validation_tokens "
-                      "checkpoint_every_steps log_every_steps", lambda value: value >= 1, "at least 1")
-        _require_each(self, "learning_rate adam_epsilon", lambda value: value > 0, "positive")
-        _require_each(self, "weight_decay warmup_steps sample_tokens", lambda value: value >= 0, "at least 0")
-        _require_each(self, "adam_beta1 adam_beta2 momentum", lambda value: 0 <= value < 1, "in [0, 1)")
-        _require_each(self, "cooldown_fraction final_lr_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
+        require_each(self, given[0], lambda value: value > 0, "positive")
+        require_each(self, "tokens_per_step micro_batch_sequences validation_every_steps validation_tokens "
+                     "checkpoint_every_steps log_every_steps spike_steps", lambda value: value >= 1, "at least 1")
+        require_each(self, "learning_rate adam_epsilon", lambda value: value > 0, "positive")
+        require_each(self, "weight_decay warmup_steps sample_tokens momentum_warmup_steps",
+                     lambda value: value >= 0, "at least 0")
+        require_each(self, "adam_beta1 adam_beta2 momentum", lambda value: 0 <= value < 1, "in [0, 1)")
+        require_each(self, "muon_beta2 momentum_final", lambda value: 0 <= value < 1, "in [0, 1)", null=True)
+        require_each(self, "cooldown_fraction final_lr_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
-        if self.grad_clip is not None:
-            _require_each(self, "grad_clip", lambda value: value > 0, "positive or null")
+        require_each(self, "grad_clip spike_deviations", lambda value: value > 0, "positive", null=True)
         for name in ("embedding_learning_rate", "head_learning_rate", "scalar_learning_rate"):
             value = getattr(self, name)
             if value is None and self.optimizer is OptimizerName.MUON:
@@ -206,44 +341,7 @@ class TrainConfig:
                                   f"comparable with AdamW's")
             require(value is None or 0 < value < math.inf, name, value, "positive")
 
-
-def parse(cls: type, values: object, section: str) -> typing.Any:
-    """Build dataclass `cls` from parsed JSON; `section` names the place in the errors."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{section} must be an object, but it is {values!r}")
-    kinds = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise ConfigError(f"{section} has the unknown key {', '.join(map(repr, unknown))}; "
-                          f"known are {', '.join(fields)}")
-    missing = [name for name, field in fields.items()
-               if name not in values and field.default is dataclasses.MISSING]
-    if missing:
-        raise ConfigError(f"{section} lacks the key {', '.join(map(repr, missing))}")
-    try:
-        return cls(**{name: _convert(value, kinds[name], name) for name, value in values.items()})
-    except ConfigError as error:
-        raise ConfigError(f"{section}: {error}") from None
-
-
-def _convert(value: object, kind: typing.Any, name: str) -> object:
-    """One JSON value as the annotated type; JSON's own types are trusted, strings are not numbers."""
-    if isinstance(kind, types.UnionType):
-        if value is None:
-            return None
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
-    if dataclasses.is_dataclass(kind):
-        return parse(kind, value, name)
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        choices = [choice.value for choice in kind]
-        require(value in choices, name, value, f"one of {', '.join(choices)}")
-        return kind(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)  # 1e9 is how people write a token budget
-    plain = typing.get_origin(kind) or kind
-    require(isinstance(value, plain) and (plain is bool or not isinstance(value, bool)), name, value,
-            f"of type {plain.__name__}")
-    return value
+    @property
+    def budget_unit(self) -> str:
+        """The one budget that is given."""
+        return next(name for name in BUDGETS if getattr(self, name) is not None)

@@ -1,44 +1,61 @@
-"""What a run costs in parameters and FLOPs, and how a budget becomes a number of steps.
+"""What a network costs in parameters and FLOPs, and how a budget becomes a number of steps.
 
 FLOPs follow the convention of PaLM (arXiv 2204.02311, appendix B) and nanoGPT: 6 for each weight of
-a matrix multiplication (2 forward, 4 backward) plus 12 * depth * width * sequence_length for
-attention, not halved for causality. Embedding look-ups are free, the head is a matrix also when
-tied. One convention for all designs, or their comparison means nothing.
+a matrix multiplication (2 forward, 4 backward) plus 12 * width * span for the attention of a layer,
+not halved for causality. The span is what a query sees in a layer: the sequence, its window, or in a
+sparse layer summaries, selected blocks and window. Of routed experts those that work on a token
+count. Look-ups are free, the head is a matrix also when tied. One convention for all designs, or
+their comparison means nothing. It counts what the design needs: an implementation that computes
+masked scores spends more and shows it as a lower MFU.
 """
 
-from model.config import ConfigError, GPTConfig, Norm, Position, TrainConfig
+from functools import cache
 
-PEAK_FLOPS_BF16 = {  # dense bf16 (fp16 on the T4), NVIDIA data sheets
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "T4": 65e12,
-}
+import torch
+
+from model.config import ConfigError, GPTConfig, TrainConfig, Window
+from model.gpt import GPT
+
+ROLES = ("embedding", "position", "tables", "matrices", "experts", "gates", "head", "scalars")
 
 
+def _role(name: str, parameter: torch.Tensor) -> str:
+    if parameter.ndim < 2:
+        return "scalars"
+    if name.startswith("value_embeddings"):
+        return "tables"
+    if name.endswith(("gate.weight", "router.weight")):
+        return "gates"
+    outside = {"token_embedding": "embedding", "position_embedding": "position", "head": "head"}
+    return outside.get(name.split(".")[0], "experts" if parameter.ndim == 3 else "matrices")
+
+
+@cache
 def parameters(config: GPTConfig) -> dict[str, int]:
-    """Number of weights by role, and their total; a tied head counts once, as embedding."""
-    width, hidden = config.width, config.mlp_ratio * config.width
-    norms = 2 * config.depth + 1
-    scalars = 0
-    if config.norm is Norm.LAYER:
-        scalars += norms * width * (2 if config.bias else 1)
-    if config.bias:
-        scalars += config.depth * (5 * width + hidden)
-    roles = {
-        "embedding": config.padded_vocab_size * width,
-        "position": config.sequence_length * width if config.position is Position.LEARNED else 0,
-        "matrices": config.depth * (4 * width * width + 2 * width * hidden),
-        "head": 0 if config.tied_head else config.padded_vocab_size * width,
-        "scalars": scalars,
-    }
-    return roles | {"total": sum(roles.values())}
+    """Number of weights by role, and their total; a tied head counts once, as embedding. `tables`
+    (value embeddings) cost memory and no FLOPs; `experts` are all routed ones, working or not."""
+    counted = dict.fromkeys(ROLES, 0)
+    with torch.device("meta"):
+        model = GPT(config)
+    for name, parameter in model.named_parameters():
+        counted[_role(name, parameter)] += parameter.numel()
+    return counted | {"total": sum(counted.values())}
+
+
+def attention_spans(config: GPTConfig, sequence_length: int) -> list[int]:
+    """Keys that a query of each layer is counted with."""
+    window = min(config.short_window_tokens, sequence_length)
+    sparse = window + sequence_length // config.sparse_block + (config.sparse_blocks + 1) * config.sparse_block
+    span = {Window.LONG: sequence_length, Window.SHORT: window, Window.SPARSE: min(sparse, sequence_length)}
+    return [span[kind] for kind in config.windows]
 
 
 def flops_per_token(config: GPTConfig, sequence_length: int) -> int:
     """Training FLOPs a token, forward and backward, in sequences of this length."""
-    multiplied = parameters(config)["matrices"] + config.padded_vocab_size * config.width
-    return 6 * multiplied + 12 * config.depth * config.width * sequence_length
+    counted = parameters(config)
+    multiplied = counted["matrices"] + counted["gates"] + config.padded_vocab_size * config.width
+    multiplied += counted["experts"] * config.experts_per_token // config.experts
+    return 6 * multiplied + 12 * config.width * sum(attention_spans(config, sequence_length))
 
 
 def sequences_per_step(train: TrainConfig, model: GPTConfig) -> int:
@@ -51,20 +68,32 @@ def sequences_per_step(train: TrainConfig, model: GPTConfig) -> int:
     return train.tokens_per_step // model.sequence_length
 
 
-def resolve_steps(train: TrainConfig, model: GPTConfig) -> int:
-    """The number of steps that the budget pays for; the budget is never exceeded."""
-    if train.tokens is not None:
-        budget, step_cost = train.tokens, train.tokens_per_step
-    else:
-        budget = train.flops
+def resolve_steps(train: TrainConfig, model: GPTConfig, *, processes: int = 1,
+                  seconds_per_step: float | None = None, usd_per_hour: float | None = None) -> int:
+    """The number of steps that the budget pays for; the budget is never exceeded.
+
+    Hours and dollars need the measured seconds a step; `usd_per_hour` is the price of all processes.
+    """
+    unit = train.budget_unit
+    budget = getattr(train, unit)
+    if unit == "tokens":
+        step_cost = train.tokens_per_step
+    elif unit == "flops":
         step_cost = flops_per_token(model, model.sequence_length) * train.tokens_per_step
+    elif seconds_per_step is None:
+        raise ConfigError(f"a budget in {unit} needs a timing on the machine")
+    elif unit == "gpu_hours":
+        step_cost = seconds_per_step * processes / 3600
+    else:
+        step_cost = dollars(seconds_per_step, usd_per_hour)
     steps = int(budget // step_cost)
     if steps < 1:
-        unit = "tokens" if train.tokens is not None else "flops"
-        raise ConfigError(f"the budget of {budget} {unit} is less than one step of {step_cost}")
+        raise ConfigError(f"the budget of {budget} {unit} is less than one step of {step_cost:.6g}")
     return steps
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Peak FLOP/s that MFU divides by; None when the device is not in the table (a CPU)."""
-    return next((peak for name, peak in PEAK_FLOPS_BF16.items() if name in device_name), None)
+def dollars(seconds: float, usd_per_hour: float | None) -> float:
+    """Price of a time on this machine."""
+    if usd_per_hour is None:
+        raise ConfigError("dollars need the price of the machine: execution.usd_per_hour is null")
+    return seconds / 3600 * usd_per_hour

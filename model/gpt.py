@@ -1,10 +1,11 @@
 """One GPT network that is both today's block and, with other settings, exactly GPT-2.
 
 Modern: rotary positions, RMSNorm without weights (also after the embedding), QK-norm, ReLU²,
-untied head, zero-initialised projections, soft-capped fp32 logits.
+untied head, zero-initialised projections, soft-capped fp32 logits; on demand value embeddings,
+lambdas on the residual stream, a smeared embedding and backout (docs/trainer.md has their sources).
 GPT-2: learned positions, LayerNorm with bias, tanh GELU, biases, tied head, its initialisation.
 
-Shape suffixes: B batch, T tokens, D width, H heads, K head size, M MLP hidden size, V vocabulary.
+Shape suffixes: B batch, T tokens, D width, E size of keys and values, V vocabulary.
 """
 
 import math
@@ -13,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import Activation, ConfigError, GPTConfig, Norm, Position
+from model.attention import RMS_EPSILON, Attention, rotary_tables
+from model.config import Balance, ConfigError, GPTConfig, MLPKind, Norm, Position, Smear
+from model.mlp import MLP, MixtureOfExperts, mixtures
 
 IGNORED_TARGET = -1
-RMS_EPSILON = 1e-6
+SMEAR_CHANNELS = 24  # of the embedding that the smear gate reads
 
 
 class RMSNorm(nn.Module):
@@ -32,76 +35,20 @@ def _norm(config: GPTConfig) -> nn.Module:
     return nn.LayerNorm(config.width, eps=1e-5, bias=config.bias)
 
 
-def rotary_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of shape (T, 1, K/2), in fp32: bf16 angles lose the position after 256 tokens."""
-    half = config.width // config.heads // 2
-    frequency = config.rotary_base ** -(torch.arange(half, dtype=torch.float64) / half)
-    angle = torch.outer(torch.arange(config.sequence_length, dtype=torch.float64), frequency)
-    return angle.cos().float()[:, None, :], angle.sin().float()[:, None, :]
-
-
-def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair (k, k + K/2) by its angle (RoFormer, arXiv 2104.09864)."""
-    first, second = x_BTHK.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(x_BTHK.dtype)
-
-
-class Attention(nn.Module):
-    """Causal self-attention. Query, key and value are separate matrices: Muon treats them so."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.query = nn.Linear(config.width, config.width, bias=config.bias)
-        self.key = nn.Linear(config.width, config.width, bias=config.bias)
-        self.value = nn.Linear(config.width, config.width, bias=config.bias)
-        self.project = nn.Linear(config.width, config.width, bias=config.bias)
-
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-        B, T, D = x_BTD.shape
-        heads = (B, T, self.config.heads, D // self.config.heads)
-        q_BTHK, k_BTHK, v_BTHK = (layer(x_BTD).view(heads) for layer in (self.query, self.key, self.value))
-        if rotary is not None:
-            q_BTHK, k_BTHK = rotate(q_BTHK, *rotary), rotate(k_BTHK, *rotary)
-        if self.config.qk_norm:
-            q_BTHK = F.rms_norm(q_BTHK, heads[-1:], eps=RMS_EPSILON)
-            k_BTHK = F.rms_norm(k_BTHK, heads[-1:], eps=RMS_EPSILON)
-        q_BHTK, k_BHTK, v_BHTK = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
-        # autocast may leave q and k in another type than v (norms run in fp32)
-        y_BHTK = F.scaled_dot_product_attention(q_BHTK.to(v_BHTK.dtype), k_BHTK.to(v_BHTK.dtype), v_BHTK,
-                                                is_causal=True)
-        return self.project(y_BHTK.transpose(1, 2).reshape(B, T, D))
-
-
-class MLP(nn.Module):
-    """Two matrices with a pointwise activation between them."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.activation = config.activation
-        self.expand = nn.Linear(config.width, config.mlp_ratio * config.width, bias=config.bias)
-        self.project = nn.Linear(config.mlp_ratio * config.width, config.width, bias=config.bias)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTM = self.expand(x_BTD)
-        if self.activation is Activation.GELU:
-            return self.project(F.gelu(h_BTM, approximate="tanh"))
-        return self.project(F.relu(h_BTM).square())  # ReLU²: Primer, arXiv 2109.08668
-
-
 class Block(nn.Module):
     """Attention and MLP, each added to the residual stream after a norm of its input."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = _norm(config)
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.mlp_norm = _norm(config)
-        self.mlp = MLP(config)
+        dense = config.mlp is MLPKind.DENSE
+        self.mlp = MLP(config, config.mlp_ratio * config.width) if dense else MixtureOfExperts(config)
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary)
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
+                value_embedding_BTE: Tensor | None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -119,25 +66,55 @@ class GPT(nn.Module):
             self.register_buffer("rotary_cos", cos, persistent=False)
             self.register_buffer("rotary_sin", sin, persistent=False)
         self.embedding_norm = _norm(config) if config.norm is Norm.RMS else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.final_norm = _norm(config)
         if not config.tied_head:
             self.head = nn.Linear(config.width, config.padded_vocab_size, bias=False)
+        value_size = config.key_heads * config.head_size
+        self.value_embeddings = nn.ModuleDict({
+            str(layer): nn.Embedding(config.padded_vocab_size, value_size)
+            for layer in range(config.depth) if config.has_value_embedding(layer)})
+        if config.smear is Smear.EMBEDDING:
+            self.smear_gate = nn.Linear(min(SMEAR_CHANNELS, config.width), 1, bias=False)
+            self.smear_lambda = nn.Parameter(torch.empty(1))
+        if config.residual_lambdas:
+            self.residual_lambdas = nn.Parameter(torch.empty(config.depth))
+        if config.embedding_lambdas:
+            self.embedding_lambdas = nn.Parameter(torch.empty(config.depth))
+        if config.backout:
+            self.backout_lambda = nn.Parameter(torch.empty(1))
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """The residual stream before the first block."""
+        x_BTD = self.token_embedding(tokens_BT)
+        if self.config.position is Position.LEARNED:
+            x_BTD = x_BTD + self.position_embedding.weight[: tokens_BT.size(1)]
+        x_BTD = self.embedding_norm(x_BTD)
+        if self.config.smear is Smear.EMBEDDING:
+            gate_BT1 = self.smear_lambda * torch.sigmoid(self.smear_gate(x_BTD[:, 1:, :SMEAR_CHANNELS]))
+            x_BTD = torch.cat((x_BTD[:, :1], x_BTD[:, 1:] + gate_BT1 * x_BTD[:, :-1]), dim=1)
+        return x_BTD
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Final, normalised residual stream x_BTD; project() any part of it to get logits."""
-        length = tokens_BT.size(1)
-        if length > self.config.sequence_length:
-            raise ConfigError(f"{length} tokens are more than sequence_length {self.config.sequence_length}")
-        x_BTD = self.token_embedding(tokens_BT)
+        config, length = self.config, tokens_BT.size(1)
+        if length > config.sequence_length:
+            raise ConfigError(f"{length} tokens are more than sequence_length {config.sequence_length}")
         rotary = None
-        if self.config.position is Position.LEARNED:
-            x_BTD = x_BTD + self.position_embedding.weight[:length]
-        else:
+        if config.rotary_size:
             rotary = self.rotary_cos[:length], self.rotary_sin[:length]
-        x_BTD = self.embedding_norm(x_BTD)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, rotary)
+        x_BTD = embedding_BTD = self.embed(tokens_BT)
+        for layer, block in enumerate(self.blocks):
+            if config.residual_lambdas:
+                x_BTD = self.residual_lambdas[layer] * x_BTD
+            if config.embedding_lambdas:
+                x_BTD = x_BTD + self.embedding_lambdas[layer] * embedding_BTD
+            table = self.value_embeddings[str(layer)] if config.has_value_embedding(layer) else None
+            x_BTD = block(x_BTD, rotary, table(tokens_BT) if table is not None else None)
+            if layer == config.depth // 2:
+                middle_BTD = x_BTD
+        if config.backout:
+            x_BTD = x_BTD - self.backout_lambda * middle_BTD
         return self.final_norm(x_BTD)
 
     def project(self, h_D: Tensor) -> Tensor:
@@ -158,7 +135,14 @@ class GPT(nn.Module):
         logits_BTV = self.project(self.hidden(tokens_BT))
         if targets_BT is None:
             return logits_BTV
-        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED_TARGET)
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED_TARGET)
+        if self.config.mlp is MLPKind.MOE and self.config.balance is Balance.LOSS:
+            auxiliary = sum(mixture.auxiliary_loss for mixture in mixtures(self))
+            loss = loss + auxiliary - auxiliary.detach()  # its gradient, without its value
+        return loss
+
+
+_FIRST_VALUES = {"smear_lambda": 0.0, "backout_lambda": 0.2}  # nanochat's; norms and other scalars start at 1
 
 
 @torch.no_grad()
@@ -168,19 +152,29 @@ def initialise(model: GPT, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     modern = config.zero_init_projections
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-            continue
-        if name.endswith("project.weight"):
-            std = 0.0 if modern else 0.02 / math.sqrt(2 * config.depth)
-        elif name == "head.weight":
-            std = 0.001 if modern else 0.02  # near-uniform first predictions: the loss starts at ln V
-        elif name == "token_embedding.weight":
-            # a tied embedding is also the head and has to start as small as one
-            std = 1.0 if modern and not config.tied_head else 0.02
-        elif name == "position_embedding.weight" or not modern:
-            std = 0.02
+        if name == "residual_lambdas":
+            parameter.copy_(torch.linspace(1.15, 1.05, config.depth))
+        elif name == "embedding_lambdas":
+            parameter.copy_(torch.linspace(0.2, 0.05, config.depth))
+        elif parameter.ndim == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else _FIRST_VALUES.get(name, 1.0))
+        elif name.endswith("gate.weight"):
+            parameter.zero_()
         else:
-            std = 1 / math.sqrt(config.width)  # keeps the variance of a normalised input
-        values = torch.empty(parameter.shape).normal_(generator=generator)
-        parameter.copy_(values * std)
+            std = _standard_deviation(name, config, modern)
+            parameter.copy_(torch.empty(parameter.shape).normal_(generator=generator) * std)
+    for mixture in mixtures(model):
+        mixture.balance_bias.zero_()
+
+
+def _standard_deviation(name: str, config: GPTConfig, modern: bool) -> float:
+    if name.endswith(("project.weight", "expert_project")):
+        return 0.0 if modern else 0.02 / math.sqrt(2 * config.depth)
+    if name == "head.weight":
+        return 0.001 if modern else 0.02  # near-uniform first predictions: the loss starts at ln V
+    if name == "token_embedding.weight":
+        # a tied embedding is also the head and has to start as small as one
+        return 1.0 if modern and not config.tied_head else 0.02
+    if name == "position_embedding.weight" or not modern:
+        return 0.02
+    return 1 / math.sqrt(config.width)  # keeps the variance of a normalised input

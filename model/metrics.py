@@ -40,3 +40,16 @@ class MetricsLog:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+
+class NoLog:
+    """The log of every process but the first."""
+
+    def write(self, event: str, **values: object) -> None:
+        pass
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass

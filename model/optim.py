@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices, AdamW for everything else, and the learning-rate schedule.
+"""Muon for the hidden matrices, AdamW for everything else.
 
 Muon (Keller Jordan, 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, found
 here with Polar Express (arXiv 2505.16932), batched over matrices of one shape.
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.config import ConfigError, OptimizerName, Precision, Schedule, TrainConfig
+from model.config import ConfigError, OptimizerName, Precision, TrainConfig
 
 # Polar Express, table for 5 iterations: the minimax-optimal odd quintic for the singular values that
 # the iterations before it leave. Each but the last is relaxed by 1.01, so that a bf16 rounding error
@@ -40,37 +40,67 @@ def orthogonalise(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon:
-    """Nesterov momentum, orthogonalised; decoupled weight decay. State: one stack a shape."""
+    """Nesterov momentum, orthogonalised; decoupled weight decay. State: one stack a shape.
 
-    def __init__(self, parameters: list[nn.Parameter], momentum: float, weight_decay: float,
-                 dtype: torch.dtype) -> None:
-        self.momentum, self.weight_decay, self.dtype = momentum, weight_decay, dtype
+    With `beta2` each row of the update is divided by the running size of that row, and the whole then
+    has the size it had (NorMuon, arXiv 2510.05491). `cautious` decays a weight only where the update
+    also moves it towards 0 (arXiv 2510.12402). A parameter of 3 dimensions is a stack of matrices.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], weight_decay: float, dtype: torch.dtype,
+                 beta2: float | None = None, cautious: bool = False) -> None:
+        self.weight_decay, self.dtype, self.beta2, self.cautious = weight_decay, dtype, beta2, cautious
         self.groups: dict[str, list[nn.Parameter]] = {}
         for parameter in parameters:
-            rows, columns = parameter.shape
+            rows, columns = parameter.shape[-2:]
             self.groups.setdefault(f"{rows}x{columns}", []).append(parameter)
-        self.buffers = {shape: torch.zeros(len(group), *group[0].shape, device=group[0].device)
-                        for shape, group in self.groups.items()}
+        self.state: dict[str, Tensor] = {}
+        for shape, group in self.groups.items():
+            matrices = _stack(group)
+            self.state[f"momentum.{shape}"] = torch.zeros_like(matrices)
+            if beta2 is not None:
+                self.state[f"row_square.{shape}"] = torch.zeros_like(matrices[..., :1])
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float, momentum: float, decay_multiplier: float = 1.0) -> None:
+        decay = learning_rate * self.weight_decay * decay_multiplier
         for shape, group in self.groups.items():
-            gradients = torch.stack([parameter.grad for parameter in group])
-            buffer = self.buffers[shape].lerp_(gradients, 1 - self.momentum)
-            update = orthogonalise(gradients.lerp_(buffer, self.momentum), self.dtype).float()
-            rows, columns = group[0].shape
+            gradients = _stack([parameter.grad for parameter in group])
+            buffer = self.state[f"momentum.{shape}"].lerp_(gradients, 1 - momentum)
+            update_NRC = orthogonalise(gradients.lerp_(buffer, momentum), self.dtype).float()
+            if self.beta2 is not None:
+                update_NRC = self._normalise_rows(update_NRC, self.state[f"row_square.{shape}"])
+            rows, columns = group[0].shape[-2:]
             # a tall matrix of orthonormal columns moves its output less: same RMS for every shape
             scale = math.sqrt(max(1.0, rows / columns))
-            torch._foreach_mul_(group, 1 - learning_rate * self.weight_decay)
-            torch._foreach_add_(group, list(update.unbind()), alpha=-learning_rate * scale)
+            updates = [part.view_as(parameter) for part, parameter in zip(
+                update_NRC.split([parameter.numel() // (rows * columns) for parameter in group]), group)]
+            if self.cautious and decay:
+                torch._foreach_mul_(group, [1 - decay * (update * parameter > 0)
+                                            for update, parameter in zip(updates, group)])
+            elif decay:
+                torch._foreach_mul_(group, 1 - decay)
+            torch._foreach_add_(group, updates, alpha=-learning_rate * scale)
+
+    def _normalise_rows(self, update_NRC: Tensor, square_NR1: Tensor) -> Tensor:
+        square_NR1.lerp_(update_NRC.square().mean(-1, keepdim=True), 1 - self.beta2)
+        # the first steps see too small a running mean; its common factor goes with the rescaling
+        normalised = update_NRC * square_NR1.clamp_min(1e-12).rsqrt()
+        before, after = (x.norm(dim=(-2, -1), keepdim=True) for x in (update_NRC, normalised))
+        return normalised * (before / after.clamp_min(1e-12))
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """Matrices and stacks of matrices of one shape as a new stack."""
+    return torch.cat([tensor.detach().reshape(-1, *tensor.shape[-2:]) for tensor in tensors])
 
 
 def roles(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Parameters by role: matrix (hidden, 2-D), embedding, head, scalar (norms and biases)."""
+    """Parameters by role: matrix (hidden), embedding, head, scalar (norms, biases, lambdas, gates, routers)."""
     grouped: dict[str, list[tuple[str, nn.Parameter]]] = {
         "matrix": [], "embedding": [], "head": [], "scalar": []}
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
+        if parameter.ndim < 2 or name.endswith(("gate.weight", "router.weight")):
             role = "scalar"
         elif "embedding" in name:
             role = "embedding"
@@ -93,7 +123,7 @@ class Optimizer:
         if muon:
             matrices = [parameter for _, parameter in grouped.pop("matrix")]
             dtype = torch.bfloat16 if config.precision is Precision.BF16 else torch.float32
-            self.muon = Muon(matrices, config.momentum, config.weight_decay, dtype)
+            self.muon = Muon(matrices, config.weight_decay, dtype, config.muon_beta2, config.cautious_decay)
         rates = {
             "matrix": config.learning_rate,
             "embedding": config.embedding_learning_rate or config.learning_rate,
@@ -109,10 +139,12 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2),
                                        eps=config.adam_epsilon, fused=True)
 
-    def step(self, multiplier: float) -> None:
-        """One update at `multiplier` of every peak rate."""
+    def step(self, multiplier: float, momentum: float | None = None) -> None:
+        """One update at `multiplier` of every peak rate; `momentum` is Muon's, null: the configured one."""
         if self.muon is not None:
-            self.muon.step(self.config.learning_rate * multiplier)
+            self.muon.step(self.config.learning_rate * multiplier,
+                           self.config.momentum if momentum is None else momentum,
+                           multiplier if self.config.cautious_decay else 1.0)
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * multiplier
         self.adamw.step()
@@ -122,7 +154,7 @@ class Optimizer:
         tensors = {f"adamw.{key}.{self.names[parameter]}": value
                    for parameter, state in self.adamw.state.items() for key, value in state.items()}
         if self.muon is not None:
-            tensors |= {f"muon.momentum.{shape}": buffer for shape, buffer in self.muon.buffers.items()}
+            tensors |= {f"muon.{name}": value for name, value in self.muon.state.items()}
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -130,27 +162,12 @@ class Optimizer:
         keys = ("step", "exp_avg", "exp_avg_sq")
         expected = {f"adamw.{key}.{name}" for name in self.names.values() for key in keys}
         if self.muon is not None:
-            expected |= {f"muon.momentum.{shape}" for shape in self.muon.buffers}
+            expected |= {f"muon.{name}" for name in self.muon.state}
         if different := sorted(expected ^ set(tensors)):
             raise ConfigError(f"the optimizer state is of another run: {different[0]!r} does not match")
         for parameter, name in self.names.items():
             self.adamw.state[parameter] = {
                 key: tensors[f"adamw.{key}.{name}"].to(parameter.device, copy=True) for key in keys}
         if self.muon is not None:
-            for shape, buffer in self.muon.buffers.items():
-                buffer.copy_(tensors[f"muon.momentum.{shape}"])
-
-
-def learning_rate_multiplier(config: TrainConfig, step: int, steps: int) -> float:
-    """Share of the peak rate at 0-based `step`: a pure function, so a resumed run needs no state.
-
-    The first step is not 0 and the last not final_lr_fraction: no step is spent on a zero rate.
-    """
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    if config.schedule is Schedule.COSINE:
-        progress = max(0.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
-        decay = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    else:
-        cooldown_steps = config.cooldown_fraction * steps
-        decay = min(1.0, (steps - step) / cooldown_steps) if cooldown_steps else 1.0
-    return warmup * (config.final_lr_fraction + (1 - config.final_lr_fraction) * decay)
+            for name, value in self.muon.state.items():
+                value.copy_(tensors[f"muon.{name}"])

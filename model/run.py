@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model import cost
-from model.config import ConfigError, GPTConfig, TrainConfig, parse, require
+from model.config import ConfigError, GPTConfig, TrainConfig
 from model.loader import validation_windows
+from model.parsing import parse, require, require_each
 from model.shards import Dataset, ShardSet
 
 
@@ -27,13 +28,16 @@ class Execution:
     compile: bool = False
     """Compile the network with torch.compile."""
     peak_flops: float | None = None
-    """Peak FLOP/s that MFU divides by; null looks the device up in model.cost."""
+    """Peak FLOP/s of one device that MFU divides by; null looks it up in model.hardware."""
+    usd_per_hour: float | None = None
+    """Price of this machine, all processes together; null: list price of its GPUs."""
+    usd_limit: float | None = None
+    """A new run that is projected to cost more is refused; null: no limit."""
 
     def __post_init__(self) -> None:
         require(self.device in (None, "cpu", "cuda"), "device", self.device, "cpu, cuda or null")
         require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1 or null")
-        require(self.peak_flops is None or self.peak_flops > 0, "peak_flops", self.peak_flops,
-                "positive or null")
+        require_each(self, "peak_flops usd_per_hour usd_limit", lambda value: value > 0, "positive", null=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +81,19 @@ def literals(config: RunConfig, vocab_size: int) -> dict:
             "sample_prompts": config.sample_prompts}
 
 
-def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet) -> dict:
-    """run.json: the whole run with its budget resolved into steps."""
+def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet, *, steps: int | None = None,
+            processes: int = 1, seconds_per_step: float | None = None, usd_per_hour: float | None = None) -> dict:
+    """run.json: the whole run with its budget resolved into steps, if they are not known already."""
     train, model = config.train, config.model.with_vocabulary(dataset.vocab_size)
     for prompt in config.sample_prompts:
         require(all(0 <= token < dataset.vocab_size for token in prompt), "sample_prompts", prompt,
                 f"token ids below {dataset.vocab_size}")
-    steps = cost.resolve_steps(train, model)
+    if steps is None:
+        steps = cost.resolve_steps(train, model, processes=processes, seconds_per_step=seconds_per_step,
+                                   usd_per_hour=usd_per_hour)
     tokens = steps * train.tokens_per_step
     flops_per_token = cost.flops_per_token(model, model.sequence_length)
-    unit = "tokens" if train.tokens is not None else "flops"
+    unit = train.budget_unit
     sequences = cost.sequences_per_step(train, model)
     windows = validation_windows(validation, train.validation_tokens, model.sequence_length)
     return literals(config, dataset.vocab_size) | {
@@ -106,14 +113,21 @@ def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet) -> dict:
     }
 
 
-def check_same_run(path: Path, run: dict) -> None:
-    """Refuse to continue a run.json that is another run; only the keys of `run` are compared."""
+def recorded_run(path: Path) -> dict:
+    """The run.json of an earlier start; empty when there is none."""
     try:
-        stored = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except FileNotFoundError:
-        return
+        return {}
     except ValueError as error:
         raise ConfigError(f"{path}: is not JSON: {error}") from None
+
+
+def check_same_run(path: Path, run: dict) -> None:
+    """Refuse to continue a run.json that is another run; only the keys of `run` are compared."""
+    stored = recorded_run(path)
+    if not stored:
+        return
     if difference := _first_difference(stored, json.loads(json.dumps(run)), ""):
         raise ConfigError(f"{path.parent} holds another run: {difference}; choose a new run_dir")
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from model.gpt import GPT
 from model.loader import validation_batches
+from model.parallel import Processes
 from model.shards import ShardError, ShardSet
 
 
@@ -24,8 +26,8 @@ class Validation:
 
 @torch.no_grad()
 def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray, *, tokens: int, sequences: int,
-             autocast: torch.autocast) -> Validation:
-    """Loss over the first `tokens` tokens, `sequences` windows a forward pass.
+             autocast: torch.autocast, processes: Processes = Processes()) -> Validation:  # noqa: B008 (frozen)
+    """Loss over the first `tokens` tokens, `sequences` windows a forward pass, shared by the processes.
 
     Special tokens (0 bytes) count in the loss and not in the bits: a tokenizer that needs more of
     them would otherwise look better for free.
@@ -33,7 +35,8 @@ def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray, *, tokens: i
     device = next(model.parameters()).device
     bytes_V = torch.from_numpy(token_bytes.astype(np.int64)).to(device)
     nats, text_nats, count, text_bytes = 0.0, 0.0, 0, 0
-    for x_BT, y_BT in validation_batches(shards, tokens, sequences, model.config.sequence_length):
+    batches = validation_batches(shards, tokens, sequences, model.config.sequence_length)
+    for x_BT, y_BT in islice(batches, processes.rank, None, processes.count):
         targets = y_BT.flatten().to(device)
         with autocast:
             logits_BTV = model(x_BT.to(device))
@@ -43,7 +46,9 @@ def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray, *, tokens: i
         text_nats += losses[sizes > 0].sum().item()
         text_bytes += int(sizes.sum())
         count += len(targets)
+    sums = torch.tensor([nats, text_nats, count, text_bytes], dtype=torch.float64, device=device)
+    nats, text_nats, count, text_bytes = processes.sum_(sums).tolist()
     if not text_bytes:
-        raise ShardError(f"{shards.directory}: the first {count} tokens of split {shards.split!r} stand for "
+        raise ShardError(f"{shards.directory}: the first {count:.0f} tokens of split {shards.split!r} stand for "
                          f"0 bytes of text, bits per byte are not defined")
     return Validation(nats / count, text_nats / math.log(2) / text_bytes)

@@ -9,7 +9,9 @@ from torch import nn
 
 from model.config import ConfigError, GPTConfig, TrainConfig, parse
 from model.gpt import GPT, initialise
-from model.optim import Muon, Optimizer, learning_rate_multiplier, orthogonalise
+from model.optim import Muon, Optimizer, orthogonalise
+from model.scaling import decay_for, learning_rates_for, sized, tokens_per_step_for
+from model.schedule import learning_rate_multiplier, muon_momentum
 
 TRAIN = dict(seed=0, tokens=1000, tokens_per_step=100, micro_batch_sequences=1, learning_rate=0.02,
              embedding_learning_rate=0.1, head_learning_rate=0.01, scalar_learning_rate=0.01,
@@ -62,12 +64,12 @@ def test_muon_step_has_the_same_size_for_every_shape_and_decays():
     for rows, columns in ((32, 32), (64, 16), (16, 64)):
         parameter = nn.Parameter(torch.zeros(rows, columns))
         parameter.grad = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 1e-4
-        Muon([parameter], momentum=0.9, weight_decay=0.0, dtype=torch.float32).step(0.1)
+        Muon([parameter], weight_decay=0.0, dtype=torch.float32).step(0.1, momentum=0.9)
         spectral_norm = torch.linalg.svdvals(parameter.detach())[0]
         assert spectral_norm == pytest.approx(0.1 * math.sqrt(max(1, rows / columns)), rel=0.15)
     decayed = nn.Parameter(torch.ones(4, 4))
     decayed.grad = torch.zeros(4, 4)
-    Muon([decayed], momentum=0.9, weight_decay=0.5, dtype=torch.float32).step(0.1)
+    Muon([decayed], weight_decay=0.5, dtype=torch.float32).step(0.1, momentum=0.9)
     torch.testing.assert_close(decayed.detach(), torch.full((4, 4), 0.95))
 
 
@@ -136,3 +138,64 @@ def test_cosine_schedule_falls_from_peak_to_final():
 def test_no_step_is_wasted_and_no_rate_exceeds_the_peak(settings):
     rates = [learning_rate_multiplier(config(**settings), step, 10) for step in range(10)]
     assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_muon_momentum_rises_stays_and_falls_with_the_cooldown():
+    settings = config(momentum=0.95, momentum_warmup_steps=5, momentum_final=0.9, cooldown_fraction=0.5)
+    values = [muon_momentum(settings, step, 20) for step in range(20)]
+    assert values[:6] == pytest.approx([0.85, 0.87, 0.89, 0.91, 0.93, 0.95])
+    assert values[5:11] == pytest.approx([0.95] * 6)
+    assert values[15] == pytest.approx(0.925) and 0.9 < values[19] < values[18]
+    assert muon_momentum(config(), 0, 20) == 0.95
+
+
+def test_normuon_evens_out_rows_and_keeps_the_size_of_the_update():
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(64, 16, generator=generator) * torch.logspace(-2, 0, 64)[:, None]
+    updates = []
+    for beta2 in (None, 0.9):
+        parameter = nn.Parameter(torch.zeros(64, 16))
+        parameter.grad = gradient.clone()
+        Muon([parameter], weight_decay=0.0, dtype=torch.float32, beta2=beta2).step(1.0, momentum=0.0)
+        updates.append(parameter.detach())
+    plain, normalised = updates
+    assert normalised.norm() == pytest.approx(plain.norm().item(), rel=1e-4)
+    rows = normalised.norm(dim=1)
+    assert rows.max() / rows.min() < 1.01 < 10 < plain.norm(dim=1).max() / plain.norm(dim=1).min()
+
+
+def test_cautious_decay_only_helps_the_update():
+    parameter = nn.Parameter(torch.tensor([[3.0, -3.0], [-3.0, -3.0]]))
+    parameter.grad = torch.eye(2)  # is its own orthogonalisation: moves [0, 0] towards 0, [1, 1] away
+    muon = Muon([parameter], weight_decay=1.0, dtype=torch.float32, cautious=True)
+    muon.step(0.1, momentum=0.0, decay_multiplier=0.5)
+    decayed = parameter.detach() + 0.1 * orthogonalise(torch.eye(2)[None], torch.float32)[0]
+    torch.testing.assert_close(decayed, torch.tensor([[3 * 0.95, -3.0], [-3.0, -3.0]]), rtol=0, atol=1e-6)
+
+
+def test_a_stack_of_experts_is_updated_like_its_matrices():
+    gradient = torch.randn(3, 8, 24, generator=torch.Generator().manual_seed(0))
+    stack, single = nn.Parameter(torch.ones(3, 8, 24)), [nn.Parameter(torch.ones(8, 24)) for _ in range(3)]
+    stack.grad = gradient.clone()
+    for parameter, part in zip(single, gradient):
+        parameter.grad = part.clone()
+    for parameters in ([stack], single):
+        Muon(parameters, weight_decay=0.1, dtype=torch.float32, beta2=0.9, cautious=True).step(0.1, momentum=0.9)
+    torch.testing.assert_close(stack.detach(), torch.stack([parameter.detach() for parameter in single]))
+
+
+def test_depth_sizes_the_whole_network():
+    sizes = [(config.width, config.heads, config.head_size) for config in map(sized, (2, 5, 12, 24))]
+    assert sizes == [(128, 1, 128), (384, 3, 128), (768, 6, 128), (1536, 12, 128)]
+    assert sized(4, sequence_length=256, vocab_size=4096).short_window_tokens == 64
+
+
+def test_scaling_rules_leave_the_reference_alone_and_move_the_known_way():
+    reference, large = sized(12), sized(24)
+    assert tokens_per_step_for(1.3e9) == 2**19 and tokens_per_step_for(10e9) == 2**20
+    rates = learning_rates_for(reference, 2**19)
+    assert (rates["learning_rate"], rates["embedding_learning_rate"]) == (0.02, 0.3)
+    larger = learning_rates_for(large, 2**19)
+    assert larger["learning_rate"] == 0.02 and larger["head_learning_rate"] == pytest.approx(0.008 / 2**0.5)
+    assert learning_rates_for(reference, 2**21)["learning_rate"] == pytest.approx(0.04)
+    assert decay_for(0.2, 2**19, 1.3e9) == 0.2 > decay_for(0.2, 2**20, 10e9)

@@ -226,12 +226,6 @@ def test_wrong_configuration_is_one_line(shards, tmp_path, capsys, change, messa
     assert message in one_line_error(capsys)
 
 
-def test_several_processes_are_refused(shards, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main([str(write_config(tmp_path, shards))]) == 1
-    assert "WORLD_SIZE is 2" in one_line_error(capsys)
-
-
 def test_full_disk_is_one_line_and_leaves_no_half_checkpoint(shards, tmp_path, capsys):
     resource = pytest.importorskip("resource")
     config = write_config(tmp_path, shards)

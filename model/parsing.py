@@ -1,0 +1,70 @@
+"""From the JSON of a run to a dataclass: unknown keys, missing keys and wrong types are errors by name."""
+
+import dataclasses
+import math
+import types
+import typing
+from enum import StrEnum
+
+
+class ConfigError(ValueError):
+    """A setting is missing, unknown or makes no sense; the message names it and its value."""
+
+
+def require(condition: bool, field: str, value: object, expected: str) -> None:
+    """Raise a ConfigError that names the field, what was expected and the value."""
+    if not condition:
+        raise ConfigError(f"{field} must be {expected}, but it is {value!r}")
+
+
+def require_each(config: object, fields: str, condition: typing.Callable, expected: str, *,
+                 null: bool = False) -> None:
+    """Check several fields at once; non-finite numbers never pass, None only where `null` says so."""
+    for field in fields.split():
+        value = getattr(config, field)
+        if value is None and null:
+            continue
+        require(value is not None and condition(value) and math.isfinite(value), field, value,
+                f"{expected} or null" if null else expected)
+
+
+def parse(cls: type, values: object, section: str) -> typing.Any:
+    """Build dataclass `cls` from parsed JSON; `section` names the place in the errors."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section} must be an object, but it is {values!r}")
+    kinds = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(f"{section} has the unknown key {', '.join(map(repr, unknown))}; "
+                          f"known are {', '.join(fields)}")
+    missing = [name for name, field in fields.items()
+               if name not in values and field.default is dataclasses.MISSING]
+    if missing:
+        raise ConfigError(f"{section} lacks the key {', '.join(map(repr, missing))}")
+    try:
+        return cls(**{name: _convert(value, kinds[name], name) for name, value in values.items()})
+    except ConfigError as error:
+        raise ConfigError(f"{section}: {error}") from None
+
+
+def _convert(value: object, kind: typing.Any, name: str) -> object:
+    """One JSON value as the annotated type; JSON's own types are trusted, strings are not numbers."""
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if dataclasses.is_dataclass(kind):
+        return parse(kind, value, name)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        choices = [choice.value for choice in kind]
+        require(value in choices, name, value, f"one of {', '.join(choices)}")
+        return kind(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e9 is how people write a token budget
+    plain = typing.get_origin(kind) or kind
+    require(isinstance(value, plain) and (plain is bool or not isinstance(value, bool)), name, value,
+            f"of type {plain.__name__}")
+    return value

@@ -1,0 +1,49 @@
+"""What a run would cost, before there is any data: `python -m model.train CONFIG --dry-run`.
+
+Memory is an estimate: fp32 weights and gradients, optimizer state, the logits of a micro-batch and
+about 16 numbers a token, layer and unit of width that the backward pass reads. Time is FLOPs over
+the share of the peak that is assumed (--mfu).
+"""
+
+from model import cost
+from model.config import ConfigError, GPTConfig, OptimizerName, Precision, TrainConfig
+from model.hardware import Hardware
+
+ACTIVATIONS = 16  # kept a token and layer, in widths: norms, q, k, v, attention, MLP hidden twice, residuals
+
+
+def memory_bytes(model: GPTConfig, train: TrainConfig) -> dict[str, int]:
+    """Estimated memory of one process by what it is for, and their total."""
+    counted = cost.parameters(model)
+    hidden = counted["matrices"] + counted["experts"] if train.optimizer is OptimizerName.MUON else 0
+    tokens = train.micro_batch_sequences * model.sequence_length
+    number = 2 if train.precision is Precision.BF16 else 4
+    parts = {
+        "weights and gradients": 8 * counted["total"],
+        "optimizer": 8 * (counted["total"] - hidden) + 4 * hidden,  # AdamW has two moments, Muon one
+        "activations": ACTIVATIONS * number * tokens * model.depth * model.width,
+        "logits": (number + 8) * tokens * model.padded_vocab_size,  # themselves, fp32, and their gradient
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def plan(model: GPTConfig, train: TrainConfig, hardware: Hardware, mfu: float) -> dict:
+    """Parameters, FLOPs a token, memory, steps, tokens, hours and dollars on one such GPU."""
+    if model.vocab_size is None:
+        raise ConfigError("vocab_size is null: without shards a dry run needs the number")
+    cost.sequences_per_step(train, model)
+    flops_per_token = cost.flops_per_token(model, model.sequence_length)
+    tokens_per_second = mfu * hardware.peak_flops / flops_per_token
+    steps = cost.resolve_steps(train, model, seconds_per_step=train.tokens_per_step / tokens_per_second,
+                               usd_per_hour=hardware.usd_per_hour)
+    seconds = steps * train.tokens_per_step / tokens_per_second
+    memory = memory_bytes(model, train)
+    return {
+        "hardware": hardware.name, "mfu": mfu,
+        "parameters": cost.parameters(model), "flops_per_token": flops_per_token,
+        "memory_bytes": memory, "fits": memory["total"] <= hardware.memory_bytes,
+        "steps": steps, "tokens": steps * train.tokens_per_step,
+        "flops": steps * train.tokens_per_step * flops_per_token,
+        "tokens_per_second": round(tokens_per_second),
+        "gpu_hours": round(seconds / 3600, 4), "usd": round(cost.dollars(seconds, hardware.usd_per_hour), 4),
+    }

@@ -1,0 +1,77 @@
+"""Every preset composes, says what it costs, and in a tiny variant learns more than token frequencies."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.config import Preset, compose
+from model.shards import Dataset, Split, write_dataset, write_shard
+from model.train import main
+
+VOCAB = 32
+TINY = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 32, "vocab_size": VOCAB}
+SHORT = {"tokens": 150 * 256, "tokens_per_step": 256, "micro_batch_sequences": 8, "warmup_steps": 5,
+         "precision": "fp32",
+         "validation_every_steps": 150, "validation_tokens": 1024, "checkpoint_every_steps": 1000, "sample_tokens": 1}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """Each token has one likely successor; all are equally frequent, so unigram entropy is log 31."""
+    directory, noise, splits = tmp_path_factory.mktemp("markov"), np.random.default_rng(0), {}
+    for split, count in (("train", 40_000), ("val", 2_000)):
+        tokens = np.zeros(count, dtype=np.uint16)
+        for i in range(1, count):
+            any_token = noise.random() < 0.1
+            tokens[i] = noise.integers(1, VOCAB) if any_token else (7 * tokens[i - 1] + 3) % (VOCAB - 1) + 1
+        write_shard(directory, split, 0, tokens, np.array([0]), ["all"])
+        splits[split] = Split(documents=1, tokens=count, bytes=2 * (count - 1), shards=1)
+    write_dataset(directory, Dataset(VOCAB, 0, "abc", splits, np.array([0] + [2] * (VOCAB - 1))))
+    return directory
+
+
+def write_config(directory: Path, shards: str, preset: str, model: dict, train: dict) -> Path:
+    config = compose(preset, {"model": model, "train": train})
+    path = directory / "config.json"
+    path.write_text(json.dumps({
+        "model": dataclasses.asdict(config.model), "train": dataclasses.asdict(config.train), "shards": shards,
+        "run_dir": str(directory / "run"), "sample_prompts": [[0]], "execution": {"device": "cpu", "threads": 1}}))
+    return path
+
+
+@pytest.mark.parametrize("preset", list(Preset))
+def test_tiny_variant_beats_the_unigram_entropy(shards, tmp_path, preset):
+    train = dict(SHORT)
+    if compose(preset, {}).train.optimizer == "adamw":
+        train["learning_rate"] = 0.01  # tuned for its full size it moves a tiny network too little
+    model = TINY | ({"short_window": 8} if preset == "nanopoor" else {})
+    assert main([str(write_config(tmp_path, str(shards), preset, model, train))]) == 0
+    done = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert done["event"] == "done" and done["loss"] < 0.9 * math.log(VOCAB - 1)
+
+
+@pytest.mark.parametrize("preset", list(Preset))
+def test_dry_run_adds_up_without_data(tmp_path, capsys, preset):
+    model = {} if compose(preset, {}).model.vocab_size else {"vocab_size": 32_768}
+    path = write_config(tmp_path, "/nonexistent", preset, model, {})
+    assert main([str(path), "--dry-run", "--hardware", "H200", "--mfu", "0.4"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["parameters"]["total"] == sum(told["parameters"].values()) / 2
+    assert told["memory_bytes"]["total"] == sum(told["memory_bytes"].values()) / 2
+    assert told["flops"] == told["tokens"] * told["flops_per_token"]
+    assert told["gpu_hours"] == pytest.approx(told["flops"] / (0.4 * 989e12) / 3600, abs=1e-4)
+    assert told["usd"] == pytest.approx(3.5 * told["gpu_hours"], abs=1e-3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_needs_a_vocabulary_and_keeps_an_hourly_budget(tmp_path, capsys):
+    assert main([str(write_config(tmp_path, "/nonexistent", "daily", {}, {})), "--dry-run"]) == 1
+    assert "vocab_size is null" in capsys.readouterr().err
+    changes = {"tokens": None, "gpu_hours": 24.0}
+    path = write_config(tmp_path, "/nonexistent", "daily", {"vocab_size": 32_768}, changes)
+    assert main([str(path), "--dry-run"]) == 0
+    assert 23.9 < json.loads(capsys.readouterr().out)["gpu_hours"] <= 24
