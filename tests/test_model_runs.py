@@ -183,9 +183,9 @@ def test_zero_gradient_stops(shards, tmp_path, capsys, monkeypatch):
     assert "grad_norm is 0 in step 1" in capsys.readouterr().err
 
 
-def torchrun(config: Path, processes: int, port: int) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}",
-               f"--master-port={port}", "-m", "model.train", str(config)]
+def torchrun(config: Path, processes: int) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+               "-m", "model.train", str(config)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
 
@@ -193,7 +193,7 @@ def torchrun(config: Path, processes: int, port: int) -> subprocess.CompletedPro
 def test_two_processes_train_as_one(shards, tmp_path):
     short = {"tokens": 40 * 128, "validation_every_steps": 20, "grad_clip": 1.0}
     assert main([str(write_config(tmp_path, shards, "one", **short))]) == 0
-    done = torchrun(write_config(tmp_path, shards, "two", **short), 2, 29571)
+    done = torchrun(write_config(tmp_path, shards, "two", **short), 2)
     assert done.returncode == 0, done.stderr
     one, two = (tmp_path / name for name in ("one", "two"))
     for event in ("step", "validation"):
@@ -206,6 +206,6 @@ def test_two_processes_train_as_one(shards, tmp_path):
 
 
 def test_processes_that_cannot_share_a_step_are_refused(shards, tmp_path):
-    done = torchrun(write_config(tmp_path, shards, "run", tokens_per_step=64, tokens=6400), 3, 29572)
+    done = torchrun(write_config(tmp_path, shards, "run", tokens_per_step=64, tokens=6400), 3)
     assert done.returncode != 0
     assert "3 processes cannot share the 4 sequences" in done.stderr
