@@ -27,7 +27,7 @@ from tasks.stage import Place, open_place
 from tasks.tokenizer import TokenizerConfig
 
 PRESETS = Path(__file__).parent / "presets"
-BUDGETS = ("tokens", "flops")
+BUDGETS = ("tokens", "flops", "gpu_hours", "usd")
 Section = TypeVar("Section")
 
 Preset = StrEnum("Preset", {path.stem.replace("-", "_"): path.stem for path in sorted(PRESETS.glob("*.toml"))})

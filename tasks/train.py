@@ -74,7 +74,11 @@ def _train(
             "shards": str(materialise(shards, place)),
             "run_dir": str(run_dir),
             "sample_prompts": [encoder.encode(prompt, add_special_tokens=False).ids for prompt in PROMPTS],
-            "execution": {"device": place.device, "threads": place.workers, "compile": False, "peak_flops": None},
+            "execution": {
+                "device": place.device,
+                "threads": place.workers,
+                "usd_per_hour": place.usd_per_hour or None,
+            },
         },
         work,
         progress,
