@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from model.config import ConfigError, GPTConfig, TrainConfig, parse
+from model.config import BUDGETS, ConfigError, GPTConfig, TrainConfig, parse
 from tasks.contamination import CheckConfig
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig
@@ -27,7 +27,6 @@ from tasks.stage import Place, open_place
 from tasks.tokenizer import TokenizerConfig
 
 PRESETS = Path(__file__).parent / "presets"
-BUDGETS = ("tokens", "flops", "gpu_hours", "usd")
 Section = TypeVar("Section")
 
 Preset = StrEnum("Preset", {path.stem.replace("-", "_"): path.stem for path in sorted(PRESETS.glob("*.toml"))})

@@ -8,11 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from model.hardware import known_hardware
+
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("prefect", "datasets", "tokenizers", "numpy", "torch", "lm_eval", "pyarrow", "boto3")
 
-# US dollars per hour, on-demand list prices of late 2026, rounded. The flow's `usd_per_hour` overrides them.
-USD_PER_GPU_HOUR = {"H200": 3.50, "H100": 3.00, "A100": 1.80, "T4": 0.35}
+# List price of a small cloud machine. The flow's `usd_per_hour` overrides it.
 USD_PER_CPU_CORE_HOUR = 0.04
 
 
@@ -58,13 +59,10 @@ def _gpu_names() -> tuple[str, ...]:
 
 
 def default_usd_per_hour() -> float:
-    """List price of this machine: its GPUs where it has some, else its cores."""
+    """List price of this machine: its GPUs where it has some (an unknown one as an H100), else its cores."""
     machine = hardware()
     if machine["gpus"]:
-        return sum(
-            next((usd for name, usd in USD_PER_GPU_HOUR.items() if name in gpu), USD_PER_GPU_HOUR["H100"])
-            for gpu in machine["gpus"]
-        )
+        return sum((known_hardware(gpu) or known_hardware("H100")).usd_per_hour for gpu in machine["gpus"])
     return USD_PER_CPU_CORE_HOUR * machine["cores"]
 
 
