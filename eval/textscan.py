@@ -16,8 +16,6 @@ from eval.words import JOINS, folding_tables
 
 _BLOCK = 256
 _RING = 1024  # words that are remembered: a block and the longest n-gram before it
-LONGEST = _RING - _BLOCK - 1
-"""Most words of an n-gram: the loop remembers this many word starts."""
 _PRIME = np.uint64(0x100000001B3)
 _BASIS = np.uint64(0xCBF29CE484222325)
 _MIX = np.uint64(0xD6E8FEB86659FD93)

@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from eval.figures import inline, sweep_figure
 from eval.findings import ContaminationConfig
 from eval.leaks import contamination_section
+from eval.report import FIGURES
 from tasks.benchmarks import Items
 from tasks.download import SCHEMA, documents_files
 from tasks.process import run_module
@@ -79,7 +80,7 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
 
     result = finish(stage, place, build)
     found = read_findings(materialise(result, place))
-    figure = inline("contaminated items by threshold", sweep_figure(found["sweep"], config.run))
+    figure = inline(FIGURES["sweep.png"], sweep_figure(found["sweep"], config.run))
     create_markdown_artifact(
         key="contamination",
         description="Benchmark items in the training text",

@@ -117,7 +117,7 @@ def test_killed_in_mid_training_it_resumes_to_the_same_bytes_in_another_store(fi
     metrics: list[Path] = []
     while not (metrics and '"checkpoint"' in metrics[0].read_text()):
         assert process.poll() is None and time.monotonic() < deadline
-        metrics = list(second.root.glob("cache/work/train/*/run/metrics.jsonl"))
+        metrics = list((second.root / "cache").glob("work/train/*/run/metrics.jsonl"))
         time.sleep(0.05)
     trainers = subprocess.run(["pgrep", "-f", f"model.train {second.root}"], capture_output=True, text=True, check=True)
     for trainer in trainers.stdout.split():
