@@ -40,12 +40,13 @@ from tasks.tokenizer import train_bpe
 from tasks.train import model_source_digest
 
 SEQUENCE_LENGTH, HEAD_SIZE = 128, 32
-TOKENS_PER_STEP = 1024
+TOKENS_PER_STEP = 512
+OTHER_RATES = ("embedding_learning_rate", "head_learning_rate", "scalar_learning_rate")
 SECTIONS = ("model", "train", "shares")  # what a change names; shares: warm-ups as shares of all steps
 VOCABULARY, VALIDATION_TOKENS = 1024, 49_152
 TRAIN_BYTES, VALIDATION_BYTES, TOKENIZER_BYTES = 24_000_000, 600_000, 4_000_000
 VALIDATION_FRACTION = 0.03  # of works, not of documents
-PRESETS = {"daily": "mini-d2", "gpt2": "gpt2-124m"}  # mini-d2 is the daily recipe with rates for small networks
+PRESETS = {"daily": "mini-d2", "gpt2": "gpt2-124m"}  # mini-d2: the daily recipe with the rates of small networks
 TUNING_SEED = 101
 PHASES = ("trials", "arms", "ablation")
 
@@ -66,23 +67,29 @@ class Size:
 
 
 SIZES = (
-    Size(SMALLEST, 2, 64, 192, {"daily": (0.01, 0.02, 0.04, 0.08), "gpt2": (5e-4, 1e-3, 2e-3, 4e-3)}, 6),
-    Size("d3", 3, 96, 224, {"daily": (0.01, 0.02, 0.04, 0.08), "gpt2": (5e-4, 1e-3, 2e-3, 4e-3)}, 6),
-    Size("d4", 4, 128, 256, {"daily": (0.01, 0.02, 0.04), "gpt2": (5e-4, 1e-3, 2e-3)}, 6),
+    Size(SMALLEST, 2, 64, 384, {"daily": (0.01, 0.02, 0.04, 0.08), "gpt2": (2e-3, 4e-3, 8e-3, 16e-3)}, 6),
+    Size("d3", 3, 96, 448, {"daily": (0.01, 0.02, 0.04), "gpt2": (2e-3, 4e-3, 8e-3)}, 6),
+    Size("d4", 4, 128, 480, {"daily": (0.01, 0.02, 0.04), "gpt2": (2e-3, 4e-3, 8e-3)}, 6),
 )
-# what else was tried for each recipe, with a factor on the best rate, on the tuning seed at the smallest size
-TRIALS: dict[str, dict[str, tuple[float, dict[str, dict[str, Any]]]]] = {
+# what else was tried for each recipe, on the tuning seed at the smallest size
+TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "gpt2": {
-        "warm-up 10 %": (1, {"shares": {"warmup_steps": 0.1}}),
-        "warm-up 10 %, rate x 2": (2, {"shares": {"warmup_steps": 0.1}}),
-        "beta2 0.99": (1, {"train": {"adam_beta2": 0.99}}),
-        "512 tokens a step": (1, {"train": {"tokens_per_step": 512}}),
-        "no decay": (1, {"train": {"weight_decay": 0.0}}),
+        "warm-up 4 %": {"shares": {"warmup_steps": 0.0375}},
+        "warm-up 40 %": {"shares": {"warmup_steps": 0.4}},
+        "beta2 0.99": {"train": {"adam_beta2": 0.99}},
+        "1024 tokens a step": {"train": {"tokens_per_step": 1024}},
+        "no decay": {"train": {"weight_decay": 0.0}},
     },
-    "daily": {},
+    "daily": {
+        "warm-up 5 %": {"shares": {"warmup_steps": 0.05}},
+        "momentum warm-up 20 %": {"shares": {"momentum_warmup_steps": 0.2}},
+        "beta2 0.99": {"train": {"adam_beta2": 0.99}},
+        "1024 tokens a step": {"train": {"tokens_per_step": 1024}},
+        "no decay": {"train": {"weight_decay": 0.0}},
+    },
 }
-# what of it was better, and is used from there on
-CHOSEN: dict[str, dict[str, dict[str, Any]]] = {"gpt2": {}, "daily": {}}
+# what was found with trials like these and is used in all runs
+CHOSEN: dict[str, dict[str, dict[str, Any]]] = {"gpt2": {"shares": {"warmup_steps": 0.25}}, "daily": {}}
 ADAMW_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 TUNED = "Muon → AdamW, rate swept"  # the one ablation that needs rates of its own
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -111,7 +118,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "+ smear": {"model": {"smear": "embedding"}},
     "+ backout": {"model": {"backout": True}},
     "+ attention gate": {"model": {"attention_gate": True}},
-    "+ Adam beta1 0.8": {"train": {"adam_beta1": 0.8}},
+    "Adam beta1 0.8 → 0.9": {"train": {"adam_beta1": 0.9}},
 }
 
 
@@ -140,10 +147,18 @@ def prepare(source: Source, folder: Path) -> Path:
     return out
 
 
+def rates_at(recipe: str, rate: float) -> dict[str, float]:
+    """The rates of embeddings, head and scalars keep their ratio to the learning rate: one dial."""
+    preset = compose(PRESETS[recipe], {}).train
+    factor = rate / preset.learning_rate
+    others = {name: value * factor for name in OTHER_RATES if (value := getattr(preset, name))}
+    return {"learning_rate": rate} | others
+
+
 def config_of(recipe: str, size: Size, multiple: float, seed: int, rate: float, changes: dict[str, dict[str, Any]],
               shards: Path, run_dir: str) -> RunConfig:
-    """A preset at this size for multiple x C. Warm-ups keep the preset's share of all steps; the rates of
-    embeddings, head and scalars keep their ratio to the learning rate."""
+    """A preset at this size for multiple x C, with CHOSEN and then `changes` applied. Warm-ups keep the
+    preset's share of all steps."""
     preset = compose(PRESETS[recipe], {}).train
     changed = {section: CHOSEN[recipe].get(section, {}) | changes.get(section, {}) for section in SECTIONS}
     tokens_per_step = changed["train"].get("tokens_per_step", TOKENS_PER_STEP)
@@ -157,15 +172,10 @@ def config_of(recipe: str, size: Size, multiple: float, seed: int, rate: float, 
     for name in ("warmup_steps", "momentum_warmup_steps"):
         share = getattr(preset, name) * preset.tokens_per_step / preset.tokens
         train[name] = round(changed["shares"].get(name, share) * steps)
-    train |= changed["train"]
-    factor = rate / preset.learning_rate
-    for name in ("embedding_learning_rate", "head_learning_rate", "scalar_learning_rate"):
-        # AdamW for the matrices needs a rate of another size; the other rates stay
-        if (value := getattr(preset, name)) and train.get("optimizer") != "adamw":
-            train[name] = value * factor
+    train |= rates_at(recipe, rate) | changed["train"]
     model = {"depth": size.depth, "width": size.width, "heads": size.width // HEAD_SIZE,
              "sequence_length": SEQUENCE_LENGTH} | changed["model"]
-    composed = compose(PRESETS[recipe], {"model": model, "train": train | {"learning_rate": rate}})
+    composed = compose(PRESETS[recipe], {"model": model, "train": train})
     return RunConfig(model=composed.model, train=composed.train, shards=str(shards), run_dir=run_dir,
                      sample_prompts=[[0]], execution=Execution(device="cpu", threads=1))
 
@@ -229,8 +239,8 @@ class Ladder:
     def trials(self, size: Size) -> None:
         for recipe, multiple in (("gpt2", size.sweep_multiple), ("daily", 1)):
             rate = self.sweep(recipe, size, multiple, size.rates[recipe])
-            for name, (factor, changes) in TRIALS[recipe].items():
-                self.run("sweep", recipe, size, multiple, TUNING_SEED, rate * factor, f"{recipe}, {name}", changes)
+            for name, changes in TRIALS[recipe].items():
+                self.run("sweep", recipe, size, multiple, TUNING_SEED, rate, f"{recipe}, {name}", changes)
 
     def arms(self, size: Size, seeds: list[int]) -> None:
         """The daily recipe at C and GPT-2 at horizons that lie on both sides of its loss."""
@@ -254,7 +264,11 @@ class Ladder:
                 self.run("ablation", "daily", size, multiple, seed, rate)
         for arm, changes in ABLATIONS.items():
             if only in arm:
-                own = self.sweep("daily", size, 1, ADAMW_RATES, arm, changes) if arm == TUNED else rate
+                own = rate
+                if arm == TUNED:  # every other rate stays the recipe's
+                    recipe = rates_at("daily", rate)
+                    changes = {"train": changes["train"] | {name: recipe[name] for name in OTHER_RATES}}
+                    own = self.sweep("daily", size, 1, ADAMW_RATES, arm, changes)
                 for seed in seeds:
                     self.run("ablation", "daily", size, 1, seed, own, arm, changes)
 
