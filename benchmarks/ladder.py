@@ -48,7 +48,7 @@ TRAIN_BYTES, VALIDATION_BYTES, TOKENIZER_BYTES = 24_000_000, 600_000, 4_000_000
 VALIDATION_FRACTION = 0.03  # of works, not of documents
 PRESETS = {"daily": "mini-d2", "gpt2": "gpt2-124m"}  # mini-d2: the daily recipe with the rates of small networks
 TUNING_SEED = 101
-PHASES = ("trials", "arms", "ablation")
+PHASES = ("arms", "ablation", "trials")
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,18 @@ class Size:
     steps: int
     """Steps of the daily recipe, which are C."""
     rates: dict[str, tuple[float, ...]]
-    """Learning rates first tried for each recipe; the sweep goes on while the best is the largest or smallest."""
-    sweep_multiple: int
-    """GPT-2 is swept at this multiple of C, near where it reaches the daily recipe's loss."""
+    """Learning rates first tried for each recipe, around the best of the size before; the sweep goes on while the
+    best is the largest or the smallest."""
+    sweep_multiple: float
+    """GPT-2's rates are swept at this multiple of C."""
+    first_multiple: float
+    """First horizon of GPT-2; others follow, by factors of 1.5, until they lie on both sides."""
 
 
 SIZES = (
-    Size(SMALLEST, 2, 64, 384, {"daily": (0.01, 0.02, 0.04, 0.08), "gpt2": (2e-3, 4e-3, 8e-3, 16e-3)}, 6),
-    Size("d3", 3, 96, 448, {"daily": (0.01, 0.02, 0.04), "gpt2": (2e-3, 4e-3, 8e-3)}, 6),
-    Size("d4", 4, 128, 480, {"daily": (0.01, 0.02, 0.04), "gpt2": (2e-3, 4e-3, 8e-3)}, 6),
+    Size(SMALLEST, 2, 64, 384, {"daily": (0.01, 0.02, 0.04, 0.08), "gpt2": (2e-3, 4e-3, 8e-3, 16e-3)}, 6, 6),
+    Size("d3", 3, 96, 384, {"daily": (0.02, 0.04, 0.08), "gpt2": (4e-3, 8e-3, 16e-3)}, 4, 6),
+    Size("d4", 4, 128, 384, {"daily": (0.02, 0.04, 0.08), "gpt2": (4e-3, 8e-3, 16e-3)}, 4, 6),
 )
 # what else was tried for each recipe, on the tuning seed at the smallest size
 TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
@@ -203,8 +206,8 @@ class Ladder:
             for run in known:
                 if all(getattr(run, name) == value for name, value in labels.items()):
                     return run
-            result = dataclasses.asdict(known[0]) if known else self.train(config)
-        run = Run(**result | labels | {"key": key, "code": self.code})
+            result = dataclasses.asdict(known[0]) if known else self.train(config) | {"key": key, "code": self.code}
+        run = Run(**result | labels)
         with self.file.open("a") as file:
             file.write("\n" + json.dumps(dataclasses.asdict(run)))  # also ends a line that a crash cut short
         print(f"{run.phase} {run.arm} {run.size} x{run.multiple:g} seed {run.seed} rate {run.rate:g}: "
@@ -213,6 +216,7 @@ class Ladder:
 
     @staticmethod
     def train(config: RunConfig) -> dict[str, Any]:
+        """One complete training in this process."""
         began, bits_per_byte = time.process_time(), None
         trainer = Trainer(config)
         try:
@@ -236,18 +240,22 @@ class Ladder:
             tried[rate] = self.run("sweep", recipe, size, multiple, TUNING_SEED, rate, arm, changes)
         return best
 
+    def tuned(self, recipe: str, size: Size) -> float:
+        """The learning rate of a recipe at a size."""
+        return self.sweep(recipe, size, size.sweep_multiple if recipe == "gpt2" else 1, size.rates[recipe])
+
     def trials(self, size: Size) -> None:
-        for recipe, multiple in (("gpt2", size.sweep_multiple), ("daily", 1)):
-            rate = self.sweep(recipe, size, multiple, size.rates[recipe])
-            for name, changes in TRIALS[recipe].items():
+        """What else was tried for both recipes, at their best rates."""
+        for recipe, trials in TRIALS.items():
+            rate, multiple = self.tuned(recipe, size), size.sweep_multiple if recipe == "gpt2" else 1
+            for name, changes in trials.items():
                 self.run("sweep", recipe, size, multiple, TUNING_SEED, rate, f"{recipe}, {name}", changes)
 
     def arms(self, size: Size, seeds: list[int]) -> None:
         """The daily recipe at C and GPT-2 at horizons that lie on both sides of its loss."""
-        multiples = {"daily": 1, "gpt2": size.sweep_multiple}
-        rates = {recipe: self.sweep(recipe, size, multiples[recipe], size.rates[recipe]) for recipe in PRESETS}
+        rates = {recipe: self.tuned(recipe, size) for recipe in PRESETS}
         target = mean_loss([self.run("arms", "daily", size, 1, seed, rates["daily"]) for seed in seeds])
-        multiple = size.sweep_multiple
+        multiple = size.first_multiple
         while self._baseline(size, multiple, seeds, rates["gpt2"]) < target:
             multiple /= 1.5
         while self._baseline(size, multiple, seeds, rates["gpt2"]) > target:
@@ -256,32 +264,30 @@ class Ladder:
     def _baseline(self, size: Size, multiple: float, seeds: list[int], rate: float) -> float:
         return mean_loss([self.run("arms", "gpt2", size, multiple, seed, rate) for seed in seeds])
 
-    def ablations(self, size: Size, seeds: list[int], only: str) -> None:
+    def ablations(self, size: Size, seeds: list[int]) -> None:
         """The recipe at C/2, C and 2C, which turns losses into compute, then each change at C."""
-        rate = self.sweep("daily", size, 1, size.rates["daily"])
+        rate = self.tuned("daily", size)
         for seed in seeds:
             for multiple in (1, 0.5, 2):
                 self.run("ablation", "daily", size, multiple, seed, rate)
         for arm, changes in ABLATIONS.items():
-            if only in arm:
-                own = rate
-                if arm == TUNED:  # every other rate stays the recipe's
-                    recipe = rates_at("daily", rate)
-                    changes = {"train": changes["train"] | {name: recipe[name] for name in OTHER_RATES}}
-                    own = self.sweep("daily", size, 1, ADAMW_RATES, arm, changes)
-                for seed in seeds:
-                    self.run("ablation", "daily", size, 1, seed, own, arm, changes)
+            own = rate
+            if arm == TUNED:  # every other rate stays the recipe's
+                recipe = rates_at("daily", rate)
+                changes = {"train": changes["train"] | {name: recipe[name] for name in OTHER_RATES}}
+                own = self.sweep("daily", size, 1, ADAMW_RATES, arm, changes)
+            for seed in seeds:
+                self.run("ablation", "daily", size, 1, seed, own, arm, changes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(".daily-train/ladder"), help="folder of shards and results")
     parser.add_argument("--corpus", help="text, JSONL or parquet file or folder; default: State of the Union speeches")
-    parser.add_argument("--id-column", help="names the work a document is from, up to '#'; default: each is its own")
-    parser.add_argument("--sizes", nargs="+", choices=[size.name for size in SIZES], default=[s.name for s in SIZES])
+    parser.add_argument("--id-column", help="names the work of a document, up to '#'; default: each is its own")
+    parser.add_argument("--sizes", nargs="+", choices=[size.name for size in SIZES], default=[s.name for s in SIZES],
+                        help="rungs of the arms; ablation and trials take the first of them")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
-    parser.add_argument("--ablation-size", choices=[size.name for size in SIZES], default=SMALLEST)
-    parser.add_argument("--only", default="", help="ablations whose name holds this")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--report", action="store_true", help="print the tables and train nothing")
     arguments = parser.parse_args()
@@ -290,15 +296,14 @@ def main() -> None:
         if arguments.corpus:
             source = FilesSource(path=arguments.corpus, id_column=arguments.id_column)
         ladder = Ladder(arguments.out, source)
-        if "trials" in arguments.phases:
-            ladder.trials(SIZES[0])
-        if "arms" in arguments.phases:
-            for size in SIZES:
-                if size.name in arguments.sizes:
-                    ladder.arms(size, arguments.seeds)
+        for size in (size for size in SIZES if size.name in arguments.sizes):
+            if "arms" in arguments.phases:
+                ladder.arms(size, arguments.seeds)
+        first = next(size for size in SIZES if size.name in arguments.sizes)
         if "ablation" in arguments.phases:
-            ladder.ablations(next(s for s in SIZES if s.name == arguments.ablation_size), arguments.seeds,
-                             arguments.only)
+            ladder.ablations(first, arguments.seeds)
+        if "trials" in arguments.phases:
+            ladder.trials(first)
     print(report(read_runs(arguments.out / "runs.jsonl")))
 
 

@@ -25,34 +25,20 @@ T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 class Run:
     """One complete training."""
 
-    key: str
-    """Digest of data, network and training."""
-    code: str
-    """Digest of the model's source that trained it."""
+    key: str  # digest of data, network and training
+    code: str  # digest of the model's source that trained it
     phase: str
-    """What it was run for."""
-    arm: str
-    """daily, gpt2 or a change to daily."""
+    arm: str  # daily, gpt2 or a change to daily
     size: str
-    """Rung."""
-    multiple: float
-    """Horizon in steps of the daily recipe at this size."""
+    multiple: float  # horizon over that of the daily recipe at this size
     seed: int
-    """Of weights and order of the data."""
     rate: float
-    """Learning rate."""
     tokens: int
-    """Trained on."""
-    flops: float
-    """Spent, by model.cost."""
-    matrices: int
-    """Weights of hidden matrices."""
-    parameters: int
-    """All weights."""
-    bits_per_byte: float | None
-    """On held-out works at the end; None: diverged."""
-    cpu_seconds: float
-    """Of the process; not contended time."""
+    flops: float  # by model.cost
+    matrices: int  # weights of hidden matrices
+    parameters: int  # all weights
+    bits_per_byte: float | None  # of held-out works after the last step; None: diverged
+    cpu_seconds: float  # of the process: other work on the machine hardly moves it
 
 
 def read_runs(path: Path) -> list[Run]:

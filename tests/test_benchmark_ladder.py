@@ -86,13 +86,13 @@ def test_a_finished_run_is_read_and_not_trained_again(tmp_path, monkeypatch):
         (texts / f"{number}.txt").write_text(" ".join(np.random.default_rng(number).choice(words, 400)))
     monkeypatch.setattr(ladder, "VALIDATION_TOKENS", 256)
     monkeypatch.setattr(ladder, "VOCABULARY", 300)
-    tiny = Size("d2", 1, 32, 2, {"daily": (0.01, 0.02, 0.04), "gpt2": (1e-3, 2e-3, 4e-3)}, 2)
+    tiny = Size("d2", 1, 32, 2, {"daily": (0.01, 0.02, 0.04), "gpt2": (1e-3, 2e-3, 4e-3)}, 2, 2)
 
     def run(seed: int) -> Run:
         return Ladder(tmp_path / "out", FilesSource(path=str(texts))).run("arms", "daily", tiny, 1, seed, 0.02)
 
     first, second = run(1), run(2)
-    assert first.bits_per_byte != second.bits_per_byte and first.tokens == 2048
+    assert first.bits_per_byte != second.bits_per_byte and first.tokens == 1024
     path = tmp_path / "out" / "runs.jsonl"
     with path.open("a") as file:
         file.write(path.read_text()[:50])  # a process was killed while it wrote
