@@ -58,21 +58,16 @@ class Size:
     name: str
     depth: int
     width: int
-    steps: int
-    """Steps of the daily recipe, which are C."""
-    rates: dict[str, tuple[float, ...]]
-    """Learning rates first tried for each recipe, around the best of the size before; the sweep goes on while the
-    best is the largest or the smallest."""
-    sweep_multiple: float
-    """GPT-2's rates are swept at this multiple of C."""
-    first_multiple: float
-    """First horizon of GPT-2; others follow, by factors of 1.5, until they lie on both sides."""
+    steps: int  # of the daily recipe: the compute C of this size
+    rates: dict[str, tuple[float, ...]]  # first tried for each recipe, around the best of the size before
+    sweep_multiple: float  # GPT-2's rates are swept at this multiple of C
+    first_multiple: float  # first horizon of GPT-2; others by factors of 1.5 until they lie on both sides
 
 
 SIZES = (
     Size(SMALLEST, 2, 64, 384, {"daily": (0.01, 0.02, 0.04, 0.08), "gpt2": (2e-3, 4e-3, 8e-3, 16e-3)}, 6, 6),
-    Size("d3", 3, 96, 384, {"daily": (0.02, 0.04, 0.08), "gpt2": (4e-3, 8e-3, 16e-3)}, 4, 6),
-    Size("d4", 4, 128, 384, {"daily": (0.02, 0.04, 0.08), "gpt2": (4e-3, 8e-3, 16e-3)}, 4, 6),
+    Size("d3", 3, 96, 384, {"daily": (0.02, 0.04, 0.08), "gpt2": (4e-3, 8e-3, 16e-3)}, 4, 9),
+    Size("d4", 4, 128, 384, {"daily": (0.02, 0.04, 0.08), "gpt2": (2e-3, 4e-3, 8e-3)}, 4, 9),
 )
 # what else was tried for each recipe, on the tuning seed at the smallest size
 TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
@@ -233,7 +228,7 @@ class Ladder:
 
     def sweep(self, recipe: str, size: Size, multiple: float, rates: tuple[float, ...], arm: str = "",
               changes: dict[str, dict[str, Any]] | None = None) -> float:
-        """The best learning rate on the tuning seed; tries on by factors of 2 until it is no edge."""
+        """The best learning rate on the tuning seed; factors of 2 are added until it is neither end."""
         tried = {rate: self.run("sweep", recipe, size, multiple, TUNING_SEED, rate, arm, changes) for rate in rates}
         while (best := best_rate(list(tried.values()))) in (min(tried), max(tried)):
             rate = best / 2 if best == min(tried) else best * 2
