@@ -6,73 +6,25 @@ A value that makes no sense is refused here, by name, before a shard is read or 
 import dataclasses
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 
+from model.choices import (
+    Activation,
+    AttentionKind,
+    Balance,
+    MLPKind,
+    Norm,
+    OptimizerName,
+    Position,
+    Precision,
+    Schedule,
+    Smear,
+    Window,
+)
 from model.parsing import ConfigError, require, require_each
 from model.parsing import parse as parse
 
 MAX_VOCABULARY = 65_536  # tokens are stored as uint16
 BUDGETS = ("tokens", "flops", "gpu_hours", "usd")
-
-
-class Norm(StrEnum):
-    RMS = "rms"
-    LAYER = "layer"
-
-
-class Position(StrEnum):
-    ROTARY = "rotary"
-    LEARNED = "learned"
-
-
-class AttentionKind(StrEnum):
-    MHA = "mha"
-    MLA = "mla"
-
-
-class Window(StrEnum):
-    """What a layer's queries see: one letter of window_pattern."""
-
-    LONG = "L"
-    SHORT = "S"
-    SPARSE = "N"
-
-
-class Smear(StrEnum):
-    NONE = "none"
-    EMBEDDING = "embedding"
-    KEY = "key"
-
-
-class Activation(StrEnum):
-    RELU2 = "relu2"
-    GELU = "gelu"
-    SWIGLU = "swiglu"
-
-
-class MLPKind(StrEnum):
-    DENSE = "dense"
-    MOE = "moe"
-
-
-class Balance(StrEnum):
-    BIAS = "bias"
-    LOSS = "loss"
-
-
-class OptimizerName(StrEnum):
-    MUON = "muon"
-    ADAMW = "adamw"
-
-
-class Schedule(StrEnum):
-    WSD = "wsd"
-    COSINE = "cosine"
-
-
-class Precision(StrEnum):
-    FP32 = "fp32"
-    BF16 = "bf16"
 
 
 @dataclass(frozen=True, kw_only=True)
