@@ -61,3 +61,5 @@ class Schedule(StrEnum):
 class Precision(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
+    FP16 = "fp16"
+    FP8 = "fp8"

@@ -258,7 +258,10 @@ class TrainConfig:
     spike_steps: int = 20
     """Spikes in a row that stop the run."""
     precision: Precision = Precision.FP32
-    """bf16: autocast with fp32 master weights."""
+    """bf16: autocast with fp32 master weights; fp16: the same, with a dynamic loss scale; fp8: bf16, and large
+    linear layers of the blocks multiply in fp8."""
+    fp8_smallest_size: int = 1024
+    """fp8: linear layers with inputs and outputs of at least this size multiply in fp8."""
     validation_every_steps: int
     """Steps between validations; step 0 and the last step are always validated."""
     validation_tokens: int
@@ -277,7 +280,8 @@ class TrainConfig:
             raise ConfigError(f"a run has exactly one budget, but {what} given")
         require_each(self, given[0], lambda value: value > 0, "positive")
         require_each(self, "tokens_per_step micro_batch_sequences validation_every_steps validation_tokens "
-                     "checkpoint_every_steps log_every_steps spike_steps", lambda value: value >= 1, "at least 1")
+                     "checkpoint_every_steps log_every_steps spike_steps fp8_smallest_size",
+                     lambda value: value >= 1, "at least 1")
         require_each(self, "learning_rate adam_epsilon", lambda value: value > 0, "positive")
         require_each(self, "weight_decay warmup_steps sample_tokens momentum_warmup_steps",
                      lambda value: value >= 0, "at least 0")
