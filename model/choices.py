@@ -26,6 +26,11 @@ class Window(StrEnum):
     SPARSE = "N"
 
 
+class DocumentMask(StrEnum):
+    NONE = "none"
+    OWN = "own"
+
+
 class Smear(StrEnum):
     NONE = "none"
     EMBEDDING = "embedding"

@@ -11,6 +11,7 @@ from model.choices import (
     Activation,
     AttentionKind,
     Balance,
+    DocumentMask,
     MLPKind,
     Norm,
     OptimizerName,
@@ -45,6 +46,8 @@ class GPTConfig:
     """Tokens the network sees at once; the table size of learned and rotary positions."""
     vocab_size: int | None = None
     """Distinct tokens; null takes the number from the shards."""
+    eot_token: int | None = None
+    """The token every document starts with; null takes it from the shards."""
     vocab_multiple: int = 64
     """Rows of embedding and head are rounded up to a multiple of this (GEMM alignment); GPT-2 has 1."""
     norm: Norm = Norm.RMS
@@ -59,6 +62,8 @@ class GPTConfig:
     """One letter a layer, repeated over the depth: L full, S short window, N native sparse attention."""
     short_window: int | None = None
     """Tokens a query of an S layer sees, itself included; null: sequence_length / 4."""
+    document_mask: DocumentMask = DocumentMask.NONE
+    """none: a token sees its whole row; own: only its own document, in attention, smear and key offset."""
     sparse_block: int = 16
     """Tokens a block of an N layer."""
     sparse_blocks: int = 4
@@ -143,6 +148,9 @@ class GPTConfig:
         if self.vocab_size is not None:
             require(1 < self.vocab_size <= MAX_VOCABULARY, "vocab_size", self.vocab_size,
                     f"from 2 to {MAX_VOCABULARY} (tokens are stored as uint16)")
+        if self.eot_token is not None:
+            require(0 <= self.eot_token < (self.vocab_size or MAX_VOCABULARY), "eot_token", self.eot_token,
+                    "a token below vocab_size")
 
     @property
     def head_size(self) -> int:
@@ -190,11 +198,14 @@ class GPTConfig:
             raise ConfigError("vocab_size is not known yet: resolve it with with_vocabulary()")
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
-    def with_vocabulary(self, vocab_size: int) -> "GPTConfig":
+    def with_vocabulary(self, vocab_size: int, eot_token: int | None = None) -> "GPTConfig":
         """The same network for the vocabulary of the shards; refuses a contradiction."""
         if self.vocab_size not in (None, vocab_size):
             raise ConfigError(f"vocab_size is {self.vocab_size}, but the shards have {vocab_size} tokens")
-        return dataclasses.replace(self, vocab_size=vocab_size)
+        if self.eot_token is not None and eot_token not in (None, self.eot_token):
+            raise ConfigError(f"eot_token is {self.eot_token}, but documents of the shards start with {eot_token}")
+        eot_token = self.eot_token if eot_token is None else eot_token
+        return dataclasses.replace(self, vocab_size=vocab_size, eot_token=eot_token)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig) -> None:
         dataset = read_dataset(Path(config.shards))
-        self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size))
+        self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token))
         self.directory = Path(config.run_dir)
         self.dataset = dataset
         self.shards = {split: ShardSet(Path(config.shards), split) for split in ("train", "val")}
