@@ -3,13 +3,15 @@
 A checkpoint is the directory step_NNNNNNNNN: model.safetensors, optimizer.safetensors and state.json,
 which is written last and holds size and SHA-256 of the other two and of itself. The directory is
 filled under another name and renamed, so a checkpoint is there as a whole or not at all.
-`publish_final` and `load_final` do the same for the finished model.
+`publish_final` and `load_final` do the same for the finished model. A Writer does it in a thread.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import threading
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,6 +121,72 @@ def save(directory: Path, step: int, weights: dict[str, Tensor], optimizer: dict
     return path
 
 
+class Writer:
+    """Writes checkpoints in a thread, one at a time: the caller waits for a copy of the state on the CPU
+    only, on a GPU not even for that, because the copies are queued before the next step's work.
+
+    An error of the thread is raised by the next call of any method.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._written: list[int] = []
+        self._copies: dict[tuple[str, str], Tensor] = {}  # kept: pinning memory is slow
+
+    def save(self, step: int, weights: Iterable[tuple[str, Tensor]], optimizer: Iterable[tuple[str, Tensor]],
+             state: dict) -> None:
+        """Begin to write checkpoint `step`, when the one before is written; tensors may change on return."""
+        self.wait()
+        files = [{name: self._copy(file, name, tensor) for name, tensor in tensors}
+                 for file, tensors in zip(_TENSOR_FILES, (weights, optimizer))]
+        copied = torch.cuda.Event() if torch.cuda.is_available() else None
+        if copied is not None:
+            copied.record()
+        self._thread = threading.Thread(target=self._write, args=(step, *files, state, copied))
+        self._thread.start()
+
+    def _copy(self, file: str, name: str, tensor: Tensor) -> Tensor:
+        if (file, name) not in self._copies:
+            self._copies[file, name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return self._copies[file, name].copy_(tensor.detach(), non_blocking=True)
+
+    def _write(self, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict,
+               copied: torch.cuda.Event | None) -> None:
+        try:
+            if copied is not None:
+                copied.synchronize()
+            save(self.directory, step, weights, optimizer, state)
+            self._written.append(step)
+        except BaseException as error:  # raised again where somebody can end the run
+            self._error = error
+
+    def written(self) -> list[int]:
+        """Steps whose checkpoints were finished since the last call."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        steps, self._written = self._written, []
+        return steps
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._written = self.written()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        if self._thread is not None:
+            self._thread.join()  # an exception that is under way tells more than the writer's
+        if kind is None:
+            self.wait()
+
+
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint; raises CheckpointError unless every byte is what was written."""
     try:
@@ -146,13 +214,14 @@ def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, refused
 
 
-def publish_final(directory: Path, model: GPT, eot_token: int, tokenizer_sha256: str, result: dict) -> None:
+def publish_final(directory: Path, config: GPTConfig, weights: dict[str, Tensor], eot_token: int,
+                  tokenizer_sha256: str, result: dict) -> None:
     """Write the finished model: model.safetensors and config.json, both the same for equal runs."""
     def make_record(files: dict) -> dict:
-        return {"model": asdict(model.config), "eot_token": eot_token, "tokenizer_sha256": tokenizer_sha256,
+        return {"model": asdict(config), "eot_token": eot_token, "tokenizer_sha256": tokenizer_sha256,
                 "model_sha256": files[_TENSOR_FILES[0]]["sha256"], "result": result}
 
-    weights = {name: value.float() for name, value in model.state_dict().items()}
+    weights = {name: value.float() for name, value in weights.items()}
     _publish(Path(directory), {_TENSOR_FILES[0]: weights}, "config.json", make_record)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from model import cost
 from model.config import ConfigError, GPTConfig, TrainConfig
 from model.loader import validation_windows
+from model.parallel import Parallelism
 from model.parsing import parse, require, require_each
 from model.shards import Dataset, ShardSet
 
@@ -27,6 +28,9 @@ class Execution:
     """CPU threads; null leaves torch's choice."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    parallelism: Parallelism = Parallelism.DDP
+    """What several processes share: ddp, gradients; fsdp, also weights and optimizer state, for models that
+    one GPU cannot hold."""
     peak_flops: float | None = None
     """Peak FLOP/s of one device that MFU divides by; null looks it up in model.hardware."""
     usd_per_hour: float | None = None
