@@ -20,6 +20,7 @@ from prefect.context import TaskRunContext
 from eval.figures import inline, loss_figure
 from eval.markup import code_block, markdown_table
 from model.config import GPTConfig, TrainConfig
+from tasks.checkpoints import Uploads, clear, restore
 from tasks.process import run_module
 from tasks.provenance import PROJECT
 from tasks.stage import Place, Result, Stage, finish, logger, materialise, sha256_json
@@ -34,6 +35,18 @@ PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of th
 def train_model(model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, place: Place) -> Result:
     """Train from scratch or resume. Outputs: model.safetensors, config.json, run.json, samples.json, and the
     recorded metrics.jsonl."""
+    result = finished_training(model, config, shards, tokenizer, place)
+    folder = materialise(result, place)
+    create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
+    figure = inline("loss over training", loss_figure(read_metrics(folder)))
+    create_markdown_artifact(key="loss", description="Loss over training", markdown=figure)
+    return result
+
+
+def finished_training(
+    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, place: Place
+) -> Result:
+    """The stage itself. While it runs its checkpoints are in the store; afterwards they are not."""
     stage = Stage(
         name="train",
         version=VERSION,
@@ -41,11 +54,8 @@ def train_model(model: GPTConfig, config: TrainConfig, shards: Result, tokenizer
         inputs={"shards": shards.digest, "model_source": model_source_digest()},
         recorded=frozenset({"metrics.jsonl"}),
     )
-    result = finish(stage, place, lambda work, out: _train(stage.config, shards, tokenizer, place, work, out))
-    folder = materialise(result, place)
-    create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
-    figure = inline("loss over training", loss_figure(read_metrics(folder)))
-    create_markdown_artifact(key="loss", description="Loss over training", markdown=figure)
+    result = finish(stage, place, lambda work, out: _train(stage, shards, tokenizer, place, work, out))
+    clear(stage.key, place)
     return result
 
 
@@ -61,28 +71,31 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _train(
-    config: dict[str, Any], shards: Result, tokenizer: Result, place: Place, work: Path, out: Path
+    stage: Stage, shards: Result, tokenizer: Result, place: Place, work: Path, out: Path
 ) -> dict[str, Any]:
     encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
     run_dir = work / "run"  # outlives a killed process: the same command resumes from its last checkpoint
+    restore(stage.key, run_dir, place)  # of a machine that was lost
     progress = _Progress()
-    run_module(
-        "model.train",
-        {
-            "model": config["model"],
-            "train": config["train"],
-            "shards": str(materialise(shards, place)),
-            "run_dir": str(run_dir),
-            "sample_prompts": [encoder.encode(prompt, add_special_tokens=False).ids for prompt in PROMPTS],
-            "execution": {
-                "device": place.device,
-                "threads": place.workers,
-                "usd_per_hour": place.usd_per_hour or None,
-            },
+    run = {
+        "model": stage.config["model"],
+        "train": stage.config["train"],
+        "shards": str(materialise(shards, place)),
+        "run_dir": str(run_dir),
+        "sample_prompts": [encoder.encode(prompt, add_special_tokens=False).ids for prompt in PROMPTS],
+        "execution": {
+            "device": place.device,
+            "threads": place.workers,
+            "usd_per_hour": place.usd_per_hour or None,
         },
-        work,
-        progress,
-    )
+    }
+    with Uploads(stage.key, run_dir, place) as uploads:
+
+        def follow(event: dict[str, Any]) -> None:
+            progress(event)
+            uploads(event)
+
+        run_module("model.train", run, work, follow)
     for name in ("final/model.safetensors", "final/config.json", "run.json", "metrics.jsonl"):
         shutil.copy2(run_dir / name, out / Path(name).name)
     samples = json.loads((run_dir / "samples.json").read_text())
