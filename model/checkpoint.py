@@ -214,14 +214,13 @@ def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, refused
 
 
-def publish_final(directory: Path, config: GPTConfig, weights: dict[str, Tensor], eot_token: int,
-                  tokenizer_sha256: str, result: dict) -> None:
+def publish_final(directory: Path, model: GPT, eot_token: int, tokenizer_sha256: str, result: dict) -> None:
     """Write the finished model: model.safetensors and config.json, both the same for equal runs."""
     def make_record(files: dict) -> dict:
-        return {"model": asdict(config), "eot_token": eot_token, "tokenizer_sha256": tokenizer_sha256,
+        return {"model": asdict(model.config), "eot_token": eot_token, "tokenizer_sha256": tokenizer_sha256,
                 "model_sha256": files[_TENSOR_FILES[0]]["sha256"], "result": result}
 
-    weights = {name: value.float() for name, value in weights.items()}
+    weights = {name: value.float() for name, value in model.state_dict().items()}
     _publish(Path(directory), {_TENSOR_FILES[0]: weights}, "config.json", make_record)
 
 

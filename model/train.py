@@ -40,6 +40,7 @@ TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM end
 def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bool:
     """Train to the end or until asked to stop; True when the end was reached."""
     train: TrainConfig = trainer.config.train
+    sample_every = trainer.config.execution.sample_every_steps
     window_steps, window_seconds = 0, 0.0  # since the last step line, without validation and saving
     while trainer.step < trainer.steps and not trainer.processes.any(stop(), trainer.device):
         began = time.perf_counter()
@@ -58,6 +59,8 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
             trainer.validate(metrics)
         if trainer.step % train.checkpoint_every_steps == 0 and not at_end and not trainer.guard.spikes:
             trainer.save()
+        if sample_every and trainer.step % sample_every == 0 and not at_end:
+            trainer.sample_now(metrics)
         trainer.report_checkpoints(metrics)
     if trainer.step < trainer.steps and trainer.step > trainer.saved_step:
         trainer.save()

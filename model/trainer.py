@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, cost
 from model.checkpoint import write_json
+from model.choices import accuracy, read_items
 from model.config import ConfigError, Precision
 from model.generate import generate
 from model.gpt import GPT, initialise
@@ -65,6 +66,7 @@ class Trainer:
         self.shards = {split: ShardSet(Path(config.shards), split) for split in ("train", "val")}
         sequences = cost.sequences_per_step(config.train, self.config.model)
 
+        self.hellaswag = read_items(config.execution.hellaswag, self.config.model) if config.execution.hellaswag else []
         self.device, self.device_name, self.processes = prepare_device(config.execution)
         hardware = known_hardware(self.device_name)
         self.peak_flops = config.execution.peak_flops or (hardware and hardware.peak_flops)
@@ -160,13 +162,25 @@ class Trainer:
                                    seed=train.seed + number)
         write_json(path, samples)
 
+    def sample_now(self, metrics: MetricsLog) -> None:
+        """Continue the prompts with the model as it is, into the metrics."""
+        model, train = self.whole_model(), self.config.train
+        if self.processes.first:
+            metrics.write("samples", **self.progress(), tokens_of_prompts=[
+                generate(model, prompt, train.sample_tokens, seed=train.seed + number)
+                for number, prompt in enumerate(self.config.sample_prompts)])
+
     def validate(self, metrics: MetricsLog) -> None:
         train = self.config.train
         self.validation = validate(
             self.model, self.shards["val"], self.dataset.token_bytes, tokens=train.validation_tokens,
             sequences=train.micro_batch_sequences, autocast=self.autocast, processes=self.processes)
         self.require_finite("validation loss", self.validation.loss)
-        metrics.write("validation", **self.progress(), **asdict(self.validation))
+        values = asdict(self.validation)
+        if self.hellaswag:
+            values["hellaswag_acc_norm"] = accuracy(self.model, self.hellaswag, rows=train.micro_batch_sequences,
+                                                    autocast=self.autocast, processes=self.processes)
+        metrics.write("validation", **self.progress(), **values)
 
     def stop(self, reason: str) -> None:
         raise TrainingError(f"{reason}; checkpoints from before it are in {self.directory / 'checkpoints'}")
@@ -259,11 +273,8 @@ class Trainer:
         if not isinstance(self.model, FSDPModule):
             return self.model
         model = GPT(self.config.model)
-        load_weights(model, self.whole_weights())
+        load_weights(model, {name: tensor.cpu() for name, tensor in self.gathered(self.model.state_dict())})
         return model.to(self.device) if self.processes.first else model
-
-    def whole_weights(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.cpu() for name, tensor in self.gathered(self.model.state_dict())}
 
     def resume(self) -> list[str]:
         """Continue from the newest intact checkpoint, if any; why newer ones were passed over."""
@@ -280,9 +291,9 @@ class Trainer:
     def finish(self, metrics: MetricsLog) -> None:
         self.sample("trained")
         result = self.progress() | asdict(self.validation)
-        weights = self.whole_weights()
+        model = self.whole_model()
         if self.processes.first:
-            checkpoint.publish_final(self.directory / "final", self.config.model, weights, self.dataset.eot_token,
+            checkpoint.publish_final(self.directory / "final", model, self.dataset.eot_token,
                                      self.dataset.tokenizer_sha256, result)
         metrics.write("done", **result, seconds=self.seconds())
         self.processes.wait()  # torchrun ends everyone when one process has ended

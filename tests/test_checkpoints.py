@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from model.config import GPTConfig, TrainConfig
 from model.shards import Dataset, Split, write_dataset, write_shard
+from tasks.benchmarks import Items
 from tasks.checkpoints import KEPT, Uploads, restore
 from tasks.stage import Place, Result, Stage, finish, materialise, open_place
 from tasks.store import digest_file
@@ -47,7 +48,7 @@ def write_tokenizer(work: Path, out: Path) -> None:
 def trained(place: Place) -> Result:
     made = [finish(Stage(name=name, version=1, config={}, inputs={}), place, build)
             for name, build in (("shard", write_shards), ("tokenizer", write_tokenizer))]
-    return finished_training(MODEL, TRAIN, *made, place)
+    return finished_training(MODEL, TRAIN, *made, Items({}, {}, {}), place)
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -51,7 +51,8 @@ def shards(tmp_path_factory) -> Path:
 
 def write_config(directory: Path, shards: Path, name: str, execution: dict | None = None,
                  model: dict | None = None, **train: object) -> Path:
-    config = {"model": MODEL | (model or {}), "train": TRAIN | train, "shards": str(shards), "run_dir": str(directory / name),
+    config = {"model": MODEL | (model or {}), "train": TRAIN | train, "shards": str(shards),
+              "run_dir": str(directory / name),
               "sample_prompts": [[0]], "execution": {"device": "cpu", "threads": 1} | (execution or {})}
     path = directory / f"{name}.json"
     path.write_text(json.dumps(config))
@@ -218,7 +219,8 @@ def assert_same_curve(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def two(request, shards, tmp_path_factory) -> Path:
     """The configuration of the same run, done by two processes."""
-    config = write_config(tmp_path_factory.mktemp("two"), shards, "run", {"parallelism": request.param}, UNEVEN, **SHORT)
+    directory = tmp_path_factory.mktemp("two")
+    config = write_config(directory, shards, "run", {"parallelism": request.param}, UNEVEN, **SHORT)
     done = torchrun(config, 2)
     assert done.returncode == 0, done.stderr
     return config
