@@ -42,7 +42,8 @@ MLPS = [
     dict(mlp="moe", experts=6, experts_per_token=2),
     dict(mlp="moe", activation="swiglu", experts=5, experts_per_token=2, shared_experts=0, balance="loss"),
 ]
-VARIANTS = {f"modern {n}": a | m for n, (a, m) in enumerate(itertools.product(ATTENTIONS, MLPS))} | {
+PAIRS = [pair for n, pair in enumerate(itertools.product(ATTENTIONS, MLPS)) if n % 3 == 0]  # each with several others
+VARIANTS = {f"modern {attention | mlp}": attention | mlp for attention, mlp in PAIRS} | {
     "gpt2": GPT2,
     "gpt2 padded, untied, without biases": GPT2 | dict(vocab_multiple=64, tied_head=False, bias=False),
 }
@@ -50,6 +51,7 @@ PROMPT = "Fellow-Citizens of the Senate, 12 trains"
 OPENED = """
 import json, sys
 import numpy as np
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 try:
     import model
@@ -61,7 +63,8 @@ for folder, prompt, new_tokens in json.loads(sys.argv[1]):
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     network = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     ids = tokenizer(prompt, return_tensors="pt")
-    logits = network(**ids).logits[0].detach().numpy()
+    with torch.no_grad():
+        logits = network(**ids).logits[0].numpy()
     new = network.generate(**ids, max_new_tokens=new_tokens, do_sample=False)[0, ids["input_ids"].shape[1]:].tolist()
     np.save(folder + "/logits.npy", logits)
     found[folder] = {"class": type(network).__name__, "ids": ids["input_ids"][0].tolist(), "new": new,
@@ -113,11 +116,66 @@ def exports(tmp_path_factory, tokenizer):
         command = ["export", str(root / f"final{number}"), str(root / f"e{number}"), "--tokenizer", str(tokenizer[1])]
         assert main([*command, "--store", str(root / "store")]) == 0
     length = {name: 10 if name.startswith("gpt2") else 20 for name in VARIANTS}  # modern ones go on past their context
-    asked = [(folder, PROMPT[:26], length[name]) for name, (folder, _) in models.items()]
-    return {name: (model, opened(asked, root)[str(folder)], np.load(folder / "logits.npy"))
+    found = opened([(folder, PROMPT[:26], length[name]) for name, (folder, _) in models.items()], root)
+    return {name: (model, found[str(folder)], np.load(folder / "logits.npy"))
             for name, (folder, model) in models.items()}
 
 
-def test_all(exports):
+def test_logits_equal_ours(exports):
     for name, (model, found, logits) in exports.items():
-        print(name, found)
+        with torch.no_grad():
+            ours = model(torch.tensor([found["ids"]]))[0].numpy()
+        assert logits.shape == ours.shape, name
+        # the same code: the same bits but for products whose order depends on where memory is aligned
+        limit = 2e-4 if name.startswith("gpt2") else 2e-5
+        assert np.abs(ours).max() > 1 and np.abs(logits - ours).max() <= limit, name
+
+
+def test_greedy_tokens_equal_ours(exports):
+    for name, (model, found, _) in exports.items():
+        length = 10 if name.startswith("gpt2") else 20
+        ours = generate(model, found["ids"], length, seed=0, temperature=0, stop_token=found["eos"])
+        assert [token for token in found["new"] if token != found["eos"]] == ours, name
+
+
+def test_the_family_and_the_tokenizer(exports, tokenizer):
+    ids = tokenizer[0].encode(PROMPT[:26]).ids
+    for name, (_, found, _) in exports.items():
+        assert found["class"] == ("GPT2LMHeadModel" if name.startswith("gpt2") else "DailyTrainForCausalLM")
+        assert (found["ids"], found["text"], found["eos"]) == (ids, PROMPT[:26], tokenizer[0].token_to_id(END_OF_TEXT))
+
+
+def test_a_foreign_tokenizer_is_refused_with_both_digests(tmp_path, tokenizer, capsys):
+    finished(tmp_path / "final", {}, tokenizer)
+    foreign = tmp_path / "tokenizer.json"
+    foreign.write_text(tokenizer[1].read_text().replace("trains", "planes") + " ")
+    command = ["export", str(tmp_path / "final"), str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    assert main([*command, "--tokenizer", str(foreign)]) == 1
+    told = capsys.readouterr().err
+    for path in (foreign, tokenizer[1]):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten_and_damaged_weights_are_refused(tmp_path, tokenizer, capsys):
+    finished(tmp_path / "final", {}, tokenizer)
+    (tmp_path / "final" / "tokenizer.json").write_bytes(tokenizer[1].read_bytes())
+    command = ["export", str(tmp_path / "final"), str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    assert main(command) == 0 and main(command) == 1
+    assert "out: exists already" in capsys.readouterr().err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Not recorded: this model was exported from a folder" in card and "| 1 |" in card
+    weights = tmp_path / "final" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert main([*command[:2], str(tmp_path / "other"), *command[3:]]) == 1
+    assert "model.safetensors: SHA-256 is" in capsys.readouterr().err
+
+
+def test_the_modelling_file_refuses_names_that_would_clash(tmp_path):
+    (tmp_path / "m.py").write_text('"""x"""\nfrom model.config import parse as read\n')
+    with pytest.raises(InliningError, match="parse is imported under another name"):
+        inlined(tmp_path / "m.py")
+    (tmp_path / "m.py").write_text('"""x"""\nfrom model.train import main\nimport model\nRESULT = _read, main\n')
+    text = inlined(tmp_path / "m.py")
+    assert "class GPT(" in text and "class TrainConfig" in text
+    assert "class GPT(" not in inlined(Path(__file__).parents[1] / "model" / "config.py")
