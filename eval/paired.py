@@ -32,6 +32,7 @@ class Verdict(StrEnum):
     IMPROVED = "improved"
     MIXED = "mixed"
     NOT_SEEN = "no difference seen"
+    NOTHING = "nothing to compare"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
         case False, True:
             told = Verdict.IMPROVED
         case _:
-            told = Verdict.NOT_SEEN
+            told = Verdict.NOT_SEEN if tested else Verdict.NOTHING
     return {"verdict": told.value} | found
 
 
