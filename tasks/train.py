@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from dataclasses import asdict
@@ -111,7 +112,7 @@ class _Progress:
             left = (event["steps"] - event["step"]) * event["tokens"] / event["step"] / event["tokens_per_second"]
             self.logger.info(
                 "step %d/%d loss %.4f lr %.2g norm %.2f %d tok/s %.0f s left",
-                event["step"], event["steps"], event["loss"], event["lr"], event["grad_norm"],
+                event["step"], event["steps"], event["loss"], event["lr"], event["grad_norm"] or math.nan,
                 event["tokens_per_second"], left,
             )
             if self.artifact is not None:
