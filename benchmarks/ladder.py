@@ -178,6 +178,12 @@ def config_of(recipe: str, size: Size, multiple: float, seed: int, rate: float, 
                      sample_prompts=[[0]], execution=Execution(device="cpu", threads=1))
 
 
+def changed_fields(config: Any) -> dict[str, Any]:
+    """The fields that are not at their default: a key that a new field of the dataclass leaves as it is."""
+    return {field.name: value for field in dataclasses.fields(config)
+            if (value := getattr(config, field.name)) != field.default}
+
+
 class Ladder:
     """Trains what is not in the file yet."""
 
@@ -193,7 +199,7 @@ class Ladder:
         """The result of one complete training, from the file if it is there. A run that diverges has no loss."""
         with tempfile.TemporaryDirectory() as run_dir:
             config = config_of(recipe, size, multiple, seed, rate, changes or {}, self.shards, run_dir)
-            decides = [self.data, dataclasses.asdict(config.model), dataclasses.asdict(config.train)]
+            decides = [self.data, changed_fields(config.model), changed_fields(config.train)]
             key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
             known = [run for run in read_runs(self.file) if run.key == key]
             labels = {"phase": phase, "arm": arm or recipe, "size": size.name, "multiple": multiple, "seed": seed,
