@@ -1,6 +1,8 @@
 """The metrics file: one JSON object a line, also printed, so that a person or a task can follow."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 
@@ -28,12 +30,18 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(path)
         self._file = open(path, "a")  # noqa: SIM115 (held for the whole run)
+        self.followed = True
+        """Whether whoever reads what is printed is still there."""
 
     def write(self, event: str, **values: object) -> None:
         line = json.dumps({"event": event} | values, allow_nan=False)
-        print(line, flush=True)
         self._file.write(line + "\n")
         self._file.flush()
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            self.followed = False
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails once more
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -44,6 +52,8 @@ class MetricsLog:
 
 class NoLog:
     """The log of every process but the first."""
+
+    followed = True
 
     def write(self, event: str, **values: object) -> None:
         pass

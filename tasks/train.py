@@ -2,35 +2,44 @@
 
 import hashlib
 import json
+import math
+import os
 import shutil
+import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import get_client, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     update_progress_artifact,
 )
-from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.context import TaskRunContext
+from prefect.runtime import flow_run
+from prefect.states import Cancelled
 
 from eval.figures import inline, loss_figure
 from eval.markup import code_block, markdown_table
 from model.config import GPTConfig, TrainConfig
+from model.metrics import read_lines
 from tasks.process import run_module
 from tasks.provenance import PROJECT
-from tasks.stage import Place, Result, Stage, finish, logger, materialise, sha256_json
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, sha256_json
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 1
-SECONDS_BETWEEN_LOG_LINES = 5.0
+SECONDS_BETWEEN_LOG_LINES = (5.0, 60.0)  # at first, and after a while
+SECONDS_BETWEEN_FIGURES = 60.0
+SECONDS_BETWEEN_LOOKS = 5.0
 PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
 
 
-@task(name="train", cache_policy=NO_CACHE)
+@task(name="train", **STAGE_TASK)
 def train_model(model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, place: Place) -> Result:
     """Train from scratch or resume. Outputs: model.safetensors, config.json, run.json, samples.json, and the
     recorded metrics.jsonl."""
@@ -65,7 +74,7 @@ def _train(
 ) -> dict[str, Any]:
     encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
     run_dir = work / "run"  # outlives a killed process: the same command resumes from its last checkpoint
-    progress = _Progress()
+    progress = _Progress(run_dir)
     run_module(
         "model.train",
         {
@@ -82,6 +91,7 @@ def _train(
         },
         work,
         progress,
+        place.device_lock,
     )
     for name in ("final/model.safetensors", "final/config.json", "run.json", "metrics.jsonl"):
         shutil.copy2(run_dir / name, out / Path(name).name)
@@ -92,34 +102,84 @@ def _train(
 
 
 class _Progress:
-    """Turns the trainer's events into log lines at a sane rate and a live progress artifact."""
+    """Turns the trainer's events into log lines at a sane rate, a live progress artifact and the loss so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
         self.logger = logger()
-        self.last = 0.0
         self.device = "unknown"
-        self.artifact = None
-        if TaskRunContext.get() is not None:
-            self.artifact = create_progress_artifact(0.0, key="training-progress", description="Training progress")
+        self.began, self.logged, self.drawn = time.monotonic(), -math.inf, -math.inf
+        self.context = TaskRunContext.get()
+        self.watch = _OrphanWatch()
+        self.figure = None
+        if self.context is not None:
+            self.bar = create_progress_artifact(0.0, key="training-progress", description="Training progress")
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "step":
-            if time.monotonic() - self.last < SECONDS_BETWEEN_LOG_LINES and event["step"] < event["steps"]:
-                return
-            self.last = time.monotonic()
-            left = (event["steps"] - event["step"]) * event["tokens"] / event["step"] / event["tokens_per_second"]
-            self.logger.info(
-                "step %d/%d loss %.4f lr %.2g norm %.2f %d tok/s %.0f s left",
-                event["step"], event["steps"], event["loss"], event["lr"], event["grad_norm"],
-                event["tokens_per_second"], left,
-            )
-            if self.artifact is not None:
-                told = f"step {event['step']:,} of {event['steps']:,}, loss {event['loss']:.3f}, {left:.0f} s left"
-                update_progress_artifact(self.artifact, 100 * event["step"] / event["steps"], told)
+            self._step(event)
         else:
             self.device = event.get("device", self.device)
             self.logger.info("%s %s", kind, {name: value for name, value in event.items() if name != "event"})
+        if self.context is not None:
+            if kind == "checkpoint" and time.monotonic() - self.drawn > SECONDS_BETWEEN_FIGURES:
+                self._tell(self._draw)
+                self.drawn = time.monotonic()
+            self._tell(self.watch.look)
+
+    def _step(self, event: dict[str, Any]) -> None:
+        now, (shortest, longest) = time.monotonic(), SECONDS_BETWEEN_LOG_LINES
+        between = min(longest, max(shortest, (now - self.began) / 100))
+        if now - self.logged < between and event["step"] < event["steps"]:
+            return
+        self.logged = now
+        left = (event["steps"] - event["step"]) * event["tokens"] / event["step"] / event["tokens_per_second"]
+        self.logger.info(
+            "step %d/%d loss %.4f lr %.2g norm %.2f %d tok/s %.0f s left",
+            event["step"], event["steps"], event["loss"], event["lr"], event["grad_norm"],
+            event["tokens_per_second"], left,
+        )
+        if self.context is not None:
+            told = (f"step {event['step']:,} of {event['steps']:,}, loss {event['loss']:.3f}, "
+                    f"{event['tokens_per_second']:,} tokens/s, {left:.0f} s left")
+            self._tell(lambda: update_progress_artifact(self.bar, 100 * event["step"] / event["steps"], told))
+
+    def _draw(self) -> None:
+        """The loss so far as an artifact: one a run, drawn anew at checkpoints."""
+        markdown = inline("loss so far", loss_figure(read_lines(self.run_dir / "metrics.jsonl")))
+        if self.figure is None:
+            told = "Loss so far, drawn at checkpoints"
+            self.figure = create_markdown_artifact(key="loss-so-far", description=told, markdown=markdown)
+        else:
+            with get_client(sync_client=True) as client:
+                client.update_artifact(self.figure, ArtifactUpdate(data=markdown))
+
+    def _tell(self, tell: Callable[[], object]) -> None:
+        """Talk to the Prefect server; while it is away the training goes on."""
+        try:
+            tell()
+        except Exception as error:  # connection, protocol and answers of the server share no base class
+            self.logger.warning("the Prefect server does not answer, the training goes on: %s", error)
+
+
+class _OrphanWatch:
+    """A worker passes a cancel on to its runs. When the worker has died, the run asks the server itself."""
+
+    def __init__(self) -> None:
+        self.parent = os.getppid()
+        self.looked = -math.inf
+
+    def look(self) -> None:
+        """Stop this process, as a worker would, when its run was cancelled."""
+        if os.getppid() == self.parent or time.monotonic() - self.looked < SECONDS_BETWEEN_LOOKS:
+            return
+        self.looked = time.monotonic()
+        with get_client(sync_client=True) as client:
+            run = client.read_flow_run(flow_run.get_id())
+            if run.state and run.state.is_cancelling():
+                client.set_flow_run_state(run.id, Cancelled(message="The run had lost its worker and stopped itself."))
+                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def describe(folder: Path) -> str:
