@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tasks.orphan import OrphanWatch
 from tasks.provenance import PROJECT
 
 SECONDS_TO_SAVE = 30
@@ -54,7 +55,9 @@ def run_module(
             pass_fds=descriptors,
         )
         try:
+            watch = OrphanWatch()
             for line in child.stdout:
+                watch.look()
                 if line.startswith("{"):
                     on_event(json.loads(line))
                 elif line.strip():

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import math
-import os
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,8 +18,6 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.context import TaskRunContext
-from prefect.runtime import flow_run
-from prefect.states import Cancelled
 
 from eval.figures import inline, loss_figure
 from eval.markup import code_block, markdown_table
@@ -35,7 +31,6 @@ from tasks.tokenizer import load_tokenizer
 VERSION = 1
 SECONDS_BETWEEN_LOG_LINES = (5.0, 60.0)  # at first, and after a while
 SECONDS_BETWEEN_FIGURES = 60.0
-SECONDS_BETWEEN_LOOKS = 5.0
 PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
 
 
@@ -110,7 +105,6 @@ class _Progress:
         self.device = "unknown"
         self.began, self.logged, self.drawn = time.monotonic(), -math.inf, -math.inf
         self.context = TaskRunContext.get()
-        self.watch = _OrphanWatch()
         self.figure = None
         if self.context is not None:
             self.bar = create_progress_artifact(0.0, key="training-progress", description="Training progress")
@@ -122,11 +116,10 @@ class _Progress:
         else:
             self.device = event.get("device", self.device)
             self.logger.info("%s %s", kind, {name: value for name, value in event.items() if name != "event"})
-        if self.context is not None:
-            if kind == "checkpoint" and time.monotonic() - self.drawn > SECONDS_BETWEEN_FIGURES:
-                self._tell(self._draw)
-                self.drawn = time.monotonic()
-            self._tell(self.watch.look)
+        rested = time.monotonic() - self.drawn > SECONDS_BETWEEN_FIGURES
+        if kind == "checkpoint" and self.context is not None and rested:
+            self.drawn = time.monotonic()
+            self._tell(self._draw)
 
     def _step(self, event: dict[str, Any]) -> None:
         now, (shortest, longest) = time.monotonic(), SECONDS_BETWEEN_LOG_LINES
@@ -161,25 +154,6 @@ class _Progress:
             tell()
         except Exception as error:  # connection, protocol and answers of the server share no base class
             self.logger.warning("the Prefect server does not answer, the training goes on: %s", error)
-
-
-class _OrphanWatch:
-    """A worker passes a cancel on to its runs. When the worker has died, the run asks the server itself."""
-
-    def __init__(self) -> None:
-        self.parent = os.getppid()
-        self.looked = -math.inf
-
-    def look(self) -> None:
-        """Stop this process, as a worker would, when its run was cancelled."""
-        if os.getppid() == self.parent or time.monotonic() - self.looked < SECONDS_BETWEEN_LOOKS:
-            return
-        self.looked = time.monotonic()
-        with get_client(sync_client=True) as client:
-            run = client.read_flow_run(flow_run.get_id())
-            if run.state and run.state.is_cancelling():
-                client.set_flow_run_state(run.id, Cancelled(message="The run had lost its worker and stopped itself."))
-                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def describe(folder: Path) -> str:
