@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.ladder_report import SMALLEST, Run, best_rate, mean_loss, read_runs, report
+from benchmarks.ladder_report import Run, best_rate, mean_loss, read_runs, report
 from flows.config import compose
 from model.metrics import NoLog
 from model.run import Execution, RunConfig
@@ -65,9 +65,9 @@ class Size:
 
 
 SIZES = (
-    Size(SMALLEST, 2, 64, 384, {"daily": (0.01, 0.02, 0.04, 0.08), "gpt2": (2e-3, 4e-3, 8e-3, 16e-3)}, 6, 6),
+    Size("d2", 2, 64, 384, {"daily": (0.01, 0.02, 0.04, 0.08), "gpt2": (2e-3, 4e-3, 8e-3, 16e-3)}, 6, 6),
     Size("d3", 3, 96, 384, {"daily": (0.02, 0.04, 0.08), "gpt2": (4e-3, 8e-3, 16e-3)}, 4, 9),
-    Size("d4", 4, 128, 384, {"daily": (0.02, 0.04, 0.08), "gpt2": (2e-3, 4e-3, 8e-3)}, 4, 9),
+    Size("d4", 4, 128, 384, {"daily": (0.02, 0.04, 0.08), "gpt2": (2e-3, 4e-3, 8e-3)}, 4, 8),
 )
 # what else was tried for each recipe, on the tuning seed at the smallest size
 TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
@@ -88,11 +88,11 @@ TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 }
 # what was found with trials like these and is used in all runs
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {"gpt2": {"shares": {"warmup_steps": 0.25}}, "daily": {}}
-ADAMW_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+ADAMW_RATES = (2e-3, 4e-3, 8e-3)
 TUNED = "Muon → AdamW, rate swept"  # the one ablation that needs rates of its own
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    TUNED: {"train": {"optimizer": "adamw", "weight_decay": 0.0}},
     "rotary → learned positions": {"model": {"position": "learned"}},
-    "rotary base 100k → 10k": {"model": {"rotary_base": 10_000.0}},
     "QK-norm off": {"model": {"qk_norm": False}},
     "QK scale 1.2 → 1": {"model": {"qk_scale": 1.0}},
     "ReLU² → GELU": {"model": {"activation": "gelu"}},
@@ -104,19 +104,19 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "embedding lambdas off": {"model": {"embedding_lambdas": False}},
     "windows SSSL → L": {"model": {"window_pattern": "L"}},
     "softcap off": {"model": {"softcap": None}},
-    TUNED: {"train": {"optimizer": "adamw", "weight_decay": 0.0}},
     "NorMuon off": {"train": {"muon_beta2": None}},
     "cautious decay → plain decay": {"train": {"cautious_decay": False}},
-    "weight decay off": {"train": {"weight_decay": 0.0}},
     "momentum schedule off": {"train": {"momentum_warmup_steps": 0, "momentum_final": None}},
-    "cooldown 0.65 → 0.4": {"train": {"cooldown_fraction": 0.4}},
-    "cooldown 0.65 → 0.85": {"train": {"cooldown_fraction": 0.85}},
-    "final rate 0.05 → 0": {"train": {"final_lr_fraction": 0.0}},
+    "Adam beta1 0.8 → 0.9": {"train": {"adam_beta1": 0.9}},
     "+ partial key offset": {"model": {"partial_key_offset": True, "rotary_fraction": 0.5}},
     "+ smear": {"model": {"smear": "embedding"}},
     "+ backout": {"model": {"backout": True}},
     "+ attention gate": {"model": {"attention_gate": True}},
-    "Adam beta1 0.8 → 0.9": {"train": {"adam_beta1": 0.9}},
+    "rotary base 100k → 10k": {"model": {"rotary_base": 10_000.0}},
+    "weight decay off": {"train": {"weight_decay": 0.0}},
+    "cooldown 0.65 → 0.4": {"train": {"cooldown_fraction": 0.4}},
+    "cooldown 0.65 → 0.85": {"train": {"cooldown_fraction": 0.85}},
+    "final rate 0.05 → 0": {"train": {"final_lr_fraction": 0.0}},
 }
 
 
@@ -256,14 +256,15 @@ class Ladder:
         """The daily recipe at C and GPT-2 at horizons that lie on both sides of its loss."""
         rates = {recipe: self.tuned(recipe, size) for recipe in PRESETS}
         target = mean_loss([self.run("arms", "daily", size, 1, seed, rates["daily"]) for seed in seeds])
-        multiple = size.first_multiple
-        while self._baseline(size, multiple, seeds, rates["gpt2"]) < target:
-            multiple /= 1.5
-        while self._baseline(size, multiple, seeds, rates["gpt2"]) > target:
-            multiple *= 1.5
 
-    def _baseline(self, size: Size, multiple: float, seeds: list[int], rate: float) -> float:
-        return mean_loss([self.run("arms", "gpt2", size, multiple, seed, rate) for seed in seeds])
+        def baseline(multiple: float) -> float:
+            return mean_loss([self.run("arms", "gpt2", size, multiple, seed, rates["gpt2"]) for seed in seeds])
+
+        multiple = size.first_multiple
+        while baseline(multiple) < target:
+            multiple /= 1.5
+        while baseline(multiple) > target:
+            multiple *= 1.5
 
     def ablations(self, size: Size, seeds: list[int]) -> None:
         """The recipe at C/2, C and 2C, which turns losses into compute, then each change at C."""

@@ -16,7 +16,6 @@ import numpy as np
 
 from eval.markup import markdown_table
 
-SMALLEST = "d2"
 # two-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -102,21 +101,13 @@ def multipliers(better: dict[int, tuple[float, float]],
 def trend(sizes: Sequence[float], logs: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """Exponent b of multiplier ~ size ** b by least squares over all seeds, with its 95 % interval."""
     x = np.concatenate([[math.log(size)] * len(part) for size, part in zip(sizes, logs)])
-    y = np.concatenate(logs)
-    spread = ((x - x.mean()) ** 2).sum()
-    slope = ((x - x.mean()) * y).sum() / spread
-    rest = y - y.mean() - slope * (x - x.mean())
-    freedom = len(x) - 2
-    half = T_QUANTILES[min(freedom, len(T_QUANTILES)) - 1] * math.sqrt((rest**2).sum() / freedom / spread)
-    return slope, slope - half, slope + half
+    (slope, _), covariance = np.polyfit(x, np.concatenate(logs), 1, cov=True)
+    half = T_QUANTILES[min(len(x) - 2, len(T_QUANTILES)) - 1] * math.sqrt(covariance[0, 0])
+    return float(slope), slope - half, slope + half
 
 
 def _chosen(runs: Sequence[Run], **wanted: object) -> list[Run]:
     return [run for run in runs if all(getattr(run, name) == value for name, value in wanted.items())]
-
-
-def _sizes(runs: Sequence[Run]) -> list[str]:
-    return sorted({run.size for run in runs})
 
 
 def _curves(runs: Sequence[Run]) -> dict[int, list[tuple[float, float]]]:
@@ -129,22 +120,19 @@ def _curves(runs: Sequence[Run]) -> dict[int, list[tuple[float, float]]]:
 
 def sweep_table(runs: Sequence[Run]) -> str:
     """Learning rates that were tried; the best is marked."""
-    rows = []
-    swept = _chosen(runs, phase="sweep")
+    rows, swept = [], _chosen(runs, phase="sweep")
     for size, arm, multiple in sorted({(run.size, run.arm, run.multiple) for run in swept}):
         part = sorted(_chosen(swept, size=size, arm=arm, multiple=multiple), key=lambda run: run.rate)
-        best = best_rate(part)
-        tried = ", ".join(f"{'**' * (run.rate == best)}{run.rate:g}: "
-                          f"{'diverged' if run.bits_per_byte is None else f'{run.bits_per_byte:.4f}'}"
-                          f"{'**' * (run.rate == best)}" for run in part)
-        rows.append([size, arm, f"{multiple:g} C", tried])
+        losses = ["diverged" if run.bits_per_byte is None else f"{run.bits_per_byte:.4f}" for run in part]
+        mark = ["**" * (run.rate == best_rate(part) and len(part) > 1) for run in part]
+        rows.append([size, arm, f"{multiple:g} C", ", ".join(
+            f"{bold}{run.rate:g}: {loss}{bold}" for run, loss, bold in zip(part, losses, mark))])
     return markdown_table(["size", "recipe", "horizon", "learning rate: bits per byte"], rows)
 
 
 def points_table(runs: Sequence[Run]) -> str:
     """Loss over compute, mean and standard deviation over seeds."""
-    rows = []
-    found = _chosen(runs, phase="arms")
+    rows, found = [], _chosen(runs, phase="arms")
     for size, arm, multiple in sorted({(run.size, run.arm, run.multiple) for run in found}):
         part = _chosen(found, size=size, arm=arm, multiple=multiple)
         losses = [run.bits_per_byte for run in part if run.bits_per_byte is not None]
@@ -158,7 +146,7 @@ def points_table(runs: Sequence[Run]) -> str:
 def multiplier_table(runs: Sequence[Run]) -> str:
     """The multiplier of each size and its trend."""
     rows, sizes, found = [], [], []
-    for size in _sizes(_chosen(runs, phase="arms")):
+    for size in sorted({run.size for run in _chosen(runs, phase="arms")}):
         daily = _chosen(runs, phase="arms", size=size, arm="daily")
         baseline = _chosen(runs, phase="arms", size=size, arm="gpt2")
         logs, outside = multipliers({run.seed: (run.flops, run.bits_per_byte) for run in daily}, _curves(baseline))
@@ -174,14 +162,10 @@ def multiplier_table(runs: Sequence[Run]) -> str:
         found.append(logs)
     header = ["size", "matrix weights", "FLOPs of daily", "seeds", "multiplier", "95 %", "each seed", "extrapolated",
               "in processor time"]
-    lines = [markdown_table(header, rows)]
-    if len(found) > 1:
-        mean, low, high = interval([log for logs in found for log in logs])
-        lines.append(f"All sizes and seeds: {mean:.2f} ({low:.2f} to {high:.2f}).")
-    if len(found) > 2:
-        slope, low, high = trend(sizes, found)
-        lines.append(f"Trend: multiplier ~ compute^{slope:.3f} ({low:.3f} to {high:.3f}).")
-    return "\n\n".join(lines)
+    if len(found) < 3:
+        return markdown_table(header, rows)
+    exponent = "{:.3f} ({:.3f} to {:.3f})".format(*trend(sizes, found))
+    return f"{markdown_table(header, rows)}\n\nTrend over sizes: multiplier ~ compute ** {exponent}."
 
 
 def ablation_table(runs: Sequence[Run]) -> str:
@@ -189,7 +173,7 @@ def ablation_table(runs: Sequence[Run]) -> str:
     recipe with it saves; for a candidate, what the candidate saves."""
     found = _chosen(runs, phase="ablation")
     tables = []
-    for size in _sizes(found):
+    for size in sorted({run.size for run in found}):
         part = _chosen(found, size=size)
         recipe = _chosen(part, arm="daily")
         curves = _curves(recipe)

@@ -9,6 +9,8 @@ import pytest
 from benchmarks import ladder, ladder_report
 from benchmarks.ladder import Ladder, Size
 from benchmarks.ladder_report import Run, compute_at, interval, multipliers, read_runs, report, trend
+from flows.config import compose
+from model.scaling import sized
 from tasks.documents import FilesSource
 
 
@@ -76,6 +78,18 @@ def test_report_tells_what_each_technique_saves_and_which_way():
     assert "| 1.250 |" in lines["QK-norm off"] and "helps" in lines["QK-norm off"]
     assert "| 1.100 |" in lines["+ smear"] and "helps" in lines["+ smear"]
     assert "| 1.250 |" in lines["windows SSSL → L"]
+
+
+@pytest.mark.parametrize("preset", ["monthly", "mini-d2", "mini-d4", "mini-d6"])
+def test_what_the_ladder_measures_is_the_daily_recipe(preset):
+    """Presets of the family differ in size, data and rates alone; `sized` gives the same network."""
+    sizes = {"depth", "width", "heads", "sequence_length", "tokens", "tokens_per_step", "micro_batch_sequences",
+             "embedding_learning_rate", "head_learning_rate", "momentum_warmup_steps"}
+    daily, other = compose("daily", {}), compose(preset, {})
+    for section in ("model", "train"):
+        ours, theirs = (dataclasses.asdict(getattr(config, section)) for config in (daily, other))
+        assert {name for name in ours if ours[name] != theirs[name]} <= sizes
+    assert sized(24) == daily.model
 
 
 def test_a_finished_run_is_read_and_not_trained_again(tmp_path, monkeypatch):
