@@ -153,11 +153,12 @@ def multiplier_table(runs: Sequence[Run]) -> str:
         if not logs:
             continue
         mean, low, high = interval(logs)
-        # the same ratio in processor time: what the recipe costs beyond its counted FLOPs
-        speed = [float(np.median([run.cpu_seconds / run.flops for run in part])) for part in (baseline, daily)]
+        # the same in processor time: Muon's own products and small operations are no counted FLOPs
+        slower, faster = (float(np.median([run.cpu_seconds / run.flops for run in part])) for part in (daily, baseline))
         rows.append([size, daily[0].matrices, f"{daily[0].flops:.3g}", len(logs), f"{mean:.2f}",
                      f"{low:.2f} to {high:.2f}", ", ".join(f"{math.exp(log):.2f}" for log in logs),
-                     "no" if outside == 1 else f"by {outside:.2f} ×", f"{mean * speed[0] / speed[1]:.2f}"])
+                     "no" if outside == 1 else f"by {outside:.2f} ×",
+                     "{:.2f} ({:.2f} to {:.2f})".format(*(x * faster / slower for x in (mean, low, high)))])
         sizes.append(daily[0].flops)
         found.append(logs)
     header = ["size", "matrix weights", "FLOPs of daily", "seeds", "multiplier", "95 %", "each seed", "extrapolated",
