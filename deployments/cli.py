@@ -19,7 +19,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from deployments.up import PORT, UpError, up
 from eval.findings import ContaminationError
-from eval.ledger import leaderboard
+from eval.ledger import leaderboard, leaderboard_page
 from eval.report import notes, score_table
 from eval.suites import SuiteError
 from flows.config import FORMS, Execution, Preset, compose, one_sentence, place_of
@@ -30,7 +30,7 @@ from tasks import provenance
 from tasks.documents import SourceError
 from tasks.explain import explain_item
 from tasks.process import ProcessError
-from tasks.report import Published, read_ledger
+from tasks.report import Published, read_ledger, report_pages
 from tasks.stage import StageError
 from tasks.store import StoreError
 from tasks.study import StudyConfig
@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     why.set_defaults(command=_explain)
 
     board = commands.add_parser("leaderboard", help="print every run in the store, best bits per byte first")
+    board.add_argument("--html", type=Path, metavar="FILE", help="write it as one HTML page instead")
     _execution_options(board)
     board.set_defaults(command=_leaderboard)
     return parser
@@ -225,7 +226,15 @@ def _summary(published: Published, seconds: float) -> None:
 
 
 def _leaderboard(arguments: argparse.Namespace) -> None:
-    print(leaderboard(read_ledger(place_of(_execution(arguments), dict(os.environ)))))
+    place = place_of(_execution(arguments), dict(os.environ))
+    rows = read_ledger(place)
+    if arguments.html is None:
+        print(leaderboard(rows))
+        return
+    root = Path(place.store.url)  # links work where the store is a folder of this machine
+    links = {run: (root / key).as_uri() for run, key in report_pages(place).items()} if root.is_dir() else {}
+    arguments.html.write_text(leaderboard_page(rows, links))
+    print(arguments.html)
 
 
 def _shorten_expected_errors() -> None:
