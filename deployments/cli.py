@@ -1,4 +1,4 @@
-"""The command line: `daily-train run`, `up`, `study`, `explain` and `leaderboard`."""
+"""The command line: `daily-train run`, `up`, `study`, `explain`, `leaderboard`, `chat` and `demo`."""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
+from deployments.chat import ChatError, converse, require_gradio
 from deployments.up import PORT, UpError, up
 from eval.findings import ContaminationError
 from eval.ledger import leaderboard, leaderboard_page
@@ -38,6 +39,7 @@ from tasks.tokenizer import TokenizerError
 from tasks.wheels import WheelError
 
 EXPECTED = (
+    ChatError,
     ConfigError,
     ContaminationError,
     ProcessError,
@@ -118,6 +120,21 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument("--run", metavar="RUN", help="beginning of the run's name (default: the newest)")
     _execution_options(why)
     why.set_defaults(command=_explain)
+
+    chat = commands.add_parser(
+        "chat",
+        help="let a run's model continue your text in the terminal, before and after training",
+        epilog="example: echo 'My fellow citizens,' | daily-train chat --tokens 80",
+    )
+    chat.add_argument("--tokens", type=int, default=64, help="length of an answer in tokens (default: %(default)s)")
+    chat.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token (default: %(default)s)")
+    chat.set_defaults(command=_chat)
+    demo = commands.add_parser("demo", help="the same as a page: trained and untrained side by side (extra `demo`)")
+    demo.add_argument("--port", type=int, default=7860, help="port of the page on loopback (default: %(default)s)")
+    demo.set_defaults(command=_demo)
+    for talk in (chat, demo):
+        talk.add_argument("--run", default="", metavar="RUN", help="beginning of the run's name (default: the newest)")
+        _execution_options(talk)
 
     board = commands.add_parser("leaderboard", help="print every run in the store, best bits per byte first")
     board.add_argument("--html", type=Path, metavar="FILE", help="write it as one HTML page instead")
@@ -223,6 +240,17 @@ def _summary(published: Published, seconds: float) -> None:
         f"Prefect's own overhead: {seconds - in_stages:.1f} s; together {seconds:.1f} s"
         f"\nreport: {published.report_path}"
     )
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    options = ["--tokens", str(arguments.tokens), "--temperature", str(arguments.temperature)]
+    converse("deployments.dialogue", arguments.run, options, place_of(_execution(arguments), dict(os.environ)))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    require_gradio()
+    place = place_of(_execution(arguments), dict(os.environ))
+    converse("deployments.demo", arguments.run, ["--port", str(arguments.port)], place)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> None:
