@@ -63,6 +63,11 @@ class Schedule(StrEnum):
     COSINE = "cosine"
 
 
+class Rows(StrEnum):
+    STREAM = "stream"
+    DOCUMENTS = "documents"
+
+
 class Precision(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"

@@ -17,6 +17,7 @@ from model.choices import (
     OptimizerName,
     Position,
     Precision,
+    Rows,
     Schedule,
     Smear,
     Window,
@@ -226,6 +227,9 @@ class TrainConfig:
     """Tokens a weight update sees, over all micro-batches and processes."""
     micro_batch_sequences: int
     """Sequences in one forward pass; the rest of a step is gradient accumulation."""
+    rows: Rows = Rows.STREAM
+    """What a training sequence is: stream, the next tokens wherever documents end; documents, whole documents
+    packed to start at its start, what is too long or does not fit cropped (validation always reads the stream)."""
     optimizer: OptimizerName = OptimizerName.MUON
     """muon: Muon for hidden matrices and AdamW for the rest; adamw: AdamW for everything."""
     learning_rate: float

@@ -88,7 +88,8 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
         metrics.write("start", step=trainer.step, steps=trainer.steps, tokens=trainer.run["tokens"],
                       flops=trainer.run["flops"], parameters=trainer.run["parameters"]["total"],
                       device=trainer.device_name, threads=torch.get_num_threads(),
-                      peak_flops=trainer.peak_flops, processes=trainer.processes.count)
+                      peak_flops=trainer.peak_flops, processes=trainer.processes.count,
+                      cropped=trainer.packing and round(trainer.packing.cropped, 4))
         for reason in refused:
             metrics.write("damaged_checkpoint", step=trainer.step, reason=reason)
         if trainer.step:

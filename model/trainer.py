@@ -11,17 +11,18 @@ import torch
 
 from model import checkpoint, cost
 from model.checkpoint import write_json
-from model.config import ConfigError, Precision
+from model.config import ConfigError, Precision, Rows
 from model.fp8 import use_fp8
 from model.generate import generate
 from model.gpt import GPT, initialise
 from model.guard import LossGuard
 from model.hardware import known_hardware
-from model.loader import batch
+from model.loader import batch, pack_documents
 from model.loss_scale import SMALLEST, LossScale
 from model.metrics import MetricsLog
 from model.mlp import mixtures, rebalance
 from model.optim import Optimizer
+from model.packing import Packing
 from model.parallel import Processes, connect, shared_steps
 from model.run import Execution, RunConfig, check_same_run, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
@@ -57,11 +58,14 @@ class Trainer:
     """A run in progress: everything that a step reads or changes."""
 
     def __init__(self, config: RunConfig) -> None:
-        dataset = read_dataset(Path(config.shards))
+        dataset = read_dataset(Path(config.shards), config.model.vocab_size, config.model.eot_token)
         self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token))
         self.directory = Path(config.run_dir)
         self.dataset = dataset
-        self.shards = {split: ShardSet(Path(config.shards), split) for split in ("train", "val")}
+        self.shards = {split: ShardSet(Path(config.shards), split, dataset) for split in ("train", "val")}
+        self.packing: Packing | None = None
+        if config.train.rows is Rows.DOCUMENTS:
+            self.packing = pack_documents(self.shards["train"], config.model.sequence_length)
         sequences = cost.sequences_per_step(config.train, self.config.model)
 
         self.device, self.device_name, self.processes = prepare_device(config.execution)
@@ -196,7 +200,7 @@ class Trainer:
         train, processes = self.config.train, self.processes
         x_BT, y_BT = batch(self.shards["train"], train.seed, self.step, processes.rank, processes.count,
                            train.tokens_per_step // self.config.model.sequence_length,
-                           self.config.model.sequence_length)
+                           self.config.model.sequence_length, self.packing)
         x_BT, y_BT = x_BT.to(self.device), y_BT.to(self.device)
         self.model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
