@@ -55,6 +55,7 @@ class Balance(StrEnum):
 
 class OptimizerName(StrEnum):
     MUON = "muon"
+    PSGD = "psgd"
     ADAMW = "adamw"
 
 
