@@ -25,6 +25,7 @@ from tasks.evaluate import EvaluationConfig
 from tasks.shard import ShardConfig
 from tasks.stage import Place, open_place
 from tasks.tokenizer import TokenizerConfig
+from tasks.tracking import Tracker
 
 PRESETS = Path(__file__).parent / "presets"
 Section = TypeVar("Section")
@@ -58,6 +59,9 @@ class Execution(BaseModel):
         None, description="Folder with benchmark items as parquet, looked at first. Empty: `DAILY_TRAIN_BENCHMARKS`."
     )
     usd_per_hour: float | None = Field(None, ge=0, description="Price of this machine. Empty: list price of its kind.")
+    hellaswag_items: int = Field(0, ge=0, description="HellaSwag items to score at each validation while training.")
+    sample_every_steps: int | None = Field(None, ge=1, description="Steps between samples in training. Empty: none.")
+    tracker: Tracker = Field(Tracker.NONE, description="Also tell the metrics of the training to this tool.")
 
 
 def overrides(config: type) -> type[BaseModel]:

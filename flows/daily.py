@@ -96,7 +96,7 @@ def daily_train(
         verdicts = check_contamination(replace(run.contamination, mode=Mode.REFUSE), documents, items, place)
     vocabulary = build_tokenizer(run.tokenizer, documents, place)
     shards = build_shards(run.shard, documents, vocabulary, place)
-    checkpoint = train_model(run.model, run.train, shards, vocabulary, place)
+    checkpoint = train_model(run.model, run.train, shards, vocabulary, items, place)
     scores = evaluate_model(run.evaluation, checkpoint, vocabulary, items, place)
     stages = [raw, documents, verdicts, vocabulary, shards, checkpoint, scores]
     return publish_report(preset.value, as_json(run), stages, items, place)

@@ -67,7 +67,7 @@ def contamination_study(
     def scores(corpus: object, seed: int) -> object:
         shards = build_shards(run.shard, corpus, vocabulary, place)
         recipe = dataclasses.replace(run.train, seed=run.train.seed + seed)
-        checkpoint = train_model(run.model, recipe, shards, vocabulary, place)
+        checkpoint = train_model(run.model, recipe, shards, vocabulary, items, place)
         return evaluate_model(run.evaluation, checkpoint, vocabulary, items, place)
 
     treated = [scores(with_copies, seed + shift) for seed in range(study.seeds)]

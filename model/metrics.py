@@ -1,7 +1,13 @@
-"""The metrics file: one JSON object a line, also printed, so that a person or a task can follow."""
+"""The metrics file: one JSON object a line, also printed, so that a person or a task can follow.
+
+In a terminal a progress bar takes the place of the printed lines.
+"""
 
 import json
+import sys
 from pathlib import Path
+
+from model.progress import ProgressBar
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -28,10 +34,14 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(path)
         self._file = open(path, "a")  # noqa: SIM115 (held for the whole run)
+        self._bar = ProgressBar(sys.stdout) if sys.stdout.isatty() else None
 
     def write(self, event: str, **values: object) -> None:
         line = json.dumps({"event": event} | values, allow_nan=False)
-        print(line, flush=True)
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.show({"event": event} | values)
         self._file.write(line + "\n")
         self._file.flush()
 

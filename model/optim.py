@@ -8,8 +8,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 
 from model.config import ConfigError, OptimizerName, Precision, TrainConfig
+from model.parallel import assign_, local, rows_as, whole_matrices
 from model.psgd import whiten_
 
 # Polar Express, table for 5 iterations: the minimax-optimal odd quintic for the singular values that
@@ -45,6 +47,7 @@ class Muon:
     With `beta2` each row of the update is divided by the running size of that row, and the whole then
     has the size it had (NorMuon, arXiv 2510.05491). `cautious` decays a weight only where the update
     also moves it towards 0 (arXiv 2510.12402). A parameter of 3 dimensions is a stack of matrices.
+    Of sharded parameters each process has the state of its share of the whole matrices.
     """
 
     def __init__(self, parameters: list[nn.Parameter], weight_decay: float, dtype: torch.dtype,
@@ -56,7 +59,7 @@ class Muon:
             self.groups.setdefault(f"{rows}x{columns}", []).append(parameter)
         self.state: dict[str, Tensor] = {}
         for shape, group in self.groups.items():
-            matrices = _stack(group)
+            matrices = whole_matrices(_stack(group))
             self.state[f"momentum.{shape}"] = torch.zeros_like(matrices)
             if beta2 is not None:
                 self.state[f"row_square.{shape}"] = torch.zeros_like(matrices[..., :1])
@@ -65,24 +68,22 @@ class Muon:
     def step(self, learning_rate: float, momentum: float, decay_multiplier: float = 1.0) -> None:
         decay = learning_rate * self.weight_decay * decay_multiplier
         for shape, group in self.groups.items():
-            gradients = _stack([parameter.grad for parameter in group])
-            update_NRC, scale = self._direction(shape, gradients, momentum)
-            rows, columns = group[0].shape[-2:]
-            updates = [part.view_as(parameter) for part, parameter in zip(
-                update_NRC.split([parameter.numel() // (rows * columns) for parameter in group]), group)]
+            stack = whole_matrices(_stack([parameter.grad for parameter in group]))
+            update_NRC, scale = self._direction(shape, local(stack), momentum)
+            updates, weights = rows_as(update_NRC, group, stack), [local(parameter) for parameter in group]
             if self.cautious and decay:
-                torch._foreach_mul_(group, [1 - decay * (update * parameter > 0)
-                                            for update, parameter in zip(updates, group)])
+                torch._foreach_mul_(weights, [1 - decay * (update * weight > 0)
+                                              for update, weight in zip(updates, weights)])
             elif decay:
-                torch._foreach_mul_(group, 1 - decay)
-            torch._foreach_add_(group, updates, alpha=-learning_rate * scale)
+                torch._foreach_mul_(weights, 1 - decay)
+            torch._foreach_add_(weights, updates, alpha=-learning_rate * scale)
 
     def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> tuple[Tensor, float]:
         """What is subtracted from the matrices of one shape, and its factor besides the rate."""
-        buffer = self.state[f"momentum.{shape}"].lerp_(gradients_NRC, 1 - momentum)
+        buffer = local(self.state[f"momentum.{shape}"]).lerp_(gradients_NRC, 1 - momentum)
         update_NRC = orthogonalise(gradients_NRC.lerp_(buffer, momentum), self.dtype).float()
         if self.beta2 is not None:
-            update_NRC = self._normalise_rows(update_NRC, self.state[f"row_square.{shape}"])
+            update_NRC = self._normalise_rows(update_NRC, local(self.state[f"row_square.{shape}"]))
         # a tall matrix of orthonormal columns moves its output less: same RMS for every shape
         return update_NRC, math.sqrt(max(1.0, update_NRC.size(-2) / update_NRC.size(-1)))
 
@@ -103,21 +104,24 @@ class Kron(Muon):
     def __init__(self, parameters: list[nn.Parameter], weight_decay: float, cautious: bool = False) -> None:
         super().__init__(parameters, weight_decay, torch.float32, cautious=cautious)
         for shape in self.groups:
-            momentum_NRC = self.state[f"momentum.{shape}"]
-            matrices, rows, columns = momentum_NRC.shape
-            for name, size in (("left", (rows, rows)), ("right", (columns, columns)), ("curvature", (2,))):
-                self.state[f"{name}.{shape}"] = momentum_NRC.new_zeros(matrices, *size)
+            zeros_NRC = self.state[f"momentum.{shape}"]  # products of it are zero, and shared as it is
+            self.state |= {f"left.{shape}": zeros_NRC @ zeros_NRC.mT, f"right.{shape}": zeros_NRC.mT @ zeros_NRC}
+            for side in ("left", "right"):
+                self.state[f"{side}_curvature.{shape}"] = torch.zeros_like(zeros_NRC[:, :1, :1])
 
     def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> tuple[Tensor, float]:
-        buffer, *fit = (self.state[f"{name}.{shape}"] for name in ("momentum", "left", "right", "curvature"))
+        names = ("momentum", "left", "right", "left_curvature", "right_curvature")
+        buffer, *fit = (local(self.state[f"{name}.{shape}"]) for name in names)
         begun_N11 = (fit[0][:, :1, :1] != 0).float()  # a first gradient counts in full
         buffer.lerp_(gradients_NRC, 1 - momentum * begun_N11)
         return whiten_(buffer, *fit), 1.0
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
-    """Matrices and stacks of matrices of one shape as a new stack."""
-    return torch.cat([tensor.detach().reshape(-1, *tensor.shape[-2:]) for tensor in tensors])
+    """Matrices and stacks of matrices of one shape as a new stack; of sharded ones each process has some rows."""
+    stacks = [tensor.detach().reshape(-1, *tensor.shape[-2:]) for tensor in tensors]
+    return torch.cat([stack.redistribute(placements=[Shard(1)]) if isinstance(stack, DTensor) else stack
+                      for stack in stacks])
 
 
 def roles(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -193,8 +197,11 @@ class Optimizer:
         if different := sorted(expected ^ set(tensors)):
             raise ConfigError(f"the optimizer state is of another run: {different[0]!r} does not match")
         for parameter, name in self.names.items():
-            self.adamw.state[parameter] = {
-                key: tensors[f"adamw.{key}.{name}"].to(parameter.device, copy=True) for key in keys}
+            step = tensors[f"adamw.step.{name}"].to(parameter.device, copy=True)
+            moments = {key: torch.empty_like(parameter, requires_grad=False) for key in keys[1:]}
+            for key, moment in moments.items():
+                assign_(moment, tensors[f"adamw.{key}.{name}"])
+            self.adamw.state[parameter] = {"step": step} | moments
         if self.matrices is not None:
             for name, value in self.matrices.state.items():
-                value.copy_(tensors[f"{self.config.optimizer.value}.{name}"])
+                assign_(value, tensors[f"{self.config.optimizer.value}.{name}"])

@@ -19,8 +19,9 @@ DAMPING = 1e-9  # the preconditioner stays below its inverse
 LARGEST_RMS, LARGEST_ENTRY = 2.0, 10.0  # of an update: while the fit is behind, it is clipped
 
 
-def whiten_(momentum_NRC: Tensor, left_NRR: Tensor, right_NCC: Tensor, curvature_N2: Tensor) -> Tensor:
-    """The preconditioned momentum; fits the factors (zero: not begun yet) and the curvature in place.
+def whiten_(momentum_NRC: Tensor, left_NRR: Tensor, right_NCC: Tensor, left_curvature_N11: Tensor,
+            right_curvature_N11: Tensor) -> Tensor:
+    """The preconditioned momentum; fits the factors (zero: not begun yet) and the curvatures in place.
 
     A matrix that never had a gradient is left alone, and its update is zero.
     """
@@ -30,13 +31,14 @@ def whiten_(momentum_NRC: Tensor, left_NRR: Tensor, right_NCC: Tensor, curvature
     white_NRC = powers[0] @ momentum_NRC @ powers[1]
     noise_N = DAMPING + torch.finfo(momentum_NRC.dtype).eps * _rms(momentum_NRC)
     seen = (white_NRC @ white_NRC.mT, white_NRC.mT @ white_NRC)
-    for side, (factor, wanted) in enumerate(((left_NRR, columns), (right_NCC, rows))):
+    sides = (left_NRR, left_curvature_N11, columns), (right_NCC, right_curvature_N11, rows)
+    for side, (factor, curvature_N11, wanted) in enumerate(sides):
         # what white noise of this size would add to the covariance that is seen
         unseen = noise_N.square() * powers[1 - side].square().sum((-2, -1))
         covariance = seen[side] + unseen[:, None, None] * (powers[side] @ powers[side])
-        size_N = _largest_eigenvalue(covariance) + wanted
-        curvature_N2[:, side] = torch.maximum(curvature_N2[:, side].lerp(size_N, 1 - MEMORY), size_N)
-        rate = RATE / 2 / curvature_N2[:, side, None, None]
+        size_N11 = _largest_eigenvalue(covariance) + wanted
+        curvature_N11.copy_(torch.maximum(curvature_N11.lerp(size_N11, 1 - MEMORY), size_N11))
+        rate = RATE / 2 / curvature_N11
         half = factor - rate * (covariance @ factor - wanted * factor)
         half = half - rate * (half @ covariance - wanted * half)
         factor.copy_((half + half.mT) / 2)
@@ -63,4 +65,4 @@ def _largest_eigenvalue(symmetric_NRR: Tensor) -> Tensor:
     vector_NR1 = symmetric_NRR[torch.arange(len(row_N), device=row_N.device), row_N, :, None]
     for _ in range(4):
         vector_NR1 = symmetric_NRR @ (vector_NR1 / vector_NR1.norm(dim=-2, keepdim=True).clamp_min(1e-30))
-    return vector_NR1.norm(dim=(-2, -1))
+    return vector_NR1.norm(dim=-2, keepdim=True)

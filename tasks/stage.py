@@ -30,6 +30,7 @@ from prefect.states import State
 
 from tasks import provenance
 from tasks.store import Digest, LocalStore, Store, digest_file, open_store
+from tasks.tracking import Tracker, check_tracker
 
 Json = Any
 
@@ -53,6 +54,12 @@ class Place:
     """Folder with the benchmark items as parquet, looked at before any other source."""
     usd_per_hour: float = 0.0
     """What an hour on this machine costs."""
+    hellaswag_items: int = 0
+    """HellaSwag items that are scored with every validation of a training."""
+    sample_every_steps: int | None = None
+    """Steps between samples during a training; None: only before and after it."""
+    tracker: Tracker = Tracker.NONE
+    """Who is told the metrics of a training beside the metrics file."""
 
 
 def open_place(
@@ -62,8 +69,10 @@ def open_place(
     device: str | None,
     benchmarks_dir: str | None,
     usd_per_hour: float | None,
+    **watching: Json,
 ) -> Place:
-    """Resolve the execution settings of a run and fail early when the store cannot be used."""
+    """Resolve the execution settings of a run and fail early when the store or the tracker cannot be used."""
+    check_tracker(watching.get("tracker", Tracker.NONE))
     opened = open_store(store)
     opened.check()
     local = opened.url if isinstance(opened, LocalStore) else ".daily-train"
@@ -75,6 +84,7 @@ def open_place(
         device=device,
         benchmarks_dir=Path(benchmarks_dir).expanduser().absolute() if benchmarks_dir else None,
         usd_per_hour=provenance.default_usd_per_hour() if usd_per_hour is None else usd_per_hour,
+        **watching,
     )
 
 
