@@ -13,8 +13,8 @@ Shape suffixes: N matrices, R rows, C columns.
 import torch
 from torch import Tensor
 
-RATE = 0.1  # of the factors
-MEMORY = 0.9  # of the estimated curvature, a step
+FIT_RATE = 0.1  # of the factors
+CURVATURE_MEMORY = 0.9  # of the estimated curvature, a step
 DAMPING = 1e-9  # the preconditioner stays below its inverse
 LARGEST_RMS, LARGEST_ENTRY = 2.0, 10.0  # of an update: while the fit is behind, it is clipped
 
@@ -37,8 +37,8 @@ def whiten_(momentum_NRC: Tensor, left_NRR: Tensor, right_NCC: Tensor, left_curv
         unseen = noise_N.square() * powers[1 - side].square().sum((-2, -1))
         covariance = seen[side] + unseen[:, None, None] * (powers[side] @ powers[side])
         size_N11 = _largest_eigenvalue(covariance) + wanted
-        curvature_N11.copy_(torch.maximum(curvature_N11.lerp(size_N11, 1 - MEMORY), size_N11))
-        rate = RATE / 2 / curvature_N11
+        curvature_N11.copy_(torch.maximum(curvature_N11.lerp(size_N11, 1 - CURVATURE_MEMORY), size_N11))
+        rate = FIT_RATE / 2 / curvature_N11
         half = factor - rate * (covariance @ factor - wanted * factor)
         half = half - rate * (half @ covariance - wanted * half)
         factor.copy_((half + half.mT) / 2)

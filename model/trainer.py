@@ -22,7 +22,7 @@ from model.gpt import GPT, initialise
 from model.guard import LossGuard
 from model.hardware import known_hardware
 from model.loader import batch, pack_documents
-from model.loss_scale import SMALLEST, LossScale
+from model.loss_scale import SMALLEST_SCALE, LossScale
 from model.metrics import MetricsLog
 from model.mlp import mixtures, rebalance
 from model.multiple_choice import accuracy, read_items
@@ -203,7 +203,7 @@ class Trainer:
         """Stop a run that computes nonsense."""
         train = self.config.train
         self.require_finite("loss", loss)
-        if self.loss_scale and self.loss_scale.scale < SMALLEST:
+        if self.loss_scale and self.loss_scale.scale < SMALLEST_SCALE:
             self.stop(f"loss_scale is {self.loss_scale.scale} in step {self.step}: gradients overflow at any scale")
         if grad_norm is None:  # a skipped step
             return
