@@ -8,7 +8,7 @@ from eval.suites import chosen_items, read_rows, suite_named
 
 
 def encoded_items(benchmarks: Path, encode: Callable[[str], list[int]], count: int) -> list[dict]:
-    """A fixed subset of `count` items as `model.choices` reads them: context, choices, lengths, gold."""
+    """A fixed subset of `count` items as `model.multiple_choice` reads them: context, choices, lengths, gold."""
     suite = suite_named("hellaswag")
     rows = read_rows(benchmarks, suite).to_pylist()
     return [encoded_item(rows[number], encode) for number in chosen_items(suite, count, seed=0)]

@@ -32,7 +32,7 @@ class Execution:
     """What several processes share: ddp, gradients; fsdp, also weights and optimizer state, for models that
     one GPU cannot hold."""
     hellaswag: str | None = None
-    """JSON file of encoded items (model.choices) that are scored with every validation; null: none."""
+    """JSON file of encoded items (model.multiple_choice) that are scored with every validation; null: none."""
     sample_every_steps: int | None = None
     """Steps between samples during training, written to the metrics; null: only before and after it."""
     peak_flops: float | None = None

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, cost
 from model.checkpoint import write_json
-from model.choices import accuracy, read_items
+from model.multiple_choice import accuracy, read_items
 from model.config import ConfigError, Precision
 from model.generate import generate
 from model.gpt import GPT, initialise
