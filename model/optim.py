@@ -24,15 +24,14 @@ _POLAR_EXPRESS = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
 _RELAXATION = 1.01
+_PRODUCTS = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}  # else bf16
 
 
 def orthogonalise(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
     """Nearest (semi-)orthogonal matrix of each: U V' of the SVD U S V'. A zero matrix stays zero."""
-    x = matrices_NRC.to(dtype)
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT  # the products below are then of the smaller side
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * _RELAXATION + 1e-7)
+    tall = matrices_NRC.size(-2) > matrices_NRC.size(-1)
+    x = matrices_NRC.mT if tall else matrices_NRC  # the products below are of the smaller side
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) * _RELAXATION + 1e-7)).to(dtype)  # fp16 would lose small ones
     for iteration, (a, b, c) in enumerate(_POLAR_EXPRESS):
         if iteration < len(_POLAR_EXPRESS) - 1:
             a, b, c = a / _RELAXATION, b / _RELAXATION**3, c / _RELAXATION**5
@@ -127,7 +126,7 @@ class Optimizer:
         self.muon = None
         if muon:
             matrices = [parameter for _, parameter in grouped.pop("matrix")]
-            dtype = torch.bfloat16 if config.precision is Precision.BF16 else torch.float32
+            dtype = _PRODUCTS.get(config.precision, torch.bfloat16)
             self.muon = Muon(matrices, config.weight_decay, dtype, config.muon_beta2, config.cautious_decay)
         rates = {
             "matrix": config.learning_rate,

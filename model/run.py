@@ -82,9 +82,9 @@ def read_config(path: Path) -> RunConfig:
     return parse(RunConfig, values, str(path))
 
 
-def literals(config: RunConfig, vocab_size: int) -> dict:
+def literals(config: RunConfig, vocab_size: int, eot_token: int) -> dict:
     """The part of run.json that is known without reading the shards."""
-    return {"model": dataclasses.asdict(config.model.with_vocabulary(vocab_size)),
+    return {"model": dataclasses.asdict(config.model.with_vocabulary(vocab_size, eot_token)),
             "train": dataclasses.asdict(config.train),
             "sample_prompts": config.sample_prompts}
 
@@ -92,7 +92,7 @@ def literals(config: RunConfig, vocab_size: int) -> dict:
 def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet, *, steps: int | None = None,
             processes: int = 1, seconds_per_step: float | None = None, usd_per_hour: float | None = None) -> dict:
     """run.json: the whole run with its budget resolved into steps, if they are not known already."""
-    train, model = config.train, config.model.with_vocabulary(dataset.vocab_size)
+    train, model = config.train, config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token)
     for prompt in config.sample_prompts:
         require(all(0 <= token < dataset.vocab_size for token in prompt), "sample_prompts", prompt,
                 f"token ids below {dataset.vocab_size}")
@@ -104,7 +104,7 @@ def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet, *, steps:
     unit = train.budget_unit
     sequences = cost.sequences_per_step(train, model)
     windows = validation_windows(validation, train.validation_tokens, model.sequence_length)
-    return literals(config, dataset.vocab_size) | {
+    return literals(config, dataset.vocab_size, dataset.eot_token) | {
         "data": {"vocab_size": dataset.vocab_size, "eot_token": dataset.eot_token,
                  "tokenizer_sha256": dataset.tokenizer_sha256,
                  "splits": {name: dataclasses.asdict(split) for name, split in dataset.splits.items()}},

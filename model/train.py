@@ -75,7 +75,7 @@ def _already_done(config: RunConfig) -> bool:
     record = checkpoint.read_final(directory / "final")
     if record is None:
         return False
-    check_same_run(directory / "run.json", literals(config, record["model"]["vocab_size"]))
+    check_same_run(directory / "run.json", literals(config, record["model"]["vocab_size"], record["eot_token"]))
     seconds = [line["seconds"] for line in read_lines(directory / "metrics.jsonl") if "seconds" in line]
     event = {"event": "done"} | record["result"] | {"seconds": max(seconds, default=None)}
     print(json.dumps(event), flush=True)

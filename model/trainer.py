@@ -15,15 +15,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, cost
 from model.checkpoint import write_json
-from model.multiple_choice import accuracy, read_items
 from model.config import ConfigError, Precision
+from model.fp8 import use_fp8
 from model.generate import generate
 from model.gpt import GPT, initialise
 from model.guard import LossGuard
 from model.hardware import known_hardware
 from model.loader import batch
+from model.loss_scale import SMALLEST, LossScale
 from model.metrics import MetricsLog
 from model.mlp import mixtures, rebalance
+from model.multiple_choice import accuracy, read_items
 from model.optim import Optimizer
 from model.parallel import Processes, connect, load_weights, shared_steps, whole
 from model.run import Execution, RunConfig, check_same_run, recorded_run, resolve
@@ -31,6 +33,7 @@ from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardSet, read_dataset
 from model.validation import Validation, validate
 
+AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP8: torch.bfloat16}
 UNTIMED_STEPS, TIMED_STEPS, TIMED_SECONDS = 2, 10, 20.0
 
 
@@ -60,7 +63,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig) -> None:
         dataset = read_dataset(Path(config.shards))
-        self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size))
+        self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token))
         self.directory = Path(config.run_dir)
         self.dataset = dataset
         self.shards = {split: ShardSet(Path(config.shards), split) for split in ("train", "val")}
@@ -74,9 +77,11 @@ class Trainer:
         if self.usd_per_hour is None and hardware:
             self.usd_per_hour = hardware.usd_per_hour * self.processes.count
         self.micro_batches = shared_steps(sequences, config.train.micro_batch_sequences, self.processes.count)
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16,
-                                       enabled=config.train.precision is Precision.BF16)
+        precision = config.train.precision
+        self.autocast = torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
         self.model = GPT(self.config.model).to(self.device)
+        if precision is Precision.FP8:
+            use_fp8(self.model, config.train.fp8_smallest_size)
         self.forward = self.processes.parallel(
             self.model, config.execution.parallelism, compiled=config.execution.compile)
         self.start_over()
@@ -99,6 +104,7 @@ class Trainer:
         load_weights(self.model, fresh.state_dict())
         self.optimizer = Optimizer(self.model, self.config.train)
         self.guard = LossGuard()
+        self.loss_scale = LossScale() if self.config.train.precision is Precision.FP16 else None
         self.step = 0
 
     def resolve(self) -> dict:
@@ -189,10 +195,14 @@ class Trainer:
         if not math.isfinite(value):
             self.stop(f"{name} is {value} in step {self.step}")
 
-    def check(self, loss: float, grad_norm: float) -> None:
+    def check(self, loss: float, grad_norm: float | None) -> None:
         """Stop a run that computes nonsense."""
         train = self.config.train
         self.require_finite("loss", loss)
+        if self.loss_scale and self.loss_scale.scale < SMALLEST:
+            self.stop(f"loss_scale is {self.loss_scale.scale} in step {self.step}: gradients overflow at any scale")
+        if grad_norm is None:  # a skipped step
+            return
         self.require_finite("grad_norm", grad_norm)
         if grad_norm == 0:
             self.stop(f"grad_norm is 0 in step {self.step}: nothing is learned any more")
@@ -205,7 +215,7 @@ class Trainer:
                       f"{self.guard.spikes} steps")
 
     def gradients(self) -> float:
-        """Mean gradients of this step's batch, over all processes, in .grad; its mean loss."""
+        """Mean gradients of this step's batch, over all processes, in .grad, times the loss scale; its mean loss."""
         train, processes = self.config.train, self.processes
         x_BT, y_BT = batch(self.shards["train"], train.seed, self.step, processes.rank, processes.count,
                            train.tokens_per_step // self.config.model.sequence_length,
@@ -219,23 +229,41 @@ class Trainer:
                 self.forward.require_backward_grad_sync = number == len(parts)
             with self.autocast:
                 loss = self.forward(x, y) / len(parts)
-            loss.backward()
+            (loss * self.loss_scale.scale if self.loss_scale else loss).backward()
             total += loss.detach()
         return processes.sum_(total).item() / processes.count
 
+    def unscale(self, gradients: list[torch.Tensor], grad_norm: torch.Tensor) -> bool:
+        """Take the loss scale out of gradients and norm and move it; True when the gradients overflowed.
+
+        Processes have averaged their gradients: all of them see the same overflow.
+        """
+        if self.loss_scale is None:
+            return False
+        factor, overflow = 1 / self.loss_scale.scale, not math.isfinite(grad_norm.item())
+        self.loss_scale.observe(overflow)
+        if not overflow:
+            grad_norm *= factor
+            torch._foreach_mul_(gradients, factor)
+        return overflow
+
     def train_step(self) -> dict:
-        """One weight update, unless its loss is not finite; the values it is logged with."""
+        """One weight update, unless fp16 gradients overflow; the values it is logged with."""
         train = self.config.train
         loss = self.gradients()
         gradients = [parameter.grad for parameter in self.model.parameters()]
         grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
-        values = {"loss": loss, "grad_norm": grad_norm.item()}
+        overflow = self.unscale(gradients, grad_norm)
+        values = {"loss": loss, "grad_norm": None if overflow else grad_norm.item()}
         self.step += 1
         self.check(**values)
-        if train.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), train.grad_clip, grad_norm)
         multiplier = learning_rate_multiplier(train, self.step - 1, self.steps)
-        self.optimizer.step(multiplier, muon_momentum(train, self.step - 1, self.steps))
+        if not overflow:
+            if train.grad_clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), train.grad_clip, grad_norm)
+            self.optimizer.step(multiplier, muon_momentum(train, self.step - 1, self.steps))
+        if self.loss_scale:
+            values |= {"loss_scale": self.loss_scale.scale, "skipped_steps": self.loss_scale.skipped_steps}
         values["lr"] = train.learning_rate * multiplier
         for mixture in mixtures(self.model):
             self.processes.sum_(mixture.load)
@@ -250,7 +278,8 @@ class Trainer:
         if not torch.isfinite(whole(torch.nn.utils.get_total_norm(weights))):
             for name, weight in self.model.named_parameters():
                 self.require_finite(f"the largest weight of {name}", whole(weight.detach()).abs().max().item())
-        state = {"seconds": self.seconds(), "validation": asdict(self.validation), "guard": asdict(self.guard)}
+        state = {"seconds": self.seconds(), "validation": asdict(self.validation), "guard": asdict(self.guard),
+                 "loss_scale": self.loss_scale and asdict(self.loss_scale)}
         tensors = self.gathered(self.model.state_dict()), self.gathered(self.optimizer.state_tensors())
         if self.processes.first:
             self.writer.save(self.step, *tensors, state)
@@ -286,6 +315,7 @@ class Trainer:
             self.seconds_before = found.state["seconds"]
             self.validation = Validation(**found.state["validation"])
             self.guard = LossGuard(**found.state["guard"])
+            self.loss_scale = found.state["loss_scale"] and LossScale(**found.state["loss_scale"])
         return refused
 
     def finish(self, metrics: MetricsLog) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 import time
@@ -165,7 +166,7 @@ class _Progress:
             left = seconds_left(event)
             self.logger.info(
                 "step %d/%d loss %.4f lr %.2g norm %.2f %d tok/s %.0f s left",
-                event["step"], event["steps"], event["loss"], event["lr"], event["grad_norm"],
+                event["step"], event["steps"], event["loss"], event["lr"], event["grad_norm"] or math.nan,
                 event["tokens_per_second"], left,
             )
             if self.artifact is not None:

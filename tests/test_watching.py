@@ -19,9 +19,9 @@ from eval.harness import HarnessConfig, evaluate_checkpoint
 from eval.hellaswag import encoded_items
 from eval.suites import SUITES, write_rows
 from model.checkpoint import publish_final
-from model.multiple_choice import accuracy, read_items
 from model.config import ConfigError, GPTConfig
 from model.gpt import GPT, initialise
+from model.multiple_choice import accuracy, read_items
 from model.parallel import Processes
 from model.progress import describe
 from model.shards import Dataset, Split, write_dataset, write_shard
