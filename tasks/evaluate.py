@@ -15,7 +15,7 @@ from tasks.benchmarks import Items
 from tasks.process import run_module
 from tasks.stage import Place, Result, Stage, finish, materialise, read_json
 
-VERSION = 1
+VERSION = 2
 BATCH_TOKENS = 8192
 
 
