@@ -92,7 +92,7 @@ def nanochat_steps(checkout: Path, config: RunConfig, device: torch.device) -> I
     model.to_empty(device=device)
     model.init_weights()
     optimizer = model.setup_optimizer(weight_decay=train.weight_decay)
-    forward = torch.compile(model, dynamic=False) if config.execution.compile else model
+    forward = torch.compile(model, dynamic=False) if device.type == "cuda" else model
     shards = ShardSet(Path(config.shards), "train")
     parts = train.tokens_per_step // (train.micro_batch_sequences * ours.sequence_length)
     step = 0
@@ -140,7 +140,7 @@ def run_config(arguments: argparse.Namespace, depth: int, precision: str, shards
         precision=Precision(precision), validation_every_steps=10**9, validation_tokens=arguments.sequence_length,
         checkpoint_every_steps=10**9)  # fmt: skip
     return RunConfig(model=model, train=train, shards=str(shards), run_dir=str(run_dir), sample_prompts=[],
-                     execution=Execution(compile=cuda, threads=None if cuda else 1))  # fmt: skip
+                     execution=Execution(threads=None if cuda else 1))  # fmt: skip
 
 
 def run_case(result: Measured, steps: Callable[[], Iterator[float]], seconds: float, config: RunConfig,

@@ -52,6 +52,7 @@ class Muon:
     def __init__(self, parameters: list[nn.Parameter], weight_decay: float, dtype: torch.dtype,
                  beta2: float | None = None, cautious: bool = False) -> None:
         self.weight_decay, self.dtype, self.beta2, self.cautious = weight_decay, dtype, beta2, cautious
+        self.orthogonalise = orthogonalise
         self.groups: dict[str, list[nn.Parameter]] = {}
         for parameter in parameters:
             rows, columns = parameter.shape[-2:]
@@ -70,7 +71,7 @@ class Muon:
             stack = whole_matrices(_stack([parameter.grad for parameter in group]))
             gradients = local(stack)
             buffer = local(self.state[f"momentum.{shape}"]).lerp_(gradients, 1 - momentum)
-            update_NRC = orthogonalise(gradients.lerp_(buffer, momentum), self.dtype).float()
+            update_NRC = self.orthogonalise(gradients.lerp_(buffer, momentum), self.dtype).float()
             if self.beta2 is not None:
                 update_NRC = self._normalise_rows(update_NRC, local(self.state[f"row_square.{shape}"]))
             rows, columns = group[0].shape[-2:]
@@ -152,6 +153,11 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * multiplier
         self.adamw.step()
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile Muon's products, once a shape: no number of the schedule enters them, so none compiles again."""
+        if self.muon is not None:
+            self.muon.orthogonalise = torch.compile(orthogonalise, dynamic=False, fullgraph=True, backend=backend)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything the next step depends on besides weights and configuration."""

@@ -13,6 +13,7 @@ has a reason is one line on stderr and exit code 1.
 """
 
 import argparse
+import gc
 import json
 import signal
 import sys
@@ -64,6 +65,7 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
         trainer.report_checkpoints(metrics)
     if trainer.step < trainer.steps and trainer.step > trainer.saved_step:
         trainer.save()
+    gc.unfreeze()
     trainer.writer.wait()
     trainer.report_checkpoints(metrics)
     return trainer.step == trainer.steps
@@ -104,6 +106,8 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
             metrics.write("resume", step=trainer.step)
         else:
             trainer.validate(metrics)
+        gc.collect()
+        gc.freeze()  # what is there now stays: looking for garbage in it would stop steps
         if not _loop(trainer, metrics, stop):
             metrics.write("interrupted", **trainer.progress(), seconds=trainer.seconds())
             return TERMINATED
