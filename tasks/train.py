@@ -2,46 +2,34 @@
 
 import hashlib
 import json
-import math
 import shutil
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
-from prefect.cache_policies import NO_CACHE
-from prefect.context import TaskRunContext
+from prefect.artifacts import create_markdown_artifact
 from tokenizers import Tokenizer
 
 from eval.figures import inline, loss_figure
 from eval.hellaswag import encoded_items
 from eval.markup import code_block, markdown_table
 from model.config import GPTConfig, TrainConfig
-from model.progress import ProgressBar, seconds_left
 from tasks.benchmarks import Items
 from tasks.checkpoints import Uploads, clear, restore
 from tasks.process import run_module
+from tasks.progress import PROMPTS, TrainingProgress
 from tasks.provenance import PROJECT
-from tasks.stage import Place, Result, Stage, finish, logger, materialise, sha256_json
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, sha256_json
 from tasks.tokenizer import load_tokenizer
 from tasks.tracking import Tracking
 
 VERSION = 1
-SECONDS_BETWEEN_LOG_LINES = 5.0
-PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
 
 
-@task(name="train", cache_policy=NO_CACHE)
+@task(name="train", **STAGE_TASK)
 def train_model(
-    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items, place: Place
+    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, place: Place
 ) -> Result:
     """Train from scratch or resume. Outputs: model.safetensors, config.json, run.json, samples.json, and the
     recorded metrics.jsonl."""
@@ -54,7 +42,7 @@ def train_model(
 
 
 def finished_training(
-    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items, place: Place
+    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, place: Place
 ) -> Result:
     """The stage itself. While it runs its checkpoints are in the store; afterwards they are not."""
     stage = Stage(
@@ -81,12 +69,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _train(
-    stage: Stage, shards: Result, tokenizer: Result, items: Items, place: Place, work: Path, out: Path
+    stage: Stage, shards: Result, tokenizer: Result, items: Items | None, place: Place, work: Path, out: Path
 ) -> dict[str, Any]:
     encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
     run_dir = work / "run"  # outlives a killed process: the same command resumes from its last checkpoint
     restore(stage.key, run_dir, place)  # of a machine that was lost
-    progress = _Progress(encoder.decode)
+    progress = TrainingProgress(run_dir, encoder.decode)
     run = {
         "model": stage.config["model"],
         "train": stage.config["train"],
@@ -109,7 +97,7 @@ def _train(
             uploads(event)
             tracking(event)
 
-        run_module("model.train", run, work, follow)
+        run_module("model.train", run, work, follow, place.device_lock)
     for name in ("final/model.safetensors", "final/config.json", "run.json", "metrics.jsonl"):
         shutil.copy2(run_dir / name, out / Path(name).name)
     samples = json.loads((run_dir / "samples.json").read_text())
@@ -118,11 +106,11 @@ def _train(
     return {"device": progress.device}
 
 
-def _hellaswag(items: Items, encoder: Tokenizer, place: Place, work: Path) -> str | None:
+def _hellaswag(items: Items | None, encoder: Tokenizer, place: Place, work: Path) -> str | None:
     """A file with the items to score during training, if there are any."""
     if not place.hellaswag_items:
         return None
-    if "hellaswag" not in items.results:
+    if items is None or "hellaswag" not in items.results:
         logger().warning("hellaswag_items is %d, but the run has no HellaSwag", place.hellaswag_items)
         return None
     folder = materialise(items.results["hellaswag"], place)
@@ -134,50 +122,6 @@ def _hellaswag(items: Items, encoder: Tokenizer, place: Place, work: Path) -> st
     path = work / "hellaswag.json"
     path.write_text(json.dumps(encoded))
     return str(path)
-
-
-class _Progress:
-    """Turns the trainer's events into log lines at a sane rate, a live progress artifact and, in a terminal, a bar."""
-
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self.logger, self.decode = logger(), decode
-        self.bar = ProgressBar(sys.stderr) if sys.stderr.isatty() else None
-        self.last = 0.0
-        self.device = "unknown"
-        self.artifact = None
-        if TaskRunContext.get() is not None:
-            self.artifact = create_progress_artifact(0.0, key="training-progress", description="Training progress")
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if self.bar is not None:
-            self.bar.clear()
-        self._tell(event)
-        if self.bar is not None and event["event"] == "step":
-            self.bar.show(event)
-        elif self.bar is not None:
-            self.bar.redraw()
-
-    def _tell(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "step":
-            if time.monotonic() - self.last < SECONDS_BETWEEN_LOG_LINES and event["step"] < event["steps"]:
-                return
-            self.last = time.monotonic()
-            left = seconds_left(event)
-            self.logger.info(
-                "step %d/%d loss %.4f lr %.2g norm %.2f %d tok/s %.0f s left",
-                event["step"], event["steps"], event["loss"], event["lr"], event["grad_norm"] or math.nan,
-                event["tokens_per_second"], left,
-            )
-            if self.artifact is not None:
-                told = f"step {event['step']:,} of {event['steps']:,}, loss {event['loss']:.3f}, {left:.0f} s left"
-                update_progress_artifact(self.artifact, 100 * event["step"] / event["steps"], told)
-        elif kind == "samples":
-            for prompt, tokens in zip(PROMPTS, event["tokens_of_prompts"], strict=True):
-                self.logger.info("step %d: %s%s", event["step"], prompt, self.decode(tokens))
-        else:
-            self.device = event.get("device", self.device)
-            self.logger.info("%s %s", kind, {name: value for name, value in event.items() if name != "event"})
 
 
 def describe(folder: Path) -> str:
