@@ -68,6 +68,7 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
     gc.unfreeze()
     trainer.writer.wait()
     trainer.report_checkpoints(metrics)
+    trainer.processes.wait()  # torchrun ends everyone when one process has ended
     return trainer.step == trainer.steps
 
 
