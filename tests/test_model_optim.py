@@ -30,7 +30,7 @@ PRESETS = {
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_network_compiles_as_one_graph(name):
     torch._dynamo.reset()
-    model = GPT(parse(GPTConfig, {"depth": 4, "width": 32, "heads": 2, "sequence_length": 16, "vocab_size": 40}
+    model = GPT(parse(GPTConfig, {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "vocab_size": 40}
                       | PRESETS[name], "model"))
     initialise(model, 0)
     x_BT = torch.arange(32).reshape(2, 16)
