@@ -53,6 +53,7 @@ class Muon:
     def __init__(self, parameters: list[nn.Parameter], weight_decay: float, dtype: torch.dtype,
                  beta2: float | None = None, cautious: bool = False) -> None:
         self.weight_decay, self.dtype, self.beta2, self.cautious = weight_decay, dtype, beta2, cautious
+        self.orthogonalise = orthogonalise
         self.groups: dict[str, list[nn.Parameter]] = {}
         for parameter in parameters:
             rows, columns = parameter.shape[-2:]
@@ -81,7 +82,7 @@ class Muon:
     def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> tuple[Tensor, float]:
         """What is subtracted from the matrices of one shape, and its factor besides the rate."""
         buffer = local(self.state[f"momentum.{shape}"]).lerp_(gradients_NRC, 1 - momentum)
-        update_NRC = orthogonalise(gradients_NRC.lerp_(buffer, momentum), self.dtype).float()
+        update_NRC = self.orthogonalise(gradients_NRC.lerp_(buffer, momentum), self.dtype).float()
         if self.beta2 is not None:
             update_NRC = self._normalise_rows(update_NRC, local(self.state[f"row_square.{shape}"]))
         # a tall matrix of orthonormal columns moves its output less: same RMS for every shape
@@ -179,6 +180,11 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * multiplier
         self.adamw.step()
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile Muon's products, once a shape: no number of the schedule enters them, so none compiles again."""
+        if self.matrices is not None:
+            self.matrices.orthogonalise = torch.compile(orthogonalise, dynamic=False, fullgraph=True, backend=backend)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything the next step depends on besides weights and configuration."""

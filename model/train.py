@@ -13,6 +13,7 @@ with exit code 143; an error that has a reason is one line on stderr and exit co
 """
 
 import argparse
+import gc
 import json
 import signal
 import sys
@@ -64,8 +65,10 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
         trainer.report_checkpoints(metrics)
     if trainer.step < trainer.steps and trainer.step > trainer.saved_step:
         trainer.save()
+    gc.unfreeze()
     trainer.writer.wait()
     trainer.report_checkpoints(metrics)
+    trainer.processes.wait()  # torchrun ends everyone when one process has ended
     return trainer.step == trainer.steps
 
 
@@ -105,6 +108,8 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
             metrics.write("resume", step=trainer.step)
         else:
             trainer.validate(metrics)
+        gc.collect()
+        gc.freeze()  # what is there now stays: looking for garbage in it would stop steps
         if not _loop(trainer, metrics, lambda: stop() or not metrics.followed):
             metrics.write("interrupted", **trainer.progress(), seconds=trainer.seconds())
             return TERMINATED

@@ -86,8 +86,9 @@ class Trainer:
         self.model = GPT(self.config.model).to(self.device)
         if precision is Precision.FP8:
             use_fp8(self.model, config.train.fp8_smallest_size)
-        self.forward = self.processes.parallel(
-            self.model, config.execution.parallelism, compiled=config.execution.compile)
+        compiled = config.execution.compile
+        self.compiled = self.device.type == "cuda" if compiled is None else compiled
+        self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         self.start_over()
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
         self.run = self.resolve()
@@ -107,6 +108,8 @@ class Trainer:
         initialise(fresh, self.config.train.seed)
         load_weights(self.model, fresh.state_dict())
         self.optimizer = Optimizer(self.model, self.config.train)
+        if self.compiled:
+            self.optimizer.compile()
         self.guard = LossGuard()
         self.loss_scale = LossScale() if self.config.train.precision is Precision.FP16 else None
         self.step = 0

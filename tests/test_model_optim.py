@@ -18,6 +18,42 @@ TRAIN = dict(seed=0, tokens=1000, tokens_per_step=100, micro_batch_sequences=1, 
              validation_every_steps=1, validation_tokens=1, checkpoint_every_steps=1)
 
 
+PRESETS = {
+    "daily": {"window_pattern": "SSSL", "value_embeddings": True, "residual_lambdas": True, "embedding_lambdas": True,
+              "softcap": 15.0},
+    "gpt2": {"norm": "layer", "position": "learned", "activation": "gelu", "tied_head": True, "bias": True},
+    "speedrun": {"smear": "embedding", "backout": True, "attention_gate": True, "partial_key_offset": True,
+                 "rotary_fraction": 0.5, "window_pattern": "SL"},
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_network_compiles_as_one_graph(name):
+    torch._dynamo.reset()
+    model = GPT(parse(GPTConfig, {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "vocab_size": 40}
+                      | PRESETS[name], "model"))
+    initialise(model, 0)
+    x_BT = torch.arange(32).reshape(2, 16)
+    found = torch._dynamo.explain(model)(x_BT, x_BT)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def test_the_compiled_optimizer_is_the_same_and_the_schedule_compiles_nothing_again():
+    models, counted = [new_model(), new_model()], []
+    optimizers = [Optimizer(model, config(muon_beta2=0.9, cautious_decay=True, weight_decay=0.1)) for model in models]
+    torch._dynamo.reset()
+    optimizers[1].compile(backend="aot_eager")
+    for step in range(4):
+        for model, optimizer in zip(models, optimizers):
+            model.zero_grad()
+            model(torch.arange(8)[None], torch.arange(8)[None]).backward()
+            optimizer.step(1 / (step + 1), 0.85 + step / 100)
+        counted.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counted[0] > 0 and len(set(counted)) == 1
+    for plain, compiled in zip(*(model.parameters() for model in models)):
+        torch.testing.assert_close(plain, compiled)
+
+
 def config(**settings) -> TrainConfig:
     return parse(TrainConfig, TRAIN | settings, "train")
 
