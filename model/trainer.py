@@ -5,6 +5,7 @@ import math
 import platform
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from model.metrics import MetricsLog
 from model.mlp import mixtures, rebalance
 from model.optim import Optimizer
 from model.parallel import Processes, connect, shared_steps
+from model.prefetch import Prefetch
 from model.run import Execution, RunConfig, check_same_run, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardSet, read_dataset
@@ -70,6 +72,10 @@ class Trainer:
         self.micro_batches = shared_steps(sequences, config.train.micro_batch_sequences, self.processes.count)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16,
                                        enabled=config.train.precision is Precision.BF16)
+        self.batches = Prefetch(
+            partial(batch, self.shards["train"], config.train.seed, rank=self.processes.rank,
+                    world=self.processes.count, sequences=sequences, sequence_length=config.model.sequence_length),
+            self.device)
         self.model = GPT(self.config.model).to(self.device)
         self.start_over()
         self.forward = self.processes.parallel(
@@ -183,11 +189,8 @@ class Trainer:
 
     def gradients(self) -> float:
         """Mean gradients of this step's batch, over all processes, in .grad; its mean loss."""
-        train, processes = self.config.train, self.processes
-        x_BT, y_BT = batch(self.shards["train"], train.seed, self.step, processes.rank, processes.count,
-                           train.tokens_per_step // self.config.model.sequence_length,
-                           self.config.model.sequence_length)
-        x_BT, y_BT = x_BT.to(self.device), y_BT.to(self.device)
+        processes = self.processes
+        x_BT, y_BT = self.batches.take(self.step)
         self.model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         parts = list(zip(x_BT.chunk(self.micro_batches), y_BT.chunk(self.micro_batches)))
