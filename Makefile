@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-contamination bench-gpu lock clean
+.PHONY: daily test check up bench-contamination bench-gpu bench-train lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -24,6 +25,9 @@ bench-contamination: $(VENV)/installed-dev $(VENV)-peers/installed  ## speed, me
 bench-gpu: $(VENV)/installed  ## tokens/s, MFU, memory and loss on a GPU, at most 10 minutes; ARGS="--nanochat DIR"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
+bench-train: $(VENV)/installed $(NANOGPT)/model.py  ## training speed and loss beside nanoGPT
+	$(BIN)/python -m benchmarks.train --nanogpt $(NANOGPT) $(ARGS)
+
 lock: $(VENV)/installed-dev  ## write the versions that are installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
@@ -42,6 +46,10 @@ $(VENV)-peers/installed:
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install --quiet 'datatrove[processing]==0.10.1' spacy 'xxhash<4' regex nltk pandas pyarrow
 	touch $@
+
+$(NANOGPT)/model.py: | $(VENV)/bin/python
+	git clone --quiet https://github.com/karpathy/nanoGPT $(NANOGPT) || \
+	(echo 'make bench-train needs a checkout of https://github.com/karpathy/nanoGPT: clone it and add NANOGPT=DIR'; exit 1)
 
 clean:  ## remove the virtual environment; results in .daily-train stay
 	rm -rf $(VENV) $(VENV)-peers
