@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import RMS_EPSILON, Attention, rotary_tables
+from model.attention import RMS_EPSILON, Attention, Tree, before, rotary_tables
 from model.config import Balance, ConfigError, GPTConfig, MLPKind, Norm, Position, Smear
 from model.mlp import MLP, MixtureOfExperts, mixtures
 
@@ -47,8 +47,8 @@ class Block(nn.Module):
         self.mlp = MLP(config, config.mlp_ratio * config.width) if dense else MixtureOfExperts(config)
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                value_embedding_BTE: Tensor | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE)
+                value_embedding_BTE: Tensor | None, tree: Tree | None = None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE, tree)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -84,33 +84,44 @@ class GPT(nn.Module):
         if config.backout:
             self.backout_lambda = nn.Parameter(torch.empty(1))
 
-    def embed(self, tokens_BT: Tensor) -> Tensor:
+    def embed(self, tokens_BT: Tensor, tree: Tree | None = None) -> Tensor:
         """The residual stream before the first block."""
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.position is Position.LEARNED:
-            x_BTD = x_BTD + self.position_embedding.weight[: tokens_BT.size(1)]
+            places = slice(tokens_BT.size(1)) if tree is None else tree.position_BT
+            x_BTD = x_BTD + self.position_embedding.weight[places]
         x_BTD = self.embedding_norm(x_BTD)
+        if self.config.smear is Smear.EMBEDDING and tree is not None:
+            gate_BT1 = self.smear_lambda * torch.sigmoid(self.smear_gate(x_BTD[..., :SMEAR_CHANNELS]))
+            return x_BTD + (tree.position_BT > 0)[..., None] * gate_BT1 * before(x_BTD, tree)
         if self.config.smear is Smear.EMBEDDING:
             gate_BT1 = self.smear_lambda * torch.sigmoid(self.smear_gate(x_BTD[:, 1:, :SMEAR_CHANNELS]))
             x_BTD = torch.cat((x_BTD[:, :1], x_BTD[:, 1:] + gate_BT1 * x_BTD[:, :-1]), dim=1)
         return x_BTD
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """Final, normalised residual stream x_BTD; project() any part of it to get logits."""
+    def hidden(self, tokens_BT: Tensor, tree: Tree | None = None) -> Tensor:
+        """Final, normalised residual stream x_BTD; project() any part of it to get logits.
+
+        With a tree a row may be longer than sequence_length, its sequences may not.
+        """
         config, length = self.config, tokens_BT.size(1)
-        if length > config.sequence_length:
-            raise ConfigError(f"{length} tokens are more than sequence_length {config.sequence_length}")
+        if tree is not None and not config.shares_beginnings:
+            raise ConfigError(f"window_pattern {config.window_pattern!r}: sparse attention cannot read a tree")
+        longest = length if tree is None else int(tree.position_BT.max()) + 1
+        if longest > config.sequence_length:
+            raise ConfigError(f"{longest} tokens are more than sequence_length {config.sequence_length}")
         rotary = None
         if config.rotary_size:
-            rotary = self.rotary_cos[:length], self.rotary_sin[:length]
-        x_BTD = embedding_BTD = self.embed(tokens_BT)
+            places = slice(length) if tree is None else tree.position_BT
+            rotary = self.rotary_cos[places], self.rotary_sin[places]
+        x_BTD = embedding_BTD = self.embed(tokens_BT, tree)
         for layer, block in enumerate(self.blocks):
             if config.residual_lambdas:
                 x_BTD = self.residual_lambdas[layer] * x_BTD
             if config.embedding_lambdas:
                 x_BTD = x_BTD + self.embedding_lambdas[layer] * embedding_BTD
             table = self.value_embeddings[str(layer)] if config.has_value_embedding(layer) else None
-            x_BTD = block(x_BTD, rotary, table(tokens_BT) if table is not None else None)
+            x_BTD = block(x_BTD, rotary, table(tokens_BT) if table is not None else None, tree)
             if layer == config.depth // 2:
                 middle_BTD = x_BTD
         if config.backout:

@@ -126,7 +126,7 @@ def gpt2(inputs) -> GPT2LMHeadModel:
 
 def _as_gpt2(inputs: HarnessConfig) -> GPT2LMHeadModel:
     """The same weights in transformers' GPT-2, which keeps its linear layers transposed."""
-    network = load_model(inputs)._model
+    network = load_model(inputs).scorer.network._model
     ours = network.state_dict()
     config = GPT2Config(
         vocab_size=NETWORK.vocab_size,
@@ -352,7 +352,7 @@ def test_what_cannot_be_scored_is_refused(inputs, tmp_path):
 
 def test_weights_that_are_not_finite_are_refused(inputs, tmp_path):
     model = load_model(inputs)
-    network = model._model
+    network = model.scorer.network._model
     with torch.no_grad():
         network.blocks[1].mlp.expand.weight[0, 0] = math.nan
     digest = hashlib.sha256(inputs.tokenizer.read_bytes()).hexdigest()
