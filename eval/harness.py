@@ -23,7 +23,7 @@ from pathlib import Path
 
 # These are read once, when datasets, tokenizers and tqdm are imported, so they precede the imports: no network,
 # no threads in a process that may fork, no progress bars between our own output.
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TQDM_DISABLE"] = "1"
 
@@ -42,7 +42,7 @@ from eval.command import Progress, run
 from eval.prefixes import Batch
 from eval.samples import SAMPLES_SCHEMA, sample_rows, score_rows
 from eval.scoring import Score, Scorer
-from eval.suites import Shots, Split, Suite, SuiteError, chosen_items, clusters, read_rows, suite_named
+from eval.suites import ZERO_SHOT, Shots, Split, Suite, SuiteError, chosen_items, clusters, read_rows, suite_named
 from model.attention import Tree
 from model.checkpoint import CheckpointError, FinalModel, load_final
 from model.config import ConfigError
@@ -78,7 +78,7 @@ class ScoringConfig:
     """Size of the fixed random subset of every suite; null scores all items."""
     seed: int
     """Decides the subset."""
-    num_fewshot: Shots = Shots()
+    num_fewshot: Shots = ZERO_SHOT
     out: Path
     execution: Execution = Execution()
 
@@ -93,6 +93,8 @@ class HarnessConfig(ScoringConfig):
 
 class Checkpoint:
     """A finished model of ours as `eval/scoring.py` sees it."""
+
+    unproven = False  # tested for every variant
 
     def __init__(self, final: FinalModel, device: torch.device) -> None:
         config = final.model.config
@@ -142,7 +144,8 @@ class AnswerModel(TemplateLM):
     def _loglikelihood_tokens(self, requests: list, **kwargs: object) -> list[Score]:
         """The score of each (texts, context ids, continuation ids), in their order."""
         inputs = [self._input(number, request[1], request[2]) for number, request in enumerate(requests)]
-        scores = self.scorer(inputs, [request[2] for request in requests], Progress(len(requests)))
+        report = (lambda done: None) if dist.is_initialized() and dist.get_rank() else Progress(len(requests))
+        scores = self.scorer(inputs, [request[2] for request in requests], report)
         for number, (logprob, _) in enumerate(scores):
             if not np.isfinite(logprob):
                 task, item = self._items[number]
@@ -218,7 +221,7 @@ def load_model(config: HarnessConfig) -> AnswerModel:
                        final.eot_token)
 
 
-def write_tasks(suites: list[Suite], benchmarks: Path, directory: Path, shots: Shots = Shots()) -> None:
+def write_tasks(suites: list[Suite], benchmarks: Path, directory: Path, shots: Shots = ZERO_SHOT) -> None:
     """One YAML per task: lm-eval's own, included, with the data replaced by the local files.
 
     JSON is YAML. The datasets cache lies in `directory`, so nothing of another run is ever reused.
@@ -275,12 +278,11 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
         for task in suite.tasks:
             found = sample_rows(suite, task, results["samples"][task.name], rows, groups)
             samples += found
-            scores += score_rows(suite, task, found, len(model.truncated[task.name]))
+            scores += score_rows(suite, task, found, len(model.truncated[task.name]), config.num_fewshot.of(suite))
     config.out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(samples, schema=SAMPLES_SCHEMA), config.out / "samples.parquet")
     report = {
         "lm_eval": importlib.metadata.version("lm_eval"),
-        "num_fewshot": {suite.name: config.num_fewshot.of(suite) for suite in suites},
         "task_versions": {task.name: results["versions"][task.name] for suite in suites for task in suite.tasks},
         "items_per_suite": config.items_per_suite,
         "seed": config.seed,

@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from eval.prefixes import Batch, Row, Sequence, batches, row_of, rows_of
+from eval.prefixes import Batch, Row, Sequence, batch_of, batches, row_of, rows_of
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
 """Tokens of a forward pass: on a CPU as many as stay in its caches, on a GPU as many as keep it busy."""
 _LOGITS = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at once (64 and 512 MiB)."""
+_TOLERANCE = 1e-3
+"""Largest difference of a log-probability that rounding explains."""
 _LONGEST_ROW = 1024
 """Tokens of a row of several sequences; attention in a row is dense."""
 
@@ -38,6 +40,8 @@ class Network(Protocol):
     """Most tokens of a sequence."""
     shares_beginnings: bool
     """Whether a batch may be branched: false where a token's values depend on more than its ancestors."""
+    unproven: bool
+    """Whether that is only believed, so that it is tried on real rows first."""
 
     def hidden(self, batch: Batch) -> Tensor:
         """h_BTD of a batch."""
@@ -55,6 +59,7 @@ class Scorer:
         self.batch_tokens = batch_tokens or BATCH_TOKENS[device.type]
         self.tokens = 0
         """Tokens run through the network by all processes, without padding."""
+        self.shares_beginnings = network.shares_beginnings
 
     def __call__(
         self, inputs: list[Sequence], answers: list[list[int]], report: Callable[[int], None]
@@ -67,6 +72,9 @@ class Scorer:
         for number, sequence in enumerate(inputs):
             wanted[sequence].append(number)
         rows = self._rows(wanted)
+        if self.network.unproven and not self._agree(rows):
+            self.shares_beginnings = False
+            rows = self._rows(wanted)
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         found: dict[int, Score] = {}
         tokens = 0
@@ -90,9 +98,24 @@ class Scorer:
 
     def _rows(self, sequences: dict[Sequence, list[int]]) -> list[Row]:
         """The longest first, so that a batch has little padding and memory runs out at once or never."""
-        if self.network.shares_beginnings:
+        if self.shares_beginnings:
             return rows_of(sequences, self.network.width, _LONGEST_ROW)
         return [row_of([sequence]) for sequence in sorted(sequences, key=lambda sequence: (-len(sequence), sequence))]
+
+    @torch.inference_mode()
+    def _agree(self, rows: list[Row]) -> bool:
+        """Whether the longest row, and the one of the longest sequence, give each of their sequences the logits it
+        has alone, at its last token."""
+        branched = [row for row in rows if row.branched]
+        longest = max(branched, key=lambda row: max(map(len, row.paths)), default=None)
+        for row in [*branched[:1], longest] if branched else []:
+            h_TD = self.network.hidden(batch_of([row]))[0]
+            for sequence, path in row.paths.items():
+                alone_UD = self.network.hidden(batch_of([row_of([sequence])]))[0, -1:]
+                logits_2V = self.network.project(torch.cat((alone_UD, h_TD[path[-1:].tolist()]))).log_softmax(-1)
+                if (logits_2V[0] - logits_2V[1]).abs().max() > _TOLERANCE:
+                    return False
+        return True
 
     @torch.inference_mode()
     def _score(self, batch: Batch, rows: list[int], paths: list[np.ndarray], answers: list[list[int]]) -> list[Score]:

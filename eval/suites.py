@@ -108,6 +108,9 @@ class Shots:
         return getattr(self, suite.name, 0)
 
 
+ZERO_SHOT = Shots()
+
+
 _TEXT = pa.list_(pa.string())
 _TARGETS = pa.struct([("choices", _TEXT), ("labels", pa.list_(pa.int32()))])
 _ARC = pa.schema(

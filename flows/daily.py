@@ -89,7 +89,7 @@ def daily_train(
     place = place_of(execution, dict(os.environ))
 
     documents = raw = download(run.data, place)
-    items = fetch_benchmarks(run.evaluation.suites, place)
+    items = fetch_benchmarks(run.evaluation.suites, place, run.evaluation.num_fewshot)
     verdicts = check_contamination(run.contamination, documents, items, place)
     if run.contamination.mode is Mode.FILTER:
         documents = drop_contaminated(documents, verdicts, place)
