@@ -1,4 +1,4 @@
-"""The command line: `daily-train run`, `up`, `study`, `explain`, `evaluate` and `leaderboard`."""
+"""The command line: `daily-train run`, `up`, `study`, `explain`, `evaluate`, `export` and `leaderboard`."""
 
 import argparse
 import json
@@ -17,6 +17,8 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
+from deployments.export import ExportError, export
+from deployments.inlining import InliningError
 from deployments.up import PORT, UpError, up
 from eval.findings import ContaminationError
 from eval.ledger import leaderboard
@@ -41,6 +43,8 @@ from tasks.wheels import WheelError
 EXPECTED = (
     ConfigError,
     ContaminationError,
+    ExportError,
+    InliningError,
     ProcessError,
     SourceError,
     StageError,
@@ -137,6 +141,19 @@ def _parser() -> argparse.ArgumentParser:
     scores.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for the two files (%(default)s)")
     _execution_options(scores)
     scores.set_defaults(command=_evaluate)
+
+    out = commands.add_parser(
+        "export",
+        help="write a finished model as a folder that transformers opens",
+        description="Write weights, config, tokenizer and model card of a finished model to a new folder.",
+        epilog="example: daily-train export latest ./model; daily-train export run/final ./model --tokenizer t.json",
+    )
+    out.add_argument("name", metavar="RUN-OR-FOLDER", help="beginning of a run's or its train stage's key, `latest`, "
+                                                           "or the folder of a finished model")
+    out.add_argument("destination", metavar="DEST", type=Path, help="folder to write, new or empty")
+    out.add_argument("--tokenizer", metavar="FILE", type=Path, help="tokenizer.json of a folder that holds none")
+    _execution_options(out)
+    out.set_defaults(command=_export)
 
     board = commands.add_parser("leaderboard", help="print every run in the store, best bits per byte first")
     _execution_options(board)
@@ -236,6 +253,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     place = place_of(_execution(arguments), dict(os.environ))
     print(evaluate_folder(config, arguments.model, arguments.tokenizer, arguments.trust_code, arguments.out, place))
     print(f"\n{arguments.out}: scores.json, samples.parquet")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    place = place_of(_execution(arguments), dict(os.environ))
+    family = export(arguments.name, arguments.destination, arguments.tokenizer, place)
+    print(f"{arguments.destination}: a model of the {family} family for transformers, with its model card README.md")
 
 
 def _summary(published: Published, seconds: float) -> None:

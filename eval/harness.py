@@ -268,7 +268,7 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
     model.chosen = {task.name: items[suite.name] for suite in suites for task in suite.tasks}
     with tempfile.TemporaryDirectory(prefix="harness-") as temporary:
         write_tasks(suites, config.benchmarks, Path(temporary), config.num_fewshot)
-        results = run_tasks(model, suites, Path(temporary), model.chosen)
+        results = run_tasks(model, load_tasks(suites, Path(temporary)), model.chosen)
     seconds = round(time.monotonic() - started, 3)
     if dist.is_initialized() and dist.get_rank() > 0:
         return {"seconds": seconds, "tokens": model.scorer.tokens}
@@ -292,10 +292,14 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
     return {"seconds": seconds, "tokens": model.scorer.tokens}
 
 
-def run_tasks(model: LM, suites: list[Suite], directory: Path, chosen: dict[str, list[int]]) -> dict:
-    """lm-eval's own evaluation of any model of its interface on the tasks that `write_tasks` wrote."""
+def load_tasks(suites: list[Suite], directory: Path) -> dict:
+    """lm-eval's tasks from the definitions that `write_tasks` wrote."""
     manager = lm_eval.tasks.TaskManager(include_path=directory, include_defaults=False)
-    loaded = manager.load([task.name for suite in suites for task in suite.tasks])
+    return manager.load([task.name for suite in suites for task in suite.tasks])
+
+
+def run_tasks(model: LM, loaded: dict, chosen: dict[str, list[int]]) -> dict:
+    """lm-eval's own evaluation, of any model of its interface."""
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(FEWSHOT_SEED)
     # `evaluate`, not `simple_evaluate`: that one seeds every global generator and probes the machine. No

@@ -11,7 +11,7 @@ from eval.findings import snippet
 from eval.leaks import explain
 from eval.references import references
 from eval.suites import SUITES
-from tasks.report import read_ledger
+from tasks.report import find_run
 from tasks.stage import Place, Result, StageError, load, materialise
 
 
@@ -20,7 +20,7 @@ def explain_item(name: str, run: str | None, place: Place) -> str:
     suite, _, number = name.partition(":")
     if suite not in SUITES or not number.isdigit():
         raise StageError(f"item {name!r}: expected SUITE:NUMBER with one of {', '.join(SUITES)}")
-    row = _run(run, place)
+    row = find_run(run or "", place)
     checked = _finished("contamination", row["stages"]["contamination"], place)
     folder = materialise(checked, place)
     verdicts = pq.read_table(folder / "verdicts.parquet")
@@ -33,14 +33,6 @@ def explain_item(name: str, run: str | None, place: Place) -> str:
     corpus = "filter" if "filter" in row["stages"] else "download"
     match = _recorded(folder, suite, int(number)) or _looked_up(verdict, corpus, row, place)
     return explain({**match, **verdict}, f"stages/{corpus}/{row['stages'][corpus]}/…/{match['file']}")
-
-
-def _run(run: str | None, place: Place) -> dict[str, Any]:
-    rows = sorted(read_ledger(place), key=lambda row: row["finished"])
-    chosen = [row for row in rows if row["run"].startswith(run or "")]
-    if not chosen:
-        raise StageError(f"{place.store.url}: there is no run{f' {run}' if run else ''} in the ledger")
-    return chosen[-1]
 
 
 def _finished(stage: str, key: str, place: Place) -> Result:

@@ -18,7 +18,7 @@ from eval.stats import leak_effects, scores_by_verdict
 from tasks import provenance
 from tasks.benchmarks import Items
 from tasks.contamination import read_findings
-from tasks.stage import Place, Result, Stage, finish, materialise, read_json
+from tasks.stage import Place, Result, Stage, StageError, finish, materialise, read_json
 from tasks.train import read_metrics
 
 VERSION = 2
@@ -135,6 +135,14 @@ def write_report(
 def read_ledger(place: Place) -> list[dict[str, Any]]:
     """Every run's row."""
     return [json.loads(place.store.read(key) or b"{}") for key in place.store.list("ledger")]
+
+
+def find_run(name: str, place: Place) -> dict[str, Any]:
+    """The newest run whose key, or whose train stage's key, begins with `name`; "" takes the newest of all."""
+    rows = [row for row in read_ledger(place) if any(k.startswith(name) for k in (row["run"], row["stages"]["train"]))]
+    if not rows:
+        raise StageError(f"{place.store.url}: there is no run{f' {name}' if name else ''} in the ledger")
+    return max(rows, key=lambda row: row["finished"])
 
 
 def _by_suite(items: Items) -> dict[str, Result]:
