@@ -8,6 +8,7 @@ through position ids and a 4-D mask (compared on the longest real row and sequen
 Shape suffixes: B rows, T tokens, D width, U positions, V vocabulary.
 """
 
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,19 +45,17 @@ class Pretrained:
         embedding = model.get_input_embeddings().weight
         self.width = embedding.size(1)
         sample = torch.arange(8, device=model.device)[None] * (len(embedding) // 8)
+        head = model.get_output_embeddings()
         with torch.inference_mode():
             logits_BTV = model(sample, use_cache=False).logits
-            self.vocab_size = logits_BTV.size(-1)
-            head = model.get_output_embeddings()
-            self._body = model.base_model if head is not None else None
-            if self._body is not None:
-                # a model may cap or scale its logits after the head
-                apart_BTV = head(self._body(sample, use_cache=False).last_hidden_state)
-                if apart_BTV.shape != logits_BTV.shape or (apart_BTV - logits_BTV).abs().max() > _TOLERANCE:
-                    self._body = None
+            h_BTD = getattr(model.base_model(sample, use_cache=False), "last_hidden_state", None)
+            apart_BTV = logits_BTV + torch.inf if head is None or h_BTD is None else head(h_BTD)
+        self.vocab_size = logits_BTV.size(-1)
+        # a model may cap or scale its logits after the head
+        self.head_apart = bool(torch.allclose(apart_BTV, logits_BTV, rtol=0, atol=_TOLERANCE))
         self._head = head
-        # a window is counted along the row by some models, and a state that runs along the row ignores any mask
-        self.shares_beginnings = not _has_windows(model.config)
+        takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.shares_beginnings = takes_positions and not _has_windows(model.config)
 
     def hidden(self, batch: Batch) -> Tensor:
         """h_BTD, or logits_BTV where the head does not come apart."""
@@ -69,12 +68,12 @@ class Pretrained:
                 ~seen_BTT, torch.finfo(torch.float32).min)[:, None]
             tree = {"position_ids": positions_BT, "attention_mask": mask_B1TT}
         tokens_BT = torch.from_numpy(batch.tokens).to(self._device)
-        if self._body is None:
-            return self._model(tokens_BT, use_cache=False, **tree).logits
-        return self._body(tokens_BT, use_cache=False, **tree).last_hidden_state
+        if self.head_apart:
+            return self._model.base_model(tokens_BT, use_cache=False, **tree).last_hidden_state
+        return self._model(tokens_BT, use_cache=False, **tree).logits
 
     def project(self, h_UD: Tensor) -> Tensor:
-        return h_UD.float().clone() if self._body is None else self._head(h_UD).float()
+        return self._head(h_UD).float() if self.head_apart else h_UD.float().clone()
 
 
 def _has_windows(config: object) -> bool:
