@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from eval.comparison import interval_text
 from eval.leaks import verdict_table
 from eval.markup import code_block, markdown_table
 
@@ -92,10 +93,9 @@ def _scores(report: dict[str, Any]) -> list[str]:
         if score["value"] is None:
             lines.append(f"{score['suite']} was not scored. {score['not_scored']}.")
             continue
-        interval = score.get("interval")
         rows.append([
             score["suite"], score["metric"], f"{score['n']:,} of {score['n_total']:,}", f"{100 * score['value']:.2f}",
-            f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}" if interval else None,
+            interval_text(score.get("interval")),
             f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"],
         ])  # fmt: skip
     shots = report.get("evaluation", {})

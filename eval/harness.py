@@ -42,10 +42,21 @@ from eval.command import Progress, run
 from eval.prefixes import Batch
 from eval.samples import SAMPLES_SCHEMA, sample_rows, score_rows
 from eval.scoring import Score, Scorer
-from eval.suites import ZERO_SHOT, Shots, Split, Suite, SuiteError, chosen_items, clusters, read_rows, suite_named
-from model.attention import Tree
+from eval.suites import (
+    METRIC_VERSIONS,
+    ZERO_SHOT,
+    Shots,
+    Split,
+    Suite,
+    SuiteError,
+    chosen_items,
+    clusters,
+    read_rows,
+    suite_named,
+)
 from model.checkpoint import CheckpointError, FinalModel, load_final
-from model.config import ConfigError
+from model.config import ConfigError, DocumentMask
+from model.tree import Tree
 
 FEWSHOT_SEED = 1234
 """lm-eval's default, so that its sampler draws the examples it would draw there."""
@@ -102,11 +113,12 @@ class Checkpoint:
         self.shares_beginnings = config.shares_beginnings
         self.project = final.model.project
         self._model, self._device = final.model, device
+        self._eot = None if config.document_mask is DocumentMask.NONE else config.eot_token
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         arrays = batch.tokens, batch.positions, batch.parents, batch.ends
         tokens_BT, *tree = (torch.from_numpy(array).to(self._device) for array in arrays)
-        return self._model.hidden(tokens_BT, Tree(*tree) if batch.branched else None)
+        return self._model.hidden(tokens_BT, Tree(tokens_BT, *tree, self._eot) if batch.branched else None)
 
 
 class AnswerModel(TemplateLM):
@@ -284,6 +296,7 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
     report = {
         "lm_eval": importlib.metadata.version("lm_eval"),
         "task_versions": {task.name: results["versions"][task.name] for suite in suites for task in suite.tasks},
+        "metric_versions": METRIC_VERSIONS,
         "items_per_suite": config.items_per_suite,
         "seed": config.seed,
         "scores": scores,

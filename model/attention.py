@@ -8,41 +8,17 @@ Shape suffixes: B batch, T tokens, D width, H query heads, J key and value heads
 R rotated part of a head, L latent, N windows, W window.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import AttentionKind, GPTConfig, Smear, Window
+from model.documents import Documents
 from model.sparse_attention import sparse_attention
+from model.tree import Tree
 
 RMS_EPSILON = 1e-6
 GATE_CHANNELS = 12  # of the input that a gate reads; more did not help nanochat or modded-nanogpt
-
-
-@dataclass(frozen=True)
-class Tree:
-    """Rows that hold several sequences, each beginning that they share once: a tree in depth-first order.
-
-    A token sees its ancestors and itself, so it has the values it has in any of its sequences alone. Not for
-    sparse attention, whose blocks are stretches of the row.
-    """
-
-    position_BT: Tensor
-    """Place of a token in its sequence."""
-    parent_BT: Tensor
-    """Place in the row of the token before; a first token names itself."""
-    end_BT: Tensor
-    """Place in the row after the last descendant."""
-
-    def visible(self, window: int | None) -> Tensor:
-        """Mask (B, 1, T, T) of the keys that each query sees; `window` tokens of its sequence if given."""
-        place_T = torch.arange(self.end_BT.size(1), device=self.end_BT.device)
-        seen_BTT = (place_T <= place_T[:, None]) & (place_T[:, None] < self.end_BT[:, None, :])
-        if window is not None:
-            seen_BTT &= self.position_BT[:, :, None] - self.position_BT[:, None, :] < window
-        return seen_BTT[:, None]
 
 
 def rotary_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
@@ -61,10 +37,10 @@ def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if rotated == x_BTHK.size(-1) else torch.cat((turned, x_BTHK[..., rotated:]), dim=-1)
 
 
-def before(x_BTHK: Tensor, tree: Tree | None) -> Tensor:
-    """The same at the token before; the first token has only itself."""
-    if tree is not None:
-        return x_BTHK[torch.arange(len(x_BTHK), device=x_BTHK.device)[:, None], tree.parent_BT]
+def before(x_BTHK: Tensor, documents: Documents | Tree | None) -> Tensor:
+    """The same at the token before; the first token of a row or document has only itself."""
+    if documents is not None:
+        return documents.before(x_BTHK)
     return torch.cat((x_BTHK[:, :1], x_BTHK[:, :-1]), dim=1)
 
 
@@ -134,7 +110,7 @@ class Attention(nn.Module):
         return k_BTJK, v_BTJK
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                value_embedding_BTE: Tensor | None, tree: Tree | None = None) -> Tensor:
+                value_embedding_BTE: Tensor | None, documents: Documents | Tree | None = None) -> Tensor:
         config = self.config
         B, T, D = x_BTD.shape
         head = (config.head_size,)
@@ -146,7 +122,7 @@ class Attention(nn.Module):
             v_BTJK = v_BTJK + gate_BTJ1 * value_embedding_BTE.view(v_BTJK.shape).to(v_BTJK.dtype)
         if config.smear is Smear.KEY:
             own_J1 = torch.sigmoid(self.key_smear).unsqueeze(-1).to(k_BTJK.dtype)
-            k_BTJK = own_J1 * k_BTJK + (1 - own_J1) * before(k_BTJK, tree)
+            k_BTJK = own_J1 * k_BTJK + (1 - own_J1) * before(k_BTJK, documents)
         if rotary is not None:
             q_BTHK, k_BTJK = rotate(q_BTHK, *rotary), rotate(k_BTJK, *rotary)
         if config.qk_norm:
@@ -157,14 +133,14 @@ class Attention(nn.Module):
         if config.partial_key_offset and self.window is Window.LONG:
             # a query that finds a token reads the value of the one after it: induction in one layer
             rotated, still = k_BTJK.split((config.rotary_size, config.head_size - config.rotary_size), dim=-1)
-            k_BTJK = torch.cat((rotated, before(still, tree)), dim=-1)
+            k_BTJK = torch.cat((rotated, before(still, documents)), dim=-1)
         # autocast may leave q and k in another type than v (norms run in fp32)
         q_BHTK, k_BJTK, v_BJTK = (x.to(v_BTJK.dtype).transpose(1, 2) for x in (q_BTHK, k_BTJK, v_BTJK))
         shared = config.heads // config.key_heads
         k_BHTK, v_BHTK = (x.repeat_interleave(shared, 1) if shared > 1 else x for x in (k_BJTK, v_BJTK))
-        if tree is not None:
-            seen_B1TT = tree.visible(None if self.window is Window.LONG else config.short_window_tokens)
-            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_B1TT)
+        if documents is not None:
+            span = T if self.window is Window.LONG else min(config.short_window_tokens, T)
+            y_BHTK = documents.attention(q_BHTK, k_BHTK, v_BHTK, span)
         elif self.window is Window.LONG:
             y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         else:
@@ -172,7 +148,8 @@ class Attention(nn.Module):
         if self.window is Window.SPARSE:
             gates_3BHT1 = torch.sigmoid(self.branch_gate(gate_input)).view(B, T, 3, -1).permute(2, 0, 3, 1)[..., None]
             compressed, selected = sparse_attention(
-                q_BHTK, k_BHTK, v_BHTK, self.block_weights, blocks=config.sparse_blocks, shared=shared)
+                q_BHTK, k_BHTK, v_BHTK, self.block_weights, blocks=config.sparse_blocks, shared=shared,
+                documents=documents)
             y_BHTK = gates_3BHT1[0] * y_BHTK + gates_3BHT1[1] * compressed + gates_3BHT1[2] * selected
         y_BTHK = y_BHTK.transpose(1, 2)
         if config.attention_gate:

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import RMS_EPSILON, Attention, Tree, before, rotary_tables
-from model.config import Balance, ConfigError, GPTConfig, MLPKind, Norm, Position, Smear
+from model.attention import RMS_EPSILON, Attention, rotary_tables
+from model.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear, Window
+from model.documents import Documents
 from model.mlp import MLP, MixtureOfExperts, mixtures
+from model.tree import Tree
 
 IGNORED_TARGET = -1
 SMEAR_CHANNELS = 24  # of the embedding that the smear gate reads
@@ -47,8 +49,8 @@ class Block(nn.Module):
         self.mlp = MLP(config, config.mlp_ratio * config.width) if dense else MixtureOfExperts(config)
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                value_embedding_BTE: Tensor | None, tree: Tree | None = None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE, tree)
+                value_embedding_BTE: Tensor | None, documents: Documents | Tree | None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE, documents)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -84,18 +86,31 @@ class GPT(nn.Module):
         if config.backout:
             self.backout_lambda = nn.Parameter(torch.empty(1))
 
-    def embed(self, tokens_BT: Tensor, tree: Tree | None = None) -> Tensor:
+    def documents(self, tokens_BT: Tensor) -> Documents | None:
+        """Where documents begin, if that matters to this network."""
+        config, length = self.config, tokens_BT.size(1)
+        if config.document_mask is DocumentMask.NONE:
+            return None
+        if config.eot_token is None:
+            raise ConfigError("document_mask is 'own', but eot_token, with which documents start, is null")
+        windows = {length if window is Window.LONG else min(config.short_window_tokens, length)
+                   for window in config.windows}
+        return Documents(tokens_BT, config.eot_token, windows)
+
+    def embed(self, tokens_BT: Tensor, documents: Documents | Tree | None = None) -> Tensor:
         """The residual stream before the first block."""
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.position is Position.LEARNED:
-            places = slice(tokens_BT.size(1)) if tree is None else tree.position_BT
+            places = documents.position_BT if isinstance(documents, Tree) else slice(tokens_BT.size(1))
             x_BTD = x_BTD + self.position_embedding.weight[places]
         x_BTD = self.embedding_norm(x_BTD)
-        if self.config.smear is Smear.EMBEDDING and tree is not None:
+        if self.config.smear is Smear.EMBEDDING and isinstance(documents, Tree):
             gate_BT1 = self.smear_lambda * torch.sigmoid(self.smear_gate(x_BTD[..., :SMEAR_CHANNELS]))
-            return x_BTD + (tree.position_BT > 0)[..., None] * gate_BT1 * before(x_BTD, tree)
+            return x_BTD + gate_BT1.masked_fill(documents.first_BT[..., None], 0.0) * documents.before(x_BTD)
         if self.config.smear is Smear.EMBEDDING:
             gate_BT1 = self.smear_lambda * torch.sigmoid(self.smear_gate(x_BTD[:, 1:, :SMEAR_CHANNELS]))
+            if documents is not None:
+                gate_BT1 = gate_BT1.masked_fill(documents.first_BT[:, 1:, None], 0.0)
             x_BTD = torch.cat((x_BTD[:, :1], x_BTD[:, 1:] + gate_BT1 * x_BTD[:, :-1]), dim=1)
         return x_BTD
 
@@ -114,14 +129,15 @@ class GPT(nn.Module):
         if config.rotary_size:
             places = slice(length) if tree is None else tree.position_BT
             rotary = self.rotary_cos[places], self.rotary_sin[places]
-        x_BTD = embedding_BTD = self.embed(tokens_BT, tree)
+        documents = self.documents(tokens_BT) if tree is None else tree
+        x_BTD = embedding_BTD = self.embed(tokens_BT, documents)
         for layer, block in enumerate(self.blocks):
             if config.residual_lambdas:
                 x_BTD = self.residual_lambdas[layer] * x_BTD
             if config.embedding_lambdas:
                 x_BTD = x_BTD + self.embedding_lambdas[layer] * embedding_BTD
             table = self.value_embeddings[str(layer)] if config.has_value_embedding(layer) else None
-            x_BTD = block(x_BTD, rotary, table(tokens_BT) if table is not None else None, tree)
+            x_BTD = block(x_BTD, rotary, table(tokens_BT) if table is not None else None, documents)
             if layer == config.depth // 2:
                 middle_BTD = x_BTD
         if config.backout:

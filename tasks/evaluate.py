@@ -12,7 +12,6 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,9 +19,9 @@ from eval.markup import markdown_table
 from eval.suites import SUITES, ZERO_SHOT, Shots
 from tasks.benchmarks import Items, find_items
 from tasks.process import run_module
-from tasks.stage import Place, Result, Stage, finish, materialise, read_json
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise, read_json
 
-VERSION = 2
+VERSION = 3
 
 
 class EvaluationConfig(BaseModel):
@@ -47,7 +46,7 @@ class EvaluationConfig(BaseModel):
                 raise ValueError(f"unknown suite {name!r}; known are {', '.join(SUITES)}")
 
 
-@task(name="evaluate", cache_policy=NO_CACHE)
+@task(name="evaluate", **STAGE_TASK)
 def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, items: Items, place: Place) -> Result:
     """Score the checkpoint. Outputs: scores.json, samples.parquet (one row an item and lm-eval task)."""
     inputs = {
@@ -73,6 +72,7 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
             },
             work,
             progress_reporter(),
+            place.device_lock,
         )
 
     result = finish(stage, place, build)

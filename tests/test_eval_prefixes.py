@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.prefixes import batch_of, batches, row_of, rows_of
-from model.attention import Tree
-from model.config import Activation, AttentionKind, ConfigError, GPTConfig, MLPKind, Norm, Position, Smear
+from model.config import Activation, AttentionKind, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear
 from model.gpt import GPT, initialise
+from model.tree import Tree
 
 BASE = {"depth": 3, "width": 32, "heads": 4, "sequence_length": 32, "vocab_size": 50}
 GPT2 = {"norm": Norm.LAYER, "position": Position.LEARNED, "activation": Activation.GELU, "qk_norm": False, "bias": True,
@@ -23,6 +23,7 @@ VARIANTS = {
     "key smear": {"smear": Smear.KEY},
     "embedding smear": {"smear": Smear.EMBEDDING},
     "key offset": {"rotary_fraction": 0.5, "partial_key_offset": True},
+    "documents": {"document_mask": DocumentMask.OWN, "eot_token": 4, "smear": Smear.EMBEDDING, "window_pattern": "SL"},
     "moe": {"mlp": MLPKind.MOE},
     "everything": {"smear": Smear.KEY, "value_embeddings": True, "residual_lambdas": True, "embedding_lambdas": True,
                    "backout": True, "attention_gate": True, "softcap": 15.0, "window_pattern": "SL"},
@@ -50,7 +51,7 @@ def test_a_token_has_in_a_shared_row_what_it_has_alone(name):
     batch = batch_of(rows)
     assert batch.tokens.shape[1] < sum(map(len, SEQUENCES)) and batch.tokens.shape[1] > network.config.sequence_length
     tokens, *tree = (torch.from_numpy(x) for x in (batch.tokens, batch.positions, batch.parents, batch.ends))
-    h_BTD = network.hidden(tokens, Tree(*tree))
+    h_BTD = network.hidden(tokens, Tree(tokens, *tree, network.config.eot_token))
     assert torch.isfinite(h_BTD).all()
     for number, row in enumerate(rows):
         for sequence, path in row.paths.items():
@@ -63,7 +64,7 @@ def test_sparse_attention_never_shares_rows():
     assert not network.config.shares_beginnings
     batch = batch_of([row_of(sorted(SEQUENCES[:2]))])
     with pytest.raises(ConfigError, match="sparse attention cannot read a tree"):
-        network.hidden(torch.from_numpy(batch.tokens), Tree(*(torch.from_numpy(batch.positions),) * 3))
+        network.hidden(torch.from_numpy(batch.tokens), Tree(*(torch.from_numpy(batch.positions),) * 4))
 
 
 @settings(max_examples=100, deadline=None)
