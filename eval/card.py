@@ -98,8 +98,9 @@ def _scores(report: dict[str, Any]) -> list[str]:
             interval_text(score.get("interval")),
             f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"],
         ])  # fmt: skip
-    shots = report.get("evaluation", {})
-    how = f"lm-eval {shots['lm_eval']}, {shots['num_fewshot']}-shot. " if shots else "By lm-eval's task definitions. "
+    told = report.get("evaluation", {})
+    shots = ", ".join(f"{suite} {count}-shot" for suite, count in told.get("num_fewshot", {}).items() if count)
+    how = f"lm-eval {told['lm_eval']}, {shots or '0-shot'}. " if told else "By lm-eval's task definitions. "
     return [how + "n: items that were scored, of all in the suite.", markdown_table(header, rows), *lines]
 
 
