@@ -13,6 +13,7 @@ from pathlib import Path
 from model import cost
 from model.config import ConfigError, GPTConfig, TrainConfig
 from model.loader import validation_windows
+from model.parallel import Parallelism
 from model.parsing import parse, require, require_each
 from model.shards import Dataset, ShardSet
 
@@ -27,6 +28,13 @@ class Execution:
     """CPU threads; null leaves torch's choice."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    parallelism: Parallelism = Parallelism.DDP
+    """What several processes share: ddp, gradients; fsdp, also weights and optimizer state, for models that
+    one GPU cannot hold."""
+    hellaswag: str | None = None
+    """JSON file of encoded items (model.multiple_choice) that are scored with every validation; null: none."""
+    sample_every_steps: int | None = None
+    """Steps between samples during training, written to the metrics; null: only before and after it."""
     peak_flops: float | None = None
     """Peak FLOP/s of one device that MFU divides by; null looks it up in model.hardware."""
     usd_per_hour: float | None = None
@@ -36,7 +44,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         require(self.device in (None, "cpu", "cuda"), "device", self.device, "cpu, cuda or null")
-        require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1 or null")
+        require_each(self, "threads sample_every_steps", lambda value: value >= 1, "at least 1", null=True)
         require_each(self, "peak_flops usd_per_hour usd_limit", lambda value: value > 0, "positive", null=True)
 
 

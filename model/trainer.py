@@ -4,10 +4,14 @@ import json
 import math
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, cost
 from model.checkpoint import write_json
@@ -21,8 +25,9 @@ from model.loader import batch
 from model.loss_scale import SMALLEST, LossScale
 from model.metrics import MetricsLog
 from model.mlp import mixtures, rebalance
+from model.multiple_choice import accuracy, read_items
 from model.optim import Optimizer
-from model.parallel import Processes, connect, shared_steps
+from model.parallel import Processes, connect, load_weights, shared_steps, whole
 from model.run import Execution, RunConfig, check_same_run, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardSet, read_dataset
@@ -64,6 +69,7 @@ class Trainer:
         self.shards = {split: ShardSet(Path(config.shards), split) for split in ("train", "val")}
         sequences = cost.sequences_per_step(config.train, self.config.model)
 
+        self.hellaswag = read_items(config.execution.hellaswag, self.config.model) if config.execution.hellaswag else []
         self.device, self.device_name, self.processes = prepare_device(config.execution)
         hardware = known_hardware(self.device_name)
         self.peak_flops = config.execution.peak_flops or (hardware and hardware.peak_flops)
@@ -76,9 +82,9 @@ class Trainer:
         self.model = GPT(self.config.model).to(self.device)
         if precision is Precision.FP8:
             use_fp8(self.model, config.train.fp8_smallest_size)
-        self.start_over()
         self.forward = self.processes.parallel(
-            torch.compile(self.model) if config.execution.compile else self.model)
+            self.model, config.execution.parallelism, compiled=config.execution.compile)
+        self.start_over()
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
         self.run = self.resolve()
         self.steps = self.run["steps"]
@@ -86,13 +92,16 @@ class Trainer:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_json(self.directory / "run.json", self.run)
         self.saved_step = 0
+        self.writer = checkpoint.Writer(self.directory / "checkpoints")
         self.validation: Validation | None = None
         self.seconds_before = 0.0
         self.started = time.perf_counter()
 
     def start_over(self) -> None:
         """Set weights, optimizer and counters to the beginning of the run."""
-        initialise(self.model, self.config.train.seed)
+        fresh = GPT(self.config.model)
+        initialise(fresh, self.config.train.seed)
+        load_weights(self.model, fresh.state_dict())
         self.optimizer = Optimizer(self.model, self.config.train)
         self.guard = LossGuard()
         self.loss_scale = LossScale() if self.config.train.precision is Precision.FP16 else None
@@ -139,13 +148,15 @@ class Trainer:
         """Wall time of the run so far, over all its resumptions; lost steps do not count."""
         return round(self.seconds_before + time.perf_counter() - self.started, 3)
 
-    def progress(self) -> dict:
+    def progress(self, step: int | None = None) -> dict:
         """The numbers that every event carries."""
-        tokens = self.step * self.config.train.tokens_per_step
-        return {"step": self.step, "tokens": tokens, "flops": tokens * self.run["flops_per_token"]}
+        step = self.step if step is None else step
+        tokens = step * self.config.train.tokens_per_step
+        return {"step": step, "tokens": tokens, "flops": tokens * self.run["flops_per_token"]}
 
     def sample(self, key: str) -> None:
         """Continue the prompts with the model as it is, into samples.json under `key`."""
+        model = self.whole_model()
         if not self.processes.first:
             return
         path, train = self.directory / "samples.json", self.config.train
@@ -153,9 +164,17 @@ class Trainer:
         if self.step and path.exists():
             samples = json.loads(path.read_text())
         for number, sample in enumerate(samples):
-            sample[key] = generate(self.model, sample["prompt"], train.sample_tokens,
+            sample[key] = generate(model, sample["prompt"], train.sample_tokens,
                                    seed=train.seed + number)
         write_json(path, samples)
+
+    def sample_now(self, metrics: MetricsLog) -> None:
+        """Continue the prompts with the model as it is, into the metrics."""
+        model, train = self.whole_model(), self.config.train
+        if self.processes.first:
+            metrics.write("samples", **self.progress(), tokens_of_prompts=[
+                generate(model, prompt, train.sample_tokens, seed=train.seed + number)
+                for number, prompt in enumerate(self.config.sample_prompts)])
 
     def validate(self, metrics: MetricsLog) -> None:
         train = self.config.train
@@ -163,7 +182,11 @@ class Trainer:
             self.model, self.shards["val"], self.dataset.token_bytes, tokens=train.validation_tokens,
             sequences=train.micro_batch_sequences, autocast=self.autocast, processes=self.processes)
         self.require_finite("validation loss", self.validation.loss)
-        metrics.write("validation", **self.progress(), **asdict(self.validation))
+        values = asdict(self.validation)
+        if self.hellaswag:
+            values["hellaswag_acc_norm"] = accuracy(self.model, self.hellaswag, rows=train.micro_batch_sequences,
+                                                    autocast=self.autocast, processes=self.processes)
+        metrics.write("validation", **self.progress(), **values)
 
     def stop(self, reason: str) -> None:
         raise TrainingError(f"{reason}; checkpoints from before it are in {self.directory / 'checkpoints'}")
@@ -202,7 +225,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         parts = list(zip(x_BT.chunk(self.micro_batches), y_BT.chunk(self.micro_batches)))
         for number, (x, y) in enumerate(parts, start=1):
-            if processes.count > 1:  # gradients travel once, with the last part
+            if isinstance(self.forward, DistributedDataParallel):  # gradients travel once, with the last part
                 self.forward.require_backward_grad_sync = number == len(parts)
             with self.autocast:
                 loss = self.forward(x, y) / len(parts)
@@ -229,7 +252,7 @@ class Trainer:
         train = self.config.train
         loss = self.gradients()
         gradients = [parameter.grad for parameter in self.model.parameters()]
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
         overflow = self.unscale(gradients, grad_norm)
         values = {"loss": loss, "grad_norm": None if overflow else grad_norm.item()}
         self.step += 1
@@ -248,23 +271,45 @@ class Trainer:
             values["largest_expert_load"] = round(largest_load, 3)
         return values
 
-    def save(self, metrics: MetricsLog) -> None:
+    def save(self) -> None:
+        """Begin to write a checkpoint; report_checkpoints tells when it is there."""
         # the loss that shows a bad update comes one step later: never replace a good checkpoint by it
-        for name, weight in self.model.named_parameters():
-            self.require_finite(f"the largest weight of {name}", weight.detach().abs().max().item())
+        weights = list(self.model.parameters())
+        if not torch.isfinite(whole(torch.nn.utils.get_total_norm(weights))):
+            for name, weight in self.model.named_parameters():
+                self.require_finite(f"the largest weight of {name}", whole(weight.detach()).abs().max().item())
         state = {"seconds": self.seconds(), "validation": asdict(self.validation), "guard": asdict(self.guard),
                  "loss_scale": self.loss_scale and asdict(self.loss_scale)}
+        tensors = self.gathered(self.model.state_dict()), self.gathered(self.optimizer.state_tensors())
         if self.processes.first:
-            checkpoint.save(self.directory / "checkpoints", self.step, self.model.state_dict(),
-                            self.optimizer.state_tensors(), state)
+            self.writer.save(self.step, *tensors, state)
+        else:
+            for _ in chain(*tensors):
+                pass  # each is gathered from all processes
         self.saved_step = self.step
-        metrics.write("checkpoint", **self.progress(), seconds=self.seconds())
+
+    def gathered(self, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole tensors by name, one at a time: together they may be more than one GPU holds."""
+        return ((name, whole(tensor)) for name, tensor in tensors.items())
+
+    def report_checkpoints(self, metrics: MetricsLog) -> None:
+        """Tell which checkpoints were finished; raises what kept the writer from it."""
+        for step in self.writer.written():
+            metrics.write("checkpoint", **self.progress(step), seconds=self.seconds())
+
+    def whole_model(self) -> GPT:
+        """The network as generate() can run it on one process."""
+        if not isinstance(self.model, FSDPModule):
+            return self.model
+        model = GPT(self.config.model)
+        load_weights(model, {name: tensor.cpu() for name, tensor in self.gathered(self.model.state_dict())})
+        return model.to(self.device) if self.processes.first else model
 
     def resume(self) -> list[str]:
         """Continue from the newest intact checkpoint, if any; why newer ones were passed over."""
         found, refused = checkpoint.latest(self.directory / "checkpoints")
         if found is not None:
-            self.model.load_state_dict(found.weights)
+            load_weights(self.model, found.weights)
             self.optimizer.load_state_tensors(found.optimizer)
             self.step = self.saved_step = found.step
             self.seconds_before = found.state["seconds"]
@@ -276,8 +321,9 @@ class Trainer:
     def finish(self, metrics: MetricsLog) -> None:
         self.sample("trained")
         result = self.progress() | asdict(self.validation)
+        model = self.whole_model()
         if self.processes.first:
-            checkpoint.publish_final(self.directory / "final", self.model, self.dataset.eot_token,
+            checkpoint.publish_final(self.directory / "final", model, self.dataset.eot_token,
                                      self.dataset.tokenizer_sha256, result)
         metrics.write("done", **result, seconds=self.seconds())
         self.processes.wait()  # torchrun ends everyone when one process has ended
