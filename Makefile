@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: daily test check up bench-contamination lock clean
+.PHONY: daily test check up bench-contamination bench-coverage bench-eval lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -20,6 +20,12 @@ up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
 
 bench-contamination: $(VENV)/installed-dev $(VENV)-peers/installed  ## speed, memory and recall beside the peers
 	$(BIN)/python -m benchmarks.contamination --peer-python $(VENV)-peers/bin/python $(ARGS)
+
+bench-coverage: $(VENV)/installed-dev  ## do intervals cover, and do tests alarm, as often as they say
+	$(BIN)/python -m benchmarks.coverage $(ARGS)
+
+bench-eval: $(VENV)/installed-dev  ## seconds and scores beside lm-eval's hf backend
+	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.evaluation $(ARGS)
 
 lock: $(VENV)/installed-dev  ## write the versions that are installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

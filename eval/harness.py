@@ -8,7 +8,6 @@
   execution; another batch size, thread count or device moves log-likelihoods by rounding only.
 """
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -296,7 +295,6 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
     pq.write_table(pa.Table.from_pylist(samples, schema=SAMPLES_SCHEMA), config.out / "samples.parquet")
     report = {
         "lm_eval": importlib.metadata.version("lm_eval"),
-        "num_fewshot": dataclasses.asdict(config.num_fewshot),
         "task_versions": {task.name: results["versions"][task.name] for suite in suites for task in suite.tasks},
         "metric_versions": METRIC_VERSIONS,
         "items_per_suite": config.items_per_suite,

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from eval.markup import markdown_table
 from eval.suites import SUITES, ZERO_SHOT, Shots
 from tasks.benchmarks import Items, find_items
-from tasks.process import run_module
+from tasks.process import ProcessError, run_module
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise, read_json
 
 VERSION = 3
@@ -103,6 +104,8 @@ def evaluate_folder(
         vocabulary = tokenizer or folder / "tokenizer.json"
         module, which = "eval.harness", {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
     else:
+        if find_spec("transformers") is None:
+            raise ProcessError(f"{model}: no finished model of ours; others need pip install 'daily-train[transformers]'")
         name = str(folder.resolve()) if folder.exists() else model
         module, which = "eval.pretrained", {"model": name, "trust_code": trust_code}
         if not folder.exists():
