@@ -105,7 +105,7 @@ def evaluate_folder(
         module, which = "eval.harness", {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
     else:
         if find_spec("transformers") is None:
-            raise ProcessError(f"{model}: no finished model of ours; others need pip install 'daily-train[transformers]'")
+            raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
         name = str(folder.resolve()) if folder.exists() else model
         module, which = "eval.pretrained", {"model": name, "trust_code": trust_code}
         if not folder.exists():
