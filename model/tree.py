@@ -34,6 +34,7 @@ class Tree:
 
     def attention(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
         """Attention over ancestors among the last `window` tokens of the sequence, the query's own included."""
-        near_BTT = self.position_BT[:, :, None] - self.position_BT[:, None, :] < window
-        seen_B1TT = (self.seen_BTT & near_BTT)[:, None]
-        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_B1TT)
+        seen_BTT = self.seen_BTT
+        if window < seen_BTT.size(1):
+            seen_BTT = seen_BTT & (self.position_BT[:, :, None] - self.position_BT[:, None, :] < window)
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_BTT[:, None])
