@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eval.prefixes import Batch, Row, Sequence, batch_of, batches, row_of, rows_of
 
-BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Tokens of a forward pass: on a CPU as many as stay in its caches, on a GPU as many as keep it busy."""
 _LOGITS = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at once (64 and 512 MiB)."""
