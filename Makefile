@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-contamination bench-gpu bench-train lock clean
+.PHONY: daily test check up bench-contamination bench-coverage bench-eval bench-gpu bench-train lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -21,6 +21,12 @@ up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
 
 bench-contamination: $(VENV)/installed-dev $(VENV)-peers/installed  ## speed, memory and recall beside the peers
 	$(BIN)/python -m benchmarks.contamination --peer-python $(VENV)-peers/bin/python $(ARGS)
+
+bench-coverage: $(VENV)/installed-dev  ## do intervals cover, and do tests alarm, as often as they say
+	$(BIN)/python -m benchmarks.coverage $(ARGS)
+
+bench-eval: $(VENV)/installed-dev  ## seconds and scores beside lm-eval's hf backend
+	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.evaluation $(ARGS)
 
 bench-gpu: $(VENV)/installed  ## tokens/s, MFU, memory and loss on a GPU, at most 10 minutes; ARGS="--nanochat DIR"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
