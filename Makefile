@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-contamination bench-coverage bench-eval bench-gpu bench-train lock clean
+.PHONY: daily test check up bench-contamination bench-coverage bench-eval bench-gpu bench-ladder bench-train lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -33,6 +33,9 @@ bench-gpu: $(VENV)/installed  ## tokens/s, MFU, memory and loss on a GPU, at mos
 
 bench-train: $(VENV)/installed $(NANOGPT)/model.py  ## training speed and loss beside nanoGPT
 	$(BIN)/python -m benchmarks.train --nanogpt $(NANOGPT) $(ARGS)
+
+bench-ladder: $(VENV)/installed  ## compute multiplier over tuned GPT-2 and the ablation table; hours on one core
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ladder $(ARGS)
 
 lock: $(VENV)/installed-dev  ## write the versions that are installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
