@@ -1,4 +1,4 @@
-"""The command line: `daily-train run`, `up`, `study`, `explain`, `export` and `leaderboard`."""
+"""The command line: `daily-train run`, `up`, `notify`, `study`, `explain`, `export` and `leaderboard`."""
 
 import argparse
 import json
@@ -19,7 +19,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from deployments.export import ExportError, export
 from deployments.inlining import InliningError
-from deployments.up import PORT, UpError, up
+from deployments.notify import NotifyError, notify
+from deployments.up import NOTIFY, PORT, UpError, up
 from eval.findings import ContaminationError
 from eval.ledger import leaderboard
 from eval.report import notes, score_table
@@ -44,6 +45,7 @@ EXPECTED = (
     ContaminationError,
     ExportError,
     InliningError,
+    NotifyError,
     ProcessError,
     SourceError,
     StageError,
@@ -99,6 +101,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     server.add_argument("--port", type=int, default=PORT, help="port of the UI and API (default: %(default)s)")
     server.set_defaults(command=lambda arguments: up(arguments.port))
+
+    tell = commands.add_parser(
+        "notify",
+        help="have the server tell of runs that fail, finish or regress: Discord, Slack, mail or a webhook",
+        description="Keep the address on the running server, send a first message, set up the messages about runs.",
+        epilog=f"example: {NOTIFY}=https://discord.com/api/webhooks/… daily-train notify; `up` does the same by itself",
+    )
+    tell.add_argument("--port", type=int, default=PORT, help="port of the server (default: %(default)s)")
+    tell.set_defaults(command=_notify)
 
     study = commands.add_parser(
         "study",
@@ -217,6 +228,14 @@ def _study(arguments: argparse.Namespace) -> None:
         execution=_execution(arguments),
     )
     print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
+
+
+def _notify(arguments: argparse.Namespace) -> None:
+    address = os.environ.get(NOTIFY)
+    if not address:
+        raise NotifyError(f"set {NOTIFY} to the address; an argument could be read by every user of this machine")
+    notify(address, f"http://127.0.0.1:{arguments.port}/api")
+    print("The first message is sent; runs that fail, finish or regress are told there.")
 
 
 def _explain(arguments: argparse.Namespace) -> None:

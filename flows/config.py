@@ -16,9 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
+from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from model.config import BUDGETS, ConfigError, GPTConfig, TrainConfig, parse
+from tasks import provenance
 from tasks.contamination import CheckConfig
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig
@@ -142,6 +144,12 @@ def place_of(execution: Execution, environment: dict[str, str]) -> Place:
     settings = execution.model_dump()
     settings["benchmarks_dir"] = execution.benchmarks_dir or environment.get("DAILY_TRAIN_BENCHMARKS")
     return open_place(**settings)
+
+
+def run_name() -> str:
+    """Date, preset and commit, so that a list of runs can be read."""
+    started = flow_run.get_scheduled_start_time()
+    return f"{started:%Y-%m-%d %H:%M} {flow_run.get_parameters()['preset']} {provenance.commit()[:8]}"
 
 
 def as_json(config: RunConfig) -> str:

@@ -4,6 +4,7 @@ In a terminal a progress bar takes the place of the printed lines.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -35,15 +36,21 @@ class MetricsLog:
         temporary.replace(path)
         self._file = open(path, "a")  # noqa: SIM115 (held for the whole run)
         self._bar = ProgressBar(sys.stdout) if sys.stdout.isatty() else None
+        self.followed = True
+        """Whether whoever reads what is printed is still there."""
 
     def write(self, event: str, **values: object) -> None:
         line = json.dumps({"event": event} | values, allow_nan=False)
-        if self._bar is None:
-            print(line, flush=True)
-        else:
-            self._bar.show({"event": event} | values)
         self._file.write(line + "\n")
         self._file.flush()
+        if self._bar is not None:
+            self._bar.show({"event": event} | values)
+            return
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            self.followed = False
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails once more
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -54,6 +61,8 @@ class MetricsLog:
 
 class NoLog:
     """The log of every process but the first."""
+
+    followed = True
 
     def write(self, event: str, **values: object) -> None:
         pass

@@ -8,8 +8,8 @@ CONFIG.json is a model.run.RunConfig. The run writes into its run_dir:
   final/                the finished model; when it is there, the run is done
 
 Started again on the same run_dir, it continues after the last intact checkpoint and ends with the
-same bytes as a run that was never stopped. SIGTERM saves and ends with exit code 143; an error that
-has a reason is one line on stderr and exit code 1.
+same bytes as a run that was never stopped. SIGTERM, or the death of whoever reads what is printed, saves and ends
+with exit code 143; an error that has a reason is one line on stderr and exit code 1.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
             metrics.write("resume", step=trainer.step)
         else:
             trainer.validate(metrics)
-        if not _loop(trainer, metrics, stop):
+        if not _loop(trainer, metrics, lambda: stop() or not metrics.followed):
             metrics.write("interrupted", **trainer.progress(), seconds=trainer.seconds())
             return TERMINATED
         trainer.finish(metrics)

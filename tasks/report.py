@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from eval.figures import inline, loss_figure, score_figure, sweep_figure
 from eval.ledger import earlier_runs, leaderboard, ledger_row
@@ -17,9 +16,10 @@ from eval.paired import Evaluation, compare, per_item
 from eval.report import FIGURES, joined_scores, notes, render, score_table
 from eval.stats import leak_effects, scores_by_verdict
 from tasks import provenance
+from tasks.announce import announce
 from tasks.benchmarks import Items
 from tasks.contamination import read_findings
-from tasks.stage import Place, Result, Stage, StageError, finish, load, materialise, read_json
+from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, load, materialise, read_json
 from tasks.train import read_metrics
 
 VERSION = 3
@@ -34,7 +34,7 @@ class Published:
     stages: dict[str, Result]
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(name="report", **STAGE_TASK)
 def publish_report(
     preset: str, configuration: str, results: list[Result], items: Items, place: Place
 ) -> Published:
@@ -60,6 +60,8 @@ def publish_report(
     folder = materialise(result, place)
     _show(found, folder, leaderboard(read_ledger(place)))
     where = f"{place.store.url}/{result.manifest.location(result.manifest.output('report.md'))}"
+    if not result.skipped:
+        announce(found, where)
     return Published(found, where, {**stages, **_by_suite(items), "report": result})
 
 

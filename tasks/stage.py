@@ -16,6 +16,7 @@ import logging
 import math
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.states import State
@@ -60,6 +62,11 @@ class Place:
     """Steps between samples during a training; None: only before and after it."""
     tracker: Tracker = Tracker.NONE
     """Who is told the metrics of a training beside the metrics file."""
+
+    @property
+    def device_lock(self) -> Path:
+        """Held by whoever trains or scores on this machine: one run at a time has the GPU."""
+        return self.cache / "device.lock"
 
 
 def open_place(
@@ -252,13 +259,22 @@ def read_json(result: Result, place: Place, path: str) -> Json:
 
 
 def transient(_task: object, _run: object, state: State) -> bool:
-    """Retry rule of tasks that use the network: only what a later attempt can mend, never bad input."""
+    """Whether a later attempt can mend a failure: somebody on the network did not answer. Never so for bad input."""
     error = state.result(raise_on_failure=False)
     while isinstance(error, BaseException):
-        if isinstance(error, ConnectionError | TimeoutError):
+        if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
             return True
-        error = error.__cause__
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
     return False
+
+
+STAGE_TASK: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": 3,
+    "retry_delay_seconds": [5, 15, 30],
+    "retry_condition_fn": transient,
+}
+"""How every stage is run as a Prefect task: kept by its own manifest, tried again when hub, store or server is away."""
 
 
 def logger() -> logging.Logger | logging.LoggerAdapter:

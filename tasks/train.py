@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import get_client, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     update_progress_artifact,
 )
-from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.context import TaskRunContext
 from tokenizers import Tokenizer
 
@@ -25,21 +25,23 @@ from eval.figures import inline, loss_figure
 from eval.hellaswag import encoded_items
 from eval.markup import code_block, markdown_table
 from model.config import GPTConfig, TrainConfig
+from model.metrics import read_lines
 from model.progress import ProgressBar, seconds_left
 from tasks.benchmarks import Items
 from tasks.checkpoints import Uploads, clear, restore
 from tasks.process import run_module
 from tasks.provenance import PROJECT
-from tasks.stage import Place, Result, Stage, finish, logger, materialise, sha256_json
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, sha256_json
 from tasks.tokenizer import load_tokenizer
 from tasks.tracking import Tracking
 
 VERSION = 1
-SECONDS_BETWEEN_LOG_LINES = 5.0
+SECONDS_BETWEEN_LOG_LINES = (5.0, 60.0)  # at first, and after a while
+SECONDS_BETWEEN_FIGURES = 60.0
 PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
 
 
-@task(name="train", cache_policy=NO_CACHE)
+@task(name="train", **STAGE_TASK)
 def train_model(
     model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items, place: Place
 ) -> Result:
@@ -86,7 +88,7 @@ def _train(
     encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
     run_dir = work / "run"  # outlives a killed process: the same command resumes from its last checkpoint
     restore(stage.key, run_dir, place)  # of a machine that was lost
-    progress = _Progress(encoder.decode)
+    progress = _Progress(encoder.decode, run_dir)
     run = {
         "model": stage.config["model"],
         "train": stage.config["train"],
@@ -109,7 +111,7 @@ def _train(
             uploads(event)
             tracking(event)
 
-        run_module("model.train", run, work, follow)
+        run_module("model.train", run, work, follow, place.device_lock)
     for name in ("final/model.safetensors", "final/config.json", "run.json", "metrics.jsonl"):
         shutil.copy2(run_dir / name, out / Path(name).name)
     samples = json.loads((run_dir / "samples.json").read_text())
@@ -137,14 +139,15 @@ def _hellaswag(items: Items, encoder: Tokenizer, place: Place, work: Path) -> st
 
 
 class _Progress:
-    """Turns the trainer's events into log lines at a sane rate, a live progress artifact and, in a terminal, a bar."""
+    """Turns the trainer's events into log lines at a sane rate, a live progress artifact, the loss so far and, in a
+    terminal, a bar."""
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self.logger, self.decode = logger(), decode
+    def __init__(self, decode: Callable[[list[int]], str], run_dir: Path) -> None:
+        self.logger, self.decode, self.run_dir = logger(), decode, run_dir
         self.bar = ProgressBar(sys.stderr) if sys.stderr.isatty() else None
-        self.last = 0.0
+        self.began, self.logged, self.drawn = time.monotonic(), -math.inf, -math.inf
         self.device = "unknown"
-        self.artifact = None
+        self.artifact = self.figure = None
         if TaskRunContext.get() is not None:
             self.artifact = create_progress_artifact(0.0, key="training-progress", description="Training progress")
 
@@ -160,9 +163,11 @@ class _Progress:
     def _tell(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "step":
-            if time.monotonic() - self.last < SECONDS_BETWEEN_LOG_LINES and event["step"] < event["steps"]:
+            now, (shortest, longest) = time.monotonic(), SECONDS_BETWEEN_LOG_LINES
+            between = min(longest, max(shortest, (now - self.began) / 100))
+            if now - self.logged < between and event["step"] < event["steps"]:
                 return
-            self.last = time.monotonic()
+            self.logged = now
             left = seconds_left(event)
             self.logger.info(
                 "step %d/%d loss %.4f lr %.2g norm %.2f %d tok/s %.0f s left",
@@ -170,14 +175,37 @@ class _Progress:
                 event["tokens_per_second"], left,
             )
             if self.artifact is not None:
-                told = f"step {event['step']:,} of {event['steps']:,}, loss {event['loss']:.3f}, {left:.0f} s left"
-                update_progress_artifact(self.artifact, 100 * event["step"] / event["steps"], told)
+                told = (f"step {event['step']:,} of {event['steps']:,}, loss {event['loss']:.3f}, "
+                        f"{event['tokens_per_second']:,} tokens/s, {left:.0f} s left")
+                percent = 100 * event["step"] / event["steps"]
+                self._to_server(lambda: update_progress_artifact(self.artifact, percent, told))
         elif kind == "samples":
             for prompt, tokens in zip(PROMPTS, event["tokens_of_prompts"], strict=True):
                 self.logger.info("step %d: %s%s", event["step"], prompt, self.decode(tokens))
         else:
             self.device = event.get("device", self.device)
             self.logger.info("%s %s", kind, {name: value for name, value in event.items() if name != "event"})
+            rested = time.monotonic() - self.drawn > SECONDS_BETWEEN_FIGURES
+            if kind == "checkpoint" and self.artifact is not None and rested:
+                self.drawn = time.monotonic()
+                self._to_server(self._draw)
+
+    def _draw(self) -> None:
+        """The loss so far as an artifact: one a run, drawn anew at checkpoints."""
+        markdown = inline("loss so far", loss_figure(read_lines(self.run_dir / "metrics.jsonl")))
+        if self.figure is None:
+            told = "Loss so far, drawn at checkpoints"
+            self.figure = create_markdown_artifact(key="loss-so-far", description=told, markdown=markdown)
+        else:
+            with get_client(sync_client=True) as client:
+                client.update_artifact(self.figure, ArtifactUpdate(data=markdown))
+
+    def _to_server(self, tell: Callable[[], object]) -> None:
+        """Talk to the Prefect server; while it is away the training goes on."""
+        try:
+            tell()
+        except Exception as error:  # connection, protocol and answers of the server share no base class
+            self.logger.warning("the Prefect server does not answer, the training goes on: %s", error)
 
 
 def describe(folder: Path) -> str:

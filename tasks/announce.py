@@ -1,0 +1,47 @@
+"""What the rest of the world is told of a run: events of the Prefect server, which automations turn into messages."""
+
+from typing import Any
+
+from prefect.events import emit_event
+
+FINISHED = "daily-train.finished"
+REGRESSED = "daily-train.regressed"
+
+
+def announce(report: dict[str, Any], report_path: str) -> None:
+    """Say that a run finished and, where its report says so, what of it regressed against which earlier run."""
+    _emit(FINISHED, report, f"{report['preset']} finished", _finished(report, report_path), [])
+    if regressed := [entry for entry in report["against"] if entry.get("regressed")]:
+        lines = [line for entry in regressed for line in _regressed(entry)]
+        _emit(REGRESSED, report, f"{report['preset']} regressed", "\n".join(lines), regressed)
+
+
+def _emit(event: str, report: dict[str, Any], subject: str, body: str, against: list[dict[str, Any]]) -> None:
+    resource = {"prefect.resource.id": f"daily-train.report.{report['run']}", "prefect.resource.name": report["preset"]}
+    told = {"subject": subject, "body": body, "run": report["run"], "commit": report["commit"], "against": against}
+    emit_event(event, resource, payload=told)
+
+
+def _finished(report: dict[str, Any], report_path: str) -> str:
+    validation, cost = report["validation"], report["cost"]
+    scores = [f"{row['suite']} {row['metric']} {100 * row['value']:.2f} %" for row in report["scores"]
+              if row["value"] is not None]  # fmt: skip
+    lines = [
+        f"{validation['bits_per_byte']:.4f} bits per byte, {validation['loss']:.4f} nats per token",
+        ", ".join(scores),
+        f"commit {report['commit'][:12]}, {cost['seconds'] / 3600:.2f} hours, {cost['usd']:.2f} USD",
+        f"report: {report_path}",
+    ]
+    return "\n".join(lines)
+
+
+def _regressed(entry: dict[str, Any]) -> list[str]:
+    """A line for each suite and metric that is significantly worse than in one earlier run."""
+    against = f"{' and '.join(entry['roles'])} (run {entry['run'][:12]}, commit {entry['commit'][:12]})"
+    lines = []
+    for row in entry["rows"]:
+        if f"{row['suite']} {row['metric']}" in entry["regressed"]:
+            low, high = (100 * end for end in row["interval"])
+            lines.append(f"{row['suite']} {row['metric'].replace('_', ' ')}: {100 * row['difference']:+.2f} points "
+                         f"(95 % {low:+.2f} to {high:+.2f}, p {row['p']:.2g}, {row['n']:,} items) against {against}")
+    return lines
