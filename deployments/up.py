@@ -122,7 +122,7 @@ def up(port: int) -> None:
         while parts:
             time.sleep(1)
             for part in parts:
-                if part.ended():
+                if part.ended() and (part is server or _healthy(api)):  # a worker cannot start without its server
                     print(f"The {part.name} ended with exit code {part.process.returncode}; it is started again.")
                     part.start()
     finally:

@@ -260,7 +260,8 @@ def test_overlapping_runs_queue_and_a_cancelled_one_saves_and_resumes(up: Up):
     assert f"resume {{'step': {saved['step']}}}" in up.lines(second)
 
     # The process of the run is killed: the worker reports it at once, the trainer saves and ends by itself.
-    trainers = up.processes("model.train", second)
+    trainers = up.processes("model.train")
+    assert trainers
     up.kill("prefect.engine", second)
     state = up.ended(second)
     assert state["type"] == "CRASHED" and "SIGKILL" in state["message"]
@@ -283,7 +284,7 @@ def test_a_run_survives_its_server_and_its_worker_and_can_still_be_cancelled(up:
     up.cancel(run)
     state = up.ended(run)
     assert (state["type"], state["message"]) == ("CANCELLED", "The run had lost its worker and stopped itself.")
-    wait_for(lambda: not up.processes("model.train", run), 30)
+    wait_for(lambda: not up.processes("model.train"), 30)
     assert up.events()[-1]["event"] == "interrupted"
 
 
