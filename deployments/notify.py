@@ -24,6 +24,7 @@ OUR_RUN = {
     "match_related": {"prefect.resource.id": "prefect.tag.daily-train", "prefect.resource.role": "tag"},
 }
 """A run of one of our deployments, all of which carry the tag `daily-train`."""
+ANNOUNCED = ("{{ event.payload.subject }}", "{{ event.payload.body }}\n{{ flow_run | ui_url }}")
 
 MESSAGES = {
     "failed": (
@@ -31,8 +32,8 @@ MESSAGES = {
         "{{ flow_run.name }}: {{ flow_run.state.name | lower }}",
         "{{ flow_run.state.message }}\n\nThe same run again goes on from its last checkpoint.\n{{ flow_run | ui_url }}",
     ),
-    "finished": ({"expect": {FINISHED}}, "{{ event.payload.subject }}", "{{ event.payload.body }}\n{{ flow_run | ui_url }}"),
-    "regressed": ({"expect": {REGRESSED}}, "{{ event.payload.subject }}", "{{ event.payload.body }}\n{{ flow_run | ui_url }}"),
+    "finished": ({"expect": {FINISHED}}, *ANNOUNCED),
+    "regressed": ({"expect": {REGRESSED}}, *ANNOUNCED),
 }
 """What is told: the events, the subject and the body, as templates that the server fills."""
 
@@ -64,9 +65,7 @@ def notify(address: str, api: str) -> None:
         document = block.save(BLOCK, overwrite=True)
         for name, (which, subject, body) in MESSAGES.items():
             action = SendNotification(block_document_id=document, subject=f"The Daily Train: {subject}", body=body)
-            trigger = EventTrigger(
-                **which, posture=Posture.Reactive, threshold=1, for_each={"prefect.resource.id"}
-            )
+            trigger = EventTrigger(**which, posture=Posture.Reactive, threshold=1, for_each={"prefect.resource.id"})
             _save(f"daily-train: tell of {name} runs", "Sends a message for each.", trigger, action)
 
 
