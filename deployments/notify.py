@@ -3,6 +3,7 @@
 The address that messages go to is kept in a block of the server, encrypted; it is in no parameter, log or manifest.
 """
 
+import logging
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -14,6 +15,8 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks.announce import FINISHED, REGRESSED
+
+logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its complaints hold parts of the address
 
 BLOCK = "daily-train-notify"
 SECONDS_BETWEEN_HEARTBEATS = 30
