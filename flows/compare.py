@@ -22,9 +22,8 @@ from flows.config import (
     place_of,
     run_name,
 )
-from tasks.benchmarks import Items
+from tasks.comparison import CompareConfig, publish_comparison
 from tasks.download import download
-from tasks.multiplier import CompareConfig, publish_comparison
 from tasks.shard import build_shards
 from tasks.stage import Result
 from tasks.tokenizer import build_tokenizer
@@ -64,7 +63,7 @@ def compare_designs(
         unit = run.train.budget_unit
         amount = type(getattr(run.train, unit))(getattr(run.train, unit) * budget)
         recipe = dataclasses.replace(run.train, seed=baseline.train.seed + seed, **{unit: amount})
-        return train_model(run.model, recipe, shards, vocabulary, Items({}, {}, {}), place)
+        return train_model(run.model, recipe, shards, vocabulary, None, place)
 
     candidates = {(seed, 1.0): trained(other, seed, 1.0) for seed in range(compare.seeds)}
     baselines = {(seed, budget): trained(baseline, seed, budget) for seed in range(compare.seeds)

@@ -16,7 +16,7 @@ from prefect.states import Failed
 
 from eval.multiplier import Training, compare, render_comparison
 from tasks.documents import FilesSource, SourceError, read
-from tasks.multiplier import CompareConfig
+from tasks.comparison import CompareConfig
 from tasks.process import ProcessError, run_module
 from tasks.stage import transient
 from tasks.store import StoreError, open_store
