@@ -15,8 +15,8 @@ import pytest
 from prefect.states import Failed
 
 from eval.multiplier import Training, compare, render_comparison
-from tasks.documents import FilesSource, SourceError, read
 from tasks.comparison import CompareConfig
+from tasks.documents import FilesSource, SourceError, read
 from tasks.process import ProcessError, run_module
 from tasks.stage import transient
 from tasks.store import StoreError, open_store
