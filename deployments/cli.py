@@ -1,4 +1,4 @@
-"""The command line: `daily-train run`, `up`, `notify`, `study`, `explain`, `export` and `leaderboard`."""
+"""The command line: `daily-train run`, `up`, `notify`, `study`, `explain`, `export`, `leaderboard`, `chat`, `demo`."""
 
 import argparse
 import json
@@ -17,12 +17,13 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
+from deployments.chat import ChatError, converse, require_gradio
 from deployments.export import ExportError, export
 from deployments.inlining import InliningError
 from deployments.notify import NotifyError, notify
 from deployments.up import NOTIFY, PORT, UpError, up
 from eval.findings import ContaminationError
-from eval.ledger import leaderboard
+from eval.ledger import leaderboard, leaderboard_page
 from eval.report import notes, score_table
 from eval.suites import SuiteError
 from flows.config import FORMS, Execution, Preset, compose, one_sentence, place_of
@@ -33,7 +34,7 @@ from tasks import provenance
 from tasks.documents import SourceError
 from tasks.explain import explain_item
 from tasks.process import ProcessError
-from tasks.report import Published, read_ledger
+from tasks.report import Published, read_ledger, report_pages
 from tasks.stage import StageError
 from tasks.store import StoreError
 from tasks.study import StudyConfig
@@ -41,6 +42,7 @@ from tasks.tokenizer import TokenizerError
 from tasks.wheels import WheelError
 
 EXPECTED = (
+    ChatError,
     ConfigError,
     ContaminationError,
     ExportError,
@@ -147,7 +149,23 @@ def _parser() -> argparse.ArgumentParser:
     _execution_options(out)
     out.set_defaults(command=_export)
 
+    chat = commands.add_parser(
+        "chat",
+        help="let a run's model continue your text in the terminal, before and after training",
+        epilog="example: echo 'My fellow citizens,' | daily-train chat --tokens 80",
+    )
+    chat.add_argument("--tokens", type=int, default=64, help="length of an answer in tokens (default: %(default)s)")
+    chat.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token (default: %(default)s)")
+    chat.set_defaults(command=_chat)
+    demo = commands.add_parser("demo", help="the same as a page: trained and untrained side by side (extra `demo`)")
+    demo.add_argument("--port", type=int, default=7860, help="port of the page on loopback (default: %(default)s)")
+    demo.set_defaults(command=_demo)
+    for talk in (chat, demo):
+        talk.add_argument("--run", default="", metavar="RUN", help="beginning of the run's name (default: the newest)")
+        _execution_options(talk)
+
     board = commands.add_parser("leaderboard", help="print every run in the store, best bits per byte first")
+    board.add_argument("--html", type=Path, metavar="FILE", help="write it as one HTML page instead")
     _execution_options(board)
     board.set_defaults(command=_leaderboard)
     return parser
@@ -266,8 +284,27 @@ def _summary(published: Published, seconds: float) -> None:
     )
 
 
+def _chat(arguments: argparse.Namespace) -> None:
+    options = ["--tokens", str(arguments.tokens), "--temperature", str(arguments.temperature)]
+    converse("deployments.dialogue", arguments.run, options, place_of(_execution(arguments), dict(os.environ)))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    require_gradio()
+    place = place_of(_execution(arguments), dict(os.environ))
+    converse("deployments.demo", arguments.run, ["--port", str(arguments.port)], place)
+
+
 def _leaderboard(arguments: argparse.Namespace) -> None:
-    print(leaderboard(read_ledger(place_of(_execution(arguments), dict(os.environ)))))
+    place = place_of(_execution(arguments), dict(os.environ))
+    rows = read_ledger(place)
+    if arguments.html is None:
+        print(leaderboard(rows))
+        return
+    root = Path(place.store.url)  # links work where the store is a folder of this machine
+    links = {run: (root / key).as_uri() for run, key in report_pages(place).items()} if root.is_dir() else {}
+    arguments.html.write_text(leaderboard_page(rows, links))
+    print(arguments.html)
 
 
 def _shorten_expected_errors() -> None:
