@@ -4,11 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-<<<<<<< HEAD
-.PHONY: daily test check up bench-contamination bench-coverage lock clean
-=======
-.PHONY: daily test check up bench-contamination bench-gpu lock clean
->>>>>>> main
+.PHONY: daily test check up bench-contamination bench-coverage bench-gpu lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -25,13 +21,11 @@ up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
 bench-contamination: $(VENV)/installed-dev $(VENV)-peers/installed  ## speed, memory and recall beside the peers
 	$(BIN)/python -m benchmarks.contamination --peer-python $(VENV)-peers/bin/python $(ARGS)
 
-<<<<<<< HEAD
 bench-coverage: $(VENV)/installed-dev  ## do intervals cover, and do tests alarm, as often as they say
 	$(BIN)/python -m benchmarks.coverage $(ARGS)
-=======
+
 bench-gpu: $(VENV)/installed  ## tokens/s, MFU, memory and loss on a GPU, at most 10 minutes; ARGS="--nanochat DIR"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
->>>>>>> main
 
 lock: $(VENV)/installed-dev  ## write the versions that are installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -12,16 +12,10 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.figures import inline, loss_figure, score_figure, sweep_figure
-<<<<<<< HEAD
-from eval.ledger import earlier_runs, leaderboard, ledger_row
-from eval.paired import Evaluation, compare, num_fewshot, per_item, regressed
-from eval.report import FIGURES, joined_scores, notes, render, score_table
-=======
 from eval.ledger import earlier_runs, leaderboard, leaderboard_page, ledger_row
 from eval.page import page
-from eval.paired import Evaluation, compare, per_item
+from eval.paired import Evaluation, compare, num_fewshot, per_item, regressed
 from eval.report import FIGURES, cost_table, joined_scores, notes, render, score_table
->>>>>>> main
 from eval.stats import leak_effects, scores_by_verdict
 from tasks import provenance
 from tasks.announce import announce
