@@ -69,6 +69,12 @@ for folder, prompt, new_tokens in json.loads(sys.argv[1]):
     np.save(folder + "/logits.npy", logits)
     found[folder] = {"class": type(network).__name__, "ids": ids["input_ids"][0].tolist(), "new": new,
                      "eos": tokenizer.eos_token_id, "text": tokenizer.decode(ids["input_ids"][0])}
+    if type(network).__name__ == "DailyTrainForCausalLM":
+        try:
+            network(ids["input_ids"], attention_mask=torch.arange(ids["input_ids"].shape[1])[None] > 0)
+            sys.exit("padding on the left was accepted")
+        except ValueError as error:
+            assert "padding on the left is not supported" in str(error)
 print(json.dumps(found))
 """
 
