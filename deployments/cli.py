@@ -1,4 +1,4 @@
-"""The command line: `daily-train run`, `up`, `study`, `explain`, `leaderboard`, `chat` and `demo`."""
+"""The command line: `daily-train run`, `up`, `notify`, `study`, `explain`, `export`, `chat`, `demo`, `leaderboard`."""
 
 import argparse
 import json
@@ -18,7 +18,10 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from deployments.chat import ChatError, converse, require_gradio
-from deployments.up import PORT, UpError, up
+from deployments.export import ExportError, export
+from deployments.inlining import InliningError
+from deployments.notify import NotifyError, notify
+from deployments.up import NOTIFY, PORT, UpError, up
 from eval.findings import ContaminationError
 from eval.ledger import leaderboard, leaderboard_page
 from eval.report import notes, score_table
@@ -42,6 +45,9 @@ EXPECTED = (
     ChatError,
     ConfigError,
     ContaminationError,
+    ExportError,
+    InliningError,
+    NotifyError,
     ProcessError,
     SourceError,
     StageError,
@@ -98,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--port", type=int, default=PORT, help="port of the UI and API (default: %(default)s)")
     server.set_defaults(command=lambda arguments: up(arguments.port))
 
+    tell = commands.add_parser(
+        "notify",
+        help="have the server tell of runs that fail, finish or regress: Discord, Slack, mail or a webhook",
+        description="Keep the address on the running server, send a first message, set up the messages about runs.",
+        epilog=f"example: {NOTIFY}=https://discord.com/api/webhooks/… daily-train notify; `up` does the same by itself",
+    )
+    tell.add_argument("--port", type=int, default=PORT, help="port of the server (default: %(default)s)")
+    tell.set_defaults(command=_notify)
+
     study = commands.add_parser(
         "study",
         help="train with and without planted benchmark items and report what that does to the scores",
@@ -121,6 +136,18 @@ def _parser() -> argparse.ArgumentParser:
     _execution_options(why)
     why.set_defaults(command=_explain)
 
+    out = commands.add_parser(
+        "export",
+        help="write a finished model as a folder that transformers opens",
+        description="Write weights, config, tokenizer and model card of a finished model to a new folder.",
+        epilog="example: daily-train export latest ./model; daily-train export run/final ./model --tokenizer t.json",
+    )
+    out.add_argument("name", metavar="RUN-OR-FOLDER", help="beginning of a run's or its train stage's key, `latest`, "
+                                                           "or the folder of a finished model")
+    out.add_argument("destination", metavar="DEST", type=Path, help="folder to write, new or empty")
+    out.add_argument("--tokenizer", metavar="FILE", type=Path, help="tokenizer.json of a folder that holds none")
+    _execution_options(out)
+    out.set_defaults(command=_export)
     chat = commands.add_parser(
         "chat",
         help="let a run's model continue your text in the terminal, before and after training",
@@ -220,8 +247,22 @@ def _study(arguments: argparse.Namespace) -> None:
     print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
 
 
+def _notify(arguments: argparse.Namespace) -> None:
+    address = os.environ.get(NOTIFY)
+    if not address:
+        raise NotifyError(f"set {NOTIFY} to the address; an argument could be read by every user of this machine")
+    notify(address, f"http://127.0.0.1:{arguments.port}/api")
+    print("The first message is sent; runs that fail, finish or regress are told there.")
+
+
 def _explain(arguments: argparse.Namespace) -> None:
     print(explain_item(arguments.item, arguments.run, place_of(_execution(arguments), dict(os.environ))))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    place = place_of(_execution(arguments), dict(os.environ))
+    family = export(arguments.name, arguments.destination, arguments.tokenizer, place)
+    print(f"{arguments.destination}: a model of the {family} family for transformers, with its model card README.md")
 
 
 def _summary(published: Published, seconds: float) -> None:

@@ -40,7 +40,7 @@ from tokenizers import Tokenizer
 
 from eval.command import Progress, run
 from eval.samples import SAMPLES_SCHEMA, sample_rows, score_rows
-from eval.suites import Suite, SuiteError, chosen_items, clusters, read_rows, suite_named
+from eval.suites import METRIC_VERSIONS, Suite, SuiteError, chosen_items, clusters, read_rows, suite_named
 from model.checkpoint import CheckpointError, FinalModel, load_final
 from model.config import ConfigError
 
@@ -285,6 +285,7 @@ def evaluate_checkpoint(config: HarnessConfig) -> dict:
         "lm_eval": importlib.metadata.version("lm_eval"),
         "num_fewshot": NUM_FEWSHOT,
         "task_versions": {task.name: results["versions"][task.name] for suite in suites for task in suite.tasks},
+        "metric_versions": METRIC_VERSIONS,
         "items_per_suite": config.items_per_suite,
         "seed": config.seed,
         "scores": scores,

@@ -6,6 +6,7 @@ from eval.markup import markdown_table
 from eval.page import page
 
 Row = dict[str, Any]
+BASELINE_PRESET = "gpt2-124m"
 
 
 def ledger_row(report: dict[str, Any]) -> Row:
@@ -24,7 +25,26 @@ def ledger_row(report: dict[str, Any]) -> Row:
         "seconds": report["cost"]["seconds"],
         "usd": report["cost"]["usd"],
         "scores": {f"{s['suite']}/{s['metric']}": s["value"] for s in report["scores"] if s["value"] is not None},
-        "stages": {name: stage["key"] for name, stage in report["stages"].items()},
+        "regressed": report["regressed"],
+        "stages": {name: stage["key"] for name, stage in report["stages"].items()},  # `evaluate` holds the samples
+    }
+
+
+def earlier_runs(rows: list[Row], run: str, preset: str, data: str) -> dict[str, Row | str]:
+    """Whom a run is compared with: a row, or why there is none.
+
+    `yesterday`: the newest other run of the same preset. `best`: the lowest bits per byte on the same validation
+    `data`, of any preset. `baseline`: the newest run of the preset gpt2-124m.
+    """
+    others = sorted((row for row in rows if row["run"] != run), key=lambda row: (row["finished"], row["run"]))
+    same_preset = [row for row in others if row["preset"] == preset]
+    same_data = [row for row in others if row["validation_data"] == data]
+    baselines = [row for row in others if row["preset"] == BASELINE_PRESET]
+    best = min(same_data, key=lambda row: row["bits_per_byte"], default=None)
+    return {
+        "yesterday": same_preset[-1] if same_preset else f"no earlier run of preset {preset}",
+        "best": best or "no earlier run on the same validation data",
+        "baseline": baselines[-1] if baselines else f"no earlier run of preset {BASELINE_PRESET}",
     }
 
 

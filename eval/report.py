@@ -7,8 +7,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from eval.comparison import comparison_section, interval_text
 from eval.leaks import contamination_section, effects_section
 from eval.markup import code, markdown_table, passage
+from eval.paired import GOLD, PerItem
 
 Report = dict[str, Any]
 
@@ -22,9 +26,14 @@ ITEM_SETS = ("all", "clean", "contaminated")
 
 
 def joined_scores(
-    scores: list[dict[str, Any]], by_verdict: list[dict[str, Any]], coverage: dict[str, Any], missing: dict[str, str]
+    scores: list[dict[str, Any]],
+    by_verdict: list[dict[str, Any]],
+    items: PerItem,
+    coverage: dict[str, Any],
+    missing: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """One row a suite and metric: the score, and the same on clean and on contaminated items.
+    """One row a suite and metric: the score with its interval, gold probability, and the score on clean and on
+    contaminated items.
 
     A suite whose items could not be had has a row with the reason under `not_scored`. The counts
     `clean_items` and `contaminated_items` are of all items of the suite, scored or not.
@@ -33,6 +42,8 @@ def joined_scores(
     rows = []
     for score in scores:
         row = dict(score)
+        row["interval"] = parts[score["task"], score["metric"], "all"]["interval"]
+        row[GOLD] = float(np.mean([value for value, _ in items[score["suite"], score["task"], GOLD].values()]))
         for name in ITEM_SETS[1:]:
             part = parts[score["task"], score["metric"], name]
             row[name] = {field: part[field] for field in ("n", "value", "standard_error", "too_few")}
@@ -46,7 +57,8 @@ def joined_scores(
 
 def score_table(scores: list[dict[str, Any]]) -> str:
     """The table a reader looks at first."""
-    header = ["suite", "metric", "n", "score ± SE, %", "chance, %", "gold bits per byte"]
+    header = ["suite", "metric", "n", "score ± SE, %", "95 % interval, %", "chance, %", "gold probability, %"]
+    header += ["gold bits per byte"]
     header += ["items clean / contaminated", "score on each, %"]
     rows = []
     for score in scores:
@@ -59,7 +71,9 @@ def score_table(scores: list[dict[str, Any]]) -> str:
                 score["metric"],
                 f"{score['n']:,}" + (f" of {score['n_total']:,}" if score["subset"] else ""),
                 f"{100 * score['value']:.2f} ± {100 * (score['standard_error'] or 0):.2f}",
+                interval_text(score["interval"]),
                 f"{100 * score['chance']:.2f}",
+                f"{100 * score[GOLD]:.2f}",
                 score["gold_bits_per_byte"],
                 f"{score['clean_items']:,} / {score['contaminated_items']:,}",
                 f"{_part(score['clean'])} / {_part(score['contaminated'])}",
@@ -97,6 +111,8 @@ def render(report: Report) -> str:
         score_table(report["scores"]),
         *notes(report["scores"]),
         _figure("scores.png"),
+        "## Against earlier runs",
+        *comparison_section(report["against"], report["scores"]),
         "## Loss",
         markdown_table(
             ["validation loss (nats per token)", "bits per byte", "unigram entropy of the text (nats)", "below it by"],

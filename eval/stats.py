@@ -1,8 +1,8 @@
 """How sure a score is: standard errors, intervals, and scores apart for clean and contaminated items.
 
 Items that share a source are not independent, so their errors are summed within the group before they are squared
-(clustered standard error, arXiv 2411.00640). No bootstrap: the central limit theorem serves at these sizes, and
-results do not depend on a seed.
+(clustered standard error, arXiv 2411.00640). No bootstrap: closed forms serve at these sizes, results do not depend
+on a seed, and `benchmarks/coverage.py` measures that the intervals cover what they say (docs/evaluation.md).
 """
 
 import math
@@ -12,6 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pyarrow as pa
+from scipy.special import stdtrit
 
 FEWEST_ITEMS = 30
 """Under this many items a score is marked as too few to say anything."""
@@ -73,21 +74,43 @@ def _quantile(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
+def t_interval(value: float, error: float, clusters: int, level: float = 0.95) -> tuple[float, float]:
+    """`value` plus and minus Student's quantile, with one degree of freedom less than clusters, times its error."""
+    half = float(stdtrit(clusters - 1, 0.5 + level / 2)) * error
+    return value - half, value + half
+
+
+def share_interval(share: float, error: float, clusters: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a share of yes/no items in so many `clusters` of dependent ones, with its clustered error.
+
+    Wilson's for as many independent items as would have that error, fewer still by (z / t)^2 because the error itself
+    is estimated from few clusters (Korn and Graubard 1998, who put this into the exact interval). Where all answers
+    are equal there is no error to go by, and a cluster counts as one item.
+    """
+    effective = share * (1 - share) / error**2 if error > 0 else float(clusters)
+    correction = (_quantile(level) / float(stdtrit(clusters - 1, 0.5 + level / 2))) ** 2
+    return wilson_interval(share * effective * correction, effective * correction, level)
+
+
 def summary(values: Sequence[float], clusters: Sequence) -> dict:
     """n, value, standard_error, interval [low, high] or None, and whether there are too few items to say.
 
-    The interval is Wilson's where items are independent yes/no answers, else normal with the clustered error.
+    The interval is Wilson's where items are independent yes/no answers, `share_interval` where such items come in
+    clusters, else `t_interval`.
     """
-    n = len(values)
+    n, groups = len(values), len(set(clusters))
     row = {"n": n, "value": None, "standard_error": None, "interval": None, "too_few": n < FEWEST_ITEMS}
     if n == 0:
         return row
-    row["value"] = float(np.mean(values))
-    row["standard_error"] = clustered_standard_error(values, clusters)
-    if len(set(clusters)) == n and set(values) <= {0.0, 1.0}:
+    value, error = float(np.mean(values)), clustered_standard_error(values, clusters)
+    row |= {"value": value, "standard_error": error}
+    binary = set(values) <= {0.0, 1.0}
+    if groups == n and binary:
         row["interval"] = list(wilson_interval(sum(values), n))
-    elif row["standard_error"] is not None:
-        row["interval"] = list(normal_interval(row["value"], row["standard_error"]))
+    elif error is not None and binary:
+        row["interval"] = list(share_interval(value, error, groups))
+    elif error is not None:
+        row["interval"] = list(t_interval(value, error, groups))
     return row
 
 

@@ -35,6 +35,10 @@ class Metric(StrEnum):
     """TruthfulQA, many right answers: probability mass on them, `acc` of lm-eval's truthfulqa_mc2."""
 
 
+METRIC_VERSIONS = {metric.value: 1 for metric in Metric}
+"""Raised when what we compute under a name changes; scores of different versions are never compared."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTask:
     """One lm-eval task over a suite's rows."""

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
+from prefect.runtime import flow_run
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -27,12 +28,14 @@ from pydantic import (
 )
 
 from model.config import BUDGETS, ConfigError, GPTConfig, TrainConfig, parse
+from tasks import provenance
 from tasks.contamination import CheckConfig
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig
 from tasks.shard import ShardConfig
 from tasks.stage import Place, open_place
 from tasks.tokenizer import TokenizerConfig
+from tasks.tracking import Tracker
 
 PRESETS = Path(__file__).parent / "presets"
 Section = TypeVar("Section")
@@ -86,6 +89,9 @@ class Execution(Form):
         None, description="Folder with benchmark items as parquet, looked at first. Empty: `DAILY_TRAIN_BENCHMARKS`."
     )
     usd_per_hour: float | None = Field(None, ge=0, description="Price of this machine. Empty: list price of its kind.")
+    hellaswag_items: int = Field(0, ge=0, description="HellaSwag items to score at each validation while training.")
+    sample_every_steps: int | None = Field(None, ge=1, description="Steps between samples in training. Empty: none.")
+    tracker: Tracker = Field(Tracker.NONE, description="Also tell the metrics of the training to this tool.")
 
 
 BOUNDS: dict[str, dict[str, float]] = {
@@ -184,6 +190,12 @@ def place_of(execution: Execution, environment: dict[str, str]) -> Place:
     settings = {name: getattr(execution, name) for name in Execution.model_fields}
     settings["benchmarks_dir"] = execution.benchmarks_dir or environment.get("DAILY_TRAIN_BENCHMARKS")
     return open_place(**settings)
+
+
+def run_name() -> str:
+    """Date, preset and commit, so that a list of runs can be read."""
+    started = flow_run.get_scheduled_start_time()
+    return f"{started:%Y-%m-%d %H:%M} {flow_run.get_parameters()['preset']} {provenance.commit()[:8]}"
 
 
 def as_json(config: RunConfig) -> str:

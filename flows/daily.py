@@ -12,10 +12,8 @@ Run it with `daily-train run`, or start one from the Prefect UI after `daily-tra
 """
 
 import os
-from dataclasses import replace
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.config import (
     ContaminationChanges,
@@ -31,22 +29,12 @@ from flows.config import (
     changes_of,
     compose,
     place_of,
+    run_name,
 )
-from tasks import provenance
-from tasks.benchmarks import fetch_benchmarks
-from tasks.contamination import Mode, check_contamination, drop_contaminated
-from tasks.download import download
+from flows.prepare import prepare
 from tasks.evaluate import evaluate_model
 from tasks.report import Published, publish_report
-from tasks.shard import build_shards
-from tasks.tokenizer import build_tokenizer
 from tasks.train import train_model
-
-
-def run_name() -> str:
-    """Date, preset and commit, so that a list of runs can be read."""
-    started = flow_run.get_scheduled_start_time()
-    return f"{started:%Y-%m-%d %H:%M} {flow_run.get_parameters()['preset']} {provenance.commit()[:8]}"
 
 
 @flow(name="daily-train", flow_run_name=run_name)
@@ -88,15 +76,8 @@ def daily_train(
     run = compose(preset, changes)
     place = place_of(execution, dict(os.environ))
 
-    documents = raw = download(run.data, place)
-    items = fetch_benchmarks(run.evaluation.suites, place)
-    verdicts = check_contamination(run.contamination, documents, items, place)
-    if run.contamination.mode is Mode.FILTER:
-        documents = drop_contaminated(documents, verdicts, place)
-        verdicts = check_contamination(replace(run.contamination, mode=Mode.REFUSE), documents, items, place)
-    vocabulary = build_tokenizer(run.tokenizer, documents, place)
-    shards = build_shards(run.shard, documents, vocabulary, place)
-    checkpoint = train_model(run.model, run.train, shards, vocabulary, place)
-    scores = evaluate_model(run.evaluation, checkpoint, vocabulary, items, place)
-    stages = [raw, documents, verdicts, vocabulary, shards, checkpoint, scores]
-    return publish_report(preset.value, as_json(run), stages, items, place)
+    ready = prepare(run, place)  # download, benchmarks, contamination, tokenizer, shard
+    checkpoint = train_model(run.model, run.train, ready.shards, ready.vocabulary, ready.items, place)
+    scores = evaluate_model(run.evaluation, checkpoint, ready.vocabulary, ready.items, place)
+    stages = [ready.raw, ready.documents, ready.verdicts, ready.vocabulary, ready.shards, checkpoint, scores]
+    return publish_report(preset.value, as_json(run), stages, ready.items, place)

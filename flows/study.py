@@ -21,6 +21,7 @@ from flows.config import (
     changes_of,
     compose,
     place_of,
+    run_name,
 )
 from tasks.benchmarks import fetch_benchmarks
 from tasks.download import download
@@ -33,7 +34,7 @@ from tasks.train import train_model
 SEED_OF_THE_OTHER_ARM = 1000
 
 
-@flow(name="contamination-study")
+@flow(name="contamination-study", flow_run_name=run_name)
 def contamination_study(
     preset: Preset = Preset.study,
     study: StudyConfig = StudyConfig(),
@@ -67,7 +68,7 @@ def contamination_study(
     def scores(corpus: object, seed: int) -> object:
         shards = build_shards(run.shard, corpus, vocabulary, place)
         recipe = dataclasses.replace(run.train, seed=run.train.seed + seed)
-        checkpoint = train_model(run.model, recipe, shards, vocabulary, place)
+        checkpoint = train_model(run.model, recipe, shards, vocabulary, items, place)
         return evaluate_model(run.evaluation, checkpoint, vocabulary, items, place)
 
     treated = [scores(with_copies, seed + shift) for seed in range(study.seeds)]

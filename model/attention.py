@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import AttentionKind, GPTConfig, Smear, Window
+from model.documents import Documents
 from model.sparse_attention import sparse_attention
 
 RMS_EPSILON = 1e-6
@@ -35,9 +36,10 @@ def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if rotated == x_BTHK.size(-1) else torch.cat((turned, x_BTHK[..., rotated:]), dim=-1)
 
 
-def before(x_BTHK: Tensor) -> Tensor:
-    """The same at the token before; the first token has only itself."""
-    return torch.cat((x_BTHK[:, :1], x_BTHK[:, :-1]), dim=1)
+def before(x_BTHK: Tensor, documents: Documents | None) -> Tensor:
+    """The same at the token before; the first token of a row or document has only itself."""
+    moved_BTHK = torch.cat((x_BTHK[:, :1], x_BTHK[:, :-1]), dim=1)
+    return moved_BTHK if documents is None else torch.where(documents.first_BT[..., None, None], x_BTHK, moved_BTHK)
 
 
 def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
@@ -106,7 +108,7 @@ class Attention(nn.Module):
         return k_BTJK, v_BTJK
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                value_embedding_BTE: Tensor | None) -> Tensor:
+                value_embedding_BTE: Tensor | None, documents: Documents | None = None) -> Tensor:
         config = self.config
         B, T, D = x_BTD.shape
         head = (config.head_size,)
@@ -118,7 +120,7 @@ class Attention(nn.Module):
             v_BTJK = v_BTJK + gate_BTJ1 * value_embedding_BTE.view(v_BTJK.shape).to(v_BTJK.dtype)
         if config.smear is Smear.KEY:
             own_J1 = torch.sigmoid(self.key_smear).unsqueeze(-1).to(k_BTJK.dtype)
-            k_BTJK = own_J1 * k_BTJK + (1 - own_J1) * before(k_BTJK)
+            k_BTJK = own_J1 * k_BTJK + (1 - own_J1) * before(k_BTJK, documents)
         if rotary is not None:
             q_BTHK, k_BTJK = rotate(q_BTHK, *rotary), rotate(k_BTJK, *rotary)
         if config.qk_norm:
@@ -129,19 +131,23 @@ class Attention(nn.Module):
         if config.partial_key_offset and self.window is Window.LONG:
             # a query that finds a token reads the value of the one after it: induction in one layer
             rotated, still = k_BTJK.split((config.rotary_size, config.head_size - config.rotary_size), dim=-1)
-            k_BTJK = torch.cat((rotated, before(still)), dim=-1)
+            k_BTJK = torch.cat((rotated, before(still, documents)), dim=-1)
         # autocast may leave q and k in another type than v (norms run in fp32)
         q_BHTK, k_BJTK, v_BJTK = (x.to(v_BTJK.dtype).transpose(1, 2) for x in (q_BTHK, k_BTJK, v_BTJK))
         shared = config.heads // config.key_heads
         k_BHTK, v_BHTK = (x.repeat_interleave(shared, 1) if shared > 1 else x for x in (k_BJTK, v_BJTK))
-        if self.window is Window.LONG:
+        if documents is not None:
+            span = T if self.window is Window.LONG else min(config.short_window_tokens, T)
+            y_BHTK = documents.attention(q_BHTK, k_BHTK, v_BHTK, span)
+        elif self.window is Window.LONG:
             y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         else:
             y_BHTK = windowed_attention(q_BHTK, k_BHTK, v_BHTK, config.short_window_tokens)
         if self.window is Window.SPARSE:
             gates_3BHT1 = torch.sigmoid(self.branch_gate(gate_input)).view(B, T, 3, -1).permute(2, 0, 3, 1)[..., None]
             compressed, selected = sparse_attention(
-                q_BHTK, k_BHTK, v_BHTK, self.block_weights, blocks=config.sparse_blocks, shared=shared)
+                q_BHTK, k_BHTK, v_BHTK, self.block_weights, blocks=config.sparse_blocks, shared=shared,
+                documents=documents)
             y_BHTK = gates_3BHT1[0] * y_BHTK + gates_3BHT1[1] * compressed + gates_3BHT1[2] * selected
         y_BTHK = y_BHTK.transpose(1, 2)
         if config.attention_gate:

@@ -3,13 +3,15 @@
 A checkpoint is the directory step_NNNNNNNNN: model.safetensors, optimizer.safetensors and state.json,
 which is written last and holds size and SHA-256 of the other two and of itself. The directory is
 filled under another name and renamed, so a checkpoint is there as a whole or not at all.
-`publish_final` and `load_final` do the same for the finished model.
+`publish_final` and `load_final` do the same for the finished model. A Writer does it in a thread.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import threading
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -117,6 +119,72 @@ def save(directory: Path, step: int, weights: dict[str, Tensor], optimizer: dict
     for old in sorted(path.parent.glob("step_*"))[:-KEPT]:
         shutil.rmtree(old)
     return path
+
+
+class Writer:
+    """Writes checkpoints in a thread, one at a time: the caller waits for a copy of the state on the CPU
+    only, on a GPU not even for that, because the copies are queued before the next step's work.
+
+    An error of the thread is raised by the next call of any method.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._written: list[int] = []
+        self._copies: dict[tuple[str, str], Tensor] = {}  # kept: pinning memory is slow
+
+    def save(self, step: int, weights: Iterable[tuple[str, Tensor]], optimizer: Iterable[tuple[str, Tensor]],
+             state: dict) -> None:
+        """Begin to write checkpoint `step`, when the one before is written; tensors may change on return."""
+        self.wait()
+        files = [{name: self._copy(file, name, tensor) for name, tensor in tensors}
+                 for file, tensors in zip(_TENSOR_FILES, (weights, optimizer))]
+        copied = torch.cuda.Event() if torch.cuda.is_available() else None
+        if copied is not None:
+            copied.record()
+        self._thread = threading.Thread(target=self._write, args=(step, *files, state, copied))
+        self._thread.start()
+
+    def _copy(self, file: str, name: str, tensor: Tensor) -> Tensor:
+        if (file, name) not in self._copies:
+            self._copies[file, name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return self._copies[file, name].copy_(tensor.detach(), non_blocking=True)
+
+    def _write(self, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict,
+               copied: torch.cuda.Event | None) -> None:
+        try:
+            if copied is not None:
+                copied.synchronize()
+            save(self.directory, step, weights, optimizer, state)
+            self._written.append(step)
+        except BaseException as error:  # raised again where somebody can end the run
+            self._error = error
+
+    def written(self) -> list[int]:
+        """Steps whose checkpoints were finished since the last call."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        steps, self._written = self._written, []
+        return steps
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._written = self.written()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        if self._thread is not None:
+            self._thread.join()  # an exception that is under way tells more than the writer's
+        if kind is None:
+            self.wait()
 
 
 def load(path: Path) -> Checkpoint:

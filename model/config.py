@@ -6,73 +6,26 @@ A value that makes no sense is refused here, by name, before a shard is read or 
 import dataclasses
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 
+from model.choices import (
+    Activation,
+    AttentionKind,
+    Balance,
+    DocumentMask,
+    MLPKind,
+    Norm,
+    OptimizerName,
+    Position,
+    Precision,
+    Schedule,
+    Smear,
+    Window,
+)
 from model.parsing import ConfigError, require, require_each
 from model.parsing import parse as parse
 
 MAX_VOCABULARY = 65_536  # tokens are stored as uint16
 BUDGETS = ("tokens", "flops", "gpu_hours", "usd")
-
-
-class Norm(StrEnum):
-    RMS = "rms"
-    LAYER = "layer"
-
-
-class Position(StrEnum):
-    ROTARY = "rotary"
-    LEARNED = "learned"
-
-
-class AttentionKind(StrEnum):
-    MHA = "mha"
-    MLA = "mla"
-
-
-class Window(StrEnum):
-    """What a layer's queries see: one letter of window_pattern."""
-
-    LONG = "L"
-    SHORT = "S"
-    SPARSE = "N"
-
-
-class Smear(StrEnum):
-    NONE = "none"
-    EMBEDDING = "embedding"
-    KEY = "key"
-
-
-class Activation(StrEnum):
-    RELU2 = "relu2"
-    GELU = "gelu"
-    SWIGLU = "swiglu"
-
-
-class MLPKind(StrEnum):
-    DENSE = "dense"
-    MOE = "moe"
-
-
-class Balance(StrEnum):
-    BIAS = "bias"
-    LOSS = "loss"
-
-
-class OptimizerName(StrEnum):
-    MUON = "muon"
-    ADAMW = "adamw"
-
-
-class Schedule(StrEnum):
-    WSD = "wsd"
-    COSINE = "cosine"
-
-
-class Precision(StrEnum):
-    FP32 = "fp32"
-    BF16 = "bf16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +46,8 @@ class GPTConfig:
     """Tokens the network sees at once; the table size of learned and rotary positions."""
     vocab_size: int | None = None
     """Distinct tokens; null takes the number from the shards."""
+    eot_token: int | None = None
+    """The token every document starts with; null takes it from the shards."""
     vocab_multiple: int = 64
     """Rows of embedding and head are rounded up to a multiple of this (GEMM alignment); GPT-2 has 1."""
     norm: Norm = Norm.RMS
@@ -107,6 +62,8 @@ class GPTConfig:
     """One letter a layer, repeated over the depth: L full, S short window, N native sparse attention."""
     short_window: int | None = None
     """Tokens a query of an S layer sees, itself included; null: sequence_length / 4."""
+    document_mask: DocumentMask = DocumentMask.NONE
+    """none: a token sees its whole row; own: only its own document, in attention, smear and key offset."""
     sparse_block: int = 16
     """Tokens a block of an N layer."""
     sparse_blocks: int = 4
@@ -191,6 +148,9 @@ class GPTConfig:
         if self.vocab_size is not None:
             require(1 < self.vocab_size <= MAX_VOCABULARY, "vocab_size", self.vocab_size,
                     f"from 2 to {MAX_VOCABULARY} (tokens are stored as uint16)")
+        if self.eot_token is not None:
+            require(0 <= self.eot_token < (self.vocab_size or MAX_VOCABULARY), "eot_token", self.eot_token,
+                    "a token below vocab_size")
 
     @property
     def head_size(self) -> int:
@@ -238,11 +198,14 @@ class GPTConfig:
             raise ConfigError("vocab_size is not known yet: resolve it with with_vocabulary()")
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
-    def with_vocabulary(self, vocab_size: int) -> "GPTConfig":
+    def with_vocabulary(self, vocab_size: int, eot_token: int | None = None) -> "GPTConfig":
         """The same network for the vocabulary of the shards; refuses a contradiction."""
         if self.vocab_size not in (None, vocab_size):
             raise ConfigError(f"vocab_size is {self.vocab_size}, but the shards have {vocab_size} tokens")
-        return dataclasses.replace(self, vocab_size=vocab_size)
+        if self.eot_token is not None and eot_token not in (None, self.eot_token):
+            raise ConfigError(f"eot_token is {self.eot_token}, but documents of the shards start with {eot_token}")
+        eot_token = self.eot_token if eot_token is None else eot_token
+        return dataclasses.replace(self, vocab_size=vocab_size, eot_token=eot_token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +269,10 @@ class TrainConfig:
     spike_steps: int = 20
     """Spikes in a row that stop the run."""
     precision: Precision = Precision.FP32
-    """bf16: autocast with fp32 master weights."""
+    """bf16: autocast with fp32 master weights; fp16: the same, with a dynamic loss scale; fp8: bf16, and large
+    linear layers of the blocks multiply in fp8."""
+    fp8_smallest_size: int = 1024
+    """fp8: linear layers with inputs and outputs of at least this size multiply in fp8."""
     validation_every_steps: int
     """Steps between validations; step 0 and the last step are always validated."""
     validation_tokens: int
@@ -325,7 +291,8 @@ class TrainConfig:
             raise ConfigError(f"a run has exactly one budget, but {what} given")
         require_each(self, given[0], lambda value: value > 0, "positive")
         require_each(self, "tokens_per_step micro_batch_sequences validation_every_steps validation_tokens "
-                     "checkpoint_every_steps log_every_steps spike_steps", lambda value: value >= 1, "at least 1")
+                     "checkpoint_every_steps log_every_steps spike_steps fp8_smallest_size",
+                     lambda value: value >= 1, "at least 1")
         require_each(self, "learning_rate adam_epsilon", lambda value: value > 0, "positive")
         require_each(self, "weight_decay warmup_steps sample_tokens momentum_warmup_steps",
                      lambda value: value >= 0, "at least 0")

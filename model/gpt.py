@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import RMS_EPSILON, Attention, rotary_tables
-from model.config import Balance, ConfigError, GPTConfig, MLPKind, Norm, Position, Smear
+from model.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear, Window
+from model.documents import Documents
 from model.mlp import MLP, MixtureOfExperts, mixtures
 
 IGNORED_TARGET = -1
@@ -47,8 +48,8 @@ class Block(nn.Module):
         self.mlp = MLP(config, config.mlp_ratio * config.width) if dense else MixtureOfExperts(config)
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                value_embedding_BTE: Tensor | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE)
+                value_embedding_BTE: Tensor | None, documents: Documents | None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE, documents)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -84,7 +85,18 @@ class GPT(nn.Module):
         if config.backout:
             self.backout_lambda = nn.Parameter(torch.empty(1))
 
-    def embed(self, tokens_BT: Tensor) -> Tensor:
+    def documents(self, tokens_BT: Tensor) -> Documents | None:
+        """Where documents begin, if that matters to this network."""
+        config, length = self.config, tokens_BT.size(1)
+        if config.document_mask is DocumentMask.NONE:
+            return None
+        if config.eot_token is None:
+            raise ConfigError("document_mask is 'own', but eot_token, with which documents start, is null")
+        windows = {length if window is Window.LONG else min(config.short_window_tokens, length)
+                   for window in config.windows}
+        return Documents(tokens_BT, config.eot_token, windows)
+
+    def embed(self, tokens_BT: Tensor, documents: Documents | None = None) -> Tensor:
         """The residual stream before the first block."""
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.position is Position.LEARNED:
@@ -92,6 +104,8 @@ class GPT(nn.Module):
         x_BTD = self.embedding_norm(x_BTD)
         if self.config.smear is Smear.EMBEDDING:
             gate_BT1 = self.smear_lambda * torch.sigmoid(self.smear_gate(x_BTD[:, 1:, :SMEAR_CHANNELS]))
+            if documents is not None:
+                gate_BT1 = gate_BT1.masked_fill(documents.first_BT[:, 1:, None], 0.0)
             x_BTD = torch.cat((x_BTD[:, :1], x_BTD[:, 1:] + gate_BT1 * x_BTD[:, :-1]), dim=1)
         return x_BTD
 
@@ -103,14 +117,15 @@ class GPT(nn.Module):
         rotary = None
         if config.rotary_size:
             rotary = self.rotary_cos[:length], self.rotary_sin[:length]
-        x_BTD = embedding_BTD = self.embed(tokens_BT)
+        documents = self.documents(tokens_BT)
+        x_BTD = embedding_BTD = self.embed(tokens_BT, documents)
         for layer, block in enumerate(self.blocks):
             if config.residual_lambdas:
                 x_BTD = self.residual_lambdas[layer] * x_BTD
             if config.embedding_lambdas:
                 x_BTD = x_BTD + self.embedding_lambdas[layer] * embedding_BTD
             table = self.value_embeddings[str(layer)] if config.has_value_embedding(layer) else None
-            x_BTD = block(x_BTD, rotary, table(tokens_BT) if table is not None else None)
+            x_BTD = block(x_BTD, rotary, table(tokens_BT) if table is not None else None, documents)
             if layer == config.depth // 2:
                 middle_BTD = x_BTD
         if config.backout:

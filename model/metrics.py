@@ -1,7 +1,14 @@
-"""The metrics file: one JSON object a line, also printed, so that a person or a task can follow."""
+"""The metrics file: one JSON object a line, also printed, so that a person or a task can follow.
+
+In a terminal a progress bar takes the place of the printed lines.
+"""
 
 import json
+import os
+import sys
 from pathlib import Path
+
+from model.progress import ProgressBar
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -28,12 +35,22 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(path)
         self._file = open(path, "a")  # noqa: SIM115 (held for the whole run)
+        self._bar = ProgressBar(sys.stdout) if sys.stdout.isatty() else None
+        self.followed = True
+        """Whether whoever reads what is printed is still there."""
 
     def write(self, event: str, **values: object) -> None:
         line = json.dumps({"event": event} | values, allow_nan=False)
-        print(line, flush=True)
         self._file.write(line + "\n")
         self._file.flush()
+        if self._bar is not None:
+            self._bar.show({"event": event} | values)
+            return
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            self.followed = False
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails once more
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -44,6 +61,8 @@ class MetricsLog:
 
 class NoLog:
     """The log of every process but the first."""
+
+    followed = True
 
     def write(self, event: str, **values: object) -> None:
         pass

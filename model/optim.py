@@ -8,8 +8,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 
 from model.config import ConfigError, OptimizerName, Precision, TrainConfig
+from model.parallel import assign_, local, rows_as, whole_matrices
 
 # Polar Express, table for 5 iterations: the minimax-optimal odd quintic for the singular values that
 # the iterations before it leave. Each but the last is relaxed by 1.01, so that a bf16 rounding error
@@ -22,15 +24,14 @@ _POLAR_EXPRESS = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
 _RELAXATION = 1.01
+_PRODUCTS = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}  # else bf16
 
 
 def orthogonalise(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
     """Nearest (semi-)orthogonal matrix of each: U V' of the SVD U S V'. A zero matrix stays zero."""
-    x = matrices_NRC.to(dtype)
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT  # the products below are then of the smaller side
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * _RELAXATION + 1e-7)
+    tall = matrices_NRC.size(-2) > matrices_NRC.size(-1)
+    x = matrices_NRC.mT if tall else matrices_NRC  # the products below are of the smaller side
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) * _RELAXATION + 1e-7)).to(dtype)  # fp16 would lose small ones
     for iteration, (a, b, c) in enumerate(_POLAR_EXPRESS):
         if iteration < len(_POLAR_EXPRESS) - 1:
             a, b, c = a / _RELAXATION, b / _RELAXATION**3, c / _RELAXATION**5
@@ -45,6 +46,7 @@ class Muon:
     With `beta2` each row of the update is divided by the running size of that row, and the whole then
     has the size it had (NorMuon, arXiv 2510.05491). `cautious` decays a weight only where the update
     also moves it towards 0 (arXiv 2510.12402). A parameter of 3 dimensions is a stack of matrices.
+    Of sharded parameters each process has the state of its share of the whole matrices.
     """
 
     def __init__(self, parameters: list[nn.Parameter], weight_decay: float, dtype: torch.dtype,
@@ -56,7 +58,7 @@ class Muon:
             self.groups.setdefault(f"{rows}x{columns}", []).append(parameter)
         self.state: dict[str, Tensor] = {}
         for shape, group in self.groups.items():
-            matrices = _stack(group)
+            matrices = whole_matrices(_stack(group))
             self.state[f"momentum.{shape}"] = torch.zeros_like(matrices)
             if beta2 is not None:
                 self.state[f"row_square.{shape}"] = torch.zeros_like(matrices[..., :1])
@@ -65,22 +67,22 @@ class Muon:
     def step(self, learning_rate: float, momentum: float, decay_multiplier: float = 1.0) -> None:
         decay = learning_rate * self.weight_decay * decay_multiplier
         for shape, group in self.groups.items():
-            gradients = _stack([parameter.grad for parameter in group])
-            buffer = self.state[f"momentum.{shape}"].lerp_(gradients, 1 - momentum)
+            stack = whole_matrices(_stack([parameter.grad for parameter in group]))
+            gradients = local(stack)
+            buffer = local(self.state[f"momentum.{shape}"]).lerp_(gradients, 1 - momentum)
             update_NRC = orthogonalise(gradients.lerp_(buffer, momentum), self.dtype).float()
             if self.beta2 is not None:
-                update_NRC = self._normalise_rows(update_NRC, self.state[f"row_square.{shape}"])
+                update_NRC = self._normalise_rows(update_NRC, local(self.state[f"row_square.{shape}"]))
             rows, columns = group[0].shape[-2:]
             # a tall matrix of orthonormal columns moves its output less: same RMS for every shape
             scale = math.sqrt(max(1.0, rows / columns))
-            updates = [part.view_as(parameter) for part, parameter in zip(
-                update_NRC.split([parameter.numel() // (rows * columns) for parameter in group]), group)]
+            updates, weights = rows_as(update_NRC, group, stack), [local(parameter) for parameter in group]
             if self.cautious and decay:
-                torch._foreach_mul_(group, [1 - decay * (update * parameter > 0)
-                                            for update, parameter in zip(updates, group)])
+                torch._foreach_mul_(weights, [1 - decay * (update * weight > 0)
+                                              for update, weight in zip(updates, weights)])
             elif decay:
-                torch._foreach_mul_(group, 1 - decay)
-            torch._foreach_add_(group, updates, alpha=-learning_rate * scale)
+                torch._foreach_mul_(weights, 1 - decay)
+            torch._foreach_add_(weights, updates, alpha=-learning_rate * scale)
 
     def _normalise_rows(self, update_NRC: Tensor, square_NR1: Tensor) -> Tensor:
         square_NR1.lerp_(update_NRC.square().mean(-1, keepdim=True), 1 - self.beta2)
@@ -91,8 +93,10 @@ class Muon:
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
-    """Matrices and stacks of matrices of one shape as a new stack."""
-    return torch.cat([tensor.detach().reshape(-1, *tensor.shape[-2:]) for tensor in tensors])
+    """Matrices and stacks of matrices of one shape as a new stack; of sharded ones each process has some rows."""
+    stacks = [tensor.detach().reshape(-1, *tensor.shape[-2:]) for tensor in tensors]
+    return torch.cat([stack.redistribute(placements=[Shard(1)]) if isinstance(stack, DTensor) else stack
+                      for stack in stacks])
 
 
 def roles(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -122,7 +126,7 @@ class Optimizer:
         self.muon = None
         if muon:
             matrices = [parameter for _, parameter in grouped.pop("matrix")]
-            dtype = torch.bfloat16 if config.precision is Precision.BF16 else torch.float32
+            dtype = _PRODUCTS.get(config.precision, torch.bfloat16)
             self.muon = Muon(matrices, config.weight_decay, dtype, config.muon_beta2, config.cautious_decay)
         rates = {
             "matrix": config.learning_rate,
@@ -166,8 +170,11 @@ class Optimizer:
         if different := sorted(expected ^ set(tensors)):
             raise ConfigError(f"the optimizer state is of another run: {different[0]!r} does not match")
         for parameter, name in self.names.items():
-            self.adamw.state[parameter] = {
-                key: tensors[f"adamw.{key}.{name}"].to(parameter.device, copy=True) for key in keys}
+            step = tensors[f"adamw.step.{name}"].to(parameter.device, copy=True)
+            moments = {key: torch.empty_like(parameter, requires_grad=False) for key in keys[1:]}
+            for key, moment in moments.items():
+                assign_(moment, tensors[f"adamw.{key}.{name}"])
+            self.adamw.state[parameter] = {"step": step} | moments
         if self.muon is not None:
             for name, value in self.muon.state.items():
-                value.copy_(tensors[f"muon.{name}"])
+                assign_(value, tensors[f"muon.{name}"])

@@ -17,7 +17,7 @@ def memory_bytes(model: GPTConfig, train: TrainConfig) -> dict[str, int]:
     counted = cost.parameters(model)
     hidden = counted["matrices"] + counted["experts"] if train.optimizer is OptimizerName.MUON else 0
     tokens = train.micro_batch_sequences * model.sequence_length
-    number = 2 if train.precision is Precision.BF16 else 4
+    number = 4 if train.precision is Precision.FP32 else 2
     parts = {
         "weights and gradients": 8 * counted["total"],
         "optimizer": 8 * (counted["total"] - hidden) + 4 * hidden,  # AdamW has two moments, Muon one

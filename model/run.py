@@ -13,6 +13,7 @@ from pathlib import Path
 from model import cost
 from model.config import ConfigError, GPTConfig, TrainConfig
 from model.loader import validation_windows
+from model.parallel import Parallelism
 from model.parsing import parse, require, require_each
 from model.shards import Dataset, ShardSet
 
@@ -27,6 +28,13 @@ class Execution:
     """CPU threads; null leaves torch's choice."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    parallelism: Parallelism = Parallelism.DDP
+    """What several processes share: ddp, gradients; fsdp, also weights and optimizer state, for models that
+    one GPU cannot hold."""
+    hellaswag: str | None = None
+    """JSON file of encoded items (model.multiple_choice) that are scored with every validation; null: none."""
+    sample_every_steps: int | None = None
+    """Steps between samples during training, written to the metrics; null: only before and after it."""
     peak_flops: float | None = None
     """Peak FLOP/s of one device that MFU divides by; null looks it up in model.hardware."""
     usd_per_hour: float | None = None
@@ -36,7 +44,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         require(self.device in (None, "cpu", "cuda"), "device", self.device, "cpu, cuda or null")
-        require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1 or null")
+        require_each(self, "threads sample_every_steps", lambda value: value >= 1, "at least 1", null=True)
         require_each(self, "peak_flops usd_per_hour usd_limit", lambda value: value > 0, "positive", null=True)
 
 
@@ -74,9 +82,9 @@ def read_config(path: Path) -> RunConfig:
     return parse(RunConfig, values, str(path))
 
 
-def literals(config: RunConfig, vocab_size: int) -> dict:
+def literals(config: RunConfig, vocab_size: int, eot_token: int) -> dict:
     """The part of run.json that is known without reading the shards."""
-    return {"model": dataclasses.asdict(config.model.with_vocabulary(vocab_size)),
+    return {"model": dataclasses.asdict(config.model.with_vocabulary(vocab_size, eot_token)),
             "train": dataclasses.asdict(config.train),
             "sample_prompts": config.sample_prompts}
 
@@ -84,7 +92,7 @@ def literals(config: RunConfig, vocab_size: int) -> dict:
 def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet, *, steps: int | None = None,
             processes: int = 1, seconds_per_step: float | None = None, usd_per_hour: float | None = None) -> dict:
     """run.json: the whole run with its budget resolved into steps, if they are not known already."""
-    train, model = config.train, config.model.with_vocabulary(dataset.vocab_size)
+    train, model = config.train, config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token)
     for prompt in config.sample_prompts:
         require(all(0 <= token < dataset.vocab_size for token in prompt), "sample_prompts", prompt,
                 f"token ids below {dataset.vocab_size}")
@@ -96,7 +104,7 @@ def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet, *, steps:
     unit = train.budget_unit
     sequences = cost.sequences_per_step(train, model)
     windows = validation_windows(validation, train.validation_tokens, model.sequence_length)
-    return literals(config, dataset.vocab_size) | {
+    return literals(config, dataset.vocab_size, dataset.eot_token) | {
         "data": {"vocab_size": dataset.vocab_size, "eot_token": dataset.eot_token,
                  "tokenizer_sha256": dataset.tokenizer_sha256,
                  "splits": {name: dataclasses.asdict(split) for name, split in dataset.splits.items()}},

@@ -8,8 +8,8 @@ CONFIG.json is a model.run.RunConfig. The run writes into its run_dir:
   final/                the finished model; when it is there, the run is done
 
 Started again on the same run_dir, it continues after the last intact checkpoint and ends with the
-same bytes as a run that was never stopped. SIGTERM saves and ends with exit code 143; an error that
-has a reason is one line on stderr and exit code 1.
+same bytes as a run that was never stopped. SIGTERM, or the death of whoever reads what is printed, saves and ends
+with exit code 143; an error that has a reason is one line on stderr and exit code 1.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError, TrainConfig
 from model.hardware import HARDWARE, known_hardware
 from model.metrics import MetricsLog, NoLog, read_lines
+from model.parallel import local
 from model.parsing import require
 from model.plan import plan
 from model.run import RunConfig, check_same_run, literals, read_config
@@ -39,6 +40,7 @@ TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM end
 def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bool:
     """Train to the end or until asked to stop; True when the end was reached."""
     train: TrainConfig = trainer.config.train
+    sample_every = trainer.config.execution.sample_every_steps
     window_steps, window_seconds = 0, 0.0  # since the last step line, without validation and saving
     while trainer.step < trainer.steps and not trainer.processes.any(stop(), trainer.device):
         began = time.perf_counter()
@@ -56,9 +58,14 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
         if trainer.step % train.validation_every_steps == 0 or at_end:
             trainer.validate(metrics)
         if trainer.step % train.checkpoint_every_steps == 0 and not at_end and not trainer.guard.spikes:
-            trainer.save(metrics)
+            trainer.save()
+        if sample_every and trainer.step % sample_every == 0 and not at_end:
+            trainer.sample_now(metrics)
+        trainer.report_checkpoints(metrics)
     if trainer.step < trainer.steps and trainer.step > trainer.saved_step:
-        trainer.save(metrics)
+        trainer.save()
+    trainer.writer.wait()
+    trainer.report_checkpoints(metrics)
     return trainer.step == trainer.steps
 
 
@@ -68,7 +75,7 @@ def _already_done(config: RunConfig) -> bool:
     record = checkpoint.read_final(directory / "final")
     if record is None:
         return False
-    check_same_run(directory / "run.json", literals(config, record["model"]["vocab_size"]))
+    check_same_run(directory / "run.json", literals(config, record["model"]["vocab_size"], record["eot_token"]))
     seconds = [line["seconds"] for line in read_lines(directory / "metrics.jsonl") if "seconds" in line]
     event = {"event": "done"} | record["result"] | {"seconds": max(seconds, default=None)}
     print(json.dumps(event), flush=True)
@@ -84,18 +91,20 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
         trainer.sample("untrained")
     refused = trainer.resume()
     first = trainer.processes.first
-    with MetricsLog(trainer.directory / "metrics.jsonl", resumed_step=trainer.step) if first else NoLog() as metrics:
+    log = MetricsLog(trainer.directory / "metrics.jsonl", resumed_step=trainer.step) if first else NoLog()
+    with log as metrics, trainer.writer:
         metrics.write("start", step=trainer.step, steps=trainer.steps, tokens=trainer.run["tokens"],
                       flops=trainer.run["flops"], parameters=trainer.run["parameters"]["total"],
                       device=trainer.device_name, threads=torch.get_num_threads(),
-                      peak_flops=trainer.peak_flops, processes=trainer.processes.count)
+                      peak_flops=trainer.peak_flops, processes=trainer.processes.count,
+                      weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()))
         for reason in refused:
             metrics.write("damaged_checkpoint", step=trainer.step, reason=reason)
         if trainer.step:
             metrics.write("resume", step=trainer.step)
         else:
             trainer.validate(metrics)
-        if not _loop(trainer, metrics, stop):
+        if not _loop(trainer, metrics, lambda: stop() or not metrics.followed):
             metrics.write("interrupted", **trainer.progress(), seconds=trainer.seconds())
             return TERMINATED
         trainer.finish(metrics)

@@ -4,28 +4,36 @@ import json
 import math
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, cost
 from model.checkpoint import write_json
 from model.config import ConfigError, Precision
+from model.fp8 import use_fp8
 from model.generate import generate
 from model.gpt import GPT, initialise
 from model.guard import LossGuard
 from model.hardware import known_hardware
 from model.loader import batch
+from model.loss_scale import SMALLEST, LossScale
 from model.metrics import MetricsLog
 from model.mlp import mixtures, rebalance
+from model.multiple_choice import accuracy, read_items
 from model.optim import Optimizer
-from model.parallel import Processes, connect, shared_steps
+from model.parallel import Processes, connect, load_weights, shared_steps, whole
 from model.run import Execution, RunConfig, check_same_run, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardSet, read_dataset
 from model.validation import Validation, validate
 
+AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP8: torch.bfloat16}
 UNTIMED_STEPS, TIMED_STEPS, TIMED_SECONDS = 2, 10, 20.0
 
 
@@ -55,12 +63,13 @@ class Trainer:
 
     def __init__(self, config: RunConfig) -> None:
         dataset = read_dataset(Path(config.shards))
-        self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size))
+        self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token))
         self.directory = Path(config.run_dir)
         self.dataset = dataset
         self.shards = {split: ShardSet(Path(config.shards), split) for split in ("train", "val")}
         sequences = cost.sequences_per_step(config.train, self.config.model)
 
+        self.hellaswag = read_items(config.execution.hellaswag, self.config.model) if config.execution.hellaswag else []
         self.device, self.device_name, self.processes = prepare_device(config.execution)
         hardware = known_hardware(self.device_name)
         self.peak_flops = config.execution.peak_flops or (hardware and hardware.peak_flops)
@@ -68,12 +77,14 @@ class Trainer:
         if self.usd_per_hour is None and hardware:
             self.usd_per_hour = hardware.usd_per_hour * self.processes.count
         self.micro_batches = shared_steps(sequences, config.train.micro_batch_sequences, self.processes.count)
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16,
-                                       enabled=config.train.precision is Precision.BF16)
+        precision = config.train.precision
+        self.autocast = torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
         self.model = GPT(self.config.model).to(self.device)
-        self.start_over()
+        if precision is Precision.FP8:
+            use_fp8(self.model, config.train.fp8_smallest_size)
         self.forward = self.processes.parallel(
-            torch.compile(self.model) if config.execution.compile else self.model)
+            self.model, config.execution.parallelism, compiled=config.execution.compile)
+        self.start_over()
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
         self.run = self.resolve()
         self.steps = self.run["steps"]
@@ -81,15 +92,19 @@ class Trainer:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_json(self.directory / "run.json", self.run)
         self.saved_step = 0
+        self.writer = checkpoint.Writer(self.directory / "checkpoints")
         self.validation: Validation | None = None
         self.seconds_before = 0.0
         self.started = time.perf_counter()
 
     def start_over(self) -> None:
         """Set weights, optimizer and counters to the beginning of the run."""
-        initialise(self.model, self.config.train.seed)
+        fresh = GPT(self.config.model)
+        initialise(fresh, self.config.train.seed)
+        load_weights(self.model, fresh.state_dict())
         self.optimizer = Optimizer(self.model, self.config.train)
         self.guard = LossGuard()
+        self.loss_scale = LossScale() if self.config.train.precision is Precision.FP16 else None
         self.step = 0
 
     def resolve(self) -> dict:
@@ -133,13 +148,15 @@ class Trainer:
         """Wall time of the run so far, over all its resumptions; lost steps do not count."""
         return round(self.seconds_before + time.perf_counter() - self.started, 3)
 
-    def progress(self) -> dict:
+    def progress(self, step: int | None = None) -> dict:
         """The numbers that every event carries."""
-        tokens = self.step * self.config.train.tokens_per_step
-        return {"step": self.step, "tokens": tokens, "flops": tokens * self.run["flops_per_token"]}
+        step = self.step if step is None else step
+        tokens = step * self.config.train.tokens_per_step
+        return {"step": step, "tokens": tokens, "flops": tokens * self.run["flops_per_token"]}
 
     def sample(self, key: str) -> None:
         """Continue the prompts with the model as it is, into samples.json under `key`."""
+        model = self.whole_model()
         if not self.processes.first:
             return
         path, train = self.directory / "samples.json", self.config.train
@@ -147,9 +164,17 @@ class Trainer:
         if self.step and path.exists():
             samples = json.loads(path.read_text())
         for number, sample in enumerate(samples):
-            sample[key] = generate(self.model, sample["prompt"], train.sample_tokens,
+            sample[key] = generate(model, sample["prompt"], train.sample_tokens,
                                    seed=train.seed + number)
         write_json(path, samples)
+
+    def sample_now(self, metrics: MetricsLog) -> None:
+        """Continue the prompts with the model as it is, into the metrics."""
+        model, train = self.whole_model(), self.config.train
+        if self.processes.first:
+            metrics.write("samples", **self.progress(), tokens_of_prompts=[
+                generate(model, prompt, train.sample_tokens, seed=train.seed + number)
+                for number, prompt in enumerate(self.config.sample_prompts)])
 
     def validate(self, metrics: MetricsLog) -> None:
         train = self.config.train
@@ -157,7 +182,11 @@ class Trainer:
             self.model, self.shards["val"], self.dataset.token_bytes, tokens=train.validation_tokens,
             sequences=train.micro_batch_sequences, autocast=self.autocast, processes=self.processes)
         self.require_finite("validation loss", self.validation.loss)
-        metrics.write("validation", **self.progress(), **asdict(self.validation))
+        values = asdict(self.validation)
+        if self.hellaswag:
+            values["hellaswag_acc_norm"] = accuracy(self.model, self.hellaswag, rows=train.micro_batch_sequences,
+                                                    autocast=self.autocast, processes=self.processes)
+        metrics.write("validation", **self.progress(), **values)
 
     def stop(self, reason: str) -> None:
         raise TrainingError(f"{reason}; checkpoints from before it are in {self.directory / 'checkpoints'}")
@@ -166,10 +195,14 @@ class Trainer:
         if not math.isfinite(value):
             self.stop(f"{name} is {value} in step {self.step}")
 
-    def check(self, loss: float, grad_norm: float) -> None:
+    def check(self, loss: float, grad_norm: float | None) -> None:
         """Stop a run that computes nonsense."""
         train = self.config.train
         self.require_finite("loss", loss)
+        if self.loss_scale and self.loss_scale.scale < SMALLEST:
+            self.stop(f"loss_scale is {self.loss_scale.scale} in step {self.step}: gradients overflow at any scale")
+        if grad_norm is None:  # a skipped step
+            return
         self.require_finite("grad_norm", grad_norm)
         if grad_norm == 0:
             self.stop(f"grad_norm is 0 in step {self.step}: nothing is learned any more")
@@ -182,7 +215,7 @@ class Trainer:
                       f"{self.guard.spikes} steps")
 
     def gradients(self) -> float:
-        """Mean gradients of this step's batch, over all processes, in .grad; its mean loss."""
+        """Mean gradients of this step's batch, over all processes, in .grad, times the loss scale; its mean loss."""
         train, processes = self.config.train, self.processes
         x_BT, y_BT = batch(self.shards["train"], train.seed, self.step, processes.rank, processes.count,
                            train.tokens_per_step // self.config.model.sequence_length,
@@ -192,27 +225,45 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         parts = list(zip(x_BT.chunk(self.micro_batches), y_BT.chunk(self.micro_batches)))
         for number, (x, y) in enumerate(parts, start=1):
-            if processes.count > 1:  # gradients travel once, with the last part
+            if isinstance(self.forward, DistributedDataParallel):  # gradients travel once, with the last part
                 self.forward.require_backward_grad_sync = number == len(parts)
             with self.autocast:
                 loss = self.forward(x, y) / len(parts)
-            loss.backward()
+            (loss * self.loss_scale.scale if self.loss_scale else loss).backward()
             total += loss.detach()
         return processes.sum_(total).item() / processes.count
 
+    def unscale(self, gradients: list[torch.Tensor], grad_norm: torch.Tensor) -> bool:
+        """Take the loss scale out of gradients and norm and move it; True when the gradients overflowed.
+
+        Processes have averaged their gradients: all of them see the same overflow.
+        """
+        if self.loss_scale is None:
+            return False
+        factor, overflow = 1 / self.loss_scale.scale, not math.isfinite(grad_norm.item())
+        self.loss_scale.observe(overflow)
+        if not overflow:
+            grad_norm *= factor
+            torch._foreach_mul_(gradients, factor)
+        return overflow
+
     def train_step(self) -> dict:
-        """One weight update, unless its loss is not finite; the values it is logged with."""
+        """One weight update, unless fp16 gradients overflow; the values it is logged with."""
         train = self.config.train
         loss = self.gradients()
         gradients = [parameter.grad for parameter in self.model.parameters()]
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
-        values = {"loss": loss, "grad_norm": grad_norm.item()}
+        grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
+        overflow = self.unscale(gradients, grad_norm)
+        values = {"loss": loss, "grad_norm": None if overflow else grad_norm.item()}
         self.step += 1
         self.check(**values)
-        if train.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), train.grad_clip, grad_norm)
         multiplier = learning_rate_multiplier(train, self.step - 1, self.steps)
-        self.optimizer.step(multiplier, muon_momentum(train, self.step - 1, self.steps))
+        if not overflow:
+            if train.grad_clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), train.grad_clip, grad_norm)
+            self.optimizer.step(multiplier, muon_momentum(train, self.step - 1, self.steps))
+        if self.loss_scale:
+            values |= {"loss_scale": self.loss_scale.scale, "skipped_steps": self.loss_scale.skipped_steps}
         values["lr"] = train.learning_rate * multiplier
         for mixture in mixtures(self.model):
             self.processes.sum_(mixture.load)
@@ -220,34 +271,59 @@ class Trainer:
             values["largest_expert_load"] = round(largest_load, 3)
         return values
 
-    def save(self, metrics: MetricsLog) -> None:
+    def save(self) -> None:
+        """Begin to write a checkpoint; report_checkpoints tells when it is there."""
         # the loss that shows a bad update comes one step later: never replace a good checkpoint by it
-        for name, weight in self.model.named_parameters():
-            self.require_finite(f"the largest weight of {name}", weight.detach().abs().max().item())
-        state = {"seconds": self.seconds(), "validation": asdict(self.validation), "guard": asdict(self.guard)}
+        weights = list(self.model.parameters())
+        if not torch.isfinite(whole(torch.nn.utils.get_total_norm(weights))):
+            for name, weight in self.model.named_parameters():
+                self.require_finite(f"the largest weight of {name}", whole(weight.detach()).abs().max().item())
+        state = {"seconds": self.seconds(), "validation": asdict(self.validation), "guard": asdict(self.guard),
+                 "loss_scale": self.loss_scale and asdict(self.loss_scale)}
+        tensors = self.gathered(self.model.state_dict()), self.gathered(self.optimizer.state_tensors())
         if self.processes.first:
-            checkpoint.save(self.directory / "checkpoints", self.step, self.model.state_dict(),
-                            self.optimizer.state_tensors(), state)
+            self.writer.save(self.step, *tensors, state)
+        else:
+            for _ in chain(*tensors):
+                pass  # each is gathered from all processes
         self.saved_step = self.step
-        metrics.write("checkpoint", **self.progress(), seconds=self.seconds())
+
+    def gathered(self, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole tensors by name, one at a time: together they may be more than one GPU holds."""
+        return ((name, whole(tensor)) for name, tensor in tensors.items())
+
+    def report_checkpoints(self, metrics: MetricsLog) -> None:
+        """Tell which checkpoints were finished; raises what kept the writer from it."""
+        for step in self.writer.written():
+            metrics.write("checkpoint", **self.progress(step), seconds=self.seconds())
+
+    def whole_model(self) -> GPT:
+        """The network as generate() can run it on one process."""
+        if not isinstance(self.model, FSDPModule):
+            return self.model
+        model = GPT(self.config.model)
+        load_weights(model, {name: tensor.cpu() for name, tensor in self.gathered(self.model.state_dict())})
+        return model.to(self.device) if self.processes.first else model
 
     def resume(self) -> list[str]:
         """Continue from the newest intact checkpoint, if any; why newer ones were passed over."""
         found, refused = checkpoint.latest(self.directory / "checkpoints")
         if found is not None:
-            self.model.load_state_dict(found.weights)
+            load_weights(self.model, found.weights)
             self.optimizer.load_state_tensors(found.optimizer)
             self.step = self.saved_step = found.step
             self.seconds_before = found.state["seconds"]
             self.validation = Validation(**found.state["validation"])
             self.guard = LossGuard(**found.state["guard"])
+            self.loss_scale = found.state["loss_scale"] and LossScale(**found.state["loss_scale"])
         return refused
 
     def finish(self, metrics: MetricsLog) -> None:
         self.sample("trained")
         result = self.progress() | asdict(self.validation)
+        model = self.whole_model()
         if self.processes.first:
-            checkpoint.publish_final(self.directory / "final", self.model, self.dataset.eot_token,
+            checkpoint.publish_final(self.directory / "final", model, self.dataset.eot_token,
                                      self.dataset.tokenizer_sha256, result)
         metrics.write("done", **result, seconds=self.seconds())
         self.processes.wait()  # torchrun ends everyone when one process has ended

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -36,10 +35,12 @@ def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray, *, tokens: i
     bytes_V = torch.from_numpy(token_bytes.astype(np.int64)).to(device)
     nats, text_nats, count, text_bytes = 0.0, 0.0, 0, 0
     batches = validation_batches(shards, tokens, sequences, model.config.sequence_length)
-    for x_BT, y_BT in islice(batches, processes.rank, None, processes.count):
+    for (x_BT, y_BT), counts in processes.turns(batches):
         targets = y_BT.flatten().to(device)
         with autocast:
             logits_BTV = model(x_BT.to(device))
+        if not counts:
+            continue
         losses = F.cross_entropy(logits_BTV.flatten(0, 1), targets, reduction="none").double()
         sizes = bytes_V[targets]
         nats += losses.sum().item()

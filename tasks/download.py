@@ -9,12 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.markup import code, markdown_table, passage, untrusted
 from tasks.documents import Document, Source, SourceError, lock, read
-from tasks.stage import Place, Result, Stage, finish, read_json, transient
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, read_json
 
 VERSION = 1
 SPLITS = ("train", "val")
@@ -34,7 +33,7 @@ class DataConfig(BaseModel):
     )
 
 
-@task(name="download", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10, retry_condition_fn=transient)
+@task(name="download", **STAGE_TASK)
 def download(config: DataConfig, place: Place) -> Result:
     """Fetch the documents and split them. Outputs: train_*.parquet, val_*.parquet (id, text, source), lock.json."""
     identity = {"source": lock(config.source, place.cache), "validation_fraction": config.validation_fraction}

@@ -5,7 +5,6 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,9 +12,9 @@ from eval.markup import markdown_table
 from eval.suites import SUITES
 from tasks.benchmarks import Items
 from tasks.process import run_module
-from tasks.stage import Place, Result, Stage, finish, materialise, read_json
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise, read_json
 
-VERSION = 1
+VERSION = 2
 BATCH_TOKENS = 8192
 
 
@@ -36,7 +35,7 @@ class EvaluationConfig(BaseModel):
                 raise ValueError(f"unknown suite {name!r}; known are {', '.join(SUITES)}")
 
 
-@task(name="evaluate", cache_policy=NO_CACHE)
+@task(name="evaluate", **STAGE_TASK)
 def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, items: Items, place: Place) -> Result:
     """Score the checkpoint. Outputs: scores.json, samples.parquet (one row an item and lm-eval task)."""
     inputs = {
@@ -61,6 +60,7 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
             },
             work,
             progress_reporter(),
+            place.device_lock,
         )
 
     result = finish(stage, place, build)

@@ -1,19 +1,23 @@
 """Heavy work in a child process of its own: its memory comes back, its crash stays its own, it can be cancelled.
 
 The child gets one JSON file and prints one JSON object a line. On cancellation the whole process group gets
-SIGTERM, time to save, and then SIGKILL.
+SIGTERM, time to save, and then SIGKILL. A child that uses the device holds a lock of this machine, so that a second
+run waits; the kernel frees it when the last process that uses the device is gone, however it ended.
 """
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tasks.orphan import OrphanWatch
 from tasks.provenance import PROJECT
 
 SECONDS_TO_SAVE = 30
@@ -23,15 +27,23 @@ class ProcessError(Exception):
     """A child process ended with an error; the message is the child's own last words."""
 
 
-def run_module(module: str, config: dict[str, Any], work: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
-    """Run `python -m MODULE CONFIG.json` to its end, handing every JSON line of its output to `on_event`.
+def run_module(
+    module: str,
+    config: dict[str, Any],
+    work: Path,
+    on_event: Callable[[dict[str, Any]], None],
+    lock: Path | None = None,
+) -> None:
+    """Run `python -m MODULE CONFIG.json` to its end, handing every JSON line of its output to `on_event`, and every
+    other line as an event `output`.
 
-    Other lines of its output are passed on to this process's own. Raises ProcessError when it fails.
+    With a `lock` it waits until no other process on this machine holds that, after an event `waiting`.
+    Raises ProcessError when it fails.
     """
     work.mkdir(parents=True, exist_ok=True)
     config_file = work / f"{module.rsplit('.', 1)[-1]}.json"
     config_file.write_text(json.dumps(config, indent=1))
-    with tempfile.TemporaryFile("w+") as errors:
+    with _held(lock, on_event) as descriptors, tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
             [sys.executable, "-m", module, str(config_file)],
             stdout=subprocess.PIPE,
@@ -40,13 +52,16 @@ def run_module(module: str, config: dict[str, Any], work: Path, on_event: Callab
             cwd=PROJECT,
             env={name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")},
             start_new_session=True,
+            pass_fds=descriptors,
         )
         try:
+            watch = OrphanWatch()
             for line in child.stdout:
+                watch.look()
                 if line.startswith("{"):
                     on_event(json.loads(line))
                 elif line.strip():
-                    print(line, end="")
+                    on_event({"event": "output", "line": line.rstrip()})
             code = child.wait()
         except BaseException:
             _end(child)
@@ -55,6 +70,22 @@ def run_module(module: str, config: dict[str, Any], work: Path, on_event: Callab
         words = errors.read().strip()
     if code:
         raise ProcessError(_last_words(module, code, words))
+
+
+@contextmanager
+def _held(lock: Path | None, on_event: Callable[[dict[str, Any]], None]) -> Iterator[tuple[int, ...]]:
+    """Hold a lock file; gives the descriptor that a child inherits, since the child may outlive this process."""
+    if lock is None:
+        yield ()
+        return
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_event({"event": "waiting", "until": f"no other run on this machine holds {lock}"})
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield (file.fileno(),)
 
 
 def _end(child: subprocess.Popen) -> None:

@@ -10,21 +10,22 @@ from typing import Any
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from eval.figures import inline, loss_figure, score_figure, sweep_figure
-from eval.ledger import leaderboard, leaderboard_page, ledger_row
+from eval.ledger import earlier_runs, leaderboard, leaderboard_page, ledger_row
 from eval.page import page
+from eval.paired import Evaluation, compare, per_item
 from eval.report import FIGURES, cost_table, joined_scores, notes, render, score_table
 from eval.stats import leak_effects, scores_by_verdict
 from tasks import provenance
+from tasks.announce import announce
 from tasks.benchmarks import Items
 from tasks.contamination import read_findings
-from tasks.stage import Place, Result, Stage, StageError, finish, materialise, read_json
+from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, load, materialise, read_json
 from tasks.store import digest_file
 from tasks.train import read_metrics
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,20 @@ class Published:
     stages: dict[str, Result]
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(name="report", **STAGE_TASK)
 def publish_report(
     preset: str, configuration: str, results: list[Result], items: Items, place: Place
 ) -> Published:
-    """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.html, report.json,
-    loss.png, scores.png, sweep.png. The store's leaderboard.html is renewed."""
+    """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.html, report.json, loss.png,
+    scores.png, sweep.png: recorded, because they hold times and are compared with the ledger as it was. Whom the
+    report was compared with stands in it, by run and by key of the samples. The store's leaderboard.html is renewed."""
     stages = {result.manifest.stage: result for result in results}
     stage = Stage(
         name="report",
         version=VERSION,
         config={"preset": preset, "missing": sorted(items.missing)},
         inputs={name: result.digest for name, result in stages.items()},
+        recorded=frozenset({"report.md", "report.html", "report.json", *FIGURES}),
     )
 
     def build(_: Path, out: Path) -> None:
@@ -62,6 +65,8 @@ def publish_report(
     _renew_leaderboard(rows, place)
     _show(found, folder, leaderboard(rows))
     where = f"{place.store.url}/{result.manifest.location(result.manifest.output('report.html'))}"
+    if not result.skipped:
+        announce(found, where)
     return Published(found, where, {**stages, **_by_suite(items), "report": result})
 
 
@@ -85,6 +90,7 @@ def write_report(
     samples = pq.read_table(folders["evaluate"] / "samples.parquet")
     verdicts = pq.read_table(folders["contamination"] / "verdicts.parquet")
     done = events[-1]
+    against = compared(run, preset, stages, place)
     every = {**stages, **_by_suite(items)}
     made = {name: result.manifest.provenance for name, result in every.items()}
     found = {
@@ -95,8 +101,12 @@ def write_report(
         "hardware": provenance.hardware(),
         "packages": provenance.packages(),
         "scores": joined_scores(
-            scores["scores"], scores_by_verdict(samples, verdicts), leaks["coverage"]["suites"], items.missing
+            scores["scores"], scores_by_verdict(samples, verdicts), per_item(samples),
+            leaks["coverage"]["suites"], items.missing,
         ),
+        "evaluation": {name: scores[name] for name in ("lm_eval", "num_fewshot", "task_versions", "metric_versions")},
+        "against": against,
+        "regressed": sorted({name for found in against for name in found.get("regressed", [])}),
         "validation": {"loss": done["loss"], "bits_per_byte": done["bits_per_byte"]},
         "training": {
             "parameters": resolved["parameters"]["total"],
@@ -137,6 +147,31 @@ def write_report(
     text = render(found)
     (out / "report.md").write_text(text)
     (out / "report.html").write_text(page(text, {path.name: path.read_bytes() for path in out.glob("*.png")}))
+
+
+def compared(run: str, preset: str, stages: dict[str, Result], place: Place) -> list[dict[str, Any]]:
+    """The run against yesterday's, the best and the baseline, as far as the ledger has them, on the items that both
+    scored. One entry an earlier run with its `roles`; one with a `reason` for a role that nobody has."""
+    ours = _evaluation(stages["evaluate"], place)
+    entries: dict[str, dict[str, Any]] = {}
+    for role, row in earlier_runs(read_ledger(place), run, preset, stages["shard"].digest).items():
+        if isinstance(row, str):
+            entries[role] = {"roles": [role], "reason": row}
+        elif row["run"] in entries:
+            entries[row["run"]]["roles"].append(role)
+        else:
+            facts = {"roles": [role], "evaluate": row["stages"]["evaluate"]}
+            facts |= {name: row[name] for name in ("run", "preset", "finished", "commit")}
+            theirs = load("evaluate", row["stages"]["evaluate"], place)
+            found = compare(ours, _evaluation(theirs, place)) if theirs else {"reason": "its samples are gone"}
+            entries[row["run"]] = facts | found
+    return list(entries.values())
+
+
+def _evaluation(result: Result, place: Place) -> Evaluation:
+    folder = materialise(result, place)
+    scores = json.loads((folder / "scores.json").read_text())
+    return Evaluation(samples=pq.read_table(folder / "samples.parquet"), scores=scores, data=result.manifest.inputs)
 
 
 def read_ledger(place: Place) -> list[dict[str, Any]]:

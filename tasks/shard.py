@@ -16,14 +16,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from eval.markup import markdown_table
 from model.shards import write_shard
 from tasks.download import SPLITS, documents_files
-from tasks.stage import Place, Result, Stage, StageError, finish, materialise, read_json
+from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise, read_json
 from tasks.store import digest_file
 from tasks.tokenizer import END_OF_TEXT, load_tokenizer, token_byte_lengths
 
@@ -40,7 +39,7 @@ class ShardConfig(BaseModel):
     tokens_per_shard: int = Field(ge=1024, le=2**30, description="Tokens a shard file holds (2 bytes each).")
 
 
-@task(name="shard", cache_policy=NO_CACHE)
+@task(name="shard", **STAGE_TASK)
 def build_shards(config: ShardConfig, documents: Result, tokenizer: Result, place: Place) -> Result:
     """Encode both splits. Outputs: train_*.bin/.idx, val_*.bin/.idx, shards.json,
     token_bytes.bin, unigram_entropy_nats.json."""

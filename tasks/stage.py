@@ -16,6 +16,7 @@ import logging
 import math
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,12 +25,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.states import State
 
 from tasks import provenance
 from tasks.store import Digest, LocalStore, Store, digest_file, open_store
+from tasks.tracking import Tracker, check_tracker
 
 Json = Any
 
@@ -53,6 +56,17 @@ class Place:
     """Folder with the benchmark items as parquet, looked at before any other source."""
     usd_per_hour: float = 0.0
     """What an hour on this machine costs."""
+    hellaswag_items: int = 0
+    """HellaSwag items that are scored with every validation of a training."""
+    sample_every_steps: int | None = None
+    """Steps between samples during a training; None: only before and after it."""
+    tracker: Tracker = Tracker.NONE
+    """Who is told the metrics of a training beside the metrics file."""
+
+    @property
+    def device_lock(self) -> Path:
+        """Held by whoever trains or scores on this machine: one run at a time has the GPU."""
+        return self.cache / "device.lock"
 
 
 def open_place(
@@ -62,8 +76,10 @@ def open_place(
     device: str | None,
     benchmarks_dir: str | None,
     usd_per_hour: float | None,
+    **watching: Json,
 ) -> Place:
-    """Resolve the execution settings of a run and fail early when the store cannot be used."""
+    """Resolve the execution settings of a run and fail early when the store or the tracker cannot be used."""
+    check_tracker(watching.get("tracker", Tracker.NONE))
     opened = open_store(store)
     opened.check()
     local = opened.url if isinstance(opened, LocalStore) else ".daily-train"
@@ -75,6 +91,7 @@ def open_place(
         device=device,
         benchmarks_dir=Path(benchmarks_dir).expanduser().absolute() if benchmarks_dir else None,
         usd_per_hour=provenance.default_usd_per_hour() if usd_per_hour is None else usd_per_hour,
+        **watching,
     )
 
 
@@ -242,13 +259,22 @@ def read_json(result: Result, place: Place, path: str) -> Json:
 
 
 def transient(_task: object, _run: object, state: State) -> bool:
-    """Retry rule of tasks that use the network: only what a later attempt can mend, never bad input."""
+    """Whether a later attempt can mend a failure: somebody on the network did not answer. Never so for bad input."""
     error = state.result(raise_on_failure=False)
     while isinstance(error, BaseException):
-        if isinstance(error, ConnectionError | TimeoutError):
+        if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
             return True
-        error = error.__cause__
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
     return False
+
+
+STAGE_TASK: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": 3,
+    "retry_delay_seconds": [5, 15, 30],
+    "retry_condition_fn": transient,
+}
+"""How every stage is run as a Prefect task: kept by its own manifest, tried again when hub, store or server is away."""
 
 
 def logger() -> logging.Logger | logging.LoggerAdapter:

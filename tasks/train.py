@@ -3,37 +3,49 @@
 import hashlib
 import json
 import shutil
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
-from prefect.cache_policies import NO_CACHE
-from prefect.context import TaskRunContext
+from prefect.artifacts import create_markdown_artifact
+from tokenizers import Tokenizer
 
 from eval.figures import inline, loss_figure
+from eval.hellaswag import encoded_items
 from eval.markup import markdown_table, passage, untrusted
 from model.config import GPTConfig, TrainConfig
+from tasks.benchmarks import Items
+from tasks.checkpoints import Uploads, clear, restore
 from tasks.process import run_module
+from tasks.progress import PROMPTS, TrainingProgress
 from tasks.provenance import PROJECT
-from tasks.stage import Place, Result, Stage, finish, logger, materialise, sha256_json
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, sha256_json
 from tasks.tokenizer import load_tokenizer
+from tasks.tracking import Tracking
 
 VERSION = 1
-SECONDS_BETWEEN_LOG_LINES = 5.0
-PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
 
 
-@task(name="train", cache_policy=NO_CACHE)
-def train_model(model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, place: Place) -> Result:
+@task(name="train", **STAGE_TASK)
+def train_model(
+    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, place: Place
+) -> Result:
     """Train from scratch or resume. Outputs: model.safetensors, config.json, run.json, samples.json, and the
     recorded metrics.jsonl."""
+    result = finished_training(model, config, shards, tokenizer, items, place)
+    folder = materialise(result, place)
+    create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
+    create_markdown_artifact(key="samples", description="Text before and after training", markdown=samples(folder))
+    figure = inline("loss over training", loss_figure(read_metrics(folder)))
+    create_markdown_artifact(key="loss", description="Loss over training", markdown=figure)
+    return result
+
+
+def finished_training(
+    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, place: Place
+) -> Result:
+    """The stage itself. While it runs its checkpoints are in the store; afterwards they are not."""
     stage = Stage(
         name="train",
         version=VERSION,
@@ -41,12 +53,8 @@ def train_model(model: GPTConfig, config: TrainConfig, shards: Result, tokenizer
         inputs={"shards": shards.digest, "model_source": model_source_digest()},
         recorded=frozenset({"metrics.jsonl"}),
     )
-    result = finish(stage, place, lambda work, out: _train(stage.config, shards, tokenizer, place, work, out))
-    folder = materialise(result, place)
-    create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
-    create_markdown_artifact(key="samples", description="Text before and after training", markdown=samples(folder))
-    figure = inline("loss over training", loss_figure(read_metrics(folder)))
-    create_markdown_artifact(key="loss", description="Loss over training", markdown=figure)
+    result = finish(stage, place, lambda work, out: _train(stage, shards, tokenizer, items, place, work, out))
+    clear(stage.key, place)
     return result
 
 
@@ -62,28 +70,35 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _train(
-    config: dict[str, Any], shards: Result, tokenizer: Result, place: Place, work: Path, out: Path
+    stage: Stage, shards: Result, tokenizer: Result, items: Items | None, place: Place, work: Path, out: Path
 ) -> dict[str, Any]:
     encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
     run_dir = work / "run"  # outlives a killed process: the same command resumes from its last checkpoint
-    progress = _Progress()
-    run_module(
-        "model.train",
-        {
-            "model": config["model"],
-            "train": config["train"],
-            "shards": str(materialise(shards, place)),
-            "run_dir": str(run_dir),
-            "sample_prompts": [encoder.encode(prompt, add_special_tokens=False).ids for prompt in PROMPTS],
-            "execution": {
-                "device": place.device,
-                "threads": place.workers,
-                "usd_per_hour": place.usd_per_hour or None,
-            },
+    restore(stage.key, run_dir, place)  # of a machine that was lost
+    progress = TrainingProgress(run_dir, encoder.decode)
+    run = {
+        "model": stage.config["model"],
+        "train": stage.config["train"],
+        "shards": str(materialise(shards, place)),
+        "run_dir": str(run_dir),
+        "sample_prompts": [encoder.encode(prompt, add_special_tokens=False).ids for prompt in PROMPTS],
+        "execution": {
+            "device": place.device,
+            "threads": place.workers,
+            "usd_per_hour": place.usd_per_hour or None,
+            "sample_every_steps": place.sample_every_steps,
+            "hellaswag": _hellaswag(items, encoder, place, work),
         },
-        work,
-        progress,
-    )
+    }
+    tracking = Tracking(place.tracker, place.cache / "tracking", stage.key, stage.config)
+    with Uploads(stage.key, run_dir, place) as uploads, tracking:
+
+        def follow(event: dict[str, Any]) -> None:
+            progress(event)
+            uploads(event)
+            tracking(event)
+
+        run_module("model.train", run, work, follow, place.device_lock)
     for name in ("final/model.safetensors", "final/config.json", "run.json", "metrics.jsonl"):
         shutil.copy2(run_dir / name, out / Path(name).name)
     samples = json.loads((run_dir / "samples.json").read_text())
@@ -92,35 +107,22 @@ def _train(
     return {"device": progress.device}
 
 
-class _Progress:
-    """Turns the trainer's events into log lines at a sane rate and a live progress artifact."""
+def _hellaswag(items: Items | None, encoder: Tokenizer, place: Place, work: Path) -> str | None:
+    """A file with the items to score during training, if there are any."""
+    if not place.hellaswag_items:
+        return None
+    if items is None or "hellaswag" not in items.results:
+        logger().warning("hellaswag_items is %d, but the run has no HellaSwag", place.hellaswag_items)
+        return None
+    folder = materialise(items.results["hellaswag"], place)
 
-    def __init__(self) -> None:
-        self.logger = logger()
-        self.last = 0.0
-        self.device = "unknown"
-        self.artifact = None
-        if TaskRunContext.get() is not None:
-            self.artifact = create_progress_artifact(0.0, key="training-progress", description="Training progress")
+    def encode(text: str) -> list[int]:
+        return encoder.encode(text, add_special_tokens=False).ids
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "step":
-            if time.monotonic() - self.last < SECONDS_BETWEEN_LOG_LINES and event["step"] < event["steps"]:
-                return
-            self.last = time.monotonic()
-            left = (event["steps"] - event["step"]) * event["tokens"] / event["step"] / event["tokens_per_second"]
-            self.logger.info(
-                "step %d/%d loss %.4f lr %.2g norm %.2f %d tok/s %.0f s left",
-                event["step"], event["steps"], event["loss"], event["lr"], event["grad_norm"],
-                event["tokens_per_second"], left,
-            )
-            if self.artifact is not None:
-                told = f"step {event['step']:,} of {event['steps']:,}, loss {event['loss']:.3f}, {left:.0f} s left"
-                update_progress_artifact(self.artifact, 100 * event["step"] / event["steps"], told)
-        else:
-            self.device = event.get("device", self.device)
-            self.logger.info("%s %s", kind, {name: value for name, value in event.items() if name != "event"})
+    encoded = encoded_items(folder, encode, place.hellaswag_items)
+    path = work / "hellaswag.json"
+    path.write_text(json.dumps(encoded))
+    return str(path)
 
 
 def describe(folder: Path) -> str:

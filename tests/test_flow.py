@@ -1,17 +1,14 @@
-"""The whole line: through a real Prefect server and a real S3 server, killed and resumed, twice the same bytes."""
+"""The whole line: skipped, changed, killed and resumed, twice the same bytes. On a server: test_operate.py."""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pyarrow.parquet as pq
 import pytest
 
@@ -185,68 +182,3 @@ def test_filter_drops_the_documents_and_the_second_check_finds_nothing(
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert explained.stdout.startswith("arc_easy:10  clean")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, s3_environment: dict[str, str]) -> Iterator[str]:
-    """`daily-train up` with its server, worker and deployments; gives the address of the API."""
-    folder = tmp_path_factory.mktemp("up")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)],
-        cwd=ROOT, env={**os.environ, **s3_environment, "PREFECT_HOME": str(folder / "home")},
-        stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + SECONDS
-    while "is up: http://127.0.0.1" not in (folder / "log").read_text():
-        assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.3)
-    yield f"http://127.0.0.1:{port}/api"
-    process.terminate()
-    assert process.wait(60) == 130, "Ctrl-C or SIGTERM is an orderly end"
-
-
-def test_a_run_started_by_hand_on_the_server_fills_a_bucket_and_its_pages(
-    server: str, home: Path, tmp_path: Path, s3_environment: dict[str, str], s3_url: str
-):
-    api = httpx.Client(base_url=server, timeout=30)
-    deployments = {found["name"]: found for found in api.post("/deployments/filter", json={}).json()}
-    assert deployments["daily"]["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
-    assert deployments["daily"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
-    assert deployments["daily"]["global_concurrency_limit"]["limit"] == 1
-    url = f"{s3_url}/flow"
-    parameters = {
-        "preset": "smoke",
-        "train": {"tokens": 40960},
-        "evaluation": {"items_per_suite": 4, "suites": ["arc_easy", "winogrande"]},
-        "execution": {"store": url, "cache": str(tmp_path / "cache")},
-    }
-    create = f"/deployments/{deployments['by-hand']['id']}/create_flow_run"
-    refused = api.post(create, json={"parameters": {"preset": "no-such"}})
-    assert refused.status_code == 409 and "no-such" in refused.text  # before anything starts
-
-    run = api.post(create, json={"parameters": parameters}).json()
-    deadline = time.monotonic() + SECONDS
-    ended = ("COMPLETED", "FAILED", "CRASHED")
-    while (state := api.get(f"/flow_runs/{run['id']}").json()["state"])["type"] not in ended:
-        assert time.monotonic() < deadline
-        time.sleep(1)
-    assert state["type"] == "COMPLETED", state
-    found = api.post("/artifacts/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}).json()
-    artifacts = {artifact["key"]: artifact for artifact in found}
-    assert {"documents", "tokenizer", "shards", "benchmarks", "contamination", "training", "loss", "scores", "report",
-            "score-table", "leaderboard", "training-progress"} <= set(artifacts)  # fmt: skip
-    assert artifacts["training-progress"]["data"] == 100
-    assert "| arc_easy" in artifacts["report"]["data"]
-    for key in ("loss", "score-table", "report", "contamination"):
-        assert "](data:image/png;base64," in artifacts[key]["data"]
-    assert "contamination-study" in deployments
-
-    # A second machine: nothing in its cache, the same bucket.
-    elsewhere = daily_train(
-        "--store", url, "--cache", str(tmp_path / "elsewhere"), home=home, environment=s3_environment
-    )
-    assert "9 of 9 were skipped" in finished(elsewhere)

@@ -28,7 +28,7 @@ def new_model() -> GPT:
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(3, 64, 64), (2, 32, 128), (2, 128, 32)])
 def test_orthogonalise_sets_singular_values_to_one(shape, dtype):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -48,7 +48,9 @@ def test_tiny_variant_beats_the_unigram_entropy(shards, tmp_path, preset):
     train = dict(SHORT)
     if compose(preset, {}).train.optimizer == "adamw":
         train["learning_rate"] = 0.01  # tuned for its full size it moves a tiny network too little
-    model = TINY | ({"short_window": 8} if preset == "nanopoor" else {})
+    model = TINY
+    if preset == "nanopoor":
+        model, train["precision"] = TINY | {"short_window": 8}, "fp16"
     assert main([str(write_config(tmp_path, str(shards), preset, model, train))]) == 0
     done = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert done["event"] == "done" and done["loss"] < 0.9 * math.log(VOCAB - 1)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from model import checkpoint
 from model.guard import LossGuard
@@ -46,8 +49,10 @@ def shards(tmp_path_factory) -> Path:
     return directory
 
 
-def write_config(directory: Path, shards: Path, name: str, execution: dict | None = None, **train: object) -> Path:
-    config = {"model": MODEL, "train": TRAIN | train, "shards": str(shards), "run_dir": str(directory / name),
+def write_config(directory: Path, shards: Path, name: str, execution: dict | None = None,
+                 model: dict | None = None, **train: object) -> Path:
+    config = {"model": MODEL | (model or {}), "train": TRAIN | train, "shards": str(shards),
+              "run_dir": str(directory / name),
               "sample_prompts": [[0]], "execution": {"device": "cpu", "threads": 1} | (execution or {})}
     path = directory / f"{name}.json"
     path.write_text(json.dumps(config))
@@ -183,6 +188,12 @@ def test_zero_gradient_stops(shards, tmp_path, capsys, monkeypatch):
     assert "grad_norm is 0 in step 1" in capsys.readouterr().err
 
 
+# three experts, three layers: what two processes cannot share evenly
+UNEVEN = {"depth": 3, "experts": 3}
+SHORT = {"tokens": 40 * 128, "validation_every_steps": 20, "validation_tokens": 192, "checkpoint_every_steps": 20,
+         "grad_clip": 1.0, "cautious_decay": True, "weight_decay": 0.1}
+
+
 def torchrun(config: Path, processes: int) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
                "-m", "model.train", str(config)]
@@ -190,19 +201,60 @@ def torchrun(config: Path, processes: int) -> subprocess.CompletedProcess:
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def test_two_processes_train_as_one(shards, tmp_path):
-    short = {"tokens": 40 * 128, "validation_every_steps": 20, "grad_clip": 1.0}
-    assert main([str(write_config(tmp_path, shards, "one", **short))]) == 0
-    done = torchrun(write_config(tmp_path, shards, "two", **short), 2)
-    assert done.returncode == 0, done.stderr
-    one, two = (tmp_path / name for name in ("one", "two"))
+@pytest.fixture(scope="module")
+def one(shards, tmp_path_factory) -> Path:
+    """The run of a single process, and its checkpoint in the middle."""
+    directory = tmp_path_factory.mktemp("one")
+    assert main([str(write_config(directory, shards, "run", model=UNEVEN, **SHORT))]) == 0
+    return directory / "run"
+
+
+def assert_same_curve(one: Path, other: Path) -> None:
     for event in ("step", "validation"):
-        losses = [[line["loss"] for line in events(run, event)] for run in (one, two)]
+        losses = [[line["loss"] for line in events(run, event)] for run in (one, other)]
         assert len(losses[0]) > 1 and losses[0] == pytest.approx(losses[1], abs=1e-4)
-    assert events(two, "start")[0]["processes"] == 2
-    loads = [[line["largest_expert_load"] for line in events(run, "step")] for run in (one, two)]
+    assert (one / "run.json").read_bytes() == (other / "run.json").read_bytes()
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two(request, shards, tmp_path_factory) -> Path:
+    """The configuration of the same run, done by two processes."""
+    directory = tmp_path_factory.mktemp("two")
+    config = write_config(directory, shards, "run", {"parallelism": request.param}, UNEVEN, **SHORT)
+    done = torchrun(config, 2)
+    assert done.returncode == 0, done.stderr
+    return config
+
+
+def test_two_processes_train_as_one(one, two):
+    run_dir = two.parent / "run"
+    assert_same_curve(one, run_dir)
+    loads = [[line["largest_expert_load"] for line in events(run, "step")] for run in (one, run_dir)]
     assert loads[0] == pytest.approx(loads[1], abs=0.1)
-    assert (one / "run.json").read_bytes() == (two / "run.json").read_bytes()
+    [alone], [shared] = events(one, "start"), events(run_dir, "start")
+    assert shared["processes"] == 2
+    sharded = json.loads(two.read_text())["execution"]["parallelism"] == "fsdp"
+    # the first process has 2 of 3 experts
+    assert 0.5 <= shared["weight_bytes"] / alone["weight_bytes"] < 0.6 if sharded else 1
+
+
+def test_a_checkpoint_is_resumed_by_another_number_of_processes(one, two, shards, tmp_path):
+    """The files have one format: one process goes on for two, and two for one."""
+    run_dir = two.parent / "run"
+    before = load_file(run_dir / "final" / "model.safetensors")
+    shutil.rmtree(run_dir / "final")
+    assert main([str(two)]) == 0
+    assert events(run_dir, "resume")[0]["step"] == 20
+    assert_same_curve(one, run_dir)
+    after = load_file(run_dir / "final" / "model.safetensors")
+    assert all(torch.allclose(before[name], after[name], atol=1e-3) for name in before)
+
+    shutil.copytree(one, tmp_path / "run", ignore=shutil.ignore_patterns("final"))
+    execution = json.loads(two.read_text())["execution"]
+    done = torchrun(write_config(tmp_path, shards, "run", execution, UNEVEN, **SHORT), 2)
+    assert done.returncode == 0, done.stderr
+    assert events(tmp_path / "run", "resume")[0]["step"] == 20
+    assert_same_curve(one, tmp_path / "run")
 
 
 def test_processes_that_cannot_share_a_step_are_refused(shards, tmp_path):

@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import cost
-from model.attention import windowed_attention
+from model.attention import Attention, windowed_attention
 from model.config import ConfigError, GPTConfig, parse
+from model.documents import Documents, block_mask
 from model.gpt import GPT, initialise
 from model.mlp import mixtures, rebalance
 from model.sparse_attention import sparse_attention
@@ -122,6 +124,159 @@ def test_fresh_model_predicts_uniformly_and_every_weight_learns(model):
         assert parameter.grad.abs().sum() > 0, name
 
 
+def norm(x: torch.Tensor) -> torch.Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def turned(x: torch.Tensor, config: GPTConfig) -> torch.Tensor:
+    """Rotary positions as a product of complex numbers."""
+    half = config.rotary_size // 2
+    angle = torch.outer(torch.arange(len(x)), config.rotary_base ** -(torch.arange(half) / half))
+    z = torch.complex(x[..., :half], x[..., half : 2 * half]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    return torch.cat((z.real, z.imag, x[..., 2 * half :]), -1)
+
+
+def plain_attention(module: Attention, x: torch.Tensor, table: torch.Tensor | None, tokens: torch.Tensor,
+                    document: torch.Tensor, previous: list[int]) -> torch.Tensor:
+    """Attention of one row, head by head, every score computed and those that must not be seen thrown away."""
+    c, w, T = module.config, dict(module.named_parameters()), len(x)
+    H, J, K, R = c.heads, c.key_heads, c.head_size, c.rotary_size
+
+    def linear(name: str, y: torch.Tensor) -> torch.Tensor:
+        return y @ w[f"{name}.weight"].T
+
+    latent = norm(linear("latent", x)) if c.attention == "mla" else x
+    q, k, v = (linear(name, y).view(T, n, -1) for name, y, n in (("query", x, H), ("key", latent, J),
+                                                                ("value", latent, J)))
+    if "rotary_key.weight" in w:
+        k = torch.cat((linear("rotary_key", x)[:, None].expand(T, H, R), k), -1)
+    if table is not None:
+        v = v + 2 * torch.sigmoid(linear("value_gate", x[:, :12]))[..., None] * table[tokens].view(v.shape)
+    if c.smear == "key":
+        own = torch.sigmoid(w["key_smear"])[:, None]
+        k = own * k + (1 - own) * k[previous]
+    if R:
+        q, k = turned(q, c), turned(k, c)
+    q, k = norm(q) * c.qk_scale, norm(k) * c.qk_scale
+    if c.partial_key_offset and module.window == "L":
+        k = torch.cat((k[..., :R], k[previous][..., R:]), -1)
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    unseen = (distance < 0) | (document[:, None] != document)
+    if module.window != "L":
+        unseen = unseen | (distance >= c.short_window_tokens)
+    heads = []
+    for h in range(H):
+        scores = (q[:, h] @ k[:, h * J // H].T / K**0.5).masked_fill(unseen, -torch.inf)
+        heads.append(scores.softmax(-1) @ v[:, h * J // H])
+    y = torch.stack(heads, 1)
+    if module.window == "N":  # its other branches have a reference of their own below
+        rows = [z[None].transpose(1, 2).repeat_interleave(H // z.size(1), 1) for z in (q, k, v)]
+        documents = Documents(tokens[None], 0, []) if c.document_mask == "own" else None
+        far = sparse_attention(*rows, w["block_weights"], blocks=c.sparse_blocks, shared=H // J, documents=documents)
+        gates = torch.sigmoid(linear("branch_gate", x[:, :12])).view(T, 3, H, 1)
+        y = sum(gates[:, i] * z for i, z in enumerate((y, *(z[0].transpose(0, 1) for z in far))))
+    if c.attention_gate:
+        y = y * 2 * torch.sigmoid(linear("output_gate", x[:, :12]))[..., None]
+    return linear("project", y.reshape(T, -1))
+
+
+def plain_mlp(module: torch.nn.Module, x: torch.Tensor, activation: str) -> torch.Tensor:
+    """A dense layer, or all experts of a mixture on all tokens, weighted with 0 where they were not chosen."""
+    def layer(expand: torch.Tensor, multiply: torch.Tensor | None, project: torch.Tensor) -> torch.Tensor:
+        h = x @ expand.T
+        cubic = 0.7978845608 * (h + 0.044715 * h**3)
+        h = {"relu2": h.clamp_min(0) ** 2, "gelu": h / 2 * (1 + torch.tanh(cubic)),
+             "swiglu": h * torch.sigmoid(h)}[activation]
+        return (h if multiply is None else h * (x @ multiply.T)) @ project.T
+
+    w = dict(module.named_parameters())
+    if "router.weight" not in w:
+        return layer(*(w.get(f"{name}.weight") for name in ("expand", "multiply", "project")))
+    chosen, weights = module.route(x)
+    share = torch.zeros(len(x), module.config.experts).scatter(-1, chosen, weights)
+    stacks = [w.get(f"expert_{name}") for name in ("expand", "multiply", "project")]
+    y = sum(share[:, e, None] * layer(*(None if stack is None else stack[e] for stack in stacks))
+            for e in range(module.config.experts))
+    return y if module.shared is None else y + plain_mlp(module.shared, x, activation)
+
+
+def plain_logits(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of one row (T, V): what the network means, one step after the other."""
+    c, w = model.config, dict(model.named_parameters())
+    document = (tokens == 0).cumsum(0) if c.document_mask == "own" else torch.zeros_like(tokens)
+    previous = [t - 1 if t and document[t] == document[t - 1] else t for t in range(len(tokens))]
+    x = w["token_embedding.weight"][tokens]
+    if c.position == "learned":
+        x = x + w["position_embedding.weight"][: len(tokens)]
+    x = norm(x)
+    if c.smear == "embedding":
+        gate = w["smear_lambda"] * torch.sigmoid(x[:, :24] @ w["smear_gate.weight"].T)
+        looks_back = torch.tensor([[float(t != before)] for t, before in enumerate(previous)])
+        x = x + looks_back * gate * x[previous]
+    first = x
+    for i, block in enumerate(model.blocks):
+        if c.residual_lambdas:
+            x = x * w["residual_lambdas"][i] + w["embedding_lambdas"][i] * first
+        table = w.get(f"value_embeddings.{i}.weight")
+        x = x + plain_attention(block.attention, norm(x), table, tokens, document, previous)
+        x = x + plain_mlp(block.mlp, norm(x), c.activation)
+        if i == c.depth // 2:
+            middle = x
+    if c.backout:
+        x = x - w["backout_lambda"] * middle
+    logits = (norm(x) @ w["head.weight"].T)[:, : c.vocab_size]
+    return logits if c.softcap is None else c.softcap * torch.tanh(logits / c.softcap)
+
+
+@pytest.mark.parametrize("document_mask", ["none", "own"])
+def test_logits_and_gradients_are_those_of_a_plain_reference(model, document_mask):
+    model = random_model(vars(model.config) | dict(document_mask=document_mask, eot_token=0))
+    tokens = documents_of_three_lengths()
+    plain = torch.stack([plain_logits(model, row) for row in tokens])
+    torch.testing.assert_close(model(tokens), plain, rtol=1e-3, atol=2e-3)
+    weights = normal(*plain.shape, seed=9).detach()
+    ours, theirs = (torch.autograd.grad((logits * weights).sum(), list(model.parameters()))
+                    for logits in (model(tokens), plain))
+    for (name, _), mine, reference in zip(model.named_parameters(), ours, theirs):
+        assert (mine - reference).norm() <= 1e-3 * reference.norm() + 1e-4, name
+
+
+def documents_of_three_lengths() -> torch.Tensor:
+    """Two rows of 24 tokens; documents start at 5 and 12 of the first, at 0 and 12 of the second."""
+    tokens = random_tokens(2).clamp_min(1)
+    tokens[0, [5, 12]] = tokens[1, [0, 12]] = 0
+    return tokens
+
+
+def test_no_document_sees_another(model):
+    model = random_model(vars(model.config) | dict(document_mask="own", eot_token=0))
+    joined = random_model(vars(model.config) | dict(document_mask="none"))
+    tokens = documents_of_three_lengths()
+    changed = tokens.clone()
+    changed[0, 6:12] = changed[0, 6:12] % 100 + 1
+    changed[1, 1:12] = changed[1, 1:12] % 100 + 1
+    difference, leak = ((net(tokens) - net(changed)).abs().amax(-1) for net in (model, joined))
+    assert difference[:, 12:].max() < 1e-5 and difference[0, :6].max() < 1e-5
+    assert difference[0, 6:12].min() > 1e-3 and difference[1, 1:12].min() > 1e-3
+    assert leak[:, 12].min() > 1e-3, "without the mask the first token after the border does see it"
+    kept = []
+    model.token_embedding.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    (gradient,) = torch.autograd.grad(model(tokens)[:, 12:].square().sum(), kept[-1])
+    assert gradient[:, :12].abs().max() == 0
+    if model.config.position == "rotary":  # no reset is needed: a document alone has the same logits
+        torch.testing.assert_close(model(tokens)[:, 12:], model(tokens[:, 12:]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("window", [7, 40])
+def test_flex_attention_is_masked_attention(window):
+    # the compiled kernels and the gradient need a GPU; the mask is the same
+    q, k, v = (normal(2, 3, 40, 16, seed=seed).detach() for seed in range(3))
+    tokens = torch.randint(0, 9, (2, 40), generator=torch.Generator().manual_seed(0))
+    documents = Documents(tokens, 0, [])
+    flex = flex_attention(q, k, v, block_mask=block_mask(documents.number_BT, window))
+    torch.testing.assert_close(documents.attention(q, k, v, window), flex)
+
+
 def assert_same_with_gradients(ours, theirs, inputs, atol=1e-5):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol)
     weights = normal(*ours.shape, seed=9).detach()
@@ -163,35 +318,6 @@ def test_sparse_attention_is_the_loop_over_queries(size, blocks, length):
     ours = sparse_attention(q, k, v, weights, blocks=blocks, shared=2)
     inputs = (q, k, v)
     assert_same_with_gradients(ours[0] + ours[1], (torch.stack(compressed, 1) + torch.stack(selected, 1))[None], inputs)
-
-
-def test_latent_attention_is_attention_with_factored_keys_and_values():
-    latent = random_model(BASE | dict(attention="mla", depth=1, position="learned")).blocks[0].attention
-    x = normal(2, 24, 32)
-    small = F.rms_norm(latent.latent(x), (8,), eps=1e-6)
-    q, k, v = (y.view(2, 24, 4, 8).transpose(1, 2) for y in (latent.query(x), latent.key(small), latent.value(small)))
-    q, k = (F.rms_norm(y, (8,), eps=1e-6) for y in (q, k))
-    scores = (q @ k.mT / 8**0.5).masked_fill(torch.ones(24, 24).triu(1).bool(), -torch.inf)
-    plain = latent.project((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 24, 32))
-    assert_same_with_gradients(latent(x, None, None), plain, (x, latent.key.weight, latent.latent.weight), 1e-4)
-
-
-@pytest.mark.parametrize("settings", [MLPS["moe"], MLPS["moe, swiglu, loss, none shared"]])
-def test_mixture_is_the_sum_over_all_experts(settings):
-    mixture = random_model(BASE | settings | dict(depth=1)).blocks[0].mlp
-    x = normal(2, 24, 32)
-    chosen, weights = mixture.route(x.flatten(0, 1))
-    dense = torch.zeros(48, mixture.config.experts).scatter(-1, chosen, weights)
-    h = torch.einsum("pd,emd->pem", x.flatten(0, 1), mixture.expert_expand)
-    if settings.get("activation") == "swiglu":
-        h = F.silu(h) * torch.einsum("pd,emd->pem", x.flatten(0, 1), mixture.expert_multiply)
-    else:
-        h = h.relu().square()
-    plain = torch.einsum("pem,edm,pe->pd", h, mixture.expert_project, dense).view(x.shape)
-    if mixture.shared is not None:
-        plain = plain + mixture.shared(x)
-    inputs = (x, mixture.expert_expand, mixture.expert_project, mixture.router.weight)
-    assert_same_with_gradients(mixture(x), plain, inputs, 1e-3)
 
 
 @pytest.mark.parametrize("balance", ["bias", "loss"])

@@ -1,0 +1,78 @@
+"""Is an idea a compute multiplier? The same data, two designs, several seeds, and an interval.
+
+The candidate is another preset, or the baseline's with changes. Documents, vocabulary and shards are the baseline's for
+both, so that losses compare. The baseline is trained at several budgets, each with its whole schedule: the compute
+multiplier is read off those. Every training is a stage of the store: what one comparison trained, the next finds done.
+"""
+
+import dataclasses
+import os
+
+from prefect import flow
+
+from flows.config import (
+    DataChanges,
+    Execution,
+    ModelChanges,
+    Preset,
+    RunConfig,
+    TrainChanges,
+    changes_of,
+    compose,
+    place_of,
+    run_name,
+)
+from tasks.comparison import CompareConfig, publish_comparison
+from tasks.download import download
+from tasks.shard import build_shards
+from tasks.stage import Result
+from tasks.tokenizer import build_tokenizer
+from tasks.train import train_model
+
+
+@flow(name="compare", flow_run_name=run_name)
+def compare_designs(
+    preset: Preset = Preset.mini_d2,
+    candidate: Preset | None = None,
+    train: TrainChanges = TrainChanges(),
+    model: ModelChanges = ModelChanges(),
+    data: DataChanges = DataChanges(),
+    compare: CompareConfig = CompareConfig(),
+    execution: Execution = Execution(),
+) -> str:
+    """Train a baseline and a candidate on the same data and report the paired difference and the compute multiplier.
+
+    Args:
+        preset: The baseline. Data, vocabulary and shards are its own for both.
+        candidate: The candidate's preset. Empty: the baseline's.
+        train: Changes to the candidate's budget, learning rates and schedule.
+        model: Changes to the candidate's network.
+        data: Where the documents of both come from. An empty field keeps the baseline's value.
+        compare: Seeds, and the budgets that the baseline is trained for.
+        execution: Store, workers, device and price: where it happens, never what it is.
+    """
+    baseline = compose(preset, changes_of(data=data))
+    other = compose(candidate or preset, changes_of(train=train, model=model))
+    place = place_of(execution, dict(os.environ))
+
+    documents = download(baseline.data, place)
+    vocabulary = build_tokenizer(baseline.tokenizer, documents, place)
+    shards = build_shards(baseline.shard, documents, vocabulary, place)
+
+    def trained(run: RunConfig, seed: int, budget: float) -> Result:
+        unit = run.train.budget_unit
+        amount = type(getattr(run.train, unit))(getattr(run.train, unit) * budget)
+        recipe = dataclasses.replace(run.train, seed=baseline.train.seed + seed, **{unit: amount})
+        return train_model(run.model, recipe, shards, vocabulary, None, place)
+
+    candidates = {(seed, 1.0): trained(other, seed, 1.0) for seed in range(compare.seeds)}
+    baselines = {(seed, budget): trained(baseline, seed, budget) for seed in range(compare.seeds)
+                 for budget in sorted(compare.budgets)}  # fmt: skip
+    names = (preset.value, f"{(candidate or preset).value} {as_changes(train, model)}".strip())
+    return publish_comparison(names, baselines, candidates, place)
+
+
+def as_changes(train: TrainChanges, model: ModelChanges) -> str:
+    """The candidate's changes in words."""
+    changes = changes_of(train=train, model=model)
+    return ", ".join(f"{name}.{field}={value}" for name, fields in changes.items() for field, value in fields.items())

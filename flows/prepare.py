@@ -1,0 +1,83 @@
+"""Everything before training: documents, benchmark items, contamination check, tokenizer, shards.
+
+It is the first part of `flows/daily.py`, and on its own the deployment `prepare-data`: what is prepared there, a later
+run with the same settings finds done.
+"""
+
+import os
+from dataclasses import dataclass, replace
+
+from prefect import flow
+
+from flows.config import (
+    ContaminationChanges,
+    DataChanges,
+    EvaluationChanges,
+    Execution,
+    Preset,
+    RunConfig,
+    ShardChanges,
+    TokenizerChanges,
+    changes_of,
+    compose,
+    place_of,
+    run_name,
+)
+from tasks.benchmarks import Items, fetch_benchmarks
+from tasks.contamination import Mode, check_contamination, drop_contaminated
+from tasks.download import download
+from tasks.shard import build_shards
+from tasks.stage import Place, Result
+from tasks.tokenizer import build_tokenizer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs, and what the report tells of it."""
+
+    raw: Result
+    documents: Result
+    items: Items
+    verdicts: Result
+    vocabulary: Result
+    shards: Result
+
+
+def prepare(run: RunConfig, place: Place) -> Prepared:
+    """The stages before training, in order."""
+    documents = raw = download(run.data, place)
+    items = fetch_benchmarks(run.evaluation.suites, place)
+    verdicts = check_contamination(run.contamination, documents, items, place)
+    if run.contamination.mode is Mode.FILTER:
+        documents = drop_contaminated(documents, verdicts, place)
+        verdicts = check_contamination(replace(run.contamination, mode=Mode.REFUSE), documents, items, place)
+    vocabulary = build_tokenizer(run.tokenizer, documents, place)
+    shards = build_shards(run.shard, documents, vocabulary, place)
+    return Prepared(raw, documents, items, verdicts, vocabulary, shards)
+
+
+@flow(name="prepare-data", flow_run_name=run_name)
+def prepare_data(
+    preset: Preset = Preset.laptop,
+    data: DataChanges = DataChanges(),
+    tokenizer: TokenizerChanges = TokenizerChanges(),
+    shard: ShardChanges = ShardChanges(),
+    contamination: ContaminationChanges = ContaminationChanges(),
+    evaluation: EvaluationChanges = EvaluationChanges(),
+    execution: Execution = Execution(),
+) -> None:
+    """Download, check for contamination, train the tokenizer and write the shards; nothing is trained.
+
+    Args:
+        preset: The recipe whose data is prepared. In every section below an empty field keeps the preset's value.
+        data: Where the documents come from.
+        tokenizer: The vocabulary.
+        shard: How tokens are cut into files.
+        contamination: When a benchmark item counts as contaminated, and what follows.
+        evaluation: The suites whose items are looked for.
+        execution: Store and workers: where it happens, never what it is.
+    """
+    changes = changes_of(
+        data=data, tokenizer=tokenizer, shard=shard, contamination=contamination, evaluation=evaluation
+    )
+    prepare(compose(preset, changes), place_of(execution, dict(os.environ)))

@@ -1,0 +1,88 @@
+"""Linear layers that multiply in fp8: e4m3 forward, e5m2 for gradients, one scale a tensor.
+
+A tensor is divided by its largest absolute value so that this becomes the largest number of the format,
+rounded, and multiplied with tensor cores that add up in fp32; the scale is multiplied back in ("FP8
+Formats for Deep Learning", arXiv 2209.05433; scaling by the tensor at hand as in nanochat and torchao, where
+it beat a scale a row). Weights stay fp32 in memory and in the optimizer. What is saved for the backward
+pass is the fp8 copies: half of bf16.
+
+The same product runs on a GPU of compute capability 8.9 or more and, slowly, on a CPU, so that numbers can be
+checked without the GPU. Shape suffixes: P tokens, D inputs, E outputs.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.parsing import ConfigError
+
+MULTIPLE = 16  # of every size of a product, asked for by the hardware
+FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2  # more precision; more range
+
+
+def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x in fp8 and the fp32 scale that gives x back: x is about x8 * scale."""
+    largest = torch.finfo(dtype).max
+    scale = x.abs().max().float().clamp_min(1e-12) / largest
+    return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
+
+
+def _product(a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, dtype: torch.dtype, fast: bool) -> Tensor:
+    """a @ b in `dtype`; the hardware reads a by rows and b by columns. `fast` adds up in fewer bits."""
+    return torch._scaled_mm(a.contiguous(), b.mT.contiguous().mT, scale_a=scale_a, scale_b=scale_b, out_dtype=dtype,
+                            use_fast_accum=fast)
+
+
+class _Product(torch.autograd.Function):
+    """x_PD @ weight_ED', all three products of the forward and the backward pass in fp8."""
+
+    @staticmethod
+    def forward(ctx, x_PD: Tensor, weight_ED: Tensor, dtype: torch.dtype) -> Tensor:
+        x8_PD, x_scale = quantise(x_PD, FORWARD)
+        w8_ED, w_scale = quantise(weight_ED, FORWARD)
+        ctx.save_for_backward(x8_PD, x_scale, w8_ED, w_scale)
+        ctx.dtypes = x_PD.dtype, weight_ED.dtype
+        return _product(x8_PD, x_scale, w8_ED.mT, w_scale, dtype, fast=True)
+
+    @staticmethod
+    def backward(ctx, gradient_PE: Tensor) -> tuple[Tensor, Tensor, None]:
+        x8_PD, x_scale, w8_ED, w_scale = ctx.saved_tensors
+        x_dtype, w_dtype = ctx.dtypes
+        g8_PE, g_scale = quantise(gradient_PE, BACKWARD)
+        to_x_PD = _product(g8_PE, g_scale, w8_ED, w_scale, x_dtype, fast=False)
+        to_weight_ED = _product(g8_PE.mT, g_scale, x8_PD, x_scale, w_dtype, fast=False)
+        return to_x_PD, to_weight_ED, None
+
+
+class Float8Linear(nn.Linear):
+    """nn.Linear with fp8 products under autocast (in training); a plain one outside it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        x_PD = x.flatten(0, -2)
+        if not torch.is_autocast_enabled(device) or len(x_PD) % MULTIPLE:
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype(device)
+        y_PE = _Product.apply(x_PD, self.weight, dtype)
+        if self.bias is not None:
+            y_PE = y_PE + self.bias.to(dtype)
+        return y_PE.unflatten(0, x.shape[:-1])
+
+
+def use_fp8(model: nn.Module, smallest_size: int) -> None:
+    """Make the linear layers of the blocks with inputs and outputs of at least `smallest_size` Float8Linear.
+
+    The head and small layers stay in bf16: the head costs loss, and a small product is faster in bf16 than the
+    rounding to fp8. Raises ConfigError where the device has no fp8 products or no layer is large enough.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < (8, 9):
+        raise ConfigError(f"precision is 'fp8', but {torch.cuda.get_device_name(device)} has no fp8 products: its "
+                          f"compute capability is {capability[0]}.{capability[1]}, 8.9 is needed")
+    chosen = [layer for layer in model.blocks.modules() if type(layer) is nn.Linear
+              and min(layer.weight.shape) >= smallest_size
+              and all(size % MULTIPLE == 0 for size in layer.weight.shape)]
+    if not chosen:
+        raise ConfigError(f"precision is 'fp8', but no linear layer of the blocks has inputs and outputs of at least "
+                          f"fp8_smallest_size {smallest_size}, both multiples of {MULTIPLE}")
+    for layer in chosen:
+        layer.__class__ = Float8Linear  # nothing but forward differs: parameters and names stay

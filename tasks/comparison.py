@@ -1,0 +1,63 @@
+"""Two designs on the same data: what their trainings say of each other."""
+
+import json
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel, ConfigDict, Field
+
+from eval.multiplier import Training, compare, render_comparison
+from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
+from tasks.train import read_metrics
+
+VERSION = 1
+
+
+class CompareConfig(BaseModel):
+    """How often, and at which budgets, the designs are trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeds: int = Field(3, ge=1, le=20, description="Seeds of each training; from two on there are intervals.")
+    budgets: tuple[float, ...] = Field(
+        (0.5, 1.0, 2.0), description="Shares of its own budget that the baseline is trained for; 1 must be one of them."
+    )
+
+    def model_post_init(self, _: object) -> None:
+        if 1 not in self.budgets or min(self.budgets) <= 0 or len(set(self.budgets)) != len(self.budgets):
+            raise ValueError(f"budgets {self.budgets} must be positive, different, and 1 must be one of them")
+
+
+@task(name="comparison", **STAGE_TASK)
+def publish_comparison(
+    names: tuple[str, str],
+    baseline: dict[tuple[int, float], Result],
+    candidate: dict[tuple[int, float], Result],
+    place: Place,
+) -> str:
+    """Compare two arms of finished trainings by seed and budget. Outputs: comparison.json, comparison.md.
+    Returns where the page is."""
+    arms = {"baseline": baseline, "candidate": candidate}
+    if len({result.manifest.inputs["shards"] for arm in arms.values() for result in arm.values()}) != 1:
+        raise StageError(f"{names[0]} and {names[1]} were not trained on the same shards")
+    inputs = {f"{arm} {seed} {budget}": result.digest for arm, results in arms.items()
+              for (seed, budget), result in results.items()}  # fmt: skip
+    stage = Stage(name="comparison", version=VERSION, config={"names": list(names)}, inputs=inputs)
+
+    def build(_: Path, out: Path) -> None:
+        trained = {arm: [_training(seed, budget, result, place) for (seed, budget), result in results.items()]
+                   for arm, results in arms.items()}  # fmt: skip
+        found = {"names": list(names), **compare(**trained)}
+        (out / "comparison.json").write_text(json.dumps(found, indent=1))
+        (out / "comparison.md").write_text(render_comparison(found))
+
+    result = finish(stage, place, build)
+    page = (materialise(result, place) / "comparison.md").read_text()
+    create_markdown_artifact(key="comparison", description="Candidate against baseline", markdown=page)
+    return f"{place.store.url}/{result.manifest.location(result.manifest.output('comparison.md'))}"
+
+
+def _training(seed: int, budget: float, result: Result, place: Place) -> Training:
+    done = read_metrics(materialise(result, place))[-1]
+    return Training(seed=seed, budget=budget, flops=done["flops"], bits_per_byte=done["bits_per_byte"])

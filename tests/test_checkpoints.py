@@ -1,0 +1,128 @@
+"""A training whose machine is lost goes on elsewhere from the store, to the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from model.config import GPTConfig, TrainConfig
+from model.shards import Dataset, Split, write_dataset, write_shard
+from tasks.benchmarks import Items
+from tasks.checkpoints import KEPT, Uploads, restore
+from tasks.stage import Place, Result, Stage, finish, materialise, open_place
+from tasks.store import digest_file
+from tasks.train import finished_training, read_metrics
+
+VOCAB = 32
+MODEL = GPTConfig(depth=2, width=32, heads=2, sequence_length=16)
+TRAIN = TrainConfig(seed=1, tokens=300 * 128, tokens_per_step=128, micro_batch_sequences=8, learning_rate=0.02,
+                    embedding_learning_rate=0.1, head_learning_rate=0.02, scalar_learning_rate=0.01,
+                    validation_every_steps=100, validation_tokens=256, checkpoint_every_steps=5, log_every_steps=50,
+                    sample_tokens=4)
+
+
+def write_shards(work: Path, out: Path) -> None:
+    noise = np.random.default_rng(0)
+    splits = {}
+    for split, count in (("train", 20_000), ("val", 2_000)):
+        tokens = noise.integers(1, VOCAB, count).astype(np.uint16)
+        tokens[0] = 0
+        write_shard(out, split, 0, tokens, np.array([0]), ["all"])
+        splits[split] = Split(documents=1, tokens=count, bytes=2 * (count - 1), shards=1)
+    write_dataset(out, Dataset(VOCAB, 0, "abc", splits, np.array([0] + [2] * (VOCAB - 1))))
+
+
+def write_tokenizer(work: Path, out: Path) -> None:
+    made = Tokenizer(models.WordLevel({f"w{number}": number for number in range(VOCAB)}, unk_token="w1"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(out / "tokenizer.json"))
+
+
+def trained(place: Place) -> Result:
+    made = [finish(Stage(name=name, version=1, config={}, inputs={}), place, build)
+            for name, build in (("shard", write_shards), ("tokenizer", write_tokenizer))]
+    return finished_training(MODEL, TRAIN, *made, Items({}, {}, {}), place)
+
+
+@pytest.fixture(params=["local", "s3"])
+def machines(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Place, Place]:
+    """Two machines, each with a cache of its own, that share a store."""
+    local = request.param == "local"
+    url = str(tmp_path / "store") if local else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    first = open_place(url, str(tmp_path / "first"), 1, "cpu", None, 0.0)
+    return first, replace(first, cache=tmp_path / "second")
+
+
+def uploaded(place: Place) -> list[str]:
+    return [key for key in place.store.list("checkpoints") if key.endswith("/uploaded.json")]
+
+
+@pytest.mark.parametrize("machines", ["s3"], indirect=True)
+def test_another_machine_goes_on_from_the_store_to_the_same_bytes(machines: tuple[Place, Place], tmp_path: Path):
+    first, second = machines
+    program = f"from tests.test_checkpoints import *; trained(open_place({first.store.url!r}, {str(first.cache)!r}, " \
+              f"1, 'cpu', None, 0.0))"
+    lost = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not uploaded(first):
+        assert lost.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(lost.pid)], capture_output=True, text=True, check=True)
+    for process in (lost.pid, *map(int, children.stdout.split())):
+        os.kill(process, signal.SIGKILL)
+    lost.wait()
+
+    result = trained(second)
+    resumed = [event["step"] for event in read_metrics(materialise(result, second)) if event["event"] == "resume"]
+    assert resumed and 5 <= resumed[0] < 300
+    assert list(second.store.list("checkpoints")) == []
+    straight = trained(open_place(str(tmp_path / "other"), None, 1, "cpu", None, 0.0))
+    assert result.digest == straight.digest
+
+
+def run_folder(cache: Path, steps: range) -> Path:
+    """What a trainer leaves, with checkpoints of one file."""
+    run_dir = cache / "run"
+    for step in steps:
+        folder = run_dir / "checkpoints" / f"step_{step:09d}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(f"state {step}")
+    for name in ("run.json", "metrics.jsonl", "samples.json"):
+        (run_dir / name).write_text(name)
+    return run_dir
+
+
+def test_the_store_keeps_the_last_ones_and_a_damaged_one_is_passed_over(machines: tuple[Place, Place]):
+    first, second = machines
+    run_dir = run_folder(first.cache, range(1, 6))
+    for step in range(1, 6):
+        with Uploads("k", run_dir, first) as uploads:
+            uploads({"event": "checkpoint", "step": step})
+            uploads.pool.shutdown()
+    assert [key.split("/")[2] for key in uploaded(first)] == ["step_000000004", "step_000000005"]
+    assert len(list(first.store.list("checkpoints/k"))) == KEPT * 5
+
+    damaged = first.cache / "damaged"
+    damaged.write_text("state 6")
+    first.store.put("checkpoints/k/step_000000005/state.json", damaged, digest_file(damaged))
+    there = second.cache / "run"
+    restore("k", there, second)
+    assert [path.name for path in sorted((there / "checkpoints").glob("step_*"))] == ["step_000000004"]
+    assert (there / "checkpoints" / "step_000000004" / "state.json").read_text() == "state 4"
+    assert (there / "run.json").read_text() == "run.json"
+
+
+def test_a_store_that_fails_does_not_end_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    place = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
+    (tmp_path / "store" / "checkpoints").write_text("a file where a folder belongs")
+    with Uploads("k", run_folder(place.cache, range(1, 2)), place) as uploads:
+        uploads({"event": "checkpoint", "step": 1})
+        uploads.pool.shutdown()
+    assert "step_000000001 is not uploaded" in caplog.text

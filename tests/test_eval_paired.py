@@ -1,0 +1,144 @@
+"""Paired comparisons against scipy, what may be compared at all, verdicts, and the stated rates by simulation."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import binomtest, ttest_rel
+
+from benchmarks.coverage import SCENARIOS, alarms, coverage
+from eval.comparison import comparison_section
+from eval.ledger import earlier_runs
+from eval.paired import Evaluation, compare, gold_probability, mcnemar, paired, per_item, verdict
+from eval.samples import SAMPLES_SCHEMA
+from eval.stats import share_interval, wilson_interval
+
+SIMULATED = {scenario.name: scenario for scenario in SCENARIOS}
+
+
+@pytest.mark.parametrize("name", [name for name in SIMULATED if name not in ("ARC-Easy", "HellaSwag, sources")])
+def test_intervals_cover_what_they_say(name):
+    assert 0.93 <= coverage(SIMULATED[name], 500)["ours"] <= 0.97
+
+
+def test_items_taken_for_independent_would_not_be_covered():
+    assert coverage(SIMULATED["12 clusters of 10"], 200)["ordinary"] < 0.85
+
+
+@pytest.mark.parametrize("name", ["WinoGrande, twins", "near 0, independent", "12 clusters of 10, graded"])
+def test_equal_models_alarm_and_detectable_differences_are_seen_as_stated(name):
+    found = alarms(SIMULATED[name], 300)
+    assert 0.02 <= found["paired"] <= 0.08
+    assert found["mcnemar"] <= 0.07 or SIMULATED[name].graded
+    assert 0.7 <= found["power"] <= 0.87
+
+
+def test_mcnemar_and_the_paired_test_equal_scipys():
+    for better, worse in [(0, 0), (1, 0), (7, 7), (3, 14), (121, 59), (700, 810), (5000, 4800)]:
+        expected = binomtest(better, better + worse).pvalue if better + worse else 1.0
+        assert mcnemar(better, worse) == pytest.approx(expected, rel=1e-9)
+    generator = np.random.default_rng(0)
+    one, two = generator.random(80), generator.random(80) - 0.1
+    expected = ttest_rel(one, two)
+    row = paired((one - two).tolist(), [str(item) for item in range(80)])
+    assert row["p"] == pytest.approx(expected.pvalue)
+    assert row["interval"] == pytest.approx(list(expected.confidence_interval(0.95)))
+
+
+def test_differences_that_do_not_vary():
+    names = [str(item) for item in range(40)]
+    assert paired([0.0] * 40, names)["p"] == 1.0 and paired([1.0] * 40, names)["p"] == 0.0
+    assert paired([1.0, 1.0], ["a", "a"])["p"] is None
+    # all answers right: as wide as a single answer a cluster says, and never empty
+    assert share_interval(1.0, 0.0, 50)[0] == pytest.approx(wilson_interval(50, 50)[0], abs=0.01)
+
+
+def evaluation(right: list[float], items: range | None = None, **scores: object) -> Evaluation:
+    items = items or range(len(right))
+    rows = [
+        dict.fromkeys(SAMPLES_SCHEMA.names) | {
+            "suite": "winogrande", "task": "winogrande", "item": item, "acc": value, "gold": [0], "cluster": str(item),
+            "choice_logprobs": [math.log(0.3 + 0.4 * value), math.log(0.7 - 0.4 * value)],
+        }
+        for item, value in zip(items, right)
+    ]  # fmt: skip
+    told = {"task_versions": {"winogrande": 1.0}, "num_fewshot": 0, "metric_versions": {"acc": 1}} | scores
+    return Evaluation(samples=pa.Table.from_pylist(rows, SAMPLES_SCHEMA), scores=told, data={"winogrande": "d1"})
+
+
+def test_a_worse_run_regresses_on_the_items_that_both_scored():
+    generator = np.random.default_rng(1)
+    before = (generator.random(400) < 0.8).astype(float)
+    after = np.where(generator.random(400) < 0.15, 0.0, before)
+    found = compare(evaluation(after.tolist()), evaluation(before[100:].tolist(), range(100, 400)))
+    accuracy, gold = found["rows"]
+    assert (accuracy["metric"], accuracy["n"], gold["metric"]) == ("acc", 300, "gold_probability")
+    assert accuracy["difference"] == pytest.approx((after - before)[100:].mean())
+    assert (accuracy["better"], accuracy["worse"]) == (0, int((after < before)[100:].sum()))
+    assert gold["difference"] == pytest.approx(0.4 * accuracy["difference"])
+    assert (found["verdict"], found["regressed"]) == ("regressed", ["winogrande acc", "winogrande gold_probability"])
+    better = compare(evaluation(before.tolist()), evaluation(after.tolist()))
+    assert better["verdict"] == "improved" and not better["regressed"]
+    assert compare(evaluation(before.tolist()), evaluation(before.tolist()))["verdict"] == "no difference seen"
+
+
+def test_only_the_same_thing_is_compared():
+    one = evaluation([0.0, 1.0] * 50)
+    for change, told in [
+        ({"num_fewshot": 5}, "few-shot examples: 5 there, 0 here"),
+        ({"task_versions": {"winogrande": 2.0}}, "task version: 2.0 there, 1.0 here"),
+        ({"metric_versions": {"acc": 2}}, "metric versions: {'acc': 2} there, {'acc': 1} here"),
+    ]:
+        found = compare(one, evaluation([0.0, 1.0] * 50, **change))
+        assert found["rows"] == [] and found["omitted"] == {"winogrande": told}
+    found = compare(one, replace(one, data={"winogrande": "d2"}))
+    assert found["omitted"] == {"winogrande": "data: d2 there, d1 here"}
+    few = compare(one, evaluation([1.0] * 29))
+    assert few["omitted"] == {"winogrande": "29 items were scored in both, fewer than 30"}
+
+
+def test_a_verdict_holds_over_all_rows_together():
+    def row(p: float, mcnemar_p: float, difference: float) -> dict:
+        return {"suite": "s", "metric": f"m{p}", "p": p, "mcnemar_p": mcnemar_p, "difference": difference}
+
+    assert verdict([row(0.02, 0.02, -1), row(0.5, 0.5, 1), row(0.6, 0.6, 1)])["verdict"] == "no difference seen"
+    assert verdict([row(0.01, 0.01, -1), row(0.5, 0.5, 1), row(0.6, 0.6, 1)])["regressed"] == ["s m0.01"]
+    assert verdict([row(0.01, 0.3, -1)])["verdict"] == "no difference seen"
+    assert verdict([row(0.01, 0.01, -1), row(0.02, 0.02, 1)])["verdict"] == "mixed"
+
+
+def test_scores_follow_from_the_samples_alone():
+    assert gold_probability([math.log(0.2), math.log(0.6)], [0]) == pytest.approx(0.25)
+    assert gold_probability([-1000.0, -1001.0, -1000.0], [0, 2]) == pytest.approx(2 / (2 + math.exp(-1)))
+    values = per_item(evaluation([1.0, 0.0]).samples)
+    assert values["winogrande", "winogrande", "acc"] == {0: (1.0, "0"), 1: (0.0, "1")}
+    gold = values["winogrande", "winogrande", "gold_probability"]
+    assert [value for value, _ in gold.values()] == pytest.approx([0.7, 0.3])
+
+
+def test_whom_a_run_is_compared_with():
+    def row(run: str, preset: str, finished: str, bits: float, data: str = "d") -> dict:
+        return {"run": run, "preset": preset, "finished": finished, "bits_per_byte": bits, "validation_data": data}
+
+    rows = [row("a", "daily", "1", 0.9), row("b", "daily", "2", 1.0), row("c", "gpt2-124m", "3", 1.2),
+            row("d", "mini-d2", "4", 0.5, "other"), row("me", "daily", "9", 0.1)]
+    found = earlier_runs(rows, "me", "daily", "d")
+    assert [found[role]["run"] for role in ("yesterday", "best", "baseline")] == ["b", "a", "c"]
+    assert earlier_runs(rows[-1:], "me", "daily", "d") == {
+        "yesterday": "no earlier run of preset daily",
+        "best": "no earlier run on the same validation data",
+        "baseline": "no earlier run of preset gpt2-124m",
+    }
+
+
+def test_the_section_tells_what_was_compared_and_what_not():
+    generator = np.random.default_rng(1)
+    before = (generator.random(400) < 0.9).astype(float)
+    found = compare(evaluation([0.0] * 200 + before[200:].tolist()), evaluation(before.tolist()))
+    entry = {"roles": ["yesterday", "best"], "run": "r" * 64, "preset": "daily", "finished": "now", "commit": "c"}
+    text = "\n".join(comparison_section([entry | found, {"roles": ["baseline"], "reason": "nobody"}], []))
+    assert "**Against yesterday's run and the best run: regressed.**" in text
+    assert "Regressed: winogrande acc, winogrande gold_probability." in text
+    assert "| < 0.001 |" in text and "No comparison with the baseline: nobody." in text
