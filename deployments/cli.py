@@ -317,6 +317,11 @@ def _summary(published: Published, seconds: float) -> None:
 
 
 def _chat(arguments: argparse.Namespace) -> None:
+    if arguments.tokens < 1 or arguments.temperature < 0:
+        raise ChatError(
+            f"--tokens must be at least 1 and --temperature at least 0, but they are {arguments.tokens} and "
+            f"{arguments.temperature}"
+        )
     options = ["--tokens", str(arguments.tokens), "--temperature", str(arguments.temperature)]
     converse("deployments.dialogue", arguments.run, options, place_of(_execution(arguments), dict(os.environ)))
 

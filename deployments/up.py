@@ -100,7 +100,7 @@ def up(port: int) -> None:
         "PREFECT_API_URL": api,
         "DAILY_TRAIN_HOME": str(provenance.PROJECT),
         "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
-        "DAILY_TRAIN_STORE": str(provenance.PROJECT / ".daily-train"),
+        "DAILY_TRAIN_STORE": os.environ.get("DAILY_TRAIN_STORE", str(provenance.PROJECT / ".daily-train")),
         "DAILY_TRAIN_VERSION": provenance.commit(),
         "PREFECT_UI_URL": url,
     }
