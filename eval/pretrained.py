@@ -48,11 +48,11 @@ class Pretrained:
         head = model.get_output_embeddings()
         with torch.inference_mode():
             logits_BTV = model(sample, use_cache=False).logits
-            h_BTD = getattr(model.base_model(sample, use_cache=False), "last_hidden_state", None)
-            apart_BTV = logits_BTV + torch.inf if head is None or h_BTD is None else head(h_BTD)
+            self.head_apart = head is not None and isinstance(model.base_model, PreTrainedModel)
+            if self.head_apart:  # unless the model caps or scales its logits after the head
+                h_BTD = getattr(model.base_model(sample, use_cache=False), "last_hidden_state", None)
+                self.head_apart = h_BTD is not None and torch.allclose(head(h_BTD), logits_BTV, rtol=0, atol=_TOLERANCE)
         self.vocab_size = logits_BTV.size(-1)
-        # a model may cap or scale its logits after the head
-        self.head_apart = bool(torch.allclose(apart_BTV, logits_BTV, rtol=0, atol=_TOLERANCE))
         self._head = head
         takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.shares_beginnings = takes_positions and not _has_windows(model.config)

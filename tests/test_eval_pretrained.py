@@ -1,7 +1,9 @@
 """Models of `transformers` through the same adapter: short cuts where they are exact, plain rows elsewhere."""
 
+import hashlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +13,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from deployments.cli import main
+from deployments.export import Finished, write
 from eval.scoring import Scorer
 from eval.suites import SUITES, write_rows
+from model.checkpoint import publish_final
+from model.config import GPTConfig
+from model.gpt import GPT, initialise
 
 transformers = pytest.importorskip("transformers")
 
-from eval.harness import HarnessError  # noqa: E402
+from eval.harness import HarnessConfig, HarnessError, load_model  # noqa: E402
 from eval.pretrained import Pretrained, PretrainedConfig, load_pretrained  # noqa: E402
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -103,6 +109,27 @@ def test_the_command_scores_a_folder_and_says_how_sure_it_is(folder, tmp_path, c
                 logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             expected = sum(logprobs[place - 1, ids[place]].item() for place in range(start, len(ids)))
             assert logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_exported_model_scores_what_the_original_scores(folder, tmp_path):
+    network = GPT(GPTConfig(depth=2, width=32, heads=2, sequence_length=64, vocab_size=257, vocab_multiple=64)).eval()
+    initialise(network, seed=0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    publish_final(tmp_path / "final", network, 0, digest, {})
+    write(Finished(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported")
+    config = replace(_config(tmp_path / "exported", tmp_path), trust_code=True)
+    exported = load_pretrained(config).scorer
+    original = load_model(HarnessConfig(
+        checkpoint=tmp_path / "final", tokenizer=folder / "tokenizer.json", benchmarks=tmp_path, suites=(),
+        items_per_suite=None, seed=0, out=tmp_path)).scorer
+    inputs = [(*range(10, 40), 50 + choice) for choice in range(4)]
+    answers = [[50 + choice, 60] for choice in range(4)]
+    scores = [scorer(inputs, answers, lambda done: None) for scorer in (exported, original)]
+    assert original.tokens < exported.tokens == sum(map(len, inputs))  # it takes no positions
+    assert [one for one, _ in scores[0]] == pytest.approx([one for one, _ in scores[1]], abs=1e-4)
 
 
 def _config(folder, tmp_path) -> PretrainedConfig:
