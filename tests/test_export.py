@@ -22,7 +22,7 @@ from tasks.tokenizer import END_OF_TEXT, train_bpe
 
 BASE = dict(depth=3, width=32, heads=4, sequence_length=24)
 GPT2 = dict(norm="layer", position="learned", activation="gelu", qk_norm=False, tied_head=True, bias=True,
-            zero_init_projections=False, vocab_multiple=1)
+            zero_init_projections=False, vocab_multiple=1, eot_token=0)
 ATTENTIONS = [
     dict(kv_heads=2),
     dict(attention="mla"),
