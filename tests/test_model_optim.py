@@ -251,7 +251,7 @@ def test_psgd_whitens_correlated_gradients_of_any_size(rows, columns):
 def test_psgd_stays_finite_when_a_gradient_stops():
     parameter = nn.Parameter(torch.zeros(6, 4))
     kron = Kron([parameter], weight_decay=0.0)
-    for step in range(1500):
+    for step in range(600):
         parameter.grad = torch.zeros(6, 4)
         if step < 5:
             parameter.grad[:3] = torch.randn(3, 4, generator=torch.Generator().manual_seed(step))
