@@ -25,7 +25,7 @@ from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, lo
 from tasks.store import digest_file
 from tasks.train import read_metrics
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
