@@ -81,8 +81,8 @@ def _training(facts: dict[str, Any]) -> list[list[object]]:
         ]
     if "model_source" in facts:
         same = facts["model_source"] == facts["model_source_here"]
-        rows.append(["source of the network", "the one it was trained with" if same else
-                     f"newer than the one it was trained with (`{facts['model_source']}`): compare its loss"])
+        rows.append(["source of the network", "as it was trained" if same else
+                     f"not the one it was trained with (`{facts['model_source']}`): check its loss"])
     return rows
 
 

@@ -130,7 +130,7 @@ def test_a_finished_run_is_exported_by_its_name(first: Store, tmp_path: Path):
     [lock] = [output["sha256"] for output in download["outputs"] if output["path"] == "lock.json"]
     report = json.loads(next(first.root.glob(f"stages/report/{run}/*/report.json")).read_text())
     for told in (lock, run, report["commit"], "40,960 tokens", "| winogrande | acc | 0 | 4 of 1,267 |", "planted items",
-                 "the one it was trained with"):
+                 "as it was trained"):
         assert told in card
     assert "Not recorded" not in card
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "daily_train"
