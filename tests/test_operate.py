@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -291,7 +292,9 @@ def test_a_run_survives_its_server_and_its_worker_and_can_still_be_cancelled(up:
 def test_the_schedule_fires_and_a_pause_holds(up: Up):
     daily = up.deployment("daily")
     schedules = f"/deployments/{daily['id']}/schedules"
-    often = {"schedule": {"interval": 3}, "active": True, "parameters": up.parameters(**FIRST)}
+    soon = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
+    schedule = {"interval": 30, "anchor_date": soon}
+    often = {"schedule": schedule, "active": True, "parameters": up.parameters(**FIRST)}
     [made] = up.api.post(schedules, json=[often]).json()
 
     def runs(*types: str) -> list[dict[str, Any]]:
