@@ -57,7 +57,7 @@ class RunConfig:
     train: TrainConfig
     """How it is trained."""
     shards: str
-    """Directory of token shards with shards.json."""
+    """Directory of token shards with shards.json; without one, model.vocab_size and model.eot_token are given."""
     run_dir: str
     """Directory that receives everything the run writes; an unfinished run there is resumed."""
     sample_prompts: list[list[int]]

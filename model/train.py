@@ -100,7 +100,8 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
                       flops=trainer.run["flops"], parameters=trainer.run["parameters"]["total"],
                       device=trainer.device_name, threads=torch.get_num_threads(),
                       peak_flops=trainer.peak_flops, processes=trainer.processes.count,
-                      weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()))
+                      weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()),
+                      cropped=trainer.packing and round(trainer.packing.cropped, 4))
         for reason in refused:
             metrics.write("damaged_checkpoint", step=trainer.step, reason=reason)
         if trainer.step:
