@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.anchors import anchor_note
 from eval.comparison import comparison_section, interval_text
 from eval.leaks import contamination_section, effects_section
 from eval.markup import code, markdown_table, passage
@@ -17,8 +18,8 @@ from eval.paired import GOLD, PerItem
 Report = dict[str, Any]
 
 FIGURES = {
-    "scores.png": "scores against chance",
-    "loss.png": "loss over training",
+    "scores.png": "scores against chance and public models",
+    "loss.png": "loss and bits per byte over training",
     "sweep.png": "contaminated items by threshold",
 }
 """Figures that lie beside the report, with what they show."""
@@ -97,6 +98,8 @@ def notes(scores: list[dict[str, Any]]) -> list[str]:
     if truncated:
         named = ", ".join(f"{suite} {count}" for suite, count in truncated.items())
         lines.append(f"Contexts cut on the left to fit the model, as lm-eval does: {named} items.")
+    if marks := anchor_note({(score["suite"], score["metric"]) for score in scored}):
+        lines.append(marks)
     return lines
 
 

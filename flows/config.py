@@ -57,12 +57,15 @@ class RunConfig:
 
 
 def _plain_fields(schema: dict[str, Any]) -> None:
-    """Show an optional field as an empty one of its kind: the form makes a switch with a `None` side of null."""
+    """Show an optional number, text or choice as an empty field of its kind; with null it would be a switch between
+    kinds. A truth value and a choice of forms stay switches: the form sends them even when nobody touched them."""
     for field in schema["properties"].values():
-        kinds = [kind for kind in field.pop("anyOf", []) if kind != {"type": "null"}]
-        field.update(kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {})
-        if field.get("default", ...) is None:
-            del field["default"]
+        kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
+        if len(kinds) == 1 and kinds[0].get("type") != "boolean":
+            del field["anyOf"]
+            field.update(kinds[0])
+            if field.get("default", ...) is None:
+                del field["default"]
 
 
 class Form(BaseModel):

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from model.multiple_choice import accuracy, read_items
 from model.optim import Optimizer
 from model.packing import Packing
 from model.parallel import Processes, connect, load_weights, shared_steps, whole
+from model.prefetch import Prefetch
 from model.run import Execution, RunConfig, check_same_run, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardSet, read_dataset
@@ -83,6 +85,11 @@ class Trainer:
         self.micro_batches = shared_steps(sequences, config.train.micro_batch_sequences, self.processes.count)
         precision = config.train.precision
         self.autocast = torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+        self.batches = Prefetch(
+            partial(batch, self.shards["train"], config.train.seed, rank=self.processes.rank,
+                    world=self.processes.count, sequences=sequences, sequence_length=config.model.sequence_length,
+                    packing=self.packing),
+            self.device)
         self.model = GPT(self.config.model).to(self.device)
         if precision is Precision.FP8:
             use_fp8(self.model, config.train.fp8_smallest_size)
@@ -223,11 +230,8 @@ class Trainer:
 
     def gradients(self) -> float:
         """Mean gradients of this step's batch, over all processes, in .grad, times the loss scale; its mean loss."""
-        train, processes = self.config.train, self.processes
-        x_BT, y_BT = batch(self.shards["train"], train.seed, self.step, processes.rank, processes.count,
-                           train.tokens_per_step // self.config.model.sequence_length,
-                           self.config.model.sequence_length, self.packing)
-        x_BT, y_BT = x_BT.to(self.device), y_BT.to(self.device)
+        processes = self.processes
+        x_BT, y_BT = self.batches.take(self.step)
         self.model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         parts = list(zip(x_BT.chunk(self.micro_batches), y_BT.chunk(self.micro_batches)))

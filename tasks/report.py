@@ -14,7 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from eval.figures import inline, loss_figure, score_figure, sweep_figure
 from eval.ledger import earlier_runs, leaderboard, leaderboard_page, ledger_row
 from eval.page import page
-from eval.paired import Evaluation, compare, per_item
+from eval.paired import Evaluation, compare, num_fewshot, per_item, regressed
 from eval.report import FIGURES, cost_table, joined_scores, notes, render, score_table
 from eval.stats import leak_effects, scores_by_verdict
 from tasks import provenance
@@ -25,7 +25,7 @@ from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, lo
 from tasks.store import digest_file
 from tasks.train import read_metrics
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,12 @@ def write_report(
             scores["scores"], scores_by_verdict(samples, verdicts), per_item(samples),
             leaks["coverage"]["suites"], items.missing,
         ),
-        "evaluation": {name: scores[name] for name in ("lm_eval", "num_fewshot", "task_versions", "metric_versions")},
+        "evaluation": {
+            **{name: scores[name] for name in ("lm_eval", "task_versions", "metric_versions")},
+            "num_fewshot": {task: num_fewshot(scores, task) for task in scores["task_versions"]},
+        },
         "against": against,
-        "regressed": sorted({name for found in against for name in found.get("regressed", [])}),
+        "regressed": regressed(against),
         "validation": {"loss": done["loss"], "bits_per_byte": done["bits_per_byte"]},
         "training": {
             "parameters": resolved["parameters"]["total"],
