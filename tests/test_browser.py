@@ -181,11 +181,11 @@ def test_a_run_by_hand_from_the_form_to_the_report(address: str, page: Page, sto
     [report] = store.glob("stages/report/*/*/report.html")
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
-        page.goto((tmp_path / "store/leaderboard.html").as_uri())
+        page.goto((store / "leaderboard.html").as_uri())
         assert_pleasant(page)
         page.get_by_role("link", name=report.parts[-3][:12]).click()
         assert page.url == report.as_uri()
-        expect(page.get_by_role("heading", name="Scores")).to_be_visible()
+        expect(page.get_by_role("heading", name="Scores", exact=True)).to_be_visible()
         expect(page.get_by_role("cell", name="train.tokens", exact=True)).to_be_hidden()  # a long table is folded
         page.get_by_text(re.compile(r"^\d+ rows$")).click()
         expect(page.get_by_role("cell", name="train.tokens", exact=True)).to_be_visible()
