@@ -22,7 +22,7 @@ from model.choices import (
     Smear,
     Window,
 )
-from model.parsing import ConfigError, require, require_each
+from model.parsing import ConfigError, coerce_choices, require, require_each
 from model.parsing import parse as parse
 
 MAX_VOCABULARY = 65_536  # tokens are stored as uint16
@@ -117,6 +117,7 @@ class GPTConfig:
     """Logits become softcap * tanh(logits / softcap), 15 is usual; null: not capped, faster on a CPU."""
 
     def __post_init__(self) -> None:
+        coerce_choices(self)
         sizes = ("depth width heads mlp_ratio sequence_length vocab_multiple sparse_block sparse_blocks experts "
                  "experts_per_token")
         require_each(self, sizes, lambda value: value >= 1, "at least 1")
@@ -294,6 +295,7 @@ class TrainConfig:
     """Tokens generated for each sample prompt, before and after training."""
 
     def __post_init__(self) -> None:
+        coerce_choices(self)
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             what = f"{' and '.join(given)} are both" if given else f"neither {' nor '.join(BUDGETS)} is"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -47,6 +48,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.terminate()
     server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run by hand leaves its results, for the tests after it."""
+    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +148,13 @@ READ = {
 """What a person reads in each artifact of the run below."""
 
 
-def test_a_run_by_hand_from_the_form_to_the_report(address: str, page: Page, tmp_path: Path):
+def test_a_run_by_hand_from_the_form_to_the_report(address: str, page: Page, store: Path):
     open_form(page, address)
     expect(page.get_by_text("Budget in training tokens; exactly one of").first).to_be_visible()
     field(page, "Optimizer").get_by_role("button").press("ArrowDown")
     assert page.get_by_role("option").all_inner_texts() == ["muon", "adamw"]
     page.keyboard.press("Escape")
-    fill(page, {"Tokens": -5}, tmp_path / "store")
+    fill(page, {"Tokens": -5}, store)
     page.get_by_role("button", name="Submit").click()
     refused = "Validation failed for field 'train.tokens'. Failure reason: -5 is less than or equal to the minimum of 0"
     expect(page.get_by_text(refused).first).to_be_visible()
@@ -171,14 +178,14 @@ def test_a_run_by_hand_from_the_form_to_the_report(address: str, page: Page, tmp
             expect(page.locator("article, .markdown-renderer").get_by_text(words).first).to_be_attached()
         assert_pleasant(page)
 
-    [report] = (tmp_path / "store").glob("stages/report/*/*/report.html")
+    [report] = store.glob("stages/report/*/*/report.html")
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
-        page.goto((tmp_path / "store/leaderboard.html").as_uri())
+        page.goto((store / "leaderboard.html").as_uri())
         assert_pleasant(page)
         page.get_by_role("link", name=report.parts[-3][:12]).click()
         assert page.url == report.as_uri()
-        expect(page.get_by_role("heading", name="Scores")).to_be_visible()
+        expect(page.get_by_role("heading", name="Scores", exact=True)).to_be_visible()
         expect(page.get_by_role("cell", name="train.tokens", exact=True)).to_be_hidden()  # a long table is folded
         page.get_by_text(re.compile(r"^\d+ rows$")).click()
         expect(page.get_by_role("cell", name="train.tokens", exact=True)).to_be_visible()
@@ -209,3 +216,33 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel", exact=True).first.click()
     wait_for_state(page, "Cancelled")
+
+
+def test_the_demo_page_shows_both_models(page: Page, store: Path):
+    pytest.importorskip("gradio", reason="the page needs the extra `demo`")
+    if not list(store.glob("ledger/*.json")):
+        pytest.skip("there is no finished run: the test of a run by hand makes it")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "deployments.cli", "demo", "--store", str(store), "--port", str(port)]
+    demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        for line in demo.stdout:
+            if "Running on local URL" in line:
+                break
+        page.goto(f"http://127.0.0.1:{port}")
+        page.locator("#prompt textarea").fill("The people of the United States")
+        page.get_by_role("button", name="Continue").click()
+        texts = {}
+        for name in ("untrained", "trained"):
+            box = page.locator(f"#{name} textarea")
+            expect(box).to_have_value(re.compile(r"^The people of the United States.{40}", re.DOTALL))
+            texts[name] = box.input_value()
+        assert texts["untrained"] != texts["trained"]
+        assert_pleasant(page)
+        page.set_viewport_size({"width": 390, "height": 900})
+        assert_pleasant(page)
+    finally:
+        os.killpg(demo.pid, signal.SIGTERM)
+        demo.wait(30)
