@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-contamination bench-ladder lock clean
+.PHONY: daily test check up bench-contamination bench-coverage bench-eval bench-gpu bench-ladder bench-train lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -20,6 +21,18 @@ up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
 
 bench-contamination: $(VENV)/installed-dev $(VENV)-peers/installed  ## speed, memory and recall beside the peers
 	$(BIN)/python -m benchmarks.contamination --peer-python $(VENV)-peers/bin/python $(ARGS)
+
+bench-coverage: $(VENV)/installed-dev  ## do intervals cover, and do tests alarm, as often as they say
+	$(BIN)/python -m benchmarks.coverage $(ARGS)
+
+bench-eval: $(VENV)/installed-dev  ## seconds and scores beside lm-eval's hf backend
+	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.evaluation $(ARGS)
+
+bench-gpu: $(VENV)/installed  ## tokens/s, MFU, memory and loss on a GPU, at most 10 minutes; ARGS="--nanochat DIR"
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+bench-train: $(VENV)/installed $(NANOGPT)/model.py  ## training speed and loss beside nanoGPT
+	$(BIN)/python -m benchmarks.train --nanogpt $(NANOGPT) $(ARGS)
 
 bench-ladder: $(VENV)/installed  ## compute multiplier over tuned GPT-2 and the ablation table; hours on one core
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ladder $(ARGS)
@@ -42,6 +55,10 @@ $(VENV)-peers/installed:
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install --quiet 'datatrove[processing]==0.10.1' spacy 'xxhash<4' regex nltk pandas pyarrow
 	touch $@
+
+$(NANOGPT)/model.py: | $(VENV)/bin/python
+	git clone --quiet https://github.com/karpathy/nanoGPT $(NANOGPT) || \
+	(echo 'make bench-train needs a checkout of https://github.com/karpathy/nanoGPT: clone it and add NANOGPT=DIR'; exit 1)
 
 clean:  ## remove the virtual environment; results in .daily-train stay
 	rm -rf $(VENV) $(VENV)-peers

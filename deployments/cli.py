@@ -1,4 +1,4 @@
-"""The command line: `daily-train run`, `up`, `notify`, `study`, `explain`, `export` and `leaderboard`."""
+"""The command line: `daily-train run`, `up`, `evaluate`, `export`, `leaderboard` and more: `daily-train --help`."""
 
 import argparse
 import json
@@ -17,23 +17,25 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
+from deployments.chat import ChatError, converse, require_gradio
 from deployments.export import ExportError, export
 from deployments.inlining import InliningError
 from deployments.notify import NotifyError, notify
 from deployments.up import NOTIFY, PORT, UpError, up
 from eval.findings import ContaminationError
-from eval.ledger import leaderboard
+from eval.ledger import leaderboard, leaderboard_page
 from eval.report import notes, score_table
-from eval.suites import SuiteError
+from eval.suites import SUITES, SuiteError
 from flows.config import FORMS, Execution, Preset, compose, one_sentence, place_of
 from flows.daily import daily_train
 from flows.study import contamination_study
 from model.config import ConfigError
 from tasks import provenance
 from tasks.documents import SourceError
+from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
 from tasks.process import ProcessError
-from tasks.report import Published, read_ledger
+from tasks.report import Published, read_ledger, report_pages
 from tasks.stage import StageError
 from tasks.store import StoreError
 from tasks.study import StudyConfig
@@ -41,6 +43,7 @@ from tasks.tokenizer import TokenizerError
 from tasks.wheels import WheelError
 
 EXPECTED = (
+    ChatError,
     ConfigError,
     ContaminationError,
     ExportError,
@@ -134,6 +137,24 @@ def _parser() -> argparse.ArgumentParser:
     _execution_options(why)
     why.set_defaults(command=_explain)
 
+    scores = commands.add_parser(
+        "evaluate",
+        help="score any model on the benchmarks: a finished model's folder, or what transformers opens",
+        description="Score a model on the five suites, print the table and write scores.json and samples.parquet.",
+        epilog="example: daily-train evaluate HuggingFaceTB/SmolLM2-135M --suites arc_easy --num-fewshot arc_easy=25",
+    )
+    scores.add_argument("model", metavar="MODEL", help="folder of a finished model, or a folder, .gguf file or hub id "
+                                                       "that transformers opens")
+    scores.add_argument("--tokenizer", type=Path, metavar="FILE", help="of a finished model, if not in its folder")
+    scores.add_argument("--suites", nargs="+", default=list(SUITES), metavar="SUITE", help=f"of {', '.join(SUITES)}")
+    scores.add_argument("--items", type=int, metavar="N", help="a fixed random subset of N items a suite; default: all")
+    scores.add_argument("--seed", type=int, default=0, help="chooses the subset (default: %(default)s)")
+    scores.add_argument("--num-fewshot", nargs="+", default=[], metavar="SUITE=N", help="examples before questions")
+    scores.add_argument("--trust-code", action="store_true", help="run the modelling file that the model brings along")
+    scores.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for the two files (%(default)s)")
+    _execution_options(scores)
+    scores.set_defaults(command=_evaluate)
+
     out = commands.add_parser(
         "export",
         help="write a finished model as a folder that transformers opens",
@@ -147,7 +168,23 @@ def _parser() -> argparse.ArgumentParser:
     _execution_options(out)
     out.set_defaults(command=_export)
 
+    chat = commands.add_parser(
+        "chat",
+        help="let a run's model continue your text in the terminal, before and after training",
+        epilog="example: echo 'My fellow citizens,' | daily-train chat --tokens 80",
+    )
+    chat.add_argument("--tokens", type=int, default=64, help="length of an answer in tokens (default: %(default)s)")
+    chat.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token (default: %(default)s)")
+    chat.set_defaults(command=_chat)
+    demo = commands.add_parser("demo", help="the same as a page: trained and untrained side by side (extra `demo`)")
+    demo.add_argument("--port", type=int, default=7860, help="port of the page on loopback (default: %(default)s)")
+    demo.set_defaults(command=_demo)
+    for talk in (chat, demo):
+        talk.add_argument("--run", default="", metavar="RUN", help="beginning of the run's name (default: the newest)")
+        _execution_options(talk)
+
     board = commands.add_parser("leaderboard", help="print every run in the store, best bits per byte first")
+    board.add_argument("--html", type=Path, metavar="FILE", help="write it as one HTML page instead")
     _execution_options(board)
     board.set_defaults(command=_leaderboard)
     return parser
@@ -242,6 +279,19 @@ def _explain(arguments: argparse.Namespace) -> None:
     print(explain_item(arguments.item, arguments.run, place_of(_execution(arguments), dict(os.environ))))
 
 
+def _evaluate(arguments: argparse.Namespace) -> None:
+    shots = _changes([f"num_fewshot.{pair}" for pair in arguments.num_fewshot]).get("num_fewshot", {})
+    try:
+        config = EvaluationConfig(
+            suites=arguments.suites, items_per_suite=arguments.items, seed=arguments.seed, num_fewshot=shots
+        )
+    except ValidationError as error:
+        raise ConfigError(one_sentence(EvaluationConfig, error, "evaluate")) from None
+    place = place_of(_execution(arguments), dict(os.environ))
+    print(evaluate_folder(config, arguments.model, arguments.tokenizer, arguments.trust_code, arguments.out, place))
+    print(f"\n{arguments.out}: scores.json, samples.parquet")
+
+
 def _export(arguments: argparse.Namespace) -> None:
     place = place_of(_execution(arguments), dict(os.environ))
     family = export(arguments.name, arguments.destination, arguments.tokenizer, place)
@@ -266,8 +316,32 @@ def _summary(published: Published, seconds: float) -> None:
     )
 
 
+def _chat(arguments: argparse.Namespace) -> None:
+    if arguments.tokens < 1 or arguments.temperature < 0:
+        raise ChatError(
+            f"--tokens must be at least 1 and --temperature at least 0, but they are {arguments.tokens} and "
+            f"{arguments.temperature}"
+        )
+    options = ["--tokens", str(arguments.tokens), "--temperature", str(arguments.temperature)]
+    converse("deployments.dialogue", arguments.run, options, place_of(_execution(arguments), dict(os.environ)))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    require_gradio()
+    place = place_of(_execution(arguments), dict(os.environ))
+    converse("deployments.demo", arguments.run, ["--port", str(arguments.port)], place)
+
+
 def _leaderboard(arguments: argparse.Namespace) -> None:
-    print(leaderboard(read_ledger(place_of(_execution(arguments), dict(os.environ)))))
+    place = place_of(_execution(arguments), dict(os.environ))
+    rows = read_ledger(place)
+    if arguments.html is None:
+        print(leaderboard(rows))
+        return
+    root = Path(place.store.url)  # links work where the store is a folder of this machine
+    links = {run: (root / key).as_uri() for run, key in report_pages(place).items()} if root.is_dir() else {}
+    arguments.html.write_text(leaderboard_page(rows, links))
+    print(arguments.html)
 
 
 def _shorten_expected_errors() -> None:

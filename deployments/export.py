@@ -146,12 +146,12 @@ def _record(folder: Path) -> dict[str, Any]:
 def is_gpt2(config: GPTConfig) -> bool:
     """Whether GPT2LMHeadModel computes the same function."""
     sizes = ("depth", "width", "heads", "mlp_ratio", "sequence_length", "vocab_size", "vocab_multiple")
-    free = {name: getattr(config, name) for name in (*sizes, "tied_head", "bias", "zero_init_projections")}
+    free = {name: getattr(config, name) for name in (*sizes, "tied_head", "bias", "zero_init_projections", "eot_token")}
     try:
         same = GPTConfig(norm=Norm.LAYER, position=Position.LEARNED, activation=Activation.GELU, qk_norm=False, **free)
     except ConfigError:
         return False
-    return dataclasses.replace(config, kv_heads=None) == same and config.key_heads == config.heads
+    return dataclasses.replace(config, kv_heads=None, eot_token=None) == same and config.key_heads == config.heads
 
 
 def _gpt2(config: GPTConfig, ours: Weights) -> tuple[Weights, dict[str, Any]]:

@@ -3,6 +3,7 @@
 The address that messages go to is kept in a block of the server, encrypted; it is in no parameter, log or manifest.
 """
 
+import logging
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -15,20 +16,27 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks.announce import FINISHED, REGRESSED
 
+logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its complaints hold parts of the address
+
 BLOCK = "daily-train-notify"
 SECONDS_BETWEEN_HEARTBEATS = 30
 ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
 HEARTBEAT = "prefect.flow-run.heartbeat"
-ANY_RUN = {"prefect.resource.id": "prefect.flow-run.*"}
+OUR_RUN = {
+    "match": {"prefect.resource.id": "prefect.flow-run.*"},
+    "match_related": {"prefect.resource.id": "prefect.tag.daily-train", "prefect.resource.role": "tag"},
+}
+"""A run of one of our deployments, all of which carry the tag `daily-train`."""
+ANNOUNCED = ("{{ event.payload.subject }}", "{{ event.payload.body }}\n{{ flow_run | ui_url }}")
 
 MESSAGES = {
     "failed": (
-        {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+        {"expect": {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}, **OUR_RUN},
         "{{ flow_run.name }}: {{ flow_run.state.name | lower }}",
         "{{ flow_run.state.message }}\n\nThe same run again goes on from its last checkpoint.\n{{ flow_run | ui_url }}",
     ),
-    "finished": ({FINISHED}, "{{ event.payload.subject }}", "{{ event.payload.body }}\n{{ flow_run | ui_url }}"),
-    "regressed": ({REGRESSED}, "{{ event.payload.subject }}", "{{ event.payload.body }}\n{{ flow_run | ui_url }}"),
+    "finished": ({"expect": {FINISHED}}, *ANNOUNCED),
+    "regressed": ({"expect": {REGRESSED}}, *ANNOUNCED),
 }
 """What is told: the events, the subject and the body, as templates that the server fills."""
 
@@ -58,11 +66,9 @@ def notify(address: str, api: str) -> None:
     block = SlackWebhook(url=apprise_url(address))  # the block's name says Slack, but it takes any Apprise address
     with temporary_settings({PREFECT_API_URL: api}):
         document = block.save(BLOCK, overwrite=True)
-        for name, (events, subject, body) in MESSAGES.items():
+        for name, (which, subject, body) in MESSAGES.items():
             action = SendNotification(block_document_id=document, subject=f"The Daily Train: {subject}", body=body)
-            trigger = EventTrigger(
-                expect=events, posture=Posture.Reactive, threshold=1, for_each={"prefect.resource.id"}
-            )
+            trigger = EventTrigger(**which, posture=Posture.Reactive, threshold=1, for_each={"prefect.resource.id"})
             _save(f"daily-train: tell of {name} runs", "Sends a message for each.", trigger, action)
 
 
@@ -75,7 +81,7 @@ def watch_over_runs() -> None:
     ):
         told = f"The run did not answer for {within.total_seconds():.0f} s: its process is gone. Run it again to go on."
         trigger = EventTrigger(
-            after=after, expect=expect, match=ANY_RUN, for_each={"prefect.resource.id"}, posture=Posture.Proactive,
+            after=after, expect=expect, **OUR_RUN, for_each={"prefect.resource.id"}, posture=Posture.Proactive,
             threshold=1, within=within,
         )  # fmt: skip
         action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=told)

@@ -35,7 +35,7 @@ POOL = "daily-train"
 QUEUES = {"gpu": "Trains or scores: one run at a time.", "data": "Prepares data, beside a training: one run at a time."}
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 REPOSITORY, NOTIFY = "DAILY_TRAIN_REPOSITORY", "DAILY_TRAIN_NOTIFY"
-SECONDS_TO_START = 120
+SECONDS_TO_START = 300  # on a machine whose cores are all in use
 SECONDS_TO_STOP = 60  # a training saves before it ends
 RESTARTS, RESTART_SECONDS = 5, 3600.0
 SETTINGS = {
@@ -100,7 +100,7 @@ def up(port: int) -> None:
         "PREFECT_API_URL": api,
         "DAILY_TRAIN_HOME": str(provenance.PROJECT),
         "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
-        "DAILY_TRAIN_STORE": str(provenance.PROJECT / ".daily-train"),
+        "DAILY_TRAIN_STORE": os.environ.get("DAILY_TRAIN_STORE", str(provenance.PROJECT / ".daily-train")),
         "DAILY_TRAIN_VERSION": provenance.commit(),
         "PREFECT_UI_URL": url,
     }
@@ -122,7 +122,7 @@ def up(port: int) -> None:
         while parts:
             time.sleep(1)
             for part in parts:
-                if part.ended():
+                if part.ended() and (part is server or _healthy(api)):  # a worker cannot start without its server
                     print(f"The {part.name} ended with exit code {part.process.returncode}; it is started again.")
                     part.start()
     finally:

@@ -81,26 +81,27 @@ def _training(facts: dict[str, Any]) -> list[list[object]]:
         ]
     if "model_source" in facts:
         same = facts["model_source"] == facts["model_source_here"]
-        rows.append(["source of the network", "the one it was trained with" if same else
-                     f"newer than the one it was trained with (`{facts['model_source']}`): compare its loss"])
+        rows.append(["source of the network", "as it was trained" if same else
+                     f"not the one it was trained with (`{facts['model_source']}`): check its loss"])
     return rows
 
 
 def _scores(report: dict[str, Any]) -> list[str]:
-    header = ["suite", "metric", "n", "score, %", "95 % interval, %", "chance, %", "gold bits per byte"]
+    how = report.get("evaluation", {})
+    header = ["suite", "metric", "few-shot examples", "n", "score, %", "95 % interval, %", "chance, %"]
     rows, lines = [], []
     for score in report["scores"]:
         if score["value"] is None:
             lines.append(f"{score['suite']} was not scored. {score['not_scored']}.")
             continue
         rows.append([
-            score["suite"], score["metric"], f"{score['n']:,} of {score['n_total']:,}", f"{100 * score['value']:.2f}",
+            score["suite"], score["metric"], how.get("num_fewshot", {}).get(score["task"]),
+            f"{score['n']:,} of {score['n_total']:,}", f"{100 * score['value']:.2f}",
             interval_text(score.get("interval")),
             f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"],
         ])  # fmt: skip
-    shots = report.get("evaluation", {})
-    how = f"lm-eval {shots['lm_eval']}, {shots['num_fewshot']}-shot. " if shots else "By lm-eval's task definitions. "
-    return [how + "n: items that were scored, of all in the suite.", markdown_table(header, rows), *lines]
+    told = f"By lm-eval's task definitions, version {how.get('lm_eval', 'not recorded')}; n: items that were scored."
+    return [told, markdown_table([*header, "gold bits per byte"], rows), *lines]
 
 
 def _contamination(coverage: dict[str, Any]) -> list[str]:

@@ -8,47 +8,64 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from eval.anchors import ANCHORS
+
 mpl.use("Agg")  # no display is needed, and none is looked for
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#6b7280"
-Z95 = 1.96
 
 
 def loss_figure(events: list[dict[str, Any]], unigram_entropy_nats: float | None = None) -> bytes:
-    """Training and validation loss (nats a token) over training tokens; the unigram entropy as a floor to beat."""
+    """Training and validation loss (nats a token) over training tokens, with the unigram entropy as a floor to beat,
+    and validation bits per byte."""
     steps = [event for event in events if event["event"] == "step"]
     validations = [event for event in events if event["event"] == "validation"]
-    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    axes.plot([s["tokens"] / 1e6 for s in steps], [s["loss"] for s in steps], color=BLUE, alpha=0.5, label="training")
+    figure = Figure(figsize=(10, 4.2), dpi=110, layout="constrained")
+    losses, bits = figure.subplots(1, 2, width_ratios=(3, 2))
+    losses.plot([s["tokens"] / 1e6 for s in steps], [s["loss"] for s in steps], color=BLUE, alpha=0.5, label="training")
     millions = [event["tokens"] / 1e6 for event in validations]
-    label = "validation"
-    if validations:
-        label += ": {loss:.3f}, {bits_per_byte:.3f} bits per byte".format(**validations[-1])
-    axes.plot(millions, [event["loss"] for event in validations], "o-", color=ORANGE, label=label)
+    label = "validation: {loss:.3f}".format(**validations[-1]) if validations else "validation"
+    losses.plot(millions, [event["loss"] for event in validations], "o-", color=ORANGE, label=label, markersize=4)
     if unigram_entropy_nats is not None:
-        axes.axhline(unigram_entropy_nats, color=GREY, linestyle="--", label="unigram entropy of the text")
-    axes.set_xlabel("training tokens (millions)")
-    axes.set_ylabel("loss (nats per token)")
-    axes.grid(alpha=0.25)
-    axes.legend()
+        losses.axhline(unigram_entropy_nats, color=GREY, linestyle="--", label="unigram entropy of the text")
+    losses.set_ylabel("loss (nats per token)")
+    losses.legend()
+    label = "validation: {bits_per_byte:.3f}".format(**validations[-1]) if validations else "validation"
+    values = [event["bits_per_byte"] for event in validations]
+    bits.plot(millions, values, "o-", color=ORANGE, label=label, markersize=4)
+    bits.set_ylabel("bits per byte")
+    bits.legend()
+    for axes in (losses, bits):
+        axes.set_xlabel("training tokens (millions)")
+        axes.grid(alpha=0.25)
     return _png(figure)
 
 
 def score_figure(scores: list[dict[str, Any]]) -> bytes:
-    """Scores with 95 % intervals beside the chance level of the same items."""
-    figure = Figure(figsize=(8, 0.5 * len(scores) + 1.4), dpi=110, layout="constrained")
+    """Scores with 95 % intervals beside the chance level of the same items and published scores of public models."""
+    figure = Figure(figsize=(8, 0.5 * len(scores) + 1.8), dpi=110, layout="constrained")
     axes = figure.subplots()
+    models = list(dict.fromkeys(anchor.model for anchor in ANCHORS))
+    shown = set()
     for row, score in enumerate(scores):
-        error = Z95 * (score["standard_error"] or 0.0)
-        axes.errorbar(100 * score["value"], row, xerr=100 * error, fmt="o", color=BLUE, capsize=3)
-        axes.plot([100 * score["chance"]] * 2, [row - 0.3, row + 0.3], color=GREY, linestyle="--")
+        low, high = score["interval"] or (score["value"], score["value"])
+        axes.plot([100 * low, 100 * high], [row, row], color=BLUE, linewidth=2)
+        label = "this run, 95 % interval" if row == 0 else None
+        axes.plot(100 * score["value"], row, "o", color=BLUE, label=label)
+        chance = 100 * score["chance"]
+        axes.plot([chance] * 2, [row - 0.3, row + 0.3], color=GREY, linestyle="--", label=None if row else "chance")
+        for anchor in ANCHORS:
+            if (anchor.suite, anchor.metric) == (score["suite"], score["metric"]):
+                label = None if anchor.model in shown else anchor.model
+                shown.add(anchor.model)
+                marker = "D^sv"[models.index(anchor.model)]
+                axes.plot(100 * anchor.value, row + 0.24, marker, color=ORANGE, fillstyle="none", label=label)
     axes.set_yticks(range(len(scores)), [f"{score['suite']} {score['metric']}" for score in scores])
-    axes.invert_yaxis()
-    top = max((100 * (score["value"] + Z95 * (score["standard_error"] or 0.0)) for score in scores), default=50.0)
-    axes.set_xlim(0, max(60.0, 10 * math.ceil(top / 10)))
-    axes.set_xlabel("per cent, with 95 % interval; dashed: chance")
+    axes.set_ylim(len(scores) - 0.5, -0.5)
+    axes.set_xlim(0, max([60.0, *(10 * math.ceil(10 * (score["interval"] or [0, 0])[1]) for score in scores)]))
+    axes.set_xlabel("per cent")
     axes.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=3)
     return _png(figure)
 
 

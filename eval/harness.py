@@ -1,12 +1,11 @@
 """Scores a checkpoint with lm-eval's own task definitions: `python -m eval.harness CONFIG.json`.
 
 * The official YAMLs are included and only pointed at local Parquet files: prompts are never re-written.
-* `CheckpointModel` gives the log-likelihoods of lm-eval's `hf` backend on the same weights, in fp32, but runs
-  the vocabulary projection at answer positions only, packs batches by tokens, and runs equal requests once.
+* `AnswerModel` gives the log-likelihoods of lm-eval's `hf` backend on the same weights, in fp32, but runs every
+  shared beginning once and the vocabulary projection at answer positions only (`eval/scoring.py`).
+* Under `torchrun` each process scores its share, and the first one writes.
 * Writes `samples.parquet` and `scores.json` (`eval/samples.py`): the same bytes on every run with the same
   execution; another batch size, thread count or device moves log-likelihoods by rounding only.
-
-Shape suffixes: B rows of a batch, T tokens, D width, N answer positions, V vocabulary.
 """
 
 import hashlib
@@ -17,14 +16,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 # These are read once, when datasets, tokenizers and tqdm are imported, so they precede the imports: no network,
 # no threads in a process that may fork, no progress bars between our own output.
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TQDM_DISABLE"] = "1"
 
@@ -33,20 +32,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from lm_eval.api.model import TemplateLM
+import torch.distributed as dist
+from lm_eval.api.model import LM, TemplateLM
 from lm_eval.evaluator import evaluate
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from eval.command import Progress, run
+from eval.prefixes import Batch
 from eval.samples import SAMPLES_SCHEMA, sample_rows, score_rows
-from eval.suites import METRIC_VERSIONS, Suite, SuiteError, chosen_items, clusters, read_rows, suite_named
+from eval.scoring import Score, Scorer
+from eval.suites import (
+    METRIC_VERSIONS,
+    ZERO_SHOT,
+    Shots,
+    Split,
+    Suite,
+    SuiteError,
+    chosen_items,
+    clusters,
+    read_rows,
+    suite_named,
+)
 from model.checkpoint import CheckpointError, FinalModel, load_final
-from model.config import ConfigError
+from model.config import ConfigError, DocumentMask
+from model.tree import Tree
 
-NUM_FEWSHOT = 0
-_LOGITS = 2**26
-"""Most logits held at once (256 MiB of fp32)."""
+FEWSHOT_SEED = 1234
+"""lm-eval's default, so that its sampler draws the examples it would draw there."""
 
 
 class HarnessError(Exception):
@@ -61,129 +74,108 @@ class Execution:
     """"cpu" or "cuda"; null takes the GPU if there is one."""
     threads: int | None = None
     """CPU threads of torch; null leaves its default."""
-    batch_tokens: int = 16384
-    """Most tokens of one forward pass, padding included."""
+    batch_tokens: int | None = None
+    """Most tokens of one forward pass, padding included; null: what suits the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarnessConfig:
-    checkpoint: Path
-    """Directory of a finished model: model.safetensors and config.json."""
-    tokenizer: Path
-    """tokenizer.json, whose SHA-256 must be the one the model was trained with."""
+class ScoringConfig:
+    """What is scored, whatever the model."""
+
     benchmarks: Path
-    """Directory of normalised rows, `{suite}.parquet`."""
+    """Directory of normalised rows, `{suite}.parquet`, and of examples, `{suite}-shots.parquet`."""
     suites: tuple[str, ...]
     items_per_suite: int | None
     """Size of the fixed random subset of every suite; null scores all items."""
     seed: int
     """Decides the subset."""
+    num_fewshot: Shots = ZERO_SHOT
     out: Path
     execution: Execution = Execution()
 
 
-class CheckpointModel(TemplateLM):
-    """A model of ours as lm-eval sees it: log-likelihoods only."""
+@dataclass(frozen=True, kw_only=True)
+class HarnessConfig(ScoringConfig):
+    checkpoint: Path
+    """Directory of a finished model: model.safetensors and config.json."""
+    tokenizer: Path
+    """tokenizer.json, whose SHA-256 must be the one the model was trained with."""
 
-    def __init__(self, final: FinalModel, tokenizer: Tokenizer, device: str, batch_tokens: int) -> None:
+
+class Checkpoint:
+    """A finished model of ours as `eval/scoring.py` sees it."""
+
+    unproven = False  # tested for every variant
+
+    def __init__(self, final: FinalModel, device: torch.device) -> None:
+        config = final.model.config
+        self.width, self.vocab_size, self.max_length = config.width, config.vocab_size, config.sequence_length
+        self.shares_beginnings = config.shares_beginnings
+        self.project = final.model.project
+        self._model, self._device = final.model, device
+        self._eot = None if config.document_mask is DocumentMask.NONE else config.eot_token
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        arrays = batch.tokens, batch.positions, batch.parents, batch.ends
+        tokens_BT, *tree = (torch.from_numpy(array).to(self._device) for array in arrays)
+        return self._model.hidden(tokens_BT, Tree(tokens_BT, *tree, self._eot) if batch.branched else None)
+
+
+class AnswerModel(TemplateLM):
+    """A network as lm-eval sees it: log-likelihoods of answers only.
+
+    Every process of a `torchrun` builds all requests (rank and world size stay lm-eval's defaults) and `scorer`
+    shares out the work, so that few-shot examples are the same for any number of processes.
+    """
+
+    def __init__(self, scorer: Scorer, encode: Callable[[str, bool | None], list[int]], prefix_token: int) -> None:
+        """`encode(text, add_special_tokens)` gives token ids, and `prefix_token` stands for an empty context."""
         super().__init__()
-        self._model = final.model
-        self._tokenizer = tokenizer
-        self._eot_token = final.eot_token
-        self._device = torch.device(device)
-        self._batch_tokens = batch_tokens
-        self._max_length = final.model.config.sequence_length
+        self.scorer = scorer
+        # a context is encoded once, not once for each of its choices
+        self._encode = lru_cache(4096)(encode)
+        self._prefix_token = prefix_token
         self._items: list[tuple[str, int]] = []
         self.chosen: dict[str, list[int]] = {}
         """By task, the items that are scored: lm-eval numbers the requests of a subset from 0."""
         self.truncated: dict[str, set[int]] = defaultdict(set)
         """By task, the items whose context was cut on the left."""
-        self.tokens = 0
-        """Tokens run through the model, without padding."""
-        # a context is encoded once, not once for each of its choices
-        self._encode = lru_cache(4096)(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
 
     @property
     def eot_token_id(self) -> int:
-        return self._eot_token
+        return self._prefix_token
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
-        return self._encode(string)
+        return self._encode(string, add_special_tokens)
 
-    def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[Score]:
         """All tasks' requests arrive in one call; their items are kept for messages and truncation counts."""
         self._items = [(request.task_name, self.chosen[request.task_name][request.doc_id]) for request in requests]
         return super().loglikelihood(requests, disable_tqdm=True)
 
-    def _loglikelihood_tokens(self, requests: list, **kwargs: object) -> list[tuple[float, bool]]:
-        """(sum of log p in nats, is greedy) for each (texts, context ids, continuation ids), in their order."""
-        answers: list[tuple[float, bool] | None] = [None] * len(requests)
-        # Equal inputs are run once: TruthfulQA's two tasks share most answers, twins and one-token choices all.
-        wanted: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for number, (_, context, continuation) in enumerate(requests):
-            wanted[self._input(number, context, continuation)].append(number)
-        done, progress = 0, Progress(len(requests))
-        for batch in self._batches(sorted(wanted, key=lambda tokens: (-len(tokens), tokens))):
-            targets = [(row, number) for row, tokens in enumerate(batch) for number in wanted[tokens]]
-            continuations = [requests[number][2] for _, number in targets]
-            scores = self._score(batch, [row for row, _ in targets], continuations)
-            for (_, number), score in zip(targets, scores):
-                if not np.isfinite(score[0]):
-                    task, item = self._items[number]
-                    raise HarnessError(f"log-likelihood is {score[0]} for request {number} ({task}, item {item})")
-                answers[number] = score
-            done += len(targets)
-            progress(done)
-        return answers
+    def _loglikelihood_tokens(self, requests: list, **kwargs: object) -> list[Score]:
+        """The score of each (texts, context ids, continuation ids), in their order."""
+        inputs = [self._input(number, request[1], request[2]) for number, request in enumerate(requests)]
+        report = (lambda done: None) if dist.is_initialized() and dist.get_rank() else Progress(len(requests))
+        scores = self.scorer(inputs, [request[2] for request in requests], report)
+        for number, (logprob, _) in enumerate(scores):
+            if not np.isfinite(logprob):
+                task, item = self._items[number]
+                raise HarnessError(f"log-likelihood is {logprob} for request {number} ({task}, item {item})")
+        return scores
 
     def _input(self, number: int, context: list[int], continuation: list[int]) -> tuple[int, ...]:
         """Tokens to run: as the hf backend, cut on the left to the model's length, last token not run."""
         task, item = self._items[number]
-        if not 0 < len(continuation) <= self._max_length:
+        most = self.scorer.network.max_length
+        if not 0 < len(continuation) <= most:
             raise HarnessError(
                 f"an answer of {task}, item {item}, has {len(continuation)} tokens: "
-                f"the model's sequence_length {self._max_length} must hold it, and it must not be empty"
+                f"the model's sequence_length {most} must hold it, and it must not be empty"
             )
-        if len(context) + len(continuation) > self._max_length + 1:
+        if len(context) + len(continuation) > most + 1:
             self.truncated[task].add(item)
-        return tuple((context + continuation)[-(self._max_length + 1) :][:-1])
-
-    def _batches(self, rows: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Consecutive rows, longest first, so that rows * longest stays within the token budget."""
-        start = 0
-        while start < len(rows):
-            end = start + max(1, self._batch_tokens // len(rows[start]))
-            yield rows[start:end]
-            start = end
-
-    @torch.inference_mode()
-    def _score(self, batch: list[tuple[int, ...]], rows: list[int], continuations: list[list[int]]) -> list:
-        """Scores of `continuations[i]` as the end of `batch[rows[i]]` (shifted by one: see `_input`)."""
-        tokens_BT = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
-        for row, tokens in enumerate(batch):
-            tokens_BT[row, : len(tokens)] = torch.tensor(tokens)
-            self.tokens += len(tokens)
-        # Padding is on the right: a causal model cannot see it from the positions that are read.
-        h_BTD = self._model.hidden(tokens_BT.to(self._device))
-        lengths = [len(continuation) for continuation in continuations]
-        row_N = np.repeat(rows, lengths)
-        position_N = np.concatenate(
-            [np.arange(len(batch[row]) - length, len(batch[row])) for row, length in zip(rows, lengths)]
-        )
-        target_N = torch.tensor(np.concatenate(continuations), device=self._device)
-        h_ND = h_BTD[torch.from_numpy(row_N).to(self._device), torch.from_numpy(position_N).to(self._device)]
-        logprob_N, greedy_N = [], []
-        step = max(1, _LOGITS // self._model.config.vocab_size)
-        for first in range(0, len(target_N), step):
-            target_n = target_N[first : first + step]
-            logits_nV = self._model.project(h_ND[first : first + step])
-            chosen_n = logits_nV.log_softmax(-1).gather(1, target_n[:, None])[:, 0]
-            logprob_N.append(chosen_n.double().cpu().numpy())
-            greedy_N.append((logits_nV.argmax(-1) == target_n).cpu().numpy())
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        sums = np.add.reduceat(np.concatenate(logprob_N), starts)
-        greedy = np.logical_and.reduceat(np.concatenate(greedy_N), starts)
-        return list(zip(sums.tolist(), greedy.tolist()))
+        return tuple((context + continuation)[-(most + 1) :][:-1])
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = True) -> list[float]:
         raise HarnessError("rolling log-likelihoods are not part of these suites")
@@ -192,18 +184,31 @@ class CheckpointModel(TemplateLM):
         raise HarnessError("generation is not part of these suites")
 
 
-def load_model(config: HarnessConfig) -> CheckpointModel:
-    """The checkpoint, checked: right tokenizer, finite weights. Raises `HarnessError` naming the file."""
-    execution = config.execution
-    device = execution.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise HarnessError(f"execution.device is {device!r}: expected cpu, or cuda on a machine that has one")
-    if execution.batch_tokens < 1 or (execution.threads is not None and execution.threads < 1):
+def prepare(execution: Execution) -> torch.device:
+    """The device to use, threads set; under `torchrun` the processes are connected."""
+    name = execution.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise HarnessError(f"execution.device is {name!r}: expected cpu, or cuda on a machine that has one")
+    if any(value is not None and value < 1 for value in (execution.batch_tokens, execution.threads)):
         raise HarnessError(f"execution needs batch_tokens and threads of at least 1, found {execution}")
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")  # scores travel, tensors do not
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
+
+
+def require_finite(parameters: Iterable[tuple[str, torch.Tensor]], source: Path | str) -> None:
+    for name, weight in parameters:
+        if not torch.isfinite(weight).all():
+            raise HarnessError(f"{source}: {name} holds values that are not finite")
+
+
+def load_model(config: HarnessConfig) -> AnswerModel:
+    """The checkpoint, checked: right tokenizer, finite weights. Raises `HarnessError` naming the file."""
+    device = prepare(config.execution)
     try:
-        final = load_final(config.checkpoint, device)
+        final = load_final(config.checkpoint, str(device))
         definition = config.tokenizer.read_bytes()
     except (OSError, RuntimeError, KeyError, SafetensorError, ConfigError, CheckpointError) as error:
         raise HarnessError(f"{config.checkpoint}: cannot be loaded: {error}") from error
@@ -213,26 +218,32 @@ def load_model(config: HarnessConfig) -> CheckpointModel:
             f"{config.tokenizer}: SHA-256 is {digest}, "
             f"but {config.checkpoint} was trained with {final.tokenizer_sha256}"
         )
-    for name, weight in final.model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise HarnessError(f"{config.checkpoint / 'model.safetensors'}: {name} holds values that are not finite")
+    require_finite(final.model.named_parameters(), config.checkpoint / "model.safetensors")
     tokenizer = Tokenizer.from_str(definition.decode())
     if tokenizer.get_vocab_size() > final.model.config.vocab_size:
         raise HarnessError(
             f"{config.tokenizer}: {tokenizer.get_vocab_size()} tokens, "
             f"but the model predicts {final.model.config.vocab_size}"
         )
-    return CheckpointModel(final, tokenizer, device, execution.batch_tokens)
+
+    def encode(text: str, add_special_tokens: bool | None) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    return AnswerModel(Scorer(Checkpoint(final, device), device, config.execution.batch_tokens), encode,
+                       final.eot_token)
 
 
-def write_tasks(suites: list[Suite], benchmarks: Path, directory: Path) -> None:
-    """One YAML per task: lm-eval's own, included, with the data replaced by the local file.
+def write_tasks(suites: list[Suite], benchmarks: Path, directory: Path, shots: Shots = ZERO_SHOT) -> None:
+    """One YAML per task: lm-eval's own, included, with the data replaced by the local files.
 
     JSON is YAML. The datasets cache lies in `directory`, so nothing of another run is ever reused.
     """
     official = Path(lm_eval.tasks.__file__).parent
     for suite in suites:
-        data_files = {suite.split: str((benchmarks / f"{suite.name}.parquet").resolve())}
+        splits = {suite.split: f"{suite.name}.parquet"}
+        if shots.of(suite):
+            splits["train"] = f"{suite.name}-shots.parquet"
+        data_files = {split: str((benchmarks / name).resolve()) for split, name in splits.items()}
         for task in suite.tasks:
             definition = {
                 "include": str(official / task.definition),
@@ -240,15 +251,21 @@ def write_tasks(suites: list[Suite], benchmarks: Path, directory: Path) -> None:
                 "dataset_path": "parquet",
                 "dataset_name": None,
                 "dataset_kwargs": {"data_files": data_files, "cache_dir": str(directory / "cache")},
-                "training_split": None,
+                "training_split": "train" if "train" in splits else None,
                 "validation_split": None,
                 "test_split": None,
                 "fewshot_split": None,
+                "num_fewshot": shots.of(suite),
             } | {f"{suite.split}_split": suite.split}
             (directory / f"{task.name}.yaml").write_text(json.dumps(definition))
 
 
 def evaluate_checkpoint(config: HarnessConfig) -> dict:
+    """Scores a finished model of ours; see `evaluate_model`."""
+    return evaluate_model(config, lambda: load_model(config))
+
+
+def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> dict:
     """Scores every suite and writes the two files; returns what the last event reports."""
     started = time.monotonic()
     if not config.suites or len(set(config.suites)) != len(config.suites):
@@ -256,34 +273,28 @@ def evaluate_checkpoint(config: HarnessConfig) -> dict:
     suites = [suite_named(name) for name in config.suites]
     tables = {suite.name: read_rows(config.benchmarks, suite) for suite in suites}
     items = {suite.name: chosen_items(suite, config.items_per_suite, config.seed) for suite in suites}
-    model = load_model(config)
+    for suite in suites:
+        if config.num_fewshot.of(suite):
+            read_rows(config.benchmarks, suite, Split.SHOTS)
+    model = load()
     model.chosen = {task.name: items[suite.name] for suite in suites for task in suite.tasks}
     with tempfile.TemporaryDirectory(prefix="harness-") as temporary:
-        write_tasks(suites, config.benchmarks, Path(temporary))
-        manager = lm_eval.tasks.TaskManager(include_path=temporary, include_defaults=False)
-        loaded = manager.load([task.name for suite in suites for task in suite.tasks])
-        for task in loaded["tasks"].values():
-            task.set_config(key="num_fewshot", value=NUM_FEWSHOT)
-        # `evaluate`, not `simple_evaluate`: that one seeds every global generator and probes the machine. No
-        # use_cache: it is keyed on the request and not on the model, and would return yesterday's scores.
-        results = evaluate(
-            model,
-            loaded,
-            samples=model.chosen,
-            bootstrap_iters=0,
-        )
+        write_tasks(suites, config.benchmarks, Path(temporary), config.num_fewshot)
+        results = run_tasks(model, load_tasks(suites, Path(temporary)), model.chosen)
+    seconds = round(time.monotonic() - started, 3)
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return {"seconds": seconds, "tokens": model.scorer.tokens}
     samples, scores = [], []
     for suite in suites:
         rows, groups = tables[suite.name].to_pylist(), clusters(tables[suite.name], suite)
         for task in suite.tasks:
             found = sample_rows(suite, task, results["samples"][task.name], rows, groups)
             samples += found
-            scores += score_rows(suite, task, found, len(model.truncated[task.name]))
+            scores += score_rows(suite, task, found, len(model.truncated[task.name]), config.num_fewshot.of(suite))
     config.out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(samples, schema=SAMPLES_SCHEMA), config.out / "samples.parquet")
     report = {
         "lm_eval": importlib.metadata.version("lm_eval"),
-        "num_fewshot": NUM_FEWSHOT,
         "task_versions": {task.name: results["versions"][task.name] for suite in suites for task in suite.tasks},
         "metric_versions": METRIC_VERSIONS,
         "items_per_suite": config.items_per_suite,
@@ -291,8 +302,25 @@ def evaluate_checkpoint(config: HarnessConfig) -> dict:
         "scores": scores,
     }
     (config.out / "scores.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    return {"seconds": round(time.monotonic() - started, 3), "tokens": model.tokens}
+    return {"seconds": seconds, "tokens": model.scorer.tokens}
 
+
+def load_tasks(suites: list[Suite], directory: Path) -> dict:
+    """lm-eval's tasks from the definitions that `write_tasks` wrote."""
+    manager = lm_eval.tasks.TaskManager(include_path=directory, include_defaults=False)
+    return manager.load([task.name for suite in suites for task in suite.tasks])
+
+
+def run_tasks(model: LM, loaded: dict, chosen: dict[str, list[int]]) -> dict:
+    """lm-eval's own evaluation, of any model of its interface."""
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(FEWSHOT_SEED)
+    # `evaluate`, not `simple_evaluate`: that one seeds every global generator and probes the machine. No
+    # use_cache: it is keyed on the request and not on the model, and would return yesterday's scores.
+    return evaluate(model, loaded, samples=chosen, bootstrap_iters=0)
+
+
+EXPECTED = (HarnessError, SuiteError, OSError)
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], HarnessConfig, evaluate_checkpoint, (HarnessError, SuiteError, OSError)))
+    sys.exit(run(sys.argv[1:], HarnessConfig, evaluate_checkpoint, EXPECTED))

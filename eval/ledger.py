@@ -3,6 +3,7 @@
 from typing import Any
 
 from eval.markup import markdown_table
+from eval.page import page
 
 Row = dict[str, Any]
 BASELINE_PRESET = "gpt2-124m"
@@ -47,8 +48,10 @@ def earlier_runs(rows: list[Row], run: str, preset: str, data: str) -> dict[str,
     }
 
 
-def leaderboard(rows: list[Row]) -> str:
-    """All rows as a Markdown table, best bits per byte first; only rows on the same data compare."""
+def leaderboard(rows: list[Row], reports: dict[str, str] | None = None) -> str:
+    """All rows as a Markdown table, best bits per byte first; only rows on the same data compare.
+
+    `reports` are addresses of reports by the run's name; a run that has one is a link."""
     header = ["run", "finished", "preset", "commit", "data", "bits per byte"]
     header += ["parameters", "tokens", "FLOPs", "hours", "USD"]
     ranked = sorted(rows, key=lambda row: (row["bits_per_byte"], row["run"]))
@@ -56,10 +59,32 @@ def leaderboard(rows: list[Row]) -> str:
         header,
         [
             [
-                row["run"][:12], row["finished"], row["preset"], row["commit"][:12], row["validation_data"][:8],
+                f"[{row['run'][:12]}]({link})" if (link := (reports or {}).get(row["run"])) else row["run"][:12],
+                row["finished"], row["preset"], row["commit"][:12], row["validation_data"][:8],
                 row["bits_per_byte"], row["parameters"], row["tokens"], f"{row['flops']:.2e}",
                 row["seconds"] / 3600, row["usd"],
             ]
             for row in ranked
         ],
     )
+
+
+def leaderboard_page(rows: list[Row], reports: dict[str, str]) -> str:
+    """The leaderboard as one HTML file: the runs on each set of validation data, and their benchmark scores."""
+    sections = ["# The Daily Train: leaderboard",
+                f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}. Bits per byte compare between runs on the same "
+                "validation data, whatever the tokenizer; accuracies of small models are mostly noise."]
+    newest = {row["validation_data"]: row["finished"] for row in sorted(rows, key=lambda row: row["finished"])}
+    for data in sorted(newest, key=newest.__getitem__, reverse=True):
+        part = [row for row in rows if row["validation_data"] == data]
+        sections += [f"## Data {data[:8]}", leaderboard(part, reports), score_board(part)]
+    return page("\n\n".join(sections), {})
+
+
+def score_board(rows: list[Row]) -> str:
+    """Scores in per cent of every run, one column a suite and metric; a score that a run has not is a dash."""
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    ranked = sorted(rows, key=lambda row: (row["bits_per_byte"], row["run"]))
+    percent = [[100 * row["scores"][name] if name in row["scores"] else None for name in names] for row in ranked]
+    cells = [[row["run"][:12], row["preset"], *scores] for row, scores in zip(ranked, percent, strict=True)]
+    return markdown_table(["run", "preset", *(f"{name.replace('/', ' ')}, %" for name in names)], cells)

@@ -2,6 +2,7 @@
 
 import html
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -46,3 +47,16 @@ def code_block(text: str) -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{CONTROL.sub(chr(0xFFFD), text)}\n{fence}"
+
+
+def passage(text: str) -> str:
+    """A piece of prose as a block whose long lines are broken, so that a page need not be scrolled sideways."""
+    lines = CONTROL.sub(chr(0xFFFD), text).split("\n")
+    return code_block("\n".join(textwrap.fill(line, 88) for line in lines))
+
+
+def code(text: str) -> str:
+    """Text from anywhere as inline code, for a cell of a table."""
+    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    edge = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{edge}{CONTROL.sub(chr(0xFFFD), text) or ' '}{edge}{fence}"

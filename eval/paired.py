@@ -51,9 +51,15 @@ class Evaluation:
         return {
             "data": self.data.get(suite),
             "task version": self.scores["task_versions"].get(task),
-            "few-shot examples": self.scores["num_fewshot"],
+            "few-shot examples": num_fewshot(self.scores, task),
             "metric versions": self.scores.get("metric_versions", dict.fromkeys(METRIC_VERSIONS, 1)),
         }
+
+
+def num_fewshot(scores: dict[str, Any], task: str) -> int:
+    """Solved examples before each item of a task, from scores.json: with the score, or once for all in older ones."""
+    row = next((score for score in scores.get("scores", []) if score["task"] == task), {})
+    return row["num_fewshot"] if "num_fewshot" in row else scores["num_fewshot"]
 
 
 def gold_probability(choice_logprobs: list[float], gold: list[int]) -> float:
@@ -151,6 +157,13 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
         case _:
             told = Verdict.NOT_SEEN if tested else Verdict.NOTHING
     return {"verdict": told.value} | found
+
+
+def regressed(against: list[dict[str, Any]]) -> list[str]:
+    """What of a run is worse than yesterday's or than the best run, from the comparisons of its report; to be worse
+    than the baseline is for some presets no news."""
+    entries = [entry for entry in against if {"yesterday", "best"} & set(entry["roles"])]
+    return sorted({name for entry in entries for name in entry.get("regressed", [])})
 
 
 def detectable_alone(standard_error: float) -> float:

@@ -3,20 +3,23 @@
 `evaluate` never sees the contamination verdicts and `contamination` never sees the model: they are joined here.
 """
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from eval.anchors import anchor_note
 from eval.comparison import comparison_section, interval_text
 from eval.leaks import contamination_section, effects_section
-from eval.markup import code_block, markdown_table
+from eval.markup import code, markdown_table, passage
 from eval.paired import GOLD, PerItem
 
 Report = dict[str, Any]
 
 FIGURES = {
-    "scores.png": "scores against chance",
-    "loss.png": "loss over training",
+    "scores.png": "scores against chance and public models",
+    "loss.png": "loss and bits per byte over training",
     "sweep.png": "contaminated items by threshold",
 }
 """Figures that lie beside the report, with what they show."""
@@ -95,6 +98,8 @@ def notes(scores: list[dict[str, Any]]) -> list[str]:
     if truncated:
         named = ", ".join(f"{suite} {count}" for suite, count in truncated.items())
         lines.append(f"Contexts cut on the left to fit the model, as lm-eval does: {named} items.")
+    if marks := anchor_note({(score["suite"], score["metric"]) for score in scored}):
+        lines.append(marks)
     return lines
 
 
@@ -130,20 +135,41 @@ def render(report: Report) -> str:
         _figure("sweep.png"),
         *effects_section(report["leak_effects"]),
         "## Cost",
-        markdown_table(
-            ["stage", "seconds", "USD", "key"],
-            [
-                *([name, s["seconds"], f"{s['usd']:.4f}", f"`{s['key']}`"] for name, s in report["stages"].items()),
-                ["sum", report["cost"]["seconds"], f"{report['cost']['usd']:.4f}", ""],
-            ],
-        ),
+        cost_table(report),
         f"Encoding ran at {text['megabytes_per_second']} MB/s on {text['workers']} cores; "
         f"hardware: {report['hardware']['cpu']}, {report['hardware']['cores']} cores, "
         f"GPUs: {', '.join(report['hardware']['gpus']) or 'none'}.",
         "## Configuration",
-        code_block(report["configuration"]),
+        configuration_table(json.loads(report["configuration"])),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def cost_table(report: Report) -> str:
+    """Time, money and key of each stage."""
+    rows = [[name, s["seconds"], f"{s['usd']:.4f}", f"`{s['key']}`"] for name, s in report["stages"].items()]
+    total = ["sum", report["cost"]["seconds"], f"{report['cost']['usd']:.4f}", ""]
+    return markdown_table(["stage", "seconds", "USD", "key"], [*rows, total])
+
+
+def configuration_table(sections: dict[str, dict[str, Any]]) -> str:
+    """Every setting that has a value, under the name that `--set` takes; lists as JSON."""
+    return markdown_table(
+        ["setting", "value"],
+        [
+            [f"`{section}.{name}`", code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+            for section, values in sections.items()
+            for name, value in _flat(values)
+        ],
+    )
+
+
+def _flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        elif value is not None:
+            yield above + name, value
 
 
 def _figure(name: str) -> str:
@@ -153,8 +179,8 @@ def _figure(name: str) -> str:
 def _samples(samples: list[dict[str, str]]) -> list[str]:
     lines = []
     for sample in samples:
-        lines += ["Untrained:", code_block(sample["prompt"] + sample["untrained"])]
-        lines += ["Trained:", code_block(sample["prompt"] + sample["trained"])]
+        lines += ["Untrained:", passage(sample["prompt"] + sample["untrained"])]
+        lines += ["Trained:", passage(sample["prompt"] + sample["trained"])]
     return lines
 
 

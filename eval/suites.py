@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-class SuiteError(Exception):
+class SuiteError(ValueError):
     """Benchmark rows that are missing or not what the suite's official release holds."""
 
 
@@ -37,6 +37,13 @@ class Metric(StrEnum):
 
 METRIC_VERSIONS = {metric.value: 1 for metric in Metric}
 """Raised when what we compute under a name changes; scores of different versions are never compared."""
+
+
+class Split(StrEnum):
+    ITEMS = "items"
+    """The split that is scored."""
+    SHOTS = "shots"
+    """The train split, from which few-shot examples are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +70,49 @@ class Suite:
     """Parquet file in a folder of benchmarks that a person supplies."""
     rows: int
     """Official number of rows in the split."""
+    train_rows: int | None
+    """The same for the train split; null where there is none."""
     schema: pa.Schema
     """The official columns, so that lm-eval's `doc_hash` of a row is the one it has with hub data."""
     tasks: tuple[BenchmarkTask, ...]
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+    def rows_of(self, split: Split) -> int | None:
+        return self.rows if split is Split.ITEMS else self.train_rows
+
+    def hub_split(self, split: Split) -> str:
+        return self.split if split is Split.ITEMS else "train"
+
+    def folder_file(self, split: Split) -> str:
+        """Name of the split's file in a folder that a person supplies."""
+        return self.file_name if split is Split.ITEMS else f"{self.name}-train.parquet"
+
+    def rows_file(self, split: Split) -> str:
+        """Name of the split's normalised file."""
+        return f"{self.name}.parquet" if split is Split.ITEMS else f"{self.name}-shots.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shots:
+    """Solved examples of the train split before every question; TruthfulQA brings its own six."""
+
+    arc_easy: int = 0
+    arc_challenge: int = 0
+    hellaswag: int = 0
+    winogrande: int = 0
+
+    def __post_init__(self) -> None:
+        for name, shots in vars(self).items():
+            if shots < 0:
+                raise SuiteError(f"num_fewshot.{name} must be at least 0, found {shots}")
+
+    def of(self, suite: Suite) -> int:
+        return getattr(self, suite.name, 0)
+
+
+ZERO_SHOT = Shots()
 
 
 _TEXT = pa.list_(pa.string())
@@ -100,7 +144,7 @@ _TRUTHFULQA = pa.schema([("question", pa.string()), ("mc1_targets", _TARGETS), (
 _BOTH = {Metric.ACC: "acc", Metric.ACC_NORM: "acc_norm"}
 
 
-def _arc(name: str, config: str, rows: int) -> Suite:
+def _arc(name: str, config: str, rows: int, train_rows: int) -> Suite:
     return Suite(
         name=name,
         hub_id="allenai/ai2_arc",
@@ -109,6 +153,7 @@ def _arc(name: str, config: str, rows: int) -> Suite:
         split="test",
         file_name=f"{name}-test.parquet",
         rows=rows,
+        train_rows=train_rows,
         schema=_ARC,
         tasks=(BenchmarkTask(name=name, definition=f"arc/{name}.yaml", metrics=_BOTH),),
     )
@@ -117,8 +162,8 @@ def _arc(name: str, config: str, rows: int) -> Suite:
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
-        _arc("arc_easy", "ARC-Easy", 2376),
-        _arc("arc_challenge", "ARC-Challenge", 1172),
+        _arc("arc_easy", "ARC-Easy", 2376, 2251),
+        _arc("arc_challenge", "ARC-Challenge", 1172, 1119),
         Suite(
             name="hellaswag",
             hub_id="Rowan/hellaswag",
@@ -127,6 +172,7 @@ SUITES: dict[str, Suite] = {
             split="validation",
             file_name="hellaswag-validation.parquet",
             rows=10042,
+            train_rows=39905,
             schema=_HELLASWAG,
             tasks=(BenchmarkTask(name="hellaswag", definition="hellaswag/hellaswag.yaml", metrics=_BOTH),),
         ),
@@ -138,6 +184,7 @@ SUITES: dict[str, Suite] = {
             split="validation",
             file_name="winogrande-validation.parquet",
             rows=1267,
+            train_rows=40398,
             schema=_WINOGRANDE,
             tasks=(
                 BenchmarkTask(
@@ -153,6 +200,7 @@ SUITES: dict[str, Suite] = {
             split="validation",
             file_name="truthfulqa-mc-validation.parquet",
             rows=817,
+            train_rows=None,
             schema=_TRUTHFULQA,
             tasks=(
                 BenchmarkTask(
@@ -188,7 +236,7 @@ def chosen_items(suite: Suite, items_per_suite: int | None, seed: int) -> list[i
     return sorted(generator.choice(suite.rows, size=items_per_suite, replace=False).tolist())
 
 
-def normalise(table: pa.Table, suite: Suite, source: str) -> pa.Table:
+def normalise(table: pa.Table, suite: Suite, source: str, split: Split = Split.ITEMS) -> pa.Table:
     """Rows with exactly `suite.schema`: other columns dropped, ARC labels lettered A.., every row checked.
 
     `source` names the file in errors. Raises `SuiteError` for a missing column, a value of the wrong type, a row
@@ -200,8 +248,8 @@ def normalise(table: pa.Table, suite: Suite, source: str) -> pa.Table:
             f"{source}: column {missing[0]!r} is missing for {suite.name}: "
             f"found {table.column_names}, expected {suite.schema.names}"
         )
-    if table.num_rows != suite.rows:
-        raise SuiteError(f"{source}: {table.num_rows} rows found, {suite.rows} expected for {suite.name}")
+    if table.num_rows != suite.rows_of(split):
+        raise SuiteError(f"{source}: {table.num_rows} rows found, {suite.rows_of(split)} expected for {suite.name}")
     rows = table.select(suite.schema.names).to_pylist()
     for item, row in enumerate(rows):
         try:
@@ -255,10 +303,10 @@ def write_rows(table: pa.Table, path: Path) -> None:
     )
 
 
-def read_rows(directory: Path, suite: Suite) -> pa.Table:
+def read_rows(directory: Path, suite: Suite, split: Split = Split.ITEMS) -> pa.Table:
     """The normalised rows of `directory/{suite}.parquet`, checked again; raises `SuiteError` naming the file."""
-    path = directory / f"{suite.name}.parquet"
-    return normalise(read_parquet(path), suite, str(path))
+    path = directory / suite.rows_file(split)
+    return normalise(read_parquet(path), suite, str(path), split)
 
 
 def read_parquet(path: Path) -> pa.Table:

@@ -14,10 +14,18 @@ from dataclasses import dataclass, is_dataclass
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    model_serializer,
+)
 
 from model.config import BUDGETS, ConfigError, GPTConfig, TrainConfig, parse
 from tasks import provenance
@@ -48,15 +56,35 @@ class RunConfig:
     evaluation: EvaluationConfig
 
 
-class Execution(BaseModel):
-    """Where and how the run is executed; changes no result and no stage's key."""
+def _plain_fields(schema: dict[str, Any]) -> None:
+    """Show an optional number, text or choice as an empty field of its kind; with null it would be a switch between
+    kinds. A truth value and a choice of forms stay switches: the form sends them even when nobody touched them."""
+    for field in schema["properties"].values():
+        kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
+        if len(kinds) == 1 and kinds[0].get("type") != "boolean":
+            del field["anyOf"]
+            field.update(kinds[0])
+            if field.get("default", ...) is None:
+                del field["default"]
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Form(BaseModel):
+    """A section of the custom-run form: what is left empty is not given at all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_plain_fields)
+
+    @model_serializer(mode="wrap")
+    def _given(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialise(self).items() if value is not None}
+
+
+class Execution(Form):
+    """Where and how the run is executed; changes no result and no stage's key."""
 
     store: str = Field(".daily-train", description="Where results are kept: a directory, or `s3://bucket/prefix`.")
     cache: str | None = Field(None, description="Local folder for work and copies. Empty: `cache` in a local store.")
     workers: int | None = Field(None, ge=1, description="Processes and threads. Empty: one for each core.")
-    device: str | None = Field(None, pattern="^(cpu|cuda)$", description="`cpu` or `cuda`. Empty: a GPU if any.")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="`cpu` or `cuda`. Empty: a GPU if any.")
     benchmarks_dir: str | None = Field(
         None, description="Folder with benchmark items as parquet, looked at first. Empty: `DAILY_TRAIN_BENCHMARKS`."
     )
@@ -66,20 +94,38 @@ class Execution(BaseModel):
     tracker: Tracker = Field(Tracker.NONE, description="Also tell the metrics of the training to this tool.")
 
 
+BOUNDS: dict[str, dict[str, float]] = {
+    name: bounds
+    for names, bounds in {
+        "tokens flops gpu_hours usd learning_rate embedding_learning_rate head_learning_rate scalar_learning_rate "
+        "adam_epsilon grad_clip spike_deviations qk_scale softcap": {"gt": 0},
+        "tokens_per_step micro_batch_sequences validation_every_steps validation_tokens checkpoint_every_steps "
+        "log_every_steps depth width heads kv_heads sequence_length experts experts_per_token": {"ge": 1},
+        "seed weight_decay warmup_steps sample_tokens momentum_warmup_steps shared_experts balance_rate": {"ge": 0},
+        "adam_beta1 adam_beta2 momentum muon_beta2 momentum_final": {"ge": 0, "lt": 1},
+        "cooldown_fraction final_lr_fraction": {"ge": 0, "le": 1},
+        "rotary_fraction": {"gt": 0, "le": 1},
+    }.items()
+    for name in names.split()
+}
+"""Bounds that the form knows of network and training, so that it refuses a value before anything starts; the trainer's
+own checks have the last word."""
+
+
 def overrides(config: type) -> type[BaseModel]:
     """The form of a section: each field described, bounded and optional; an empty one keeps the preset's value."""
     fields: dict[str, Any] = {}
     if is_dataclass(config):
         told = _attribute_docstrings(config)
         for name, kind in get_type_hints(config).items():
-            fields[name] = (kind | None, Field(None, description=told[name]))
+            fields[name] = (kind | None, Field(None, description=told[name], **BOUNDS.get(name, {})))
     else:
         for name, info in config.model_fields.items():
             kind = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
             fields[name] = (kind | None, Field(None, description=info.description))
     return create_model(
         f"{config.__name__.removesuffix('Config')}Changes",
-        __config__=ConfigDict(extra="forbid", frozen=True),
+        __base__=Form,
         __doc__="Changes to the preset; an empty field keeps its value.",
         **fields,
     )
@@ -136,12 +182,12 @@ def compose(preset: str, changes: dict[str, dict[str, Any]]) -> RunConfig:
 
 def changes_of(**sections: BaseModel) -> dict[str, dict[str, Any]]:
     """What a filled form changes: the fields that are not empty."""
-    return {name: form.model_dump(mode="json", exclude_none=True) for name, form in sections.items()}
+    return {name: form.model_dump(mode="json") for name, form in sections.items()}
 
 
 def place_of(execution: Execution, environment: dict[str, str]) -> Place:
     """Open the store and resolve the settings of the machine."""
-    settings = execution.model_dump()
+    settings = {name: getattr(execution, name) for name in Execution.model_fields}
     settings["benchmarks_dir"] = execution.benchmarks_dir or environment.get("DAILY_TRAIN_BENCHMARKS")
     return open_place(**settings)
 

@@ -60,7 +60,7 @@ def contamination_study(
     planted = planted_items(study, run.evaluation)
 
     documents = download(run.data, place)
-    items = fetch_benchmarks(run.evaluation.suites, place)
+    items = fetch_benchmarks(run.evaluation.suites, place, run.evaluation.num_fewshot)
     vocabulary = build_tokenizer(run.tokenizer, documents, place)
     with_copies = plant(study, planted, documents, items, place) if study.copies else documents
     shift = 0 if study.copies else SEED_OF_THE_OTHER_ARM

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model.config import AttentionKind, GPTConfig, Smear, Window
 from model.documents import Documents
 from model.sparse_attention import sparse_attention
+from model.tree import Tree
 
 RMS_EPSILON = 1e-6
 GATE_CHANNELS = 12  # of the input that a gate reads; more did not help nanochat or modded-nanogpt
@@ -36,10 +37,11 @@ def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if rotated == x_BTHK.size(-1) else torch.cat((turned, x_BTHK[..., rotated:]), dim=-1)
 
 
-def before(x_BTHK: Tensor, documents: Documents | None) -> Tensor:
+def before(x_BTHK: Tensor, documents: Documents | Tree | None) -> Tensor:
     """The same at the token before; the first token of a row or document has only itself."""
-    moved_BTHK = torch.cat((x_BTHK[:, :1], x_BTHK[:, :-1]), dim=1)
-    return moved_BTHK if documents is None else torch.where(documents.first_BT[..., None, None], x_BTHK, moved_BTHK)
+    if documents is not None:
+        return documents.before(x_BTHK)
+    return torch.cat((x_BTHK[:, :1], x_BTHK[:, :-1]), dim=1)
 
 
 def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
@@ -108,7 +110,7 @@ class Attention(nn.Module):
         return k_BTJK, v_BTJK
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                value_embedding_BTE: Tensor | None, documents: Documents | None = None) -> Tensor:
+                value_embedding_BTE: Tensor | None, documents: Documents | Tree | None = None) -> Tensor:
         config = self.config
         B, T, D = x_BTD.shape
         head = (config.head_size,)

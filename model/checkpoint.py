@@ -53,8 +53,8 @@ class FinalModel:
     """The network with its weights, fp32."""
     eot_token: int
     """Document separator of its tokenizer."""
-    tokenizer_sha256: str
-    """Digest of its tokenizer."""
+    tokenizer_sha256: str | None
+    """Digest of its tokenizer; null: not known."""
     record: dict
     """All of final/config.json."""
 
@@ -214,7 +214,7 @@ def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, refused
 
 
-def publish_final(directory: Path, model: GPT, eot_token: int, tokenizer_sha256: str, result: dict) -> None:
+def publish_final(directory: Path, model: GPT, eot_token: int, tokenizer_sha256: str | None, result: dict) -> None:
     """Write the finished model: model.safetensors and config.json, both the same for equal runs."""
     def make_record(files: dict) -> dict:
         return {"model": asdict(model.config), "eot_token": eot_token, "tokenizer_sha256": tokenizer_sha256,

@@ -55,12 +55,18 @@ class Balance(StrEnum):
 
 class OptimizerName(StrEnum):
     MUON = "muon"
+    PSGD = "psgd"
     ADAMW = "adamw"
 
 
 class Schedule(StrEnum):
     WSD = "wsd"
     COSINE = "cosine"
+
+
+class Rows(StrEnum):
+    STREAM = "stream"
+    DOCUMENTS = "documents"
 
 
 class Precision(StrEnum):

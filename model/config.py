@@ -17,11 +17,12 @@ from model.choices import (
     OptimizerName,
     Position,
     Precision,
+    Rows,
     Schedule,
     Smear,
     Window,
 )
-from model.parsing import ConfigError, require, require_each
+from model.parsing import ConfigError, coerce_choices, require, require_each
 from model.parsing import parse as parse
 
 MAX_VOCABULARY = 65_536  # tokens are stored as uint16
@@ -116,6 +117,7 @@ class GPTConfig:
     """Logits become softcap * tanh(logits / softcap), 15 is usual; null: not capped, faster on a CPU."""
 
     def __post_init__(self) -> None:
+        coerce_choices(self)
         sizes = ("depth width heads mlp_ratio sequence_length vocab_multiple sparse_block sparse_blocks experts "
                  "experts_per_token")
         require_each(self, sizes, lambda value: value >= 1, "at least 1")
@@ -178,6 +180,11 @@ class GPTConfig:
         return tuple(pattern)
 
     @property
+    def shares_beginnings(self) -> bool:
+        """Whether sequences that begin alike can share a row (`model.attention.Tree`)."""
+        return Window.SPARSE not in self.windows
+
+    @property
     def short_window_tokens(self) -> int:
         return min(self.short_window or max(1, self.sequence_length // 4), self.sequence_length)
 
@@ -226,20 +233,23 @@ class TrainConfig:
     """Tokens a weight update sees, over all micro-batches and processes."""
     micro_batch_sequences: int
     """Sequences in one forward pass; the rest of a step is gradient accumulation."""
+    rows: Rows = Rows.STREAM
+    """What a training sequence is: stream, the next tokens wherever documents end; documents, whole documents
+    packed to start at its start, what is too long or does not fit cropped (validation always reads the stream)."""
     optimizer: OptimizerName = OptimizerName.MUON
-    """muon: Muon for hidden matrices and AdamW for the rest; adamw: AdamW for everything."""
+    """muon, psgd: that for hidden matrices and AdamW for the rest; adamw: AdamW for everything."""
     learning_rate: float
     """Peak rate of the hidden matrices: the one dial."""
     embedding_learning_rate: float | None = None
-    """Peak AdamW rate of embeddings; null: learning_rate (adamw only, muon needs a value)."""
+    """Peak AdamW rate of embeddings; null: learning_rate (adamw only, the others need a value)."""
     head_learning_rate: float | None = None
     """Peak AdamW rate of the untied head; null as above."""
     scalar_learning_rate: float | None = None
     """Peak AdamW rate of norms, biases, gates and lambdas; null as above."""
     weight_decay: float = 0.0
-    """Decoupled decay times the rate; muon: hidden matrices, adamw: every parameter of 2 dimensions."""
+    """Decoupled decay times the rate; muon, psgd: hidden matrices, adamw: every parameter of 2 dimensions."""
     cautious_decay: bool = False
-    """Muon decays only weights that its update also moves towards 0, and fades decay with the schedule."""
+    """Muon and PSGD decay only weights that its update also moves towards 0, and fades decay with the schedule."""
     adam_beta1: float = 0.9
     """Decay a step of AdamW's first moment."""
     adam_beta2: float = 0.95
@@ -247,7 +257,7 @@ class TrainConfig:
     adam_epsilon: float = 1e-8
     """Added to AdamW's denominator."""
     momentum: float = 0.95
-    """Nesterov momentum of Muon."""
+    """Nesterov momentum of Muon; of PSGD, plain."""
     momentum_warmup_steps: int = 0
     """Steps in which Muon's momentum rises from 0.85."""
     momentum_final: float | None = None
@@ -285,6 +295,7 @@ class TrainConfig:
     """Tokens generated for each sample prompt, before and after training."""
 
     def __post_init__(self) -> None:
+        coerce_choices(self)
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             what = f"{' and '.join(given)} are both" if given else f"neither {' nor '.join(BUDGETS)} is"
@@ -303,9 +314,9 @@ class TrainConfig:
         require_each(self, "grad_clip spike_deviations", lambda value: value > 0, "positive", null=True)
         for name in ("embedding_learning_rate", "head_learning_rate", "scalar_learning_rate"):
             value = getattr(self, name)
-            if value is None and self.optimizer is OptimizerName.MUON:
-                raise ConfigError(f"{name} must be given when optimizer is 'muon', whose own rate is not "
-                                  f"comparable with AdamW's")
+            if value is None and self.optimizer is not OptimizerName.ADAMW:
+                raise ConfigError(f"{name} must be given when optimizer is {self.optimizer.value!r}, whose own rate "
+                                  f"is not comparable with AdamW's")
             require(value is None or 0 < value < math.inf, name, value, "positive")
 
     @property

@@ -46,6 +46,11 @@ class Documents:
         seen_BTT = self.same(self.number_BT) & (distance_TT >= 0) & (distance_TT < window)
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_BTT[:, None])
 
+    def before(self, x_BTHK: Tensor) -> Tensor:
+        """The same at the token before; the first token of a row or document has only itself."""
+        moved_BTHK = torch.cat((x_BTHK[:, :1], x_BTHK[:, :-1]), dim=1)
+        return torch.where(self.first_BT[..., None, None], x_BTHK, moved_BTHK)
+
     def same(self, other_BN: Tensor) -> Tensor:
         """(B, T, N): does the document of each token have this number?"""
         return self.number_BT[..., None] == other_BN[:, None]

@@ -1,15 +1,24 @@
 """Text from a model, one token at a time; the same seed gives the same tokens on every device."""
 
+from collections.abc import Iterator
+
 import torch
 
 from model.config import ConfigError
 from model.gpt import GPT
 
 
-@torch.no_grad()
 def generate(model: GPT, prompt: list[int], new_tokens: int, *, seed: int, temperature: float = 0.8,
              top_k: int | None = 50, stop_token: int | None = None) -> list[int]:
-    """Continue `prompt` (token ids) by up to `new_tokens` ids; the prompt is not returned.
+    """Continue `prompt` (token ids) by up to `new_tokens` ids; the prompt is not returned. See `stream`."""
+    return list(stream(model, prompt, new_tokens, seed=seed, temperature=temperature, top_k=top_k,
+                       stop_token=stop_token))
+
+
+@torch.no_grad()
+def stream(model: GPT, prompt: list[int], new_tokens: int, *, seed: int, temperature: float = 0.8,
+           top_k: int | None = 50, stop_token: int | None = None) -> Iterator[int]:
+    """The same ids, each as soon as it is drawn.
 
     temperature 0 takes the most likely token; top_k null samples from all. Only the last
     sequence_length tokens are seen. `stop_token` ends the text and is not returned.
@@ -35,4 +44,4 @@ def generate(model: GPT, prompt: list[int], new_tokens: int, *, seed: int, tempe
         if token == stop_token:
             break
         tokens.append(token)
-    return tokens[len(prompt) :]
+        yield token

@@ -18,6 +18,7 @@ from model.attention import RMS_EPSILON, Attention, rotary_tables
 from model.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear, Window
 from model.documents import Documents
 from model.mlp import MLP, MixtureOfExperts, mixtures
+from model.tree import Tree
 
 IGNORED_TARGET = -1
 SMEAR_CHANNELS = 24  # of the embedding that the smear gate reads
@@ -48,7 +49,7 @@ class Block(nn.Module):
         self.mlp = MLP(config, config.mlp_ratio * config.width) if dense else MixtureOfExperts(config)
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                value_embedding_BTE: Tensor | None, documents: Documents | None) -> Tensor:
+                value_embedding_BTE: Tensor | None, documents: Documents | Tree | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE, documents)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
@@ -96,12 +97,16 @@ class GPT(nn.Module):
                    for window in config.windows}
         return Documents(tokens_BT, config.eot_token, windows)
 
-    def embed(self, tokens_BT: Tensor, documents: Documents | None = None) -> Tensor:
+    def embed(self, tokens_BT: Tensor, documents: Documents | Tree | None = None) -> Tensor:
         """The residual stream before the first block."""
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.position is Position.LEARNED:
-            x_BTD = x_BTD + self.position_embedding.weight[: tokens_BT.size(1)]
+            places = documents.position_BT if isinstance(documents, Tree) else slice(tokens_BT.size(1))
+            x_BTD = x_BTD + self.position_embedding.weight[places]
         x_BTD = self.embedding_norm(x_BTD)
+        if self.config.smear is Smear.EMBEDDING and isinstance(documents, Tree):
+            gate_BT1 = self.smear_lambda * torch.sigmoid(self.smear_gate(x_BTD[..., :SMEAR_CHANNELS]))
+            return x_BTD + gate_BT1.masked_fill(documents.first_BT[..., None], 0.0) * documents.before(x_BTD)
         if self.config.smear is Smear.EMBEDDING:
             gate_BT1 = self.smear_lambda * torch.sigmoid(self.smear_gate(x_BTD[:, 1:, :SMEAR_CHANNELS]))
             if documents is not None:
@@ -109,15 +114,22 @@ class GPT(nn.Module):
             x_BTD = torch.cat((x_BTD[:, :1], x_BTD[:, 1:] + gate_BT1 * x_BTD[:, :-1]), dim=1)
         return x_BTD
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """Final, normalised residual stream x_BTD; project() any part of it to get logits."""
+    def hidden(self, tokens_BT: Tensor, tree: Tree | None = None) -> Tensor:
+        """Final, normalised residual stream x_BTD; project() any part of it to get logits.
+
+        With a tree a row may be longer than sequence_length, its sequences may not.
+        """
         config, length = self.config, tokens_BT.size(1)
-        if length > config.sequence_length:
-            raise ConfigError(f"{length} tokens are more than sequence_length {config.sequence_length}")
+        if tree is not None and not config.shares_beginnings:
+            raise ConfigError(f"window_pattern {config.window_pattern!r}: sparse attention cannot read a tree")
+        longest = length if tree is None else int(tree.position_BT.max()) + 1
+        if longest > config.sequence_length:
+            raise ConfigError(f"{longest} tokens are more than sequence_length {config.sequence_length}")
         rotary = None
         if config.rotary_size:
-            rotary = self.rotary_cos[:length], self.rotary_sin[:length]
-        documents = self.documents(tokens_BT)
+            places = slice(length) if tree is None else tree.position_BT
+            rotary = self.rotary_cos[places], self.rotary_sin[places]
+        documents = self.documents(tokens_BT) if tree is None else tree
         x_BTD = embedding_BTD = self.embed(tokens_BT, documents)
         for layer, block in enumerate(self.blocks):
             if config.residual_lambdas:

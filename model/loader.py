@@ -1,10 +1,11 @@
 """Batches as a pure function of the shards: the loader has no state, so resuming needs one integer.
 
 The stream is cut into windows of sequence_length tokens, each read with the one token after it, which
-is its last target. Every epoch visits every window once, in an order drawn from (seed, epoch). The
-order is a Feistel network (Luby and Rackoff, 1988) on the smallest even number of bits that holds
-all window numbers; a result that is no window is sent through again until it is one ("cycle
-walking"), which keeps it a permutation and takes no memory, however large the data.
+is its last target; or documents are packed into rows of that size (model.packing). Every epoch visits
+every window or row once, in an order drawn from (seed, epoch). The order is a Feistel network (Luby and
+Rackoff, 1988) on the smallest even number of bits that holds all their numbers; a result that is none of
+them is sent through again until it is one ("cycle walking"), which keeps it a permutation and takes no
+memory, however large the data.
 
 Shape suffixes: B sequences, T tokens.
 """
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.packing import Packing, pack
 from model.shards import ShardError, ShardSet
 
 _ROUNDS = 6
@@ -54,23 +56,26 @@ def window_count(shards: ShardSet, sequence_length: int) -> int:
     return windows
 
 
-def _read(shards: ShardSet, windows: np.ndarray, sequence_length: int) -> tuple[Tensor, Tensor]:
-    rows = [shards.slice(start, start + sequence_length + 1)
-            for start in (windows * sequence_length).tolist()]
+def _read(shards: ShardSet, windows: np.ndarray, sequence_length: int,
+          packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+    if packing is None:
+        rows = [shards.slice(start, start + sequence_length + 1) for start in (windows * sequence_length).tolist()]
+    else:
+        rows = [np.concatenate([shards.slice(*piece) for piece in packing.pieces(row)]) for row in windows]
     tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
 def batch(shards: ShardSet, seed: int, step: int, rank: int, world: int, sequences: int,
-          sequence_length: int) -> tuple[Tensor, Tensor]:
-    """Inputs x_BT and targets y_BT (int64) of one process in one step.
+          sequence_length: int, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+    """Inputs x_BT and targets y_BT (int64) of one process in one step, of windows or of packed rows.
 
     `sequences` is the size of the step over all `world` processes; rank r gets the r-th contiguous
     part, so that the processes together read the same batch whatever their number.
     """
     if sequences % world or not 0 <= rank < world:
         raise ValueError(f"{sequences} sequences cannot be shared by rank {rank} of world {world}")
-    windows = window_count(shards, sequence_length)
+    windows = window_count(shards, sequence_length) if packing is None else len(packing)
     share = sequences // world
     visits = step * sequences + rank * share + np.arange(share)
     epochs, positions = np.divmod(visits, windows)
@@ -78,7 +83,16 @@ def batch(shards: ShardSet, seed: int, step: int, rank: int, world: int, sequenc
     for epoch in np.unique(epochs):  # a step may cross from one epoch into the next
         here = epochs == epoch
         chosen[here] = permuted(positions[here], windows, seed, int(epoch))
-    return _read(shards, chosen, sequence_length)
+    return _read(shards, chosen, sequence_length, packing)
+
+
+def pack_documents(shards: ShardSet, sequence_length: int) -> Packing:
+    """The documents of a split as rows of sequence_length + 1 tokens; an error when there is not even one."""
+    packing = pack(shards.document_starts(), shards.tokens, sequence_length + 1)
+    if not len(packing):
+        raise ShardError(f"{shards.directory}: the documents of split {shards.split!r} do not fill one row of "
+                         f"sequence_length {sequence_length} + 1 tokens")
+    return packing
 
 
 def validation_windows(shards: ShardSet, tokens: int, sequence_length: int) -> int:

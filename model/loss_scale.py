@@ -8,7 +8,8 @@ without one. It is state of the run: a resumed run that began again with another
 
 from dataclasses import dataclass
 
-FIRST, SMALLEST, LARGEST = 2.0**16, 1.0, 2.0**24  # the gradient of the loss itself has to stay finite in fp32
+FIRST_SCALE, SMALLEST_SCALE = 2.0**16, 1.0
+LARGEST_SCALE = 2.0**24  # the gradient of the loss itself has to stay finite in fp32
 STEPS_TO_DOUBLE = 2000
 
 
@@ -16,7 +17,7 @@ STEPS_TO_DOUBLE = 2000
 class LossScale:
     """The scale of one run. Saved in checkpoints."""
 
-    scale: float = FIRST
+    scale: float = FIRST_SCALE
     """What the loss is multiplied by."""
     good_steps: int = 0
     """Steps without overflow since the scale last changed."""
@@ -24,11 +25,11 @@ class LossScale:
     """Steps of the whole run whose gradients overflowed: their batch was read and changed no weight."""
 
     def observe(self, overflow: bool) -> None:
-        """Take in one step. A scale under SMALLEST means gradients that overflow as they are."""
+        """Take in one step. A scale under SMALLEST_SCALE means gradients that overflow as they are."""
         if overflow:
             self.scale, self.good_steps = self.scale / 2, 0
             self.skipped_steps += 1
             return
         self.good_steps += 1
         if self.good_steps == STEPS_TO_DOUBLE:
-            self.scale, self.good_steps = min(2 * self.scale, LARGEST), 0
+            self.scale, self.good_steps = min(2 * self.scale, LARGEST_SCALE), 0

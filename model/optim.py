@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices, AdamW for everything else.
+"""Muon or PSGD for the hidden matrices, AdamW for everything else.
 
 Muon (Keller Jordan, 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, found
 here with Polar Express (arXiv 2505.16932), batched over matrices of one shape.
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from model.config import ConfigError, OptimizerName, Precision, TrainConfig
 from model.parallel import assign_, local, rows_as, whole_matrices
+from model.psgd import whiten_
 
 # Polar Express, table for 5 iterations: the minimax-optimal odd quintic for the singular values that
 # the iterations before it leave. Each but the last is relaxed by 1.01, so that a bf16 rounding error
@@ -52,6 +53,7 @@ class Muon:
     def __init__(self, parameters: list[nn.Parameter], weight_decay: float, dtype: torch.dtype,
                  beta2: float | None = None, cautious: bool = False) -> None:
         self.weight_decay, self.dtype, self.beta2, self.cautious = weight_decay, dtype, beta2, cautious
+        self.orthogonalise = orthogonalise
         self.groups: dict[str, list[nn.Parameter]] = {}
         for parameter in parameters:
             rows, columns = parameter.shape[-2:]
@@ -68,14 +70,7 @@ class Muon:
         decay = learning_rate * self.weight_decay * decay_multiplier
         for shape, group in self.groups.items():
             stack = whole_matrices(_stack([parameter.grad for parameter in group]))
-            gradients = local(stack)
-            buffer = local(self.state[f"momentum.{shape}"]).lerp_(gradients, 1 - momentum)
-            update_NRC = orthogonalise(gradients.lerp_(buffer, momentum), self.dtype).float()
-            if self.beta2 is not None:
-                update_NRC = self._normalise_rows(update_NRC, local(self.state[f"row_square.{shape}"]))
-            rows, columns = group[0].shape[-2:]
-            # a tall matrix of orthonormal columns moves its output less: same RMS for every shape
-            scale = math.sqrt(max(1.0, rows / columns))
+            update_NRC, scale = self._direction(shape, local(stack), momentum)
             updates, weights = rows_as(update_NRC, group, stack), [local(parameter) for parameter in group]
             if self.cautious and decay:
                 torch._foreach_mul_(weights, [1 - decay * (update * weight > 0)
@@ -84,12 +79,43 @@ class Muon:
                 torch._foreach_mul_(weights, 1 - decay)
             torch._foreach_add_(weights, updates, alpha=-learning_rate * scale)
 
+    def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> tuple[Tensor, float]:
+        """What is subtracted from the matrices of one shape, and its factor besides the rate."""
+        buffer = local(self.state[f"momentum.{shape}"]).lerp_(gradients_NRC, 1 - momentum)
+        update_NRC = self.orthogonalise(gradients_NRC.lerp_(buffer, momentum), self.dtype).float()
+        if self.beta2 is not None:
+            update_NRC = self._normalise_rows(update_NRC, local(self.state[f"row_square.{shape}"]))
+        # a tall matrix of orthonormal columns moves its output less: same RMS for every shape
+        return update_NRC, math.sqrt(max(1.0, update_NRC.size(-2) / update_NRC.size(-1)))
+
     def _normalise_rows(self, update_NRC: Tensor, square_NR1: Tensor) -> Tensor:
         square_NR1.lerp_(update_NRC.square().mean(-1, keepdim=True), 1 - self.beta2)
         # the first steps see too small a running mean; its common factor goes with the rescaling
         normalised = update_NRC * square_NR1.clamp_min(1e-12).rsqrt()
         before, after = (x.norm(dim=(-2, -1), keepdim=True) for x in (update_NRC, normalised))
         return normalised * (before / after.clamp_min(1e-12))
+
+
+class Kron(Muon):
+    """Momentum whitened by PSGD's Kronecker-factored preconditioner: entries of size 1, as AdamW's, whose rates suit.
+
+    State besides the momentum: the two factors of each matrix, of its rows and of its columns, in fp32.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], weight_decay: float, cautious: bool = False) -> None:
+        super().__init__(parameters, weight_decay, torch.float32, cautious=cautious)
+        for shape in self.groups:
+            zeros_NRC = self.state[f"momentum.{shape}"]  # products of it are zero, and shared as it is
+            self.state |= {f"left.{shape}": zeros_NRC @ zeros_NRC.mT, f"right.{shape}": zeros_NRC.mT @ zeros_NRC}
+            for side in ("left", "right"):
+                self.state[f"{side}_curvature.{shape}"] = torch.zeros_like(zeros_NRC[:, :1, :1])
+
+    def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> tuple[Tensor, float]:
+        names = ("momentum", "left", "right", "left_curvature", "right_curvature")
+        buffer, *fit = (local(self.state[f"{name}.{shape}"]) for name in names)
+        begun_N11 = (fit[0][:, :1, :1] != 0).float()  # a first gradient counts in full
+        buffer.lerp_(gradients_NRC, 1 - momentum * begun_N11)
+        return whiten_(buffer, *fit), 1.0
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
@@ -122,12 +148,14 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.config = config
         grouped = roles(model)
-        muon = config.optimizer is OptimizerName.MUON
-        self.muon = None
-        if muon:
+        self.matrices: Muon | None = None
+        if config.optimizer is OptimizerName.PSGD:
+            matrices = [parameter for _, parameter in grouped.pop("matrix")]
+            self.matrices = Kron(matrices, config.weight_decay, config.cautious_decay)
+        elif config.optimizer is OptimizerName.MUON:
             matrices = [parameter for _, parameter in grouped.pop("matrix")]
             dtype = _PRODUCTS.get(config.precision, torch.bfloat16)
-            self.muon = Muon(matrices, config.weight_decay, dtype, config.muon_beta2, config.cautious_decay)
+            self.matrices = Muon(matrices, config.weight_decay, dtype, config.muon_beta2, config.cautious_decay)
         rates = {
             "matrix": config.learning_rate,
             "embedding": config.embedding_learning_rate or config.learning_rate,
@@ -137,7 +165,7 @@ class Optimizer:
         self.names = {parameter: name for group in grouped.values() for name, parameter in group}
         groups = [
             {"params": [parameter for _, parameter in group], "lr": rates[role], "peak": rates[role],
-             "weight_decay": 0.0 if muon or role == "scalar" else config.weight_decay}
+             "weight_decay": config.weight_decay if self.matrices is None and role != "scalar" else 0.0}
             for role, group in grouped.items() if group
         ]
         self.adamw = torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2),
@@ -145,28 +173,33 @@ class Optimizer:
 
     def step(self, multiplier: float, momentum: float | None = None) -> None:
         """One update at `multiplier` of every peak rate; `momentum` is Muon's, null: the configured one."""
-        if self.muon is not None:
-            self.muon.step(self.config.learning_rate * multiplier,
+        if self.matrices is not None:
+            self.matrices.step(self.config.learning_rate * multiplier,
                            self.config.momentum if momentum is None else momentum,
                            multiplier if self.config.cautious_decay else 1.0)
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * multiplier
         self.adamw.step()
 
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile Muon's products, once a shape: no number of the schedule enters them, so none compiles again."""
+        if self.matrices is not None:
+            self.matrices.orthogonalise = torch.compile(orthogonalise, dynamic=False, fullgraph=True, backend=backend)
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything the next step depends on besides weights and configuration."""
         tensors = {f"adamw.{key}.{self.names[parameter]}": value
                    for parameter, state in self.adamw.state.items() for key, value in state.items()}
-        if self.muon is not None:
-            tensors |= {f"muon.{name}": value for name, value in self.muon.state.items()}
+        if self.matrices is not None:
+            tensors |= {f"{self.config.optimizer.value}.{name}": value for name, value in self.matrices.state.items()}
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of state_tensors; refuses the state of another network or optimizer."""
         keys = ("step", "exp_avg", "exp_avg_sq")
         expected = {f"adamw.{key}.{name}" for name in self.names.values() for key in keys}
-        if self.muon is not None:
-            expected |= {f"muon.{name}" for name in self.muon.state}
+        if self.matrices is not None:
+            expected |= {f"{self.config.optimizer.value}.{name}" for name in self.matrices.state}
         if different := sorted(expected ^ set(tensors)):
             raise ConfigError(f"the optimizer state is of another run: {different[0]!r} does not match")
         for parameter, name in self.names.items():
@@ -175,6 +208,6 @@ class Optimizer:
             for key, moment in moments.items():
                 assign_(moment, tensors[f"adamw.{key}.{name}"])
             self.adamw.state[parameter] = {"step": step} | moments
-        if self.muon is not None:
-            for name, value in self.muon.state.items():
-                assign_(value, tensors[f"muon.{name}"])
+        if self.matrices is not None:
+            for name, value in self.matrices.state.items():
+                assign_(value, tensors[f"{self.config.optimizer.value}.{name}"])

@@ -28,6 +28,15 @@ def require_each(config: object, fields: str, condition: typing.Callable, expect
                 f"{expected} or null" if null else expected)
 
 
+def coerce_choices(config: object) -> None:
+    """Turn plain strings of a frozen dataclass into its enums, which are compared by identity: "gelu" built in
+    Python means the same as in JSON. Refuses what is none of the choices."""
+    for field in dataclasses.fields(config):
+        if isinstance(field.default, StrEnum):
+            value = _convert(getattr(config, field.name), type(field.default), field.name)
+            object.__setattr__(config, field.name, value)
+
+
 def parse(cls: type, values: object, section: str) -> typing.Any:
     """Build dataclass `cls` from parsed JSON; `section` names the place in the errors."""
     if not isinstance(values, dict):

@@ -5,9 +5,13 @@ about 16 numbers a token, layer and unit of width that the backward pass reads. 
 the share of the peak that is assumed (--mfu).
 """
 
+import torch
+
 from model import cost
 from model.config import ConfigError, GPTConfig, OptimizerName, Precision, TrainConfig
+from model.gpt import GPT
 from model.hardware import Hardware
+from model.optim import roles
 
 ACTIVATIONS = 16  # kept a token and layer, in widths: norms, q, k, v, attention, MLP hidden twice, residuals
 
@@ -15,15 +19,21 @@ ACTIVATIONS = 16  # kept a token and layer, in widths: norms, q, k, v, attention
 def memory_bytes(model: GPTConfig, train: TrainConfig) -> dict[str, int]:
     """Estimated memory of one process by what it is for, and their total."""
     counted = cost.parameters(model)
-    hidden = counted["matrices"] + counted["experts"] if train.optimizer is OptimizerName.MUON else 0
+    hidden = counted["matrices"] + counted["experts"] if train.optimizer is not OptimizerName.ADAMW else 0
     tokens = train.micro_batch_sequences * model.sequence_length
     number = 4 if train.precision is Precision.FP32 else 2
     parts = {
         "weights and gradients": 8 * counted["total"],
-        "optimizer": 8 * (counted["total"] - hidden) + 4 * hidden,  # AdamW has two moments, Muon one
+        "optimizer": 8 * (counted["total"] - hidden) + 4 * hidden,  # AdamW has two moments, Muon and PSGD one
         "activations": ACTIVATIONS * number * tokens * model.depth * model.width,
         "logits": (number + 8) * tokens * model.padded_vocab_size,  # themselves, fp32, and their gradient
     }
+    if train.optimizer is OptimizerName.PSGD:
+        with torch.device("meta"):
+            matrices = [parameter for _, parameter in roles(GPT(model))["matrix"]]
+        sizes = [parameter.shape[-2:] for parameter in matrices]
+        parts["preconditioners"] = sum(4 * parameter.numel() * (rows**2 + columns**2) // (rows * columns)
+                                       for parameter, (rows, columns) in zip(matrices, sizes))
     return parts | {"total": sum(parts.values())}
 
 

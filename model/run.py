@@ -26,8 +26,8 @@ class Execution:
     """cpu or cuda; null takes cuda when there is one."""
     threads: int | None = None
     """CPU threads; null leaves torch's choice."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
+    compile: bool | None = None
+    """Compile network and optimizer with torch.compile; null: on a GPU."""
     parallelism: Parallelism = Parallelism.DDP
     """What several processes share: ddp, gradients; fsdp, also weights and optimizer state, for models that
     one GPU cannot hold."""
@@ -57,7 +57,7 @@ class RunConfig:
     train: TrainConfig
     """How it is trained."""
     shards: str
-    """Directory of token shards with shards.json."""
+    """Directory of token shards with shards.json; without one, model.vocab_size and model.eot_token are given."""
     run_dir: str
     """Directory that receives everything the run writes; an unfinished run there is resumed."""
     sample_prompts: list[list[int]]

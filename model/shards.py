@@ -36,12 +36,12 @@ class ShardError(ValueError):
 class Split:
     """What `shards.json` says about one split."""
 
-    documents: int
-    """Documents that begin in the split."""
+    documents: int | None
+    """Documents that begin in the split; null: not counted."""
     tokens: int
     """Tokens over all its shards."""
-    bytes: int
-    """UTF-8 bytes of its documents."""
+    bytes: int | None
+    """UTF-8 bytes of its documents; null: not known."""
     shards: int
     """Number of its shards."""
 
@@ -54,12 +54,12 @@ class Dataset:
     """Token ids are below this."""
     eot_token: int
     """Every document starts with it."""
-    tokenizer_sha256: str
-    """Digest of the tokenizer that made the shards."""
+    tokenizer_sha256: str | None
+    """Digest of the tokenizer that made the shards; null: not known."""
     splits: dict[str, Split]
     """By name; train and val."""
-    token_bytes: np.ndarray
-    """UTF-8 bytes that each token id stands for (uint16); 0 for special tokens."""
+    token_bytes: np.ndarray | None
+    """UTF-8 bytes that each token id stands for (uint16); 0 for special tokens; null: not known."""
 
 
 @dataclass(frozen=True)
@@ -194,15 +194,22 @@ def write_dataset(directory: Path, dataset: Dataset) -> None:
     _publish(Path(directory) / "shards.json", (json.dumps(record, indent=2) + "\n").encode())
 
 
-def read_dataset(directory: Path) -> Dataset:
-    """What the directory holds; checks everything but the shards themselves."""
+def read_dataset(directory: Path, vocab_size: int | None = None, eot_token: int | None = None) -> Dataset:
+    """What the directory holds; checks everything but the shards themselves.
+
+    A directory of llm.c's or modded-nanogpt's has no shards.json: there, vocabulary and end-of-text token must be
+    given. token_bytes.bin is read if it is there.
+    """
     path = Path(directory) / "shards.json"
+    if vocab_size is not None and eot_token is not None and path.parent.is_dir() and not path.exists():
+        return _undescribed_dataset(path.parent, vocab_size, eot_token)
     try:
         record = json.loads(path.read_text())
         dataset = {key: record[key] for key in ("vocab_size", "eot_token", "tokenizer_sha256")}
         splits = {name: Split(**values) for name, values in record["splits"].items()}
     except OSError as error:
-        raise ShardError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ShardError(f"{path}: cannot be read: {error.strerror}; for shards of llm.c, which have none, give "
+                         f"model.vocab_size and model.eot_token (GPT-2: 50257 and 50256)") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError(f"{path}: is not a description of shards: {error!r}") from None
     vocab_size, eot_token = dataset["vocab_size"], dataset["eot_token"]
@@ -210,23 +217,56 @@ def read_dataset(directory: Path) -> Dataset:
         raise ShardError(f"{path}: vocab_size is {vocab_size}, at most {MAX_VOCABULARY} tokens fit uint16")
     if not 0 <= eot_token < vocab_size:
         raise ShardError(f"{path}: eot_token is {eot_token}, expected below vocab_size {vocab_size}")
-    token_bytes = path.with_name("token_bytes.bin")
-    _check_size(token_bytes, TOKEN.itemsize * vocab_size, f"a vocabulary of {vocab_size}")
-    return Dataset(**dataset, splits=splits, token_bytes=np.fromfile(token_bytes, dtype=TOKEN))
+    return Dataset(**dataset, splits=splits, token_bytes=_read_token_bytes(path.parent, vocab_size))
+
+
+def _read_token_bytes(directory: Path, vocab_size: int) -> np.ndarray:
+    path = directory / "token_bytes.bin"
+    _check_size(path, TOKEN.itemsize * vocab_size, f"a vocabulary of {vocab_size}")
+    return np.fromfile(path, dtype=TOKEN)
+
+
+def _undescribed_dataset(directory: Path, vocab_size: int, eot_token: int) -> Dataset:
+    """The same from the shards alone, which know no more than how many tokens they have."""
+    splits = {}
+    for split in ("train", "val"):
+        paths = _find(directory, split)
+        tokens = sum(len(read_tokens(path)) for path in paths)
+        splits[split] = Split(documents=None, tokens=tokens, bytes=None, shards=len(paths))
+    known = (directory / "token_bytes.bin").exists()
+    return Dataset(vocab_size, eot_token, None, splits, _read_token_bytes(directory, vocab_size) if known else None)
+
+
+def _find(directory: Path, split: str) -> list[Path]:
+    """The split's files in order; their names may carry a prefix, as in fineweb_train_000001."""
+    pattern = re.compile(rf"((?:.+_)?{re.escape(split)})_(\d{{6}})\.bin")
+    found = {(match[1], int(match[2])): path for path in sorted(directory.iterdir())
+             if (match := pattern.fullmatch(path.name))}
+    if not found:
+        raise ShardError(f"{directory}: has no shard of split {split!r}")
+    if len(names := sorted({name for name, _ in found})) > 1:
+        raise ShardError(f"{directory}: split {split!r} has shards of several names: {names}")
+    first = min(number for _, number in found)
+    for number in range(first, first + len(found)):
+        if (names[0], number) not in found:
+            raise ShardError(f"{directory / f'{names[0]}_{number:06d}.bin'}: is missing, later shards are there")
+    return list(found.values())
 
 
 class ShardSet:
-    """All shards of one split as one stream of tokens; a directory without shards.json is refused."""
+    """All shards of one split as one stream of tokens."""
 
-    def __init__(self, directory: Path, split: str) -> None:
+    def __init__(self, directory: Path, split: str, dataset: Dataset | None = None) -> None:
+        """`dataset`: what the directory holds; null reads its shards.json."""
         directory = Path(directory)
-        dataset = read_dataset(directory)
+        dataset = dataset or read_dataset(directory)
         if split not in dataset.splits:
             raise ShardError(f"{directory / 'shards.json'}: has no split {split!r}, only "
                              f"{', '.join(sorted(dataset.splits))}")
         expected = dataset.splits[split]
-        self.directory, self.split, self.vocab_size = directory, split, dataset.vocab_size
-        self.paths = self._find()
+        self.directory, self.split = directory, split
+        self.vocab_size, self.eot_token = dataset.vocab_size, dataset.eot_token
+        self.paths = _find(directory, split)
         if len(self.paths) != expected.shards:
             raise ShardError(f"{directory}: has {len(self.paths)} shards of split {split!r}, "
                              f"shards.json says {expected.shards}")
@@ -237,21 +277,15 @@ class ShardSet:
             raise ShardError(f"{directory}: split {split!r} has {self.tokens} tokens, shards.json says "
                              f"{expected.tokens}")
 
-    def _find(self) -> list[Path]:
-        """The split's files in order; their names may carry a prefix, as in fineweb_train_000001."""
-        pattern = re.compile(rf"((?:.+_)?{re.escape(self.split)})_(\d{{6}})\.bin")
-        found = {(match[1], int(match[2])): path for path in sorted(self.directory.iterdir())
-                 if (match := pattern.fullmatch(path.name))}
-        if not found:
-            raise ShardError(f"{self.directory}: has no shard of split {self.split!r}")
-        if len(names := sorted({name for name, _ in found})) > 1:
-            raise ShardError(f"{self.directory}: split {self.split!r} has shards of several names: {names}")
-        first = min(number for _, number in found)
-        for number in range(first, first + len(found)):
-            if (names[0], number) not in found:
-                raise ShardError(f"{self.directory / f'{names[0]}_{number:06d}.bin'}: is missing, "
-                                 f"later shards are there")
-        return list(found.values())
+    def document_starts(self) -> np.ndarray:
+        """Where documents begin in the stream (int64): from the .idx files, or, where a shard has none, from its
+        end-of-text tokens."""
+        starts = []
+        for path, shard, end in zip(self.paths, self._shards, self._ends.tolist()):
+            index = path.with_suffix(".idx")
+            here = read_index(index).starts if index.exists() else np.flatnonzero(shard == self.eot_token)
+            starts.append(here.astype(np.int64) + end - len(shard))
+        return np.concatenate(starts)
 
     def slice(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the stream, copied (uint16), across the edges of shards."""

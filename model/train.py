@@ -13,6 +13,7 @@ with exit code 143; an error that has a reason is one line on stderr and exit co
 """
 
 import argparse
+import gc
 import json
 import signal
 import sys
@@ -64,8 +65,10 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
         trainer.report_checkpoints(metrics)
     if trainer.step < trainer.steps and trainer.step > trainer.saved_step:
         trainer.save()
+    gc.unfreeze()
     trainer.writer.wait()
     trainer.report_checkpoints(metrics)
+    trainer.processes.wait()  # torchrun ends everyone when one process has ended
     return trainer.step == trainer.steps
 
 
@@ -97,13 +100,16 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
                       flops=trainer.run["flops"], parameters=trainer.run["parameters"]["total"],
                       device=trainer.device_name, threads=torch.get_num_threads(),
                       peak_flops=trainer.peak_flops, processes=trainer.processes.count,
-                      weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()))
+                      weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()),
+                      cropped=trainer.packing and round(trainer.packing.cropped, 4))
         for reason in refused:
             metrics.write("damaged_checkpoint", step=trainer.step, reason=reason)
         if trainer.step:
             metrics.write("resume", step=trainer.step)
         else:
             trainer.validate(metrics)
+        gc.collect()
+        gc.freeze()  # what is there now stays: looking for garbage in it would stop steps
         if not _loop(trainer, metrics, lambda: stop() or not metrics.followed):
             metrics.write("interrupted", **trainer.progress(), seconds=trainer.seconds())
             return TERMINATED

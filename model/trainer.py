@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -15,19 +16,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, cost
 from model.checkpoint import write_json
-from model.config import ConfigError, Precision
+from model.config import ConfigError, Precision, Rows
 from model.fp8 import use_fp8
 from model.generate import generate
 from model.gpt import GPT, initialise
 from model.guard import LossGuard
 from model.hardware import known_hardware
-from model.loader import batch
-from model.loss_scale import SMALLEST, LossScale
+from model.loader import batch, pack_documents
+from model.loss_scale import SMALLEST_SCALE, LossScale
 from model.metrics import MetricsLog
 from model.mlp import mixtures, rebalance
 from model.multiple_choice import accuracy, read_items
 from model.optim import Optimizer
+from model.packing import Packing
 from model.parallel import Processes, connect, load_weights, shared_steps, whole
+from model.prefetch import Prefetch
 from model.run import Execution, RunConfig, check_same_run, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardSet, read_dataset
@@ -62,11 +65,14 @@ class Trainer:
     """A run in progress: everything that a step reads or changes."""
 
     def __init__(self, config: RunConfig) -> None:
-        dataset = read_dataset(Path(config.shards))
+        dataset = read_dataset(Path(config.shards), config.model.vocab_size, config.model.eot_token)
         self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token))
         self.directory = Path(config.run_dir)
         self.dataset = dataset
-        self.shards = {split: ShardSet(Path(config.shards), split) for split in ("train", "val")}
+        self.shards = {split: ShardSet(Path(config.shards), split, dataset) for split in ("train", "val")}
+        self.packing: Packing | None = None
+        if config.train.rows is Rows.DOCUMENTS:
+            self.packing = pack_documents(self.shards["train"], config.model.sequence_length)
         sequences = cost.sequences_per_step(config.train, self.config.model)
 
         self.hellaswag = read_items(config.execution.hellaswag, self.config.model) if config.execution.hellaswag else []
@@ -79,11 +85,17 @@ class Trainer:
         self.micro_batches = shared_steps(sequences, config.train.micro_batch_sequences, self.processes.count)
         precision = config.train.precision
         self.autocast = torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+        self.batches = Prefetch(
+            partial(batch, self.shards["train"], config.train.seed, rank=self.processes.rank,
+                    world=self.processes.count, sequences=sequences, sequence_length=config.model.sequence_length,
+                    packing=self.packing),
+            self.device)
         self.model = GPT(self.config.model).to(self.device)
         if precision is Precision.FP8:
             use_fp8(self.model, config.train.fp8_smallest_size)
-        self.forward = self.processes.parallel(
-            self.model, config.execution.parallelism, compiled=config.execution.compile)
+        compiled = config.execution.compile
+        self.compiled = self.device.type == "cuda" if compiled is None else compiled
+        self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         self.start_over()
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
         self.run = self.resolve()
@@ -103,6 +115,8 @@ class Trainer:
         initialise(fresh, self.config.train.seed)
         load_weights(self.model, fresh.state_dict())
         self.optimizer = Optimizer(self.model, self.config.train)
+        if self.compiled:
+            self.optimizer.compile()
         self.guard = LossGuard()
         self.loss_scale = LossScale() if self.config.train.precision is Precision.FP16 else None
         self.step = 0
@@ -199,7 +213,7 @@ class Trainer:
         """Stop a run that computes nonsense."""
         train = self.config.train
         self.require_finite("loss", loss)
-        if self.loss_scale and self.loss_scale.scale < SMALLEST:
+        if self.loss_scale and self.loss_scale.scale < SMALLEST_SCALE:
             self.stop(f"loss_scale is {self.loss_scale.scale} in step {self.step}: gradients overflow at any scale")
         if grad_norm is None:  # a skipped step
             return
@@ -216,11 +230,8 @@ class Trainer:
 
     def gradients(self) -> float:
         """Mean gradients of this step's batch, over all processes, in .grad, times the loss scale; its mean loss."""
-        train, processes = self.config.train, self.processes
-        x_BT, y_BT = batch(self.shards["train"], train.seed, self.step, processes.rank, processes.count,
-                           train.tokens_per_step // self.config.model.sequence_length,
-                           self.config.model.sequence_length)
-        x_BT, y_BT = x_BT.to(self.device), y_BT.to(self.device)
+        processes = self.processes
+        x_BT, y_BT = self.batches.take(self.step)
         self.model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         parts = list(zip(x_BT.chunk(self.micro_batches), y_BT.chunk(self.micro_batches)))

@@ -19,12 +19,12 @@ class Validation:
 
     loss: float
     """Mean nats a token, over all tokens."""
-    bits_per_byte: float
-    """Bits over the tokens that stand for text / UTF-8 bytes of that text."""
+    bits_per_byte: float | None
+    """Bits over the tokens that stand for text / UTF-8 bytes of that text; null: bytes of tokens are not known."""
 
 
 @torch.no_grad()
-def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray, *, tokens: int, sequences: int,
+def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray | None, *, tokens: int, sequences: int,
              autocast: torch.autocast, processes: Processes = Processes()) -> Validation:  # noqa: B008 (frozen)
     """Loss over the first `tokens` tokens, `sequences` windows a forward pass, shared by the processes.
 
@@ -32,7 +32,8 @@ def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray, *, tokens: i
     them would otherwise look better for free.
     """
     device = next(model.parameters()).device
-    bytes_V = torch.from_numpy(token_bytes.astype(np.int64)).to(device)
+    known = np.zeros(shards.vocab_size) if token_bytes is None else token_bytes
+    bytes_V = torch.from_numpy(known.astype(np.int64)).to(device)
     nats, text_nats, count, text_bytes = 0.0, 0.0, 0, 0
     batches = validation_batches(shards, tokens, sequences, model.config.sequence_length)
     for (x_BT, y_BT), counts in processes.turns(batches):
@@ -49,6 +50,8 @@ def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray, *, tokens: i
         count += len(targets)
     sums = torch.tensor([nats, text_nats, count, text_bytes], dtype=torch.float64, device=device)
     nats, text_nats, count, text_bytes = processes.sum_(sums).tolist()
+    if token_bytes is None:
+        return Validation(nats / count, None)
     if not text_bytes:
         raise ShardError(f"{shards.directory}: the first {count:.0f} tokens of split {shards.split!r} stand for "
                          f"0 bytes of text, bits per byte are not defined")

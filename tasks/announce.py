@@ -9,15 +9,17 @@ REGRESSED = "daily-train.regressed"
 
 
 def announce(report: dict[str, Any], report_path: str) -> None:
-    """Say that a run finished and, where its report lists `regressions`, that it is worse than an earlier run."""
-    _emit(FINISHED, report, f"{report['preset']} finished", _finished(report, report_path), {})
-    if found := report.get("regressions"):
-        _emit(REGRESSED, report, f"{report['preset']} is worse than before", _regressed(found), {"regressions": found})
+    """Say that a run finished and, where its report says so, what of it regressed against which earlier run."""
+    _emit(FINISHED, report, f"{report['preset']} finished", _finished(report, report_path), [])
+    if regressed := [entry for entry in report["against"] if entry.get("regressed")]:
+        lines = [line for entry in regressed for line in _regressed(entry)]
+        _emit(REGRESSED, report, f"{report['preset']} regressed", "\n".join(lines), regressed)
 
 
-def _emit(event: str, report: dict[str, Any], subject: str, body: str, more: dict[str, Any]) -> None:
+def _emit(event: str, report: dict[str, Any], subject: str, body: str, against: list[dict[str, Any]]) -> None:
     resource = {"prefect.resource.id": f"daily-train.report.{report['run']}", "prefect.resource.name": report["preset"]}
-    emit_event(event, resource, payload={"subject": subject, "body": body, "commit": report["commit"], **more})
+    told = {"subject": subject, "body": body, "run": report["run"], "commit": report["commit"], "against": against}
+    emit_event(event, resource, payload=told)
 
 
 def _finished(report: dict[str, Any], report_path: str) -> str:
@@ -33,6 +35,13 @@ def _finished(report: dict[str, Any], report_path: str) -> str:
     return "\n".join(lines)
 
 
-def _regressed(found: list[dict[str, Any]]) -> str:
-    """One line a regression, its statistics as the report holds them."""
-    return "\n".join(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row.items()) for row in found)
+def _regressed(entry: dict[str, Any]) -> list[str]:
+    """A line for each suite and metric that is significantly worse than in one earlier run."""
+    against = f"{' and '.join(entry['roles'])} (run {entry['run'][:12]}, commit {entry['commit'][:12]})"
+    lines = []
+    for row in entry["rows"]:
+        if f"{row['suite']} {row['metric']}" in entry["regressed"]:
+            low, high = (100 * end for end in row["interval"])
+            lines.append(f"{row['suite']} {row['metric'].replace('_', ' ')}: {100 * row['difference']:+.2f} points "
+                         f"(95 % {low:+.2f} to {high:+.2f}, p {row['p']:.2g}, {row['n']:,} items) against {against}")
+    return lines

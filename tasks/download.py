@@ -11,7 +11,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
-from eval.markup import code_block, markdown_table, untrusted
+from eval.markup import code, markdown_table, passage, untrusted
 from tasks.documents import Document, Source, SourceError, lock, read
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, read_json
 
@@ -130,6 +130,15 @@ def documents_files(folder: Path, split: str) -> list[Path]:
     return sorted(folder.glob(f"{split}_*.parquet"))
 
 
+def lock_tables(source: dict[str, Any]) -> list[str]:
+    """What identifies the documents: the source's settings and, of local files, each digest."""
+    rows = [[name, code(str(value))] for name, value in source.items() if name != "files" and value is not None]
+    tables = [markdown_table(["source", ""], rows)]
+    if files := source.get("files"):
+        tables.append(markdown_table(["file", "sha256"], [[code(f["path"]), code(f["sha256"])] for f in files]))
+    return tables
+
+
 def describe(result: Result, place: Place) -> str:
     """The stage's artifact: counts, the lock, and how the first documents begin."""
     found: dict[str, Any] = read_json(result, place, "lock.json")
@@ -138,8 +147,8 @@ def describe(result: Result, place: Place) -> str:
         f"{found['empty_documents']} empty documents were left out.",
         markdown_table(["split", "documents", "bytes"], rows),
         "**Lock**",
-        code_block(json.dumps(found["source"], indent=1)),
+        *lock_tables(found["source"]),
     ]
     for sample in found["samples"]:
-        lines += [f"**{untrusted(sample['id'])}** begins", code_block(sample["start"])]
+        lines += [f"**{untrusted(sample['id'])}** begins", passage(sample["start"])]
     return "\n\n".join(lines)

@@ -1,5 +1,13 @@
-"""Stage 6: the five official suites through lm-eval, in a child process of its own."""
+"""Stage 6: the five official suites through lm-eval, in a child process of its own.
 
+`evaluate_folder` scores any model with the same adapter: a finished model of ours, or what `transformers` opens.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +17,12 @@ from prefect.context import TaskRunContext
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.markup import markdown_table
-from eval.suites import SUITES
-from tasks.benchmarks import Items
-from tasks.process import run_module
+from eval.suites import SUITES, ZERO_SHOT, Shots
+from tasks.benchmarks import Items, find_items
+from tasks.process import ProcessError, run_module
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise, read_json
 
-VERSION = 2
-BATCH_TOKENS = 8192
+VERSION = 3
 
 
 class EvaluationConfig(BaseModel):
@@ -28,6 +35,11 @@ class EvaluationConfig(BaseModel):
         None, ge=1, description="Score a fixed, seeded subset of so many items of each suite. Empty: all of them."
     )
     seed: int = Field(ge=0, description="Chooses the subset.")
+    num_fewshot: Shots = Field(
+        ZERO_SHOT,
+        description="Solved examples before each question, by suite; 0 by default. Public leaderboards: arc_challenge "
+        "25, hellaswag 10, winogrande 5. They are drawn from the train split, which the wheel does not carry.",
+    )
 
     def model_post_init(self, _: Any) -> None:
         for name in self.suites:
@@ -43,8 +55,9 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
         "architecture": model.manifest.output("config.json").sha256,
         "tokenizer": tokenizer.manifest.output("tokenizer.json").sha256,
         **items.digests,
+        **{name: result.digest for name, result in items.shots.items()},
     }
-    literal = {"items_per_suite": config.items_per_suite, "seed": config.seed, "suites": sorted(items.results)}
+    literal = _literal(config, items)
     stage = Stage(name="evaluate", version=VERSION, config=literal, inputs=inputs)
 
     def build(work: Path, out: Path) -> None:
@@ -56,7 +69,7 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
                 "benchmarks": str(items.folder(place, work / "benchmarks")),
                 **literal,
                 "out": str(out),
-                "execution": {"device": place.device, "threads": place.workers, "batch_tokens": BATCH_TOKENS},
+                "execution": {"device": place.device, "threads": place.workers},
             },
             work,
             progress_reporter(),
@@ -66,6 +79,54 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
     result = finish(stage, place, build)
     create_markdown_artifact(key="scores", description="Benchmark scores", markdown=describe(result, place))
     return result
+
+
+def _literal(config: EvaluationConfig, items: Items) -> dict[str, Any]:
+    return {
+        "items_per_suite": config.items_per_suite,
+        "seed": config.seed,
+        "suites": sorted(items.results),
+        "num_fewshot": dataclasses.asdict(config.num_fewshot),
+    }
+
+
+def evaluate_folder(
+    config: EvaluationConfig, model: str, tokenizer: Path | None, trust_code: bool, out: Path, place: Place
+) -> str:
+    """Score a finished model of ours (a folder), or a folder, `.gguf` file or hub id that `transformers` opens.
+
+    Writes scores.json and samples.parquet to `out` and returns the table with intervals. No stage: a folder's content
+    has no key. Raises ProcessError with the harness's own sentence.
+    """
+    items = find_items(config.suites, place, config.num_fewshot)
+    folder = Path(model)
+    if _is_ours(folder):
+        vocabulary = tokenizer or folder / "tokenizer.json"
+        module, which = "eval.harness", {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
+    else:
+        if find_spec("transformers") is None:
+            raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
+        name = str(folder.resolve()) if folder.exists() else model
+        module, which = "eval.pretrained", {"model": name, "trust_code": trust_code}
+        if not folder.exists():
+            os.environ["HF_HUB_OFFLINE"] = "0"  # the child asks the hub
+    with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
+        work = Path(temporary)
+        settings = {
+            "benchmarks": str(items.folder(place, work / "benchmarks")),
+            "out": str(out.resolve()),
+            "execution": {"device": place.device, "threads": place.workers},
+        }
+        run_module(module, which | _literal(config, items) | settings, work, lambda event: None)
+    missing = [f"{name} is not scored: {reason}" for name, reason in items.missing.items()]
+    return "\n\n".join([_table(json.loads((out / "scores.json").read_text())), *missing])
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return "model_sha256" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def progress_reporter() -> Any:
@@ -82,10 +143,20 @@ def progress_reporter() -> Any:
 
 
 def describe(result: Result, place: Place) -> str:
-    """The stage's artifact: every score with its standard error and chance level."""
-    found = read_json(result, place, "scores.json")
-    header = ["suite", "task", "metric", "n", "score", "standard error", "chance", "gold bits per byte"]
-    fields = ["suite", "task", "metric", "n", "value", "standard_error", "chance", "gold_bits_per_byte"]
-    rows = [[score[field] for field in fields] for score in found["scores"]]
-    how = f"lm-eval {found['lm_eval']}, {found['num_fewshot']}-shot, task versions {found['task_versions']}."
-    return "\n\n".join([how, markdown_table(header, rows)])
+    """The stage's artifact: every score with its 95 % interval and chance level."""
+    return _table(read_json(result, place, "scores.json"))
+
+
+def _table(found: dict[str, Any]) -> str:
+    header = ["suite", "task", "shots", "metric", "n", "score, %", "95 % interval", "chance, %", "gold bits per byte",
+              "truncated"]
+    rows = [
+        [score["suite"], score["task"], score["num_fewshot"], score["metric"], score["n"],
+         f"{100 * score['value']:.2f}",
+         None if score["interval"] is None else "{:.2f} to {:.2f}".format(*(100 * end for end in score["interval"])),
+         f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"], score["truncated"]]
+        for score in found["scores"]
+    ]
+    return "\n\n".join(
+        [f"lm-eval {found['lm_eval']}, task versions {found['task_versions']}.", markdown_table(header, rows)]
+    )

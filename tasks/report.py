@@ -1,6 +1,7 @@
 """Stage 7: the report (Markdown, JSON, figures), one immutable ledger row, and the leaderboard."""
 
 import json
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,18 +12,20 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.figures import inline, loss_figure, score_figure, sweep_figure
-from eval.ledger import earlier_runs, leaderboard, ledger_row
-from eval.paired import Evaluation, compare, per_item
-from eval.report import FIGURES, joined_scores, notes, render, score_table
+from eval.ledger import earlier_runs, leaderboard, leaderboard_page, ledger_row
+from eval.page import page
+from eval.paired import Evaluation, compare, num_fewshot, per_item, regressed
+from eval.report import FIGURES, cost_table, joined_scores, notes, render, score_table
 from eval.stats import leak_effects, scores_by_verdict
 from tasks import provenance
 from tasks.announce import announce
 from tasks.benchmarks import Items
 from tasks.contamination import read_findings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, load, materialise, read_json
+from tasks.store import digest_file
 from tasks.train import read_metrics
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,16 @@ class Published:
 def publish_report(
     preset: str, configuration: str, results: list[Result], items: Items, place: Place
 ) -> Published:
-    """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.json, loss.png, scores.png,
-    sweep.png: recorded, because they hold times and are compared with the ledger as it was. Whom the report was
-    compared with stands in it, by run and by key of the samples."""
+    """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.html, report.json, loss.png,
+    scores.png, sweep.png: recorded, because they hold times and are compared with the ledger as it was. Whom the
+    report was compared with stands in it, by run and by key of the samples. The store's leaderboard.html is renewed."""
     stages = {result.manifest.stage: result for result in results}
     stage = Stage(
         name="report",
         version=VERSION,
         config={"preset": preset, "missing": sorted(items.missing)},
         inputs={name: result.digest for name, result in stages.items()},
-        recorded=frozenset({"report.md", "report.json", *FIGURES}),
+        recorded=frozenset({"report.md", "report.html", "report.json", *FIGURES}),
     )
 
     def build(_: Path, out: Path) -> None:
@@ -58,8 +61,10 @@ def publish_report(
     row = ledger_row(found)
     place.store.publish(f"ledger/{result.manifest.key}.json", json.dumps(row, indent=1, sort_keys=True).encode())
     folder = materialise(result, place)
-    _show(found, folder, leaderboard(read_ledger(place)))
-    where = f"{place.store.url}/{result.manifest.location(result.manifest.output('report.md'))}"
+    rows = read_ledger(place)
+    _renew_leaderboard(rows, place)
+    _show(found, folder, leaderboard(rows))
+    where = f"{place.store.url}/{result.manifest.location(result.manifest.output('report.html'))}"
     if not result.skipped:
         announce(found, where)
     return Published(found, where, {**stages, **_by_suite(items), "report": result})
@@ -99,9 +104,12 @@ def write_report(
             scores["scores"], scores_by_verdict(samples, verdicts), per_item(samples),
             leaks["coverage"]["suites"], items.missing,
         ),
-        "evaluation": {name: scores[name] for name in ("lm_eval", "num_fewshot", "task_versions", "metric_versions")},
+        "evaluation": {
+            **{name: scores[name] for name in ("lm_eval", "task_versions", "metric_versions")},
+            "num_fewshot": {task: num_fewshot(scores, task) for task in scores["task_versions"]},
+        },
         "against": against,
-        "regressed": sorted({name for found in against for name in found.get("regressed", [])}),
+        "regressed": regressed(against),
         "validation": {"loss": done["loss"], "bits_per_byte": done["bits_per_byte"]},
         "training": {
             "parameters": resolved["parameters"]["total"],
@@ -136,10 +144,12 @@ def write_report(
         "configuration": configuration,
     }
     (out / "report.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False))
-    (out / "report.md").write_text(render(found))
     (out / "loss.png").write_bytes(loss_figure(events, found["text"]["unigram_entropy_nats"]))
     (out / "sweep.png").write_bytes(sweep_figure(leaks["sweep"], leaks["coverage"]["config"]["run"]))
     (out / "scores.png").write_bytes(score_figure([row for row in found["scores"] if row["value"] is not None]))
+    text = render(found)
+    (out / "report.md").write_text(text)
+    (out / "report.html").write_text(page(text, {path.name: path.read_bytes() for path in out.glob("*.png")}))
 
 
 def compared(run: str, preset: str, stages: dict[str, Result], place: Place) -> list[dict[str, Any]]:
@@ -180,6 +190,21 @@ def find_run(name: str, place: Place) -> dict[str, Any]:
     return max(rows, key=lambda row: row["finished"])
 
 
+def report_pages(place: Place) -> dict[str, str]:
+    """Where in the store the HTML report of each run lies, by the run's name."""
+    pages = (key for key in place.store.list("stages/report") if key.endswith("/report.html"))
+    return {key.split("/")[2]: key for key in pages}
+
+
+def _renew_leaderboard(rows: list[dict[str, Any]], place: Place) -> None:
+    """The only file in the store that is ever replaced: it is made of the ledger and of nothing else."""
+    place.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.cache) as folder:
+        file = Path(folder) / "leaderboard.html"
+        file.write_text(leaderboard_page(rows, report_pages(place)))
+        place.store.put(file.name, file, digest_file(file))
+
+
 def _by_suite(items: Items) -> dict[str, Result]:
     return {f"benchmarks {name}": result for name, result in {**items.results, **items.train}.items()}
 
@@ -189,6 +214,7 @@ def _show(found: dict[str, Any], folder: Path, board: str) -> None:
     for name, told in FIGURES.items():
         text = text.replace(f"![{told}]({name})", inline(told, (folder / name).read_bytes()))
     create_markdown_artifact(key="report", description="The report of the run", markdown=text)
+    create_markdown_artifact(key="cost", description="Time and money of each stage", markdown=cost_table(found))
     create_markdown_artifact(key="leaderboard", description="All runs in the store", markdown=board)
     figure = inline(FIGURES["scores.png"], (folder / "scores.png").read_bytes())
     create_markdown_artifact(

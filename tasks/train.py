@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from eval.figures import inline, loss_figure
 from eval.hellaswag import encoded_items
-from eval.markup import code_block, markdown_table
+from eval.markup import markdown_table, passage, untrusted
 from model.config import GPTConfig, TrainConfig
 from tasks.benchmarks import Items
 from tasks.checkpoints import Uploads, clear, restore
@@ -36,6 +36,7 @@ def train_model(
     result = finished_training(model, config, shards, tokenizer, items, place)
     folder = materialise(result, place)
     create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
+    create_markdown_artifact(key="samples", description="Text before and after training", markdown=samples(folder))
     figure = inline("loss over training", loss_figure(read_metrics(folder)))
     create_markdown_artifact(key="loss", description="Loss over training", markdown=figure)
     return result
@@ -125,12 +126,18 @@ def _hellaswag(items: Items | None, encoder: Tokenizer, place: Place, work: Path
 
 
 def describe(folder: Path) -> str:
-    """The stage's artifact: what was trained, how it went, and what it writes before and after."""
+    """The stage's artifact: what was trained and how it went."""
     run = json.loads((folder / "run.json").read_text())
     done = read_metrics(folder)[-1]
     rows = [[name, value] for name, value in {**run, **done}.items() if isinstance(value, int | float | str)]
-    lines = [markdown_table(["", "value"], rows)]
+    return markdown_table(["", "value"], rows)
+
+
+def samples(folder: Path) -> str:
+    """What the model makes of the same prompts before and after training."""
+    lines = []
     for sample in json.loads((folder / "samples.json").read_text()):
-        lines += ["**Untrained**", code_block(sample["prompt"] + sample["untrained"])]
-        lines += ["**Trained**", code_block(sample["prompt"] + sample["trained"])]
+        lines += [f"### {untrusted(sample['prompt'])} …"]
+        lines += ["**Untrained**", passage(sample["prompt"] + sample["untrained"])]
+        lines += ["**Trained**", passage(sample["prompt"] + sample["trained"])]
     return "\n\n".join(lines)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from eval.harness import (
+    Checkpoint,
     Execution,
     HarnessConfig,
     HarnessError,
@@ -26,12 +28,14 @@ from eval.harness import (
     load_model,
     write_tasks,
 )
-from eval.suites import SUITES, SuiteError, chosen_items, write_rows
-from model.checkpoint import load_final, publish_final
+from eval.scoring import Scorer
+from eval.suites import SUITES, Shots, SuiteError, chosen_items, write_rows
+from model.checkpoint import FinalModel, load_final, publish_final
 from model.config import Activation, GPTConfig, Norm, Position
 from model.gpt import GPT, initialise
 
 WORDS = ["the", "a", "cat", "dog", "runs", "sees", "small", "old", "house", "tree", "and", "if", "river", "stone"]
+PYTHON = [sys.executable, "-m"]
 NETWORK = GPTConfig(
     depth=2,
     width=32,
@@ -50,12 +54,12 @@ NETWORK = GPTConfig(
 )
 
 
-def _rows(name: str, generator: np.random.Generator) -> list[dict]:
+def _rows(name: str, generator: np.random.Generator, count: int | None = None) -> list[dict]:
     def text(count: int) -> str:
         return " ".join(generator.choice(WORDS, count))
 
     rows = []
-    for item in range(SUITES[name].rows):
+    for item in range(count or SUITES[name].rows):
         texts = [text(1 + int(generator.integers(5))) for _ in range(4)]
         if name.startswith("arc"):
             choices = {"text": texts, "label": list("ABCD")}
@@ -126,7 +130,7 @@ def gpt2(inputs) -> GPT2LMHeadModel:
 
 def _as_gpt2(inputs: HarnessConfig) -> GPT2LMHeadModel:
     """The same weights in transformers' GPT-2, which keeps its linear layers transposed."""
-    network = load_model(inputs)._model
+    network = load_model(inputs).scorer.network._model
     ours = network.state_dict()
     config = GPT2Config(
         vocab_size=NETWORK.vocab_size,
@@ -194,6 +198,59 @@ def test_logprobs_and_accuracy_equal_transformers(inputs, scored, gpt2):
         return [(before + option, f" {after.strip()}") for option in (row["option1"], row["option2"])]
 
     compare("winogrande", filled)
+
+
+def test_few_shot_prompts_are_those_lm_evals_sampler_makes(inputs, gpt2, tmp_path):
+    """By hand: lm-eval's seed, examples of the train split item after item, its delimiters."""
+    suite, train = SUITES["arc_easy"], _rows("arc_easy", np.random.default_rng(5), SUITES["arc_easy"].train_rows)
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "arc_easy.parquet").symlink_to(inputs.benchmarks / "arc_easy.parquet")
+    config = replace(inputs, benchmarks=folder, suites=("arc_easy",), num_fewshot=Shots(arc_easy=3), out=tmp_path)
+    with pytest.raises(SuiteError, match=r"arc_easy-shots\.parquet"):
+        evaluate_checkpoint(config)
+    write_rows(pa.Table.from_pylist(train, schema=suite.schema), folder / "arc_easy-shots.parquet")
+    evaluate_checkpoint(config)
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"][0]["num_fewshot"] == 3
+    tokenizer, draw = Tokenizer.from_file(str(inputs.tokenizer)), random.Random(1234)
+    rows = pq.read_table(folder / "arc_easy.parquet").to_pylist()
+    for sample in pq.read_table(tmp_path / "samples.parquet").to_pylist():
+        shots = [f"Question: {shot['question']}\nAnswer: {shot['choices']['text']['ABCD'.index(shot['answerKey'])]}\n\n"
+                 for shot in draw.sample(train, 3)]
+        row = rows[sample["item"]]
+        context = f"{''.join(shots)}Question: {row['question']}\nAnswer:"
+        expected = [_logprob(gpt2, tokenizer, context, f" {choice}") for choice in row["choices"]["text"]]
+        assert sample["choice_logprobs"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_two_processes_give_the_scores_of_one(inputs, scored, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+    done = _command(inputs, tmp_path, command=command)
+    assert done.returncode == 0, done.stderr
+    before, after = (pq.read_table(path / "samples.parquet").to_pylist() for path in (scored, tmp_path / "out"))
+    assert len(before) == len(after) == 6 * 12
+    for one, two in zip(before, after, strict=True):
+        assert one["choice_logprobs"] == pytest.approx(two["choice_logprobs"], abs=1e-4)
+
+
+def test_sparse_attention_is_scored_in_rows_of_its_own():
+    """Its blocks are stretches of a row, so a shared row would be wrong; a plain network has equal scores both ways."""
+    contexts = [tuple(range(start, start + 20)) for start in (1, 30)]
+    requests = [(context, [50 + choice, 60, 61 + choice]) for context in contexts for choice in range(4)]
+    for pattern, shared in (("N", False), ("S", True)):
+        network = GPT(replace(NETWORK, window_pattern=pattern, sparse_block=4, sparse_blocks=1, short_window=7)).eval()
+        initialise(network, seed=3)
+        final = FinalModel(network, 0, "", {})
+        scorer = Scorer(Checkpoint(final, torch.device("cpu")), torch.device("cpu"))
+        inputs = [(*context, *answer[:-1]) for context, answer in requests]
+        scores = scorer(inputs, [answer for _, answer in requests], lambda done: None)
+        assert (scorer.tokens < sum(map(len, inputs))) is shared
+        for (context, answer), (logprob, greedy) in zip(requests, scores, strict=True):
+            with torch.no_grad():
+                logits = network(torch.tensor([[*context, *answer[:-1]]]))[0, len(context) - 1 :]
+            expected = logits.log_softmax(-1)[range(len(answer)), answer].sum().item()
+            assert logprob == pytest.approx(expected, abs=1e-4)
+            assert greedy == (logits.argmax(-1).tolist() == answer)
 
 
 def test_contexts_too_long_are_cut_on_the_left(inputs, tmp_path):
@@ -302,7 +359,9 @@ def test_batches_do_not_change_scores(inputs, scored, tmp_path):
         assert one["choice_logprobs"] == pytest.approx(two["choice_logprobs"], abs=1e-4)
 
 
-def _command(inputs: HarnessConfig, directory: Path, **changes: object) -> subprocess.CompletedProcess:
+def _command(
+    inputs: HarnessConfig, directory: Path, command: list[str] = PYTHON, **changes: object
+) -> subprocess.CompletedProcess:
     values = {
         "checkpoint": str(inputs.checkpoint),
         "tokenizer": str(inputs.tokenizer),
@@ -314,7 +373,7 @@ def _command(inputs: HarnessConfig, directory: Path, **changes: object) -> subpr
         "execution": {"device": "cpu", "threads": 1, "batch_tokens": 1000},
     }
     (directory / "config.json").write_text(json.dumps(values | changes))
-    arguments = [sys.executable, "-m", "eval.harness", str(directory / "config.json")]
+    arguments = [*command, "eval.harness", str(directory / "config.json")]
     return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
@@ -340,6 +399,12 @@ def test_what_cannot_be_scored_is_refused(inputs, tmp_path):
         evaluate_checkpoint(replace(inputs, suites=("mmlu",)))
     with pytest.raises(SuiteError, match=r"nowhere/arc_easy\.parquet"):
         evaluate_checkpoint(replace(inputs, benchmarks=tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    write_rows(pa.Table.from_pylist([], schema=SUITES["arc_easy"].schema), tmp_path / "empty" / "arc_easy.parquet")
+    with pytest.raises(SuiteError, match=r"empty/arc_easy\.parquet: 0 rows found, 2376 expected for arc_easy"):
+        evaluate_checkpoint(replace(inputs, benchmarks=tmp_path / "empty"))
+    with pytest.raises(SuiteError, match=r"num_fewshot\.arc_easy must be at least 0, found -1"):
+        Shots(arc_easy=-1)
     with pytest.raises(HarnessError, match="nowhere"):
         load_model(replace(inputs, checkpoint=tmp_path / "nowhere"))
     tokenizer = tmp_path / "tokenizer.json"
@@ -352,7 +417,7 @@ def test_what_cannot_be_scored_is_refused(inputs, tmp_path):
 
 def test_weights_that_are_not_finite_are_refused(inputs, tmp_path):
     model = load_model(inputs)
-    network = model._model
+    network = model.scorer.network._model
     with torch.no_grad():
         network.blocks[1].mlp.expand.weight[0, 0] = math.nan
     digest = hashlib.sha256(inputs.tokenizer.read_bytes()).hexdigest()

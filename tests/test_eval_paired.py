@@ -11,7 +11,7 @@ from scipy.stats import binomtest, ttest_rel
 from benchmarks.coverage import SCENARIOS, alarms, coverage
 from eval.comparison import comparison_section
 from eval.ledger import earlier_runs
-from eval.paired import Evaluation, compare, gold_probability, mcnemar, paired, per_item, verdict
+from eval.paired import Evaluation, compare, gold_probability, mcnemar, paired, per_item, regressed, verdict
 from eval.samples import SAMPLES_SCHEMA
 from eval.stats import share_interval, wilson_interval
 
@@ -88,6 +88,7 @@ def test_only_the_same_thing_is_compared():
     one = evaluation([0.0, 1.0] * 50)
     for change, told in [
         ({"num_fewshot": 5}, "few-shot examples: 5 there, 0 here"),
+        ({"scores": [{"task": "winogrande", "num_fewshot": 3}]}, "few-shot examples: 3 there, 0 here"),
         ({"task_versions": {"winogrande": 2.0}}, "task version: 2.0 there, 1.0 here"),
         ({"metric_versions": {"acc": 2}}, "metric versions: {'acc': 2} there, {'acc': 1} here"),
     ]:
@@ -107,6 +108,9 @@ def test_a_verdict_holds_over_all_rows_together():
     assert verdict([row(0.01, 0.01, -1), row(0.5, 0.5, 1), row(0.6, 0.6, 1)])["regressed"] == ["s m0.01"]
     assert verdict([row(0.01, 0.3, -1)])["verdict"] == "no difference seen"
     assert verdict([row(0.01, 0.01, -1), row(0.02, 0.02, 1)])["verdict"] == "mixed"
+    worse = verdict([row(0.01, 0.01, -1)])
+    assert regressed([worse | {"roles": ["best"]}, worse | {"roles": ["yesterday"]}]) == ["s m0.01"]
+    assert regressed([worse | {"roles": ["baseline"]}, {"roles": ["best"], "reason": "none"}]) == []
 
 
 def test_scores_follow_from_the_samples_alone():

@@ -22,9 +22,9 @@ from tasks.tokenizer import END_OF_TEXT, train_bpe
 
 BASE = dict(depth=3, width=32, heads=4, sequence_length=24)
 GPT2 = dict(norm="layer", position="learned", activation="gelu", qk_norm=False, tied_head=True, bias=True,
-            zero_init_projections=False, vocab_multiple=1)
+            zero_init_projections=False, vocab_multiple=1, eot_token=0)
 ATTENTIONS = [
-    dict(kv_heads=2),
+    dict(kv_heads=2, document_mask="own", eot_token=0),
     dict(attention="mla"),
     dict(attention="mla", position="learned", latent_size=6),
     dict(window_pattern="SSL", short_window=5),
@@ -69,6 +69,12 @@ for folder, prompt, new_tokens in json.loads(sys.argv[1]):
     np.save(folder + "/logits.npy", logits)
     found[folder] = {"class": type(network).__name__, "ids": ids["input_ids"][0].tolist(), "new": new,
                      "eos": tokenizer.eos_token_id, "text": tokenizer.decode(ids["input_ids"][0])}
+    if type(network).__name__ == "DailyTrainForCausalLM":
+        try:
+            network(ids["input_ids"], attention_mask=torch.arange(ids["input_ids"].shape[1])[None] > 0)
+            sys.exit("padding on the left was accepted")
+        except ValueError as error:
+            assert "padding on the left is not supported" in str(error)
 print(json.dumps(found))
 """
 

@@ -87,7 +87,13 @@ def test_the_report_says_what_a_reader_needs(first: Store):
         assert told in text
     for figure in ("loss.png", "scores.png"):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
+    assert "No comparison with yesterday's run: no earlier run of preset smoke." in text
+    for score in report["scores"]:
+        low, high = score["interval"]
+        assert low <= score["value"] <= high and 0 < score["gold_probability"] < 1
+    assert report["regressed"] == [] and report["evaluation"]["num_fewshot"] == {"arc_easy": 0, "winogrande": 0}
     [row] = [json.loads(path.read_text()) for path in first.root.glob("ledger/*.json")]
+    assert row["stages"]["evaluate"] == report["stages"]["evaluate"]["key"]
     assert row["bits_per_byte"] == report["validation"]["bits_per_byte"]
 
 
@@ -105,6 +111,29 @@ def test_another_learning_rate_runs_training_and_what_follows_and_nothing_before
     finished(daily_train("--store", str(first.root), home=home, changes=("train.learning_rate=0.015",)))
     added = {stage: len(keys) - len(before[stage]) for stage, keys in first.keys().items()}
     assert added == {**dict.fromkeys(STAGES, 0), "train": 1, "evaluate": 1, "report": 1}
+    [new] = set(first.keys()["report"]) - set(before["report"])
+    [path] = first.root.glob(f"stages/report/{new}/*/report.json")
+    earlier, missing = json.loads(path.read_text())["against"]
+    assert (earlier["roles"], earlier["run"]) == (["yesterday", "best"], before["report"][0])
+    assert earlier["evaluate"] == before["evaluate"][0] and earlier["verdict"] == "nothing to compare"
+    assert earlier["omitted"]["winogrande"] == "4 items were scored in both, fewer than 30"
+    assert missing == {"roles": ["baseline"], "reason": "no earlier run of preset gpt2-124m"}
+
+
+def test_a_finished_run_is_exported_by_its_name(first: Store, tmp_path: Path):
+    run = first.keys()["report"][0]
+    command = [sys.executable, "-m", "deployments.cli", "export", run[:12], str(tmp_path / "out")]
+    done = subprocess.run([*command, "--store", str(first.root)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "out" / "README.md").read_text()
+    [download] = first.manifests("download")
+    [lock] = [output["sha256"] for output in download["outputs"] if output["path"] == "lock.json"]
+    report = json.loads(next(first.root.glob(f"stages/report/{run}/*/report.json")).read_text())
+    for told in (lock, run, report["commit"], "40,960 tokens", "| winogrande | acc | 0 | 4 of 1,267 |", "planted items",
+                 "as it was trained"):
+        assert told in card
+    assert "Not recorded" not in card
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "daily_train"
 
 
 def test_killed_in_mid_training_it_resumes_to_the_same_bytes_in_another_store(first: Store, home: Path, tmp_path: Path):

@@ -53,14 +53,15 @@ def test_no_file_is_named_after_what_it_would_shadow_or_after_nothing():
         assert sum(1 for _ in (ROOT / path).open()) <= 400, path
 
 
-def test_model_imports_with_torch_numpy_and_safetensors_alone():
+def test_model_and_its_gpu_benchmark_import_with_torch_numpy_and_safetensors_alone():
     """Every other installed package is hidden from the import."""
     program = """
 import sys
 
 class OnlyThese:
-    allowed = {"model", "torch", "torchgen", "functorch", "numpy", "safetensors", "typing_extensions", "sympy",
-               "mpmath", "filelock", "fsspec", "jinja2", "markupsafe", "networkx", "setuptools"}  # torch's own needs
+    allowed = {"model", "benchmarks", "eval", "torch", "torchgen", "functorch", "numpy", "safetensors",
+               "typing_extensions", "sympy", "mpmath", "filelock", "fsspec", "jinja2", "markupsafe", "networkx",
+               "setuptools"}  # torch's own needs
 
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
@@ -68,7 +69,7 @@ class OnlyThese:
             raise ModuleNotFoundError(f"{name} is not on a bare GPU machine", name=name)
 
 sys.meta_path.insert(0, OnlyThese())
-import model.train, model.generate
+import model.train, model.generate, benchmarks.gpu
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

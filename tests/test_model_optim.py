@@ -9,13 +9,49 @@ from torch import nn
 
 from model.config import ConfigError, GPTConfig, TrainConfig, parse
 from model.gpt import GPT, initialise
-from model.optim import Muon, Optimizer, orthogonalise
+from model.optim import Kron, Muon, Optimizer, orthogonalise
 from model.scaling import decay_for, learning_rates_for, sized, tokens_per_step_for
 from model.schedule import learning_rate_multiplier, muon_momentum
 
 TRAIN = dict(seed=0, tokens=1000, tokens_per_step=100, micro_batch_sequences=1, learning_rate=0.02,
              embedding_learning_rate=0.1, head_learning_rate=0.01, scalar_learning_rate=0.01,
              validation_every_steps=1, validation_tokens=1, checkpoint_every_steps=1)
+
+
+PRESETS = {
+    "daily": {"window_pattern": "SSSL", "value_embeddings": True, "residual_lambdas": True, "embedding_lambdas": True,
+              "softcap": 15.0},
+    "gpt2": {"norm": "layer", "position": "learned", "activation": "gelu", "tied_head": True, "bias": True},
+    "speedrun": {"smear": "embedding", "backout": True, "attention_gate": True, "partial_key_offset": True,
+                 "rotary_fraction": 0.5, "window_pattern": "SL"},
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_network_compiles_as_one_graph(name):
+    torch._dynamo.reset()
+    model = GPT(parse(GPTConfig, {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "vocab_size": 40}
+                      | PRESETS[name], "model"))
+    initialise(model, 0)
+    x_BT = torch.arange(32).reshape(2, 16)
+    found = torch._dynamo.explain(model)(x_BT, x_BT)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def test_the_compiled_optimizer_is_the_same_and_the_schedule_compiles_nothing_again():
+    models, counted = [new_model(), new_model()], []
+    optimizers = [Optimizer(model, config(muon_beta2=0.9, cautious_decay=True, weight_decay=0.1)) for model in models]
+    torch._dynamo.reset()
+    optimizers[1].compile(backend="aot_eager")
+    for step in range(4):
+        for model, optimizer in zip(models, optimizers):
+            model.zero_grad()
+            model(torch.arange(8)[None], torch.arange(8)[None]).backward()
+            optimizer.step(1 / (step + 1), 0.85 + step / 100)
+        counted.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counted[0] > 0 and len(set(counted)) == 1
+    for plain, compiled in zip(*(model.parameters() for model in models)):
+        torch.testing.assert_close(plain, compiled)
 
 
 def config(**settings) -> TrainConfig:
@@ -47,7 +83,7 @@ def test_batched_equals_one_by_one():
     torch.testing.assert_close(orthogonalise(matrices, torch.float32), single, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "psgd", "adamw"])
 def test_zero_gradients_are_safe(optimizer):
     # zero-initialised projections give the other matrices exactly zero gradients in the first step
     model = new_model()
@@ -73,7 +109,7 @@ def test_muon_step_has_the_same_size_for_every_shape_and_decays():
     torch.testing.assert_close(decayed.detach(), torch.full((4, 4), 0.95))
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "psgd", "adamw"])
 def test_weight_decay_reaches_only_its_roles(optimizer):
     model = GPT(GPTConfig(depth=1, width=16, heads=2, sequence_length=8, vocab_size=40, norm="layer", bias=True))
     chosen = Optimizer(model, config(optimizer=optimizer, weight_decay=0.5))
@@ -87,7 +123,7 @@ def test_weight_decay_reaches_only_its_roles(optimizer):
     assert decayed == expected
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "psgd", "adamw"])
 def test_restored_state_continues_bit_exactly(optimizer):
     tokens = torch.randint(0, 40, (6, 4, 8), generator=torch.Generator().manual_seed(0))
 
@@ -182,6 +218,46 @@ def test_a_stack_of_experts_is_updated_like_its_matrices():
     for parameters in ([stack], single):
         Muon(parameters, weight_decay=0.1, dtype=torch.float32, beta2=0.9, cautious=True).step(0.1, momentum=0.9)
     torch.testing.assert_close(stack.detach(), torch.stack([parameter.detach() for parameter in single]))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 12), (8, 24), (24, 8)])
+def test_psgd_whitens_correlated_gradients_of_any_size(rows, columns):
+    generator = torch.Generator().manual_seed(0)
+    mixers = [torch.linalg.qr(torch.randn(size, size, generator=generator))[0] * torch.logspace(-1, 0, size)
+              for size in (rows, columns)]
+    parameters = [nn.Parameter(torch.zeros(rows, columns)) for _ in range(2)]
+    kron, updates, gradients = Kron(parameters, weight_decay=0.0), [], []
+    for step in range(600):
+        for parameter, size in zip(parameters, (1e-5, 1e3)):
+            noise = torch.randn(rows, columns, generator=generator)
+            parameter.grad = size * mixers[0] @ noise @ mixers[1].T
+        before = parameters[0].detach().clone()
+        kron.step(1.0, momentum=0.0)
+        if step >= 300:
+            updates.append(before - parameters[0].detach())
+            gradients.append(parameters[0].grad)
+
+    def spread(matrices: list[torch.Tensor]) -> float:
+        stack = torch.stack(matrices)
+        sides = (stack @ stack.mT, stack.mT @ stack)
+        return max((torch.linalg.cond(side.mean(0))).item() for side in sides)
+
+    assert spread(updates) < 2 < 90 < spread(gradients)
+    assert torch.stack(updates).square().mean().sqrt().item() == pytest.approx(1, abs=0.15)
+    sizes = [parameter.detach().norm() for parameter in parameters]
+    assert 0.5 < sizes[0] / sizes[1] < 2, "small and large gradients move their weights alike"
+
+
+def test_psgd_stays_finite_when_a_gradient_stops():
+    parameter = nn.Parameter(torch.zeros(6, 4))
+    kron = Kron([parameter], weight_decay=0.0)
+    for step in range(600):
+        parameter.grad = torch.zeros(6, 4)
+        if step < 5:
+            parameter.grad[:3] = torch.randn(3, 4, generator=torch.Generator().manual_seed(step))
+        kron.step(0.01, momentum=0.9)
+    assert parameter.isfinite().all() and all(value.isfinite().all() for value in kron.state.values())
+    assert (parameter[3:] == 0).all()
 
 
 def test_depth_sizes_the_whole_network():

@@ -82,7 +82,7 @@ def test_fp16_gradients_with_a_scale_are_those_of_fp32_and_without_one_are_lost(
     def error(dtype: torch.dtype, scale: float) -> float:
         return ((gradients(dtype, scale) - exact).norm() / exact.norm()).item()
 
-    scaled = error(torch.float16, loss_scale.FIRST)
+    scaled = error(torch.float16, loss_scale.FIRST_SCALE)
     assert scaled < 10 * 2**-11, "a few roundings to eleven bits on the way"
     assert error(torch.bfloat16, 1.0) > 3 * scaled, "which has eight bits"
     assert error(torch.float16, 1.0) > 3 * scaled
@@ -95,7 +95,7 @@ def test_scale_halves_on_overflow_and_doubles_after_a_long_time_without():
     assert (scaling.scale, scaling.good_steps, scaling.skipped_steps) == (2.0**14, 0, 3)
     for _ in range(50 * 2000):
         scaling.observe(False)
-    assert scaling.scale == loss_scale.LARGEST
+    assert scaling.scale == loss_scale.LARGEST_SCALE
 
 
 def test_fp16_skips_overflowing_steps_and_learns(shards, tmp_path, monkeypatch):

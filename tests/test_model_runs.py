@@ -238,8 +238,7 @@ def test_two_processes_train_as_one(one, two):
     assert 0.5 <= shared["weight_bytes"] / alone["weight_bytes"] < 0.6 if sharded else 1
 
 
-def test_a_checkpoint_is_resumed_by_another_number_of_processes(one, two, shards, tmp_path):
-    """The files have one format: one process goes on for two, and two for one."""
+def test_one_process_goes_on_from_the_checkpoint_of_two(one, two):
     run_dir = two.parent / "run"
     before = load_file(run_dir / "final" / "model.safetensors")
     shutil.rmtree(run_dir / "final")
@@ -249,9 +248,10 @@ def test_a_checkpoint_is_resumed_by_another_number_of_processes(one, two, shards
     after = load_file(run_dir / "final" / "model.safetensors")
     assert all(torch.allclose(before[name], after[name], atol=1e-3) for name in before)
 
+
+def test_two_processes_go_on_sharded_from_the_checkpoint_of_one(one, shards, tmp_path):
     shutil.copytree(one, tmp_path / "run", ignore=shutil.ignore_patterns("final"))
-    execution = json.loads(two.read_text())["execution"]
-    done = torchrun(write_config(tmp_path, shards, "run", execution, UNEVEN, **SHORT), 2)
+    done = torchrun(write_config(tmp_path, shards, "run", {"parallelism": "fsdp"}, UNEVEN, **SHORT), 2)
     assert done.returncode == 0, done.stderr
     assert events(tmp_path / "run", "resume")[0]["step"] == 20
     assert_same_curve(one, tmp_path / "run")

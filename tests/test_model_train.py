@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +261,34 @@ def test_only_the_last_two_checkpoints_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000000002", "step_000000003"]
     found, refused = checkpoint.latest(tmp_path)
     assert (found.step, found.weights["w"].tolist(), refused) == (3, [3.0, 3.0], [])
+
+
+def test_the_writer_writes_what_was_there_while_the_caller_goes_on(tmp_path, monkeypatch):
+    save, may_write = checkpoint.save, threading.Event()
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: may_write.wait(30) and save(*arguments))
+    weight = torch.zeros(1000)
+    with checkpoint.Writer(tmp_path) as writer:
+        for step in (1, 2):
+            may_write.clear()
+            weight.fill_(step)
+            writer.save(step, [("w", weight)], [("m", torch.zeros(()))], {})
+            weight.fill_(-1.0)  # the next step, before anything is on the disk
+            assert not (tmp_path / f"step_{step:09d}").exists()
+            may_write.set()
+        writer.wait()
+        assert writer.written() == [1, 2]
+    written = [checkpoint.load(path).weights["w"] for path in sorted(tmp_path.iterdir())]
+    assert [weight.unique().tolist() for weight in written] == [[1.0], [2.0]]
+
+
+def test_an_error_of_the_writer_is_raised_by_the_next_call(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where a folder belongs")
+    writer = checkpoint.Writer(tmp_path / "checkpoints")
+    writer.save(1, [("w", torch.zeros(1))], [], {})
+    with pytest.raises(checkpoint.CheckpointError, match="step_000000001"):
+        while not writer.written():
+            time.sleep(0.01)
+    assert writer.written() == []
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "state"])

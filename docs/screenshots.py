@@ -1,0 +1,47 @@
+"""Take the pictures of these pages from a real UI: `python docs/screenshots.py http://127.0.0.1:4200 .daily-train`.
+
+Needs `daily-train up`, a finished run of `by-hand` in that store, Chromium, and the extra `dev`.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import httpx
+from playwright.sync_api import Page, sync_playwright
+
+IMAGES = Path(__file__).parent / "images"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+SECONDS_TO_DRAW = 6
+
+
+def picture(page: Page, address: str, name: str) -> None:
+    """One picture of what the window shows when all has arrived."""
+    page.goto(address, timeout=120_000)
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(1000 * SECONDS_TO_DRAW)
+    page.screenshot(path=IMAGES / f"{name}.png")
+    print(f"{name}.png: {(IMAGES / f'{name}.png').stat().st_size / 1000:.0f} kB")
+
+
+def main(ui: str, store: str) -> None:
+    api = httpx.Client(base_url=f"{ui}/api", timeout=60)
+    by_hand = api.get("/deployments/name/daily-train/by-hand").json()["id"]
+    chosen = {"deployment_id": {"any_": [by_hand]}, "state": {"type": {"any_": ["COMPLETED"]}}}
+    run = api.post("/flow_runs/filter", json={"flow_runs": chosen, "sort": "END_TIME_DESC"}).json()[0]["id"]
+    found = api.post("/artifacts/filter", json={"flow_runs": {"id": {"any_": [run]}}}).json()
+    artifacts = {artifact["key"]: artifact["id"] for artifact in found}
+    IMAGES.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET).new_page(
+            viewport={"width": 1100, "height": 760}
+        )
+        picture(page, f"{ui}/deployments/deployment/{by_hand}/run", "form")
+        picture(page, f"{ui}/runs/flow-run/{run}", "run")
+        picture(page, f"{ui}/artifacts/artifact/{artifacts['report']}", "report")
+        picture(page, (Path(store).absolute() / "leaderboard.html").as_uri(), "leaderboard")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,127 @@
+"""Scores any causal language model of `transformers`: `python -m eval.pretrained CONFIG.json`.
+
+The model is a folder, a `.gguf` file, or an id on the hub; its tokens, its length and its left truncation are those
+of lm-eval's `hf` backend with `dtype=float32`. Two short cuts are taken only where they were seen to be exact:
+the head apart from the rest (compared with the whole model when it is loaded), and rows of several sequences,
+through position ids and a 4-D mask (compared on the longest real row and sequence, `Scorer`).
+
+Shape suffixes: B rows, T tokens, D width, U positions, V vocabulary.
+"""
+
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.command import run
+from eval.harness import EXPECTED, AnswerModel, HarnessError, ScoringConfig, evaluate_model, prepare, require_finite
+from eval.prefixes import Batch
+from eval.scoring import Scorer
+
+_UNKNOWN_LENGTH = 2048  # what the hf backend assumes
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedConfig(ScoringConfig):
+    model: str
+    """A folder that `transformers` opens, a `.gguf` file, or an id on the hub."""
+    trust_code: bool = False
+    """Run the modelling file that the model brings along."""
+
+
+class Pretrained:
+    """A `transformers` model as `eval/scoring.py` sees it."""
+
+    unproven = True
+
+    def __init__(self, model: PreTrainedModel, max_length: int) -> None:
+        self._model, self._device = model, model.device
+        self.max_length = max_length
+        embedding = model.get_input_embeddings().weight
+        self.width = embedding.size(1)
+        sample = torch.arange(8, device=model.device)[None] * (len(embedding) // 8)
+        head = model.get_output_embeddings()
+        with torch.inference_mode():
+            logits_BTV = model(sample, use_cache=False).logits
+            self.head_apart = head is not None and isinstance(model.base_model, PreTrainedModel)
+            if self.head_apart:  # unless the model caps or scales its logits after the head
+                h_BTD = getattr(model.base_model(sample, use_cache=False), "last_hidden_state", None)
+                self.head_apart = h_BTD is not None and torch.allclose(head(h_BTD), logits_BTV, rtol=0, atol=_TOLERANCE)
+        self.vocab_size = logits_BTV.size(-1)
+        self._head = head
+        takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.shares_beginnings = takes_positions and not _has_windows(model.config)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """h_BTD, or logits_BTV where the head does not come apart."""
+        tree = {}
+        if batch.branched:
+            positions_BT, ends_BT = (torch.from_numpy(x).to(self._device) for x in (batch.positions, batch.ends))
+            place_T = torch.arange(ends_BT.size(1), device=self._device)
+            seen_BTT = (place_T <= place_T[:, None]) & (place_T[:, None] < ends_BT[:, None, :])
+            mask_B1TT = torch.zeros_like(seen_BTT, dtype=torch.float32).masked_fill_(
+                ~seen_BTT, torch.finfo(torch.float32).min)[:, None]
+            tree = {"position_ids": positions_BT, "attention_mask": mask_B1TT}
+        tokens_BT = torch.from_numpy(batch.tokens).to(self._device)
+        if self.head_apart:
+            return self._model.base_model(tokens_BT, use_cache=False, **tree).last_hidden_state
+        return self._model(tokens_BT, use_cache=False, **tree).logits
+
+    def project(self, h_UD: Tensor) -> Tensor:
+        return self._head(h_UD).float() if self.head_apart else h_UD.float().clone()
+
+
+def _has_windows(config: object) -> bool:
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    return bool(kinds) or getattr(config, "sliding_window", None) is not None
+
+
+def load_pretrained(config: PretrainedConfig) -> AnswerModel:
+    """The model, checked: weights finite, tokenizer not larger than the vocabulary. Raises `HarnessError`."""
+    device = prepare(config.execution)
+    source, options = config.model, {"trust_remote_code": config.trust_code}
+    if source.endswith(".gguf"):
+        source, options["gguf_file"] = str(Path(source).parent), Path(source).name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+    except Exception as error:  # transformers raises what its many parts raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise HarnessError(f"{config.model}: cannot be loaded by transformers: {reason}") from error
+    require_finite(model.named_parameters(), config.model)
+    vocabulary = model.get_input_embeddings().weight.size(0)
+    if len(tokenizer) > vocabulary:
+        raise HarnessError(f"{config.model}: its tokenizer has {len(tokenizer)} tokens, its model {vocabulary}")
+    network = Pretrained(model.to(device).eval(), _max_length(model, tokenizer))
+    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    prefix_text = tokenizer.decode(prefix)
+
+    def encode(text: str, add_special_tokens: bool | None) -> list[int]:
+        if add_special_tokens is None:
+            add_special_tokens = not text.startswith(prefix_text)
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    return AnswerModel(Scorer(network, device, config.execution.batch_tokens), encode, prefix)
+
+
+def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest sequence, found as the hf backend finds it."""
+    config = getattr(model.config, "text_config", None) or model.config
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    return tokenizer.model_max_length if tokenizer.model_max_length < 1e30 else _UNKNOWN_LENGTH
+
+
+def evaluate_pretrained(config: PretrainedConfig) -> dict:
+    """Scores the model; see `evaluate_model`."""
+    return evaluate_model(config, lambda: load_pretrained(config))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:], PretrainedConfig, evaluate_pretrained, EXPECTED))

@@ -1,0 +1,150 @@
+"""Log-likelihoods of answers: every shared beginning runs once, and only answer positions are projected.
+
+`Scorer` takes all requests at once. It lays their tokens into rows (`eval/prefixes.py`), runs the rows of this
+process, projects each position that some answer is read from once, and hands every process all scores.
+
+Shape suffixes: B rows of a batch, T tokens, D width, U distinct positions, P (position, token) pairs, V vocabulary.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from eval.prefixes import Batch, Row, Sequence, batch_of, batches, row_of, rows_of
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+"""Tokens of a forward pass: on a CPU as many as stay in its caches, on a GPU as many as keep it busy."""
+_LOGITS = {"cpu": 2**24, "cuda": 2**27}
+"""Logits held at once (64 and 512 MiB)."""
+_TOLERANCE = 1e-3
+"""Largest difference of a log-probability that rounding explains."""
+_LONGEST_ROW = 1024
+"""Tokens of a row of several sequences; attention in a row is dense."""
+
+Score = tuple[float, bool]
+"""Sum of log p of an answer in nats, and whether it is the greedy one."""
+
+
+class Network(Protocol):
+    """What a model needs to be scored."""
+
+    width: int
+    """Size of its hidden states."""
+    vocab_size: int
+    max_length: int
+    """Most tokens of a sequence."""
+    shares_beginnings: bool
+    """Whether a batch may be branched: false where a token's values depend on more than its ancestors."""
+    unproven: bool
+    """Whether that is only believed, so that it is tried on real rows first."""
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """h_BTD of a batch."""
+
+    def project(self, h_UD: Tensor) -> Tensor:
+        """fp32 logits_UV."""
+
+
+class Scorer:
+    """Scores requests with a network, on `device`; `batch_tokens` bounds a forward pass, padding included."""
+
+    def __init__(self, network: Network, device: torch.device, batch_tokens: int | None = None) -> None:
+        self.network = network
+        self.device = device
+        self.batch_tokens = batch_tokens or BATCH_TOKENS[device.type]
+        self.tokens = 0
+        """Tokens run through the network by all processes, without padding."""
+        self.shares_beginnings = network.shares_beginnings
+
+    def __call__(
+        self, inputs: list[Sequence], answers: list[list[int]], report: Callable[[int], None]
+    ) -> list[Score]:
+        """Scores of `answers[i]`, read from the last positions of `inputs[i]` (which lacks the last token).
+
+        `report` gets the number of requests that are done. Under `torchrun` each process runs its share of rows.
+        """
+        wanted: dict[Sequence, list[int]] = defaultdict(list)
+        for number, sequence in enumerate(inputs):
+            wanted[sequence].append(number)
+        rows = self._rows(wanted)
+        if self.network.unproven and not self._agree(rows):
+            self.shares_beginnings = False
+            rows = self._rows(wanted)
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        found: dict[int, Score] = {}
+        tokens = 0
+        for batch in batches(rows[rank::world], self.batch_tokens):
+            numbers = [(row, number) for row in range(len(batch.rows)) for sequence in batch.rows[row].paths
+                       for number in wanted[sequence]]
+            paths = [batch.rows[row].paths[inputs[number]] for row, number in numbers]
+            found |= zip((number for _, number in numbers),
+                         self._score(batch, [row for row, _ in numbers], paths,
+                                     [answers[number] for _, number in numbers]))
+            tokens += sum(len(row.tokens) for row in batch.rows)
+            report(min(len(inputs), len(found) * world))
+        if world > 1:
+            shares: list = [None] * world
+            dist.all_gather_object(shares, (found, tokens))
+            found = {number: score for share, _ in shares for number, score in share.items()}
+            tokens = sum(count for _, count in shares)
+        self.tokens += tokens
+        report(len(inputs))
+        return [found[number] for number in range(len(inputs))]
+
+    def _rows(self, sequences: dict[Sequence, list[int]]) -> list[Row]:
+        """The longest first, so that a batch has little padding and memory runs out at once or never."""
+        if self.shares_beginnings:
+            return rows_of(sequences, self.network.width, _LONGEST_ROW)
+        return [row_of([sequence]) for sequence in sorted(sequences, key=lambda sequence: (-len(sequence), sequence))]
+
+    @torch.inference_mode()
+    def _agree(self, rows: list[Row]) -> bool:
+        """Whether the longest row, and the one of the longest sequence, give each of their sequences the logits it
+        has alone, at its last token."""
+        branched = [row for row in rows if row.branched]
+        longest = max(branched, key=lambda row: max(map(len, row.paths)), default=None)
+        for row in [*branched[:1], longest] if branched else []:
+            h_TD = self.network.hidden(batch_of([row]))[0]
+            for sequence, path in row.paths.items():
+                alone_UD = self.network.hidden(batch_of([row_of([sequence])]))[0, -1:]
+                logits_2V = self.network.project(torch.cat((alone_UD, h_TD[path[-1:].tolist()]))).log_softmax(-1)
+                if (logits_2V[0] - logits_2V[1]).abs().max() > _TOLERANCE:
+                    return False
+        return True
+
+    @torch.inference_mode()
+    def _score(self, batch: Batch, rows: list[int], paths: list[np.ndarray], answers: list[list[int]]) -> list[Score]:
+        """Scores of `answers[i]` at the end of `paths[i]` in row `rows[i]`."""
+        h_BTD = self.network.hidden(batch)
+        place_P = np.concatenate([row * h_BTD.size(1) + path[-len(answer) :]
+                                  for row, path, answer in zip(rows, paths, answers)])
+        place_U, where_P = np.unique(place_P, return_inverse=True)  # choices are read from one end of the context
+        h_UD = h_BTD.flatten(0, 1)[torch.from_numpy(place_U).to(self.device)]
+        order_P = np.argsort(where_P, kind="stable")
+        target_P = torch.from_numpy(np.concatenate(answers)[order_P]).to(self.device)
+        where_P = torch.from_numpy(where_P[order_P]).to(self.device)
+        logprob_P, greedy_P = [], []
+        step = max(1, _LOGITS[self.device.type] // self.network.vocab_size)
+        starts = range(0, len(place_U), step)
+        bounds = torch.searchsorted(where_P, torch.tensor([*starts, len(place_U)], device=self.device)).tolist()
+        for start, first, last in zip(starts, bounds, bounds[1:]):
+            logits_uV = self.network.project(h_UD[start : start + step])
+            row_p, target_p = where_P[first:last] - start, target_P[first:last]
+            logit_p = logits_uV[row_p, target_p]
+            highest_u, greedy_u = logits_uV.max(-1)
+            # the logits are not needed again: in place, the sum of exponentials costs no memory
+            normaliser_u = highest_u + logits_uV.sub_(highest_u[:, None]).exp_().sum(-1).log()
+            logprob_P.append(logit_p - normaliser_u[row_p])
+            greedy_P.append(greedy_u[row_p] == target_p)
+        logprob = np.empty(len(order_P))
+        logprob[order_P] = torch.cat(logprob_P).double().cpu().numpy()
+        greedy = np.empty(len(order_P), bool)
+        greedy[order_P] = torch.cat(greedy_P).cpu().numpy()
+        begins = np.cumsum([0, *(len(answer) for answer in answers[:-1])])
+        sums, all_greedy = np.add.reduceat(logprob, begins), np.logical_and.reduceat(greedy, begins)
+        return list(zip(sums.tolist(), all_greedy.tolist()))

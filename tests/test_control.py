@@ -1,0 +1,159 @@
+"""One run holds the device at a time, whoever dies; what is tried again; comparing designs."""
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prefect.states import Failed
+
+from eval.multiplier import Training, compare, render_comparison
+from tasks.comparison import CompareConfig
+from tasks.documents import FilesSource, SourceError, read
+from tasks.process import ProcessError, run_module
+from tasks.stage import transient
+from tasks.store import StoreError, open_store
+
+SLOW = """
+import json, sys, time
+config = json.load(open(sys.argv[1]))
+print(json.dumps({"event": "began", "at": time.monotonic()}), flush=True)
+time.sleep(config["seconds"])
+print(json.dumps({"event": "ended", "at": time.monotonic()}), flush=True)
+"""
+PARENT = """
+import sys
+from pathlib import Path
+from tasks.process import run_module
+folder = Path(sys.argv[1])
+run_module("slow", {"seconds": 2}, folder, lambda event: print(event, flush=True), folder / "device.lock")
+"""
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a child program `slow` that a child process finds."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    root = Path(__file__).resolve().parents[1]
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{root}")
+    return tmp_path
+
+
+def test_two_children_with_one_lock_never_run_together(slow: Path):
+    events: dict[str, list[dict]] = {"a": [], "b": []}
+
+    def work(name: str) -> None:
+        run_module("slow", {"seconds": 0.5}, slow / name, events[name].append, slow / "device.lock")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in events]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    spans = sorted([e["at"] for e in found if "at" in e] for found in events.values())
+    assert spans[0][1] <= spans[1][0]
+    assert sum(e["event"] == "waiting" for found in events.values() for e in found) == 1
+
+
+def test_a_child_that_outlives_its_parent_still_holds_the_device(slow: Path):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(slow)], stdout=subprocess.PIPE, text=True)
+    assert "began" in parent.stdout.readline()
+    killed = time.monotonic()
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    events: list[dict] = []
+    run_module("slow", {"seconds": 0}, slow / "next", events.append, slow / "device.lock")
+    assert [event["event"] for event in events] == ["waiting", "began", "ended"]
+    assert events[1]["at"] - killed > 1
+
+
+def refused_connection(_: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        urllib.request.urlopen(f"http://127.0.0.1:{taken.getsockname()[1]}/", timeout=5)
+
+
+def unknown_host(_: Path) -> None:
+    urllib.request.urlopen("http://no-such-host.invalid/", timeout=5)
+
+
+def bucket_that_does_not_answer(_: Path) -> None:
+    open_store("s3://bucket/x").check()
+
+
+def missing_file(folder: Path) -> None:
+    list(read(FilesSource(path=str(folder / "none.txt")), folder))
+
+
+def bad_line(folder: Path) -> None:
+    (folder / "bad.jsonl").write_text("{no json\n")
+    list(read(FilesSource(path=str(folder / "bad.jsonl")), folder))
+
+
+def dead_child(folder: Path) -> None:
+    run_module("no_such_module", {}, folder, lambda event: None)
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "again"),
+    [
+        (refused_connection, OSError, True),
+        (unknown_host, OSError, True),
+        (bucket_that_does_not_answer, StoreError, True),
+        (missing_file, SourceError, False),
+        (bad_line, SourceError, False),
+        (dead_child, ProcessError, False),
+    ],
+)
+def test_the_network_is_tried_again_and_bad_input_is_not(
+    failure: object, error: type, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    with pytest.raises(error) as raised:
+        failure(tmp_path)
+    assert transient(None, None, Failed(data=raised.value)) is again
+
+
+def arms(better: float) -> dict[str, list[Training]]:
+    """Losses that fall by 0.1 with each doubling of compute; the candidate is ahead by a known factor."""
+    def run(seed: int, budget: float, ahead: float) -> Training:
+        bits = 1.5 - 0.1 * math.log2(budget * ahead) + 0.02 * seed
+        return Training(seed=seed, budget=budget, flops=1e15 * budget, bits_per_byte=bits)
+
+    return {
+        "baseline": [run(seed, budget, 1) for seed in range(3) for budget in (0.5, 1, 2)],
+        "candidate": [run(seed, 1, better * (1 + 0.05 * seed)) for seed in range(3)],
+    }
+
+
+def test_the_multiplier_is_the_compute_that_the_baseline_needs_for_the_same_loss():
+    found = compare(**arms(1.5))
+    assert found["difference"]["mean"] < 0 and found["difference"]["interval"][1] < 0
+    low, high = found["multiplier"]["interval"]
+    assert found["multiplier"]["mean"] == pytest.approx(1.5 * (1 * 1.05 * 1.1) ** (1 / 3)) and low < 1.57 < high < 2
+    assert "Compute multiplier: 1.57" in render_comparison({"names": ["a", "b"], **found})
+    same = compare(**arms(1 / 1.05))
+    assert same["difference"]["interval"][0] < 0 < same["difference"]["interval"][1]
+
+
+def test_outside_the_baselines_range_no_multiplier_is_made_up():
+    found = compare(**arms(3))
+    assert found["multiplier"] is None and found["outside"] == 3
+    assert "cannot be given" in render_comparison({"names": ["a", "b"], **found})
+    one_seed = {arm: [run for run in runs if run.seed == 0] for arm, runs in arms(1.5).items()}
+    assert compare(**one_seed)["multiplier"] == {"mean": pytest.approx(1.5), "interval": None}
+
+
+def test_budgets_must_hold_the_presets_own():
+    with pytest.raises(ValueError, match="1 must be one of them"):
+        CompareConfig(budgets=(0.5, 2.0))
