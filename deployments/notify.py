@@ -21,7 +21,7 @@ logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its complaints hold p
 BLOCK = "daily-train-notify"
 SECONDS_BETWEEN_HEARTBEATS = 30
 ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
-HEARTBEAT = "prefect.flow-run.heartbeat"
+STARTED, HEARTBEAT = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
 OUR_RUN = {
     "match": {"prefect.resource.id": "prefect.flow-run.*"},
     "match_related": {"prefect.resource.id": "prefect.tag.daily-train", "prefect.resource.role": "tag"},
@@ -76,8 +76,8 @@ def watch_over_runs() -> None:
     """A run that is gone without a word is shown as crashed, so that it neither looks alive nor holds its place."""
     silent = timedelta(seconds=3 * SECONDS_BETWEEN_HEARTBEATS)
     for name, after, expect, within in (
-        ("lost in mid-run", {HEARTBEAT}, {HEARTBEAT, *ENDED}, silent),
-        ("lost before its start", {"prefect.flow-run.Pending"}, {"prefect.flow-run.Running", *ENDED}, 10 * silent),
+        ("lost in mid-run", {STARTED, HEARTBEAT}, {HEARTBEAT, *ENDED}, silent),
+        ("lost before its start", {"prefect.flow-run.Pending"}, {STARTED, *ENDED}, 10 * silent),
     ):
         told = f"The run did not answer for {within.total_seconds():.0f} s: its process is gone. Run it again to go on."
         trigger = EventTrigger(

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import time
+from typing import NoReturn
+from uuid import UUID
 
 from httpx import HTTPError
 from prefect import get_client
@@ -24,27 +26,31 @@ class OrphanWatch:
 
     def __init__(self) -> None:
         self.parent = os.getppid()
-        self.orphaned = False
+        self.run: UUID | None = None
         self.looked = -math.inf
 
-    def look(self) -> None:
-        """Once orphaned: print nowhere, and stop this process, as its worker would, when its run is cancelled."""
+    def cancelled(self) -> bool:
+        """Once orphaned: print nowhere, and say whether this run is to be cancelled."""
         if os.getppid() == self.parent or (context := FlowRunContext.get()) is None or context.flow_run is None:
-            return
-        if not self.orphaned:
-            self.orphaned = True
+            return False
+        if self.run is None:
+            self.run = context.flow_run.id
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in (sys.__stdout__, sys.__stderr__):
                 os.dup2(nowhere, stream.fileno())
         if time.monotonic() - self.looked < SECONDS_BETWEEN_LOOKS:
-            return
+            return False
         self.looked = time.monotonic()
         try:
             with get_client(sync_client=True) as client:
-                run = client.read_flow_run(context.flow_run.id)
-                if run.state is None or not run.state.is_cancelling():
-                    return
-                client.set_flow_run_state(run.id, Cancelled(message="The run had lost its worker and stopped itself."))
+                state = client.read_flow_run(self.run).state
         except (HTTPError, PrefectException):  # the server is away: the next look may find it
-            return
-        os.kill(os.getpid(), signal.SIGTERM)
+            return False
+        return state is not None and state.is_cancelling()
+
+    def leave(self) -> NoReturn:
+        """End this process as cancelled, without a word of its own, which the server would take for a crash."""
+        with get_client(sync_client=True) as client:
+            told = Cancelled(message="The run had lost its worker and stopped itself.")
+            client.set_flow_run_state(self.run, told)
+        os._exit(128 + signal.SIGTERM)

@@ -57,7 +57,9 @@ def run_module(
         try:
             watch = OrphanWatch()
             for line in child.stdout:
-                watch.look()
+                if watch.cancelled():
+                    _end(child)
+                    watch.leave()
                 if line.startswith("{"):
                     on_event(json.loads(line))
                 elif line.strip():
