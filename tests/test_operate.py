@@ -297,8 +297,8 @@ def test_a_run_survives_its_server_and_its_worker_and_can_still_be_cancelled(up:
 def test_the_schedule_fires_and_a_pause_holds(up: Up):
     daily = up.deployment("daily")
     schedules = f"/deployments/{daily['id']}/schedules"
-    soon = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
-    schedule = {"interval": 600, "anchor_date": soon}
+    soon = (datetime.now(UTC) + timedelta(seconds=15)).isoformat()
+    schedule = {"interval": 60, "anchor_date": soon}
     often = {"schedule": schedule, "active": True, "parameters": up.parameters(**FIRST)}
     [made] = up.api.post(schedules, json=[often]).json()
 
