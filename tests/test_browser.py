@@ -201,7 +201,6 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     wait_for_state(page, "Cancelled")
-    expect(page.get_by_text(re.compile("^interrupted ")).first).to_be_visible()
     [work] = tmp_path.glob("cache/work/train/*/run")
     events = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "interrupted"
