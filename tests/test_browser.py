@@ -67,7 +67,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page that fails its test when anything outside this machine is asked for."""
-    opened = browser.new_page(viewport={"width": 1280, "height": 1000})
+    opened = browser.new_page(viewport={"width": 1280, "height": 1000}, reduced_motion="reduce")
     opened.set_default_timeout(SECONDS * 1000 / 5)
     outside: list[str] = []
     opened.on("request", lambda request: outside.append(request.url))
