@@ -88,11 +88,13 @@ TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 }
 # what was found with trials like these and is used in all runs
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {"gpt2": {"shares": {"warmup_steps": 0.25}}, "daily": {}}
-ADAMW_RATES = (2e-3, 4e-3, 8e-3)
+ADAMW_RATES = (4e-3, 8e-3, 16e-3)
 TUNED = "Muon → AdamW, rate swept"  # what needs rates of its own: the matrices, and a table that is also the head
+ONE_RATE = "Muon and rates by role → AdamW with one rate, swept"
 TIED = "untied → tied head, at the head's rate"
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     TUNED: {"train": {"optimizer": "adamw", "weight_decay": 0.0}},
+    ONE_RATE: {"train": {"optimizer": "adamw", "weight_decay": 0.0} | dict.fromkeys(OTHER_RATES)},
     "rotary → learned positions": {"model": {"position": "learned"}},
     "QK-norm off": {"model": {"qk_norm": False}},
     "QK scale 1.2 → 1": {"model": {"qk_scale": 1.0}},
@@ -279,6 +281,7 @@ class Ladder:
                 changes = changes | {"train": {"embedding_learning_rate": recipe["head_learning_rate"]}}
             if arm == TUNED:  # every other rate stays the recipe's
                 changes = {"train": changes["train"] | {name: recipe[name] for name in OTHER_RATES}}
+            if arm in (TUNED, ONE_RATE):
                 own = self.sweep("daily", size, 1, ADAMW_RATES, arm, changes)
             for seed in seeds:
                 self.run("ablation", "daily", size, 1, seed, own, arm, changes)

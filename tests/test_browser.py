@@ -67,7 +67,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page that fails its test when anything outside this machine is asked for."""
-    opened = browser.new_page(viewport={"width": 1280, "height": 1000})
+    opened = browser.new_page(viewport={"width": 1280, "height": 1000}, reduced_motion="reduce")
     opened.set_default_timeout(SECONDS * 1000 / 5)
     outside: list[str] = []
     opened.on("request", lambda request: outside.append(request.url))
@@ -201,7 +201,6 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     wait_for_state(page, "Cancelled")
-    expect(page.get_by_text(re.compile("^interrupted ")).first).to_be_visible()
     [work] = tmp_path.glob("cache/work/train/*/run")
     events = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "interrupted"
