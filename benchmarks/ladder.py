@@ -88,17 +88,20 @@ TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 }
 # what was found with trials like these and is used in all runs
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {"gpt2": {"shares": {"warmup_steps": 0.25}}, "daily": {}}
-ADAMW_RATES = (2e-3, 4e-3, 8e-3)
-TUNED = "Muon → AdamW, rate swept"  # the one ablation that needs rates of its own
+ADAMW_RATES = (4e-3, 8e-3, 16e-3)
+TUNED = "Muon → AdamW, rate swept"  # what needs rates of its own: the matrices, and a table that is also the head
+ONE_RATE = "Muon and rates by role → AdamW with one rate, swept"
+TIED = "untied → tied head, at the head's rate"
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     TUNED: {"train": {"optimizer": "adamw", "weight_decay": 0.0}},
+    ONE_RATE: {"train": {"optimizer": "adamw", "weight_decay": 0.0} | dict.fromkeys(OTHER_RATES)},
     "rotary → learned positions": {"model": {"position": "learned"}},
     "QK-norm off": {"model": {"qk_norm": False}},
     "QK scale 1.2 → 1": {"model": {"qk_scale": 1.0}},
     "ReLU² → GELU": {"model": {"activation": "gelu"}},
     "zero-initialised projections → GPT-2's initialisation": {"model": {"zero_init_projections": False}},
     "RMSNorm → LayerNorm with weights": {"model": {"norm": "layer"}},
-    "untied → tied head": {"model": {"tied_head": True}},
+    TIED: {"model": {"tied_head": True}},
     "value embeddings off": {"model": {"value_embeddings": False}},
     "residual lambdas off": {"model": {"residual_lambdas": False}},
     "embedding lambdas off": {"model": {"embedding_lambdas": False}},
@@ -266,17 +269,19 @@ class Ladder:
         while baseline(multiple) > target:
             multiple *= 1.5
 
-    def ablations(self, size: Size, seeds: list[int]) -> None:
+    def ablations(self, size: Size, seeds: list[int], only: str) -> None:
         """The recipe at C/2, C and 2C, which turns losses into compute, then each change at C."""
         rate = self.tuned("daily", size)
         for seed in seeds:
             for multiple in (1, 0.5, 2):
                 self.run("ablation", "daily", size, multiple, seed, rate)
-        for arm, changes in ABLATIONS.items():
-            own = rate
+        for arm, changes in ((arm, changes) for arm, changes in ABLATIONS.items() if only in arm):
+            own, recipe = rate, rates_at("daily", rate)
+            if arm == TIED:
+                changes = changes | {"train": {"embedding_learning_rate": recipe["head_learning_rate"]}}
             if arm == TUNED:  # every other rate stays the recipe's
-                recipe = rates_at("daily", rate)
                 changes = {"train": changes["train"] | {name: recipe[name] for name in OTHER_RATES}}
+            if arm in (TUNED, ONE_RATE):
                 own = self.sweep("daily", size, 1, ADAMW_RATES, arm, changes)
             for seed in seeds:
                 self.run("ablation", "daily", size, 1, seed, own, arm, changes)
@@ -290,6 +295,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=[size.name for size in SIZES], default=[s.name for s in SIZES],
                         help="rungs of the arms; ablation and trials take the first of them")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
+    parser.add_argument("--only", default="", help="ablations whose name holds this")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--report", action="store_true", help="print the tables and train nothing")
     arguments = parser.parse_args()
@@ -303,7 +309,7 @@ def main() -> None:
                 ladder.arms(size, arguments.seeds)
         first = next(size for size in SIZES if size.name in arguments.sizes)
         if "ablation" in arguments.phases:
-            ladder.ablations(first, arguments.seeds)
+            ladder.ablations(first, arguments.seeds, arguments.only)
         if "trials" in arguments.phases:
             ladder.trials(first)
     print(report(read_runs(arguments.out / "runs.jsonl")))

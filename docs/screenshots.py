@@ -13,14 +13,14 @@ from playwright.sync_api import Page, sync_playwright
 IMAGES = Path(__file__).parent / "images"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-SECONDS_TO_DRAW = 6
+SECONDS_TO_DRAW = 15
 
 
-def picture(page: Page, address: str, name: str) -> None:
-    """One picture of what the window shows when all has arrived."""
-    page.goto(address, timeout=120_000)
-    page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(1000 * SECONDS_TO_DRAW)
+def picture(page: Page, address: str, name: str, sign: str) -> None:
+    """One picture of what the window shows some time after a `sign` (a selector) of its content has arrived."""
+    page.goto(address, timeout=120_000, wait_until="commit")
+    page.locator(sign).first.wait_for(timeout=120_000)
+    page.wait_for_timeout(1000 * SECONDS_TO_DRAW)  # the page of a run never falls silent
     page.screenshot(path=IMAGES / f"{name}.png")
     print(f"{name}.png: {(IMAGES / f'{name}.png').stat().st_size / 1000:.0f} kB")
 
@@ -37,10 +37,10 @@ def main(ui: str, store: str) -> None:
         page = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET).new_page(
             viewport={"width": 1100, "height": 760}
         )
-        picture(page, f"{ui}/deployments/deployment/{by_hand}/run", "form")
-        picture(page, f"{ui}/runs/flow-run/{run}", "run")
-        picture(page, f"{ui}/artifacts/artifact/{artifacts['report']}", "report")
-        picture(page, (Path(store).absolute() / "leaderboard.html").as_uri(), "leaderboard")
+        picture(page, f"{ui}/deployments/deployment/{by_hand}/run", "form", ".schema-form-property")
+        picture(page, f"{ui}/runs/flow-run/{run}", "run", "canvas")
+        picture(page, f"{ui}/artifacts/artifact/{artifacts['report']}", "report", ".markdown-renderer table")
+        picture(page, (Path(store).absolute() / "leaderboard.html").as_uri(), "leaderboard", "table")
 
 
 if __name__ == "__main__":

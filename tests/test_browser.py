@@ -199,7 +199,7 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
     submit(page, address)
     expect(page.get_by_text(re.compile(r"^step \d+/20000 loss")).first).to_be_visible(timeout=SECONDS * 1000)
     page.get_by_role("button", name="Cancel", exact=True).click()
-    page.get_by_role("dialog").get_by_role("button", name="Cancel", exact=True).first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     wait_for_state(page, "Cancelled")
     expect(page.get_by_text(re.compile("^interrupted ")).first).to_be_visible()
     [work] = tmp_path.glob("cache/work/train/*/run")
@@ -214,7 +214,7 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
     resumed = page.get_by_text(f"resume {{'step': {saved}}}")
     expect(resumed.first).to_be_visible(timeout=SECONDS * 1000)
     page.get_by_role("button", name="Cancel", exact=True).click()
-    page.get_by_role("dialog").get_by_role("button", name="Cancel", exact=True).first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     wait_for_state(page, "Cancelled")
 
 

@@ -193,13 +193,16 @@ def up(tmp_path_factory: pytest.TempPathFactory, s3_environment: dict[str, str],
             command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     running = Up(f"http://127.0.0.1:{port}", f"{s3_url}/operate", folder, command, environment, process, messages)
-    wait_for(lambda: process.poll() is not None or "is up: http://127.0.0.1" in running.log)
-    assert process.poll() is None, running.log
-    yield running
-    process.terminate()
-    assert process.wait(90) == 130, "Ctrl-C or SIGTERM is an orderly end"
+    try:
+        wait_for(lambda: process.poll() is not None or "is up: http://127.0.0.1" in running.log)
+        assert process.poll() is None, running.log
+        yield running
+    finally:
+        process.terminate()
+        code = process.wait(90)
+        receiver.shutdown()
+    assert code == 130, "Ctrl-C or SIGTERM is an orderly end"
     assert not running.processes("prefect"), "nothing of it is left"
-    receiver.shutdown()
 
 
 @pytest.fixture(scope="module")
