@@ -162,7 +162,7 @@ def compare(model: Path, tokenizer: Path, suites: list[Suite], folder: Path, arg
           f"{theirs.batch_size_per_gpu}\n", flush=True)
     print(markdown_table(HEADER, []), flush=True)
     rows = []
-    for suite in suites:
+    for suite in sorted(suites, key=lambda suite: suite.rows):
         loaded = load_tasks([suite], folder)
         rows.append(measure(ours, theirs, loaded, suite, arguments.items))
         _print_row([suite.name, *rows[-1]])
