@@ -151,7 +151,7 @@ def is_gpt2(config: GPTConfig) -> bool:
         same = GPTConfig(norm=Norm.LAYER, position=Position.LEARNED, activation=Activation.GELU, qk_norm=False, **free)
     except ConfigError:
         return False
-    return dataclasses.replace(config, kv_heads=None, eot_token=None) == same and config.key_heads == config.heads
+    return dataclasses.replace(config, kv_heads=None) == same and config.key_heads == config.heads
 
 
 def _gpt2(config: GPTConfig, ours: Weights) -> tuple[Weights, dict[str, Any]]:
