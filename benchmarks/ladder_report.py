@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from eval.markup import markdown_table
-
-# two-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+from eval.multiplier import compute_at, half_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,29 +59,9 @@ def best_rate(runs: Sequence[Run]) -> float:
     return min(runs, key=lambda run: mean_loss([run])).rate
 
 
-def compute_at(curve: Sequence[tuple[float, float]], loss: float) -> tuple[float, float]:
-    """Compute at which a curve of (compute, loss) points reaches a loss, and by what factor that lies outside
-    the points (1: interpolated). Log-log, between the two points around the loss, else along the nearest two."""
-    if len(curve) < 2:
-        raise ValueError(f"{len(curve)} points are no curve: at least 2 horizons are needed")
-    points = sorted(curve)
-    compute, losses = np.log(points).T
-    # the last stretch that begins above the loss; losses of one seed may not fall everywhere
-    above = [i for i in range(len(points) - 1) if losses[i] > math.log(loss)]
-    i = max(above, default=0)
-    slope = (losses[i + 1] - losses[i]) / (compute[i + 1] - compute[i])
-    if slope >= 0:
-        raise ValueError(f"loss does not fall from compute {points[i][0]:.3g} to {points[i + 1][0]:.3g}")
-    found = math.exp(compute[i] + (math.log(loss) - losses[i]) / slope)
-    return found, max(1.0, found / points[-1][0], points[0][0] / found)
-
-
 def interval(logs: Sequence[float]) -> tuple[float, float, float]:
     """Geometric mean and 95 % interval of a ratio from its logarithms, one a seed."""
-    mean = float(np.mean(logs))
-    if len(logs) < 2:
-        return math.exp(mean), 0.0, math.inf
-    half = T_QUANTILES[min(len(logs) - 1, len(T_QUANTILES)) - 1] * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+    mean, half = float(np.mean(logs)), half_width(logs)
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
@@ -102,7 +81,7 @@ def trend(sizes: Sequence[float], logs: Sequence[Sequence[float]]) -> tuple[floa
     """Exponent b of multiplier ~ size ** b by least squares over all seeds, with its 95 % interval."""
     x = np.concatenate([[math.log(size)] * len(part) for size, part in zip(sizes, logs)])
     (slope, _), covariance = np.polyfit(x, np.concatenate(logs), 1, cov=True)
-    half = T_QUANTILES[min(len(x) - 2, len(T_QUANTILES)) - 1] * math.sqrt(covariance[0, 0])
+    half = float(stats.t.ppf(0.975, len(x) - 2)) * math.sqrt(covariance[0, 0])
     return float(slope), slope - half, slope + half
 
 

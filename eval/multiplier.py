@@ -2,12 +2,13 @@
 
 The compute multiplier is how many times more FLOPs the baseline needs to reach the candidate's final validation loss.
 It is read off the baseline's own finished trainings at several budgets, each with its whole schedule, by interpolation
-between log FLOPs and bits per byte; beyond them nothing is extrapolated. Intervals are Student's t over seeds.
+between log FLOPs and log loss, seed by seed; `compare` extrapolates nothing beyond them. Intervals are Student's t over
+seeds. `benchmarks.ladder` asks the same of several sizes, with a tuned baseline.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def compare(baseline: list[Training], candidate: list[Training]) -> dict[str, An
     multipliers, outside = [], []
     for run in candidate:
         curve = sorted((b.flops, b.bits_per_byte) for b in baseline if b.seed == run.seed)
-        found = flops_to_reach(run.bits_per_byte, curve)
+        found = _reached(run.bits_per_byte, curve)
         (outside if found is None else multipliers).append(None if found is None else math.log(found / run.flops))
     return {
         "baseline": [asdict(run) for run in baseline],
@@ -45,13 +46,37 @@ def compare(baseline: list[Training], candidate: list[Training]) -> dict[str, An
     }
 
 
-def flops_to_reach(bits_per_byte: float, curve: list[tuple[float, float]]) -> float | None:
-    """FLOPs at which a curve of (FLOPs, bits per byte), ascending in FLOPs, first reaches a loss; None outside it."""
-    for (flops, high), (more, low) in pairwise(curve):
-        if low <= bits_per_byte <= high and low < high:
-            share = (high - bits_per_byte) / (high - low)
-            return math.exp((1 - share) * math.log(flops) + share * math.log(more))
-    return None
+def compute_at(curve: Sequence[tuple[float, float]], loss: float) -> tuple[float, float]:
+    """Compute at which a curve of (compute, loss) points reaches a loss, and by what factor that lies outside
+    the points (1: interpolated). Log-log, between the two points around the loss, else along the nearest two."""
+    if len(curve) < 2:
+        raise ValueError(f"{len(curve)} points are no curve: at least 2 horizons are needed")
+    points = sorted(curve)
+    compute, losses = np.log(points).T
+    # the last stretch that begins above the loss; losses of one seed may not fall everywhere
+    above = [i for i in range(len(points) - 1) if losses[i] > math.log(loss)]
+    i = max(above, default=0)
+    slope = (losses[i + 1] - losses[i]) / (compute[i + 1] - compute[i])
+    if slope >= 0:
+        raise ValueError(f"loss does not fall from compute {points[i][0]:.3g} to {points[i + 1][0]:.3g}")
+    found = math.exp(compute[i] + (math.log(loss) - losses[i]) / slope)
+    return found, max(1.0, found / points[-1][0], points[0][0] / found)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95 % interval around a mean; infinite for one value."""
+    if len(values) < 2:
+        return math.inf
+    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def _reached(loss: float, curve: list[tuple[float, float]]) -> float | None:
+    """compute_at, or None where the curve was never."""
+    try:
+        compute, outside = compute_at(curve, loss)
+    except ValueError:
+        return None
+    return compute if outside < 1 + 1e-9 else None
 
 
 def _mean(values: list[float]) -> dict[str, Any]:
@@ -59,7 +84,7 @@ def _mean(values: list[float]) -> dict[str, Any]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return {"mean": mean, "interval": None}
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    half = half_width(values)
     return {"mean": mean, "interval": [mean - half, mean + half]}
 
 

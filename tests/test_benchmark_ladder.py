@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import ladder, ladder_report
 from benchmarks.ladder import Ladder, Size
-from benchmarks.ladder_report import Run, compute_at, interval, multipliers, read_runs, report, trend
+from benchmarks.ladder_report import Run, interval, multipliers, read_runs, report, trend
+from eval.multiplier import compute_at
 from flows.config import compose
 from model.scaling import sized
 from tasks.documents import FilesSource
