@@ -25,9 +25,12 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 SECONDS = 300  # the longest that anything may take on a loaded machine
 expect.set_options(timeout=60_000)
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium` runs the browser tests"
-)
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium` runs the browser tests"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

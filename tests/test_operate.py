@@ -31,6 +31,7 @@ from tasks.announce import announce
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 600
+pytestmark = pytest.mark.server
 SECRETS = {"HF_TOKEN": "hf_QkZpT3JTZWNyZXQ", "DAILY_TRAIN_NOTIFY": "https-token-9f2c7d41"}
 STATES_AT_END = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 SHORT, LONG = 20_480, 8_192_000  # tokens: seconds, and longer than any test
