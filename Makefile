@@ -5,16 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test test-server check up bench-contamination bench-coverage bench-eval bench-gpu bench-ladder bench-train lock clean
+.PHONY: daily test check up bench-contamination bench-coverage bench-eval bench-gpu bench-ladder bench-train lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
 
 test: $(VENV)/installed-dev  ## install, then run the test suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
-
-test-server: $(VENV)/installed-dev  ## minutes more: a real server and worker, and Chromium where it is installed
-	$(BIN)/python -m pytest -m server $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/installed-dev  ## lint
 	$(BIN)/ruff check .

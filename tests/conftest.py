@@ -1,4 +1,4 @@
-"""Real servers for tests: an S3 server (SeaweedFS) and a Prefect server, each once a session."""
+"""Real servers for tests: an S3 server (SeaweedFS) and `daily-train up`, each once a process of pytest."""
 
 import json
 import os
@@ -14,25 +14,26 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.live import Up, daily_train_up, free_port
+
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes with two threads each would spin on two cores
 
-SLOWEST = ("test_flow.py", "test_model_runs.py", "test_checkpoints.py", "test_watching.py")
-"""Files that begin first, so that two processes end at about the same time."""
+WITH_A_SERVER = ("test_operate.py", "test_browser.py")
+"""Files that share `up`, hence one process."""
+SLOWEST = (*WITH_A_SERVER, "test_flow.py", "test_model_runs.py", "test_eval_contamination.py", "test_checkpoints.py")
+"""Files that begin first, so that all processes end at about the same time."""
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret123"}
 BUCKET = "daily-train-test"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files first; a stable sort keeps the order inside a file."""
+    """The slowest files first, each in one process; a stable sort keeps the order inside a file."""
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    for item in items:
+        name = item.path.name
+        item.add_marker(pytest.mark.xdist_group("server" if name in WITH_A_SERVER else name))
 
 
 def free_port_pair() -> int:
@@ -106,3 +107,10 @@ def s3(s3_environment: dict[str, str], s3_url: str, monkeypatch: pytest.MonkeyPa
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     return s3_url
+
+
+@pytest.fixture(scope="session")
+def up(tmp_path_factory: pytest.TempPathFactory, s3_environment: dict[str, str], s3_url: str) -> Iterator[Up]:
+    """Server, worker and deployments, with credentials in the environment and a receiver of messages."""
+    with daily_train_up(tmp_path_factory.mktemp("up"), s3_environment, f"{s3_url}/operate") as running:
+        yield running

@@ -5,10 +5,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,42 +15,22 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from model.choices import OptimizerName
+from tests.live import ROOT, SECONDS, Up, free_port
 
-ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # fmt: skip
-SECONDS = 300  # the longest that anything may take on a loaded machine
 expect.set_options(timeout=60_000)
 
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium` runs the browser tests"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium` runs the browser tests"
+)
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`daily-train up`; gives the address of the UI."""
-    folder = tmp_path_factory.mktemp("ui")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    log = (folder / "log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)],
-        cwd=ROOT, env={**os.environ, "PREFECT_HOME": str(folder / "home"), "PREFECT_WORKER_QUERY_SECONDS": "1"},
-        stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + SECONDS
-    while "is up: http://127.0.0.1" not in (folder / "log").read_text():
-        assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.3)
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    server.wait(60)
+@pytest.fixture
+def address(up: Up) -> str:
+    """Where the UI is."""
+    return up.url
 
 
 @pytest.fixture(scope="module")
@@ -198,22 +176,22 @@ def test_a_run_by_hand_from_the_form_to_the_report(address: str, page: Page, sto
         assert_pleasant(page)
 
 
-def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, page: Page, tmp_path: Path):
+def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, page: Page, store: Path):
     open_form(page, address)
-    fill(page, {"Tokens": 40_960_000}, tmp_path)
+    fill(page, {"Tokens": 40_960_000}, store)
     submit(page, address)
     expect(page.get_by_text(re.compile(r"^step \d+/20000 loss")).first).to_be_visible(timeout=SECONDS * 1000)
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     wait_for_state(page, "Cancelled")
-    [work] = tmp_path.glob("cache/work/train/*/run")
+    [work] = store.glob("cache/work/train/*/run")
     events = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "interrupted"
     saved = events[-1]["step"]
     assert (work / f"checkpoints/step_{saved:09d}/state.json").is_file()
 
     open_form(page, address)
-    fill(page, {"Tokens": 40_960_000}, tmp_path)
+    fill(page, {"Tokens": 40_960_000}, store)
     submit(page, address)
     resumed = page.get_by_text(f"resume {{'step': {saved}}}")
     expect(resumed.first).to_be_visible(timeout=SECONDS * 1000)
@@ -226,9 +204,7 @@ def test_the_demo_page_shows_both_models(page: Page, store: Path):
     pytest.importorskip("gradio", reason="the page needs the extra `demo`")
     if not list(store.glob("ledger/*.json")):
         pytest.skip("there is no finished run: the test of a run by hand makes it")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "deployments.cli", "demo", "--store", str(store), "--port", str(port)]
     demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:

@@ -2,8 +2,11 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from prefect.utilities.schema_tools.validation import is_valid_schema, validate
@@ -35,6 +38,19 @@ def test_compose_names_only_what_it_defines():
     assert set(gpu["services"]) <= set(COMPOSE["services"])
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("compose*.yaml")))
+def test_compose_files_follow_the_compose_specification(name: str):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(FOLDER / name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_dockerfile_passes_its_linter():
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, FOLDER / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_no_secret_stands_in_a_container_file():
     for path in (*FOLDER.glob("compose*.yaml"), FOLDER / "Dockerfile", FOLDER / "kubernetes/job-template.json"):
         for value in re.findall(r"(?:PASSWORD|SECRET_ACCESS_KEY|ACCESS_KEY_ID)\s*[:=]\s*(\S+)", path.read_text()):
@@ -52,8 +68,11 @@ def test_the_rendered_job_asks_for_the_gpus(gpus: str):
     values = {**DEFAULTS, "image": "daily-train:cuda", "command": "prefect flow-run execute", "gpus": gpus,
               "name": "run", "env": {}, "labels": {}}  # fmt: skip
     validate(values, TEMPLATE["variables"])
-    pod = apply_values(TEMPLATE["job_configuration"], values)["job_manifest"]["spec"]["template"]["spec"]
+    job = apply_values(TEMPLATE["job_configuration"], values)["job_manifest"]
+    pod = job["spec"]["template"]["spec"]
     [container] = pod["containers"]
+    container |= {"args": container["args"].split(), "env": []}  # as the worker does
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)  # unknown fields are refused
     assert container["resources"]["limits"]["nvidia.com/gpu"] == gpus
     assert container["envFrom"] == [{"secretRef": {"name": "daily-train-store"}}]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}

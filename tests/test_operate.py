@@ -4,22 +4,14 @@ The tests of this file share them and go in order: what one leaves in the store,
 """
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import boto3
-import httpx
 import pytest
 import yaml
 from prefect import flow
@@ -28,182 +20,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from deployments.notify import NotifyError, apprise_url
 from deployments.up import UpError, deployments_yaml
 from tasks.announce import announce
+from tests.live import ROOT, SECRETS, Up, wait_for
 
-ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 600
-pytestmark = pytest.mark.server
-SECRETS = {"HF_TOKEN": "hf_QkZpT3JTZWNyZXQ", "DAILY_TRAIN_NOTIFY": "https-token-9f2c7d41"}
-STATES_AT_END = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 SHORT, LONG = 20_480, 40_960_000  # tokens: seconds, and longer than any test
 FIRST = {"tokens": SHORT}
-
-
-def wait_for(what: Callable[[], Any], seconds: float = SECONDS, every: float = 0.3) -> Any:
-    """The first true answer."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(every)
-    return answer
-
-
-class Patient(httpx.HTTPTransport):
-    """A busy server with SQLite, which takes one writer at a time, answers 503: try again."""
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        while (answer := super().handle_request(request)).status_code == 503:
-            answer.close()
-            time.sleep(0.5)
-        return answer
-
-
-@dataclass
-class Up:
-    """A running `daily-train up`, seen from outside."""
-
-    url: str
-    store: str
-    folder: Path
-    command: list[str]
-    environment: dict[str, str]
-    process: subprocess.Popen
-    messages: list[dict[str, str]]
-    lost_run: str = ""
-
-    @property
-    def api(self) -> httpx.Client:
-        return httpx.Client(base_url=f"{self.url}/api", timeout=120, transport=Patient())
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    @property
-    def cache(self) -> Path:
-        return self.folder / "cache"
-
-    def deployment(self, name: str) -> dict[str, Any]:
-        found = self.api.post("/deployments/filter", json={}).json()
-        return next(deployment for deployment in found if deployment["name"] == name)
-
-    def parameters(self, **train: Any) -> dict[str, Any]:
-        return {
-            "preset": "smoke",
-            "train": train,
-            "evaluation": {"items_per_suite": 4, "suites": ["arc_easy"]},
-            "execution": {"store": self.store, "cache": str(self.cache), "workers": 1},
-        }
-
-    def start(self, **train: Any) -> str:
-        return self.create("by-hand", self.parameters(**train))
-
-    def create(self, name: str, parameters: dict[str, Any]) -> str:
-        path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
-        answer = self.api.post(path, json={"parameters": parameters})
-        assert answer.status_code == 201, answer.text
-        return answer.json()["id"]
-
-    def state(self, run: str) -> dict[str, Any]:
-        try:
-            return self.api.get(f"/flow_runs/{run}").json()["state"]
-        except httpx.TransportError:  # the server is being restarted
-            return {"type": "UNKNOWN"}
-
-    def ended(self, run: str) -> dict[str, Any]:
-        return wait_for(lambda: (state := self.state(run))["type"] in STATES_AT_END and state)
-
-    def lines(self, run: str) -> list[str]:
-        body = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200, "sort": "TIMESTAMP_DESC"}
-        return [line["message"] for line in self.api.post("/logs/filter", json=body).json()]
-
-    def in_training(self, run: str) -> None:
-        """Wait until the run trains and has logged a step."""
-
-        def trains() -> bool:
-            assert self.state(run)["type"] not in STATES_AT_END, self.lines(run)
-            return any(line.startswith("step ") for line in self.lines(run))
-
-        wait_for(trains)
-
-    def cancel(self, run: str) -> None:
-        """What the button of the UI does."""
-        state = {"type": "CANCELLING", "name": "Cancelling"}
-        assert self.api.post(f"/flow_runs/{run}/set_state", json={"state": state}).json()["status"] == "ACCEPT"
-
-    def artifact(self, run: str, key: str) -> dict[str, Any] | None:
-        body = {"flow_runs": {"id": {"any_": [run]}}, "artifacts": {"key": {"any_": [key]}}}
-        return next(iter(self.api.post("/artifacts/filter", json=body).json()), None)
-
-    def processes(self, words: str, run: str = "") -> list[int]:
-        """Processes of this server with words in their command, and of one run where given."""
-        found = subprocess.run(["pgrep", "-f", words], capture_output=True, text=True, check=False).stdout.split()
-        kept = []
-        for number in found:
-            try:
-                environment = Path(f"/proc/{number}/environ").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if f"{self.url}/api".encode() in environment and run.encode() in environment:
-                kept.append(int(number))
-        return kept
-
-    def kill(self, words: str, run: str = "") -> None:
-        numbers = self.processes(words, run)
-        assert numbers, words
-        for number in numbers:
-            os.kill(number, signal.SIGKILL)
-
-    def events(self) -> list[dict[str, Any]]:
-        """What the training in progress has recorded."""
-        [file] = (self.cache / "work" / "train").glob("*/run/metrics.jsonl")
-        return [json.loads(line) for line in file.read_text().splitlines()]
-
-    def message(self, words: str) -> dict[str, str]:
-        return wait_for(lambda: next((found for found in self.messages if words in found["title"]), None), 90)
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, s3_environment: dict[str, str], s3_url: str) -> Iterator[Up]:
-    """Server, worker and deployments, with credentials in the environment and a receiver of messages."""
-    folder = tmp_path_factory.mktemp("up")
-    messages: list[dict[str, str]] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    receiver = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=receiver.serve_forever, daemon=True).start()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    hook = f"http://127.0.0.1:{receiver.server_port}/{SECRETS['DAILY_TRAIN_NOTIFY']}"
-    environment = {
-        **os.environ, **s3_environment, **SECRETS, "DAILY_TRAIN_NOTIFY": hook, "PREFECT_HOME": str(folder / "home"),
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-    }  # fmt: skip
-    environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    running = Up(f"http://127.0.0.1:{port}", f"{s3_url}/operate", folder, command, environment, process, messages)
-    try:
-        wait_for(lambda: process.poll() is not None or "is up: http://127.0.0.1" in running.log)
-        assert process.poll() is None, running.log
-        yield running
-    finally:
-        process.terminate()
-        code = process.wait(90)
-        receiver.shutdown()
-    assert code == 130, "Ctrl-C or SIGTERM is an orderly end"
-    assert not running.processes("prefect"), "nothing of it is left"
 
 
 @pytest.fixture(scope="module")
