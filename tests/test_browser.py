@@ -19,7 +19,8 @@ from tests.live import ROOT, SECONDS, Up, free_port
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # fmt: skip
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+         "--disable-3d-apis"]  # drawing the graph of a run in software takes a whole core  # fmt: skip
 expect.set_options(timeout=60_000)
 
 pytestmark = pytest.mark.skipif(
