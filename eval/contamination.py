@@ -17,8 +17,10 @@ import contextlib
 import hashlib
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
+import threading
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -136,6 +138,13 @@ _worker_index: Index
 def _start_worker(index: Index) -> None:
     global _worker_index
     _worker_index = index
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker would wait for work for ever after its parent was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _scan_to_file(row_group: RowGroup, result: Path) -> None:

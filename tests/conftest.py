@@ -1,4 +1,4 @@
-"""Real servers for tests: an S3 server (SeaweedFS) and `daily-train up`, each once a process of pytest."""
+"""A real S3 server (SeaweedFS) for tests, once a process of pytest, and which test runs in which process."""
 
 import json
 import os
@@ -13,15 +13,15 @@ from pathlib import Path
 import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+from xdist.scheduler import LoadScopeScheduling
 
-from tests.live import Up, daily_train_up, free_port
+from tests.operations.live import free_port
 
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes with two threads each would spin on two cores
 
-WITH_A_SERVER = ("test_operate.py", "test_browser.py")
-"""Files that share `up`, hence one process."""
-SLOWEST = (*WITH_A_SERVER, "test_flow.py", "test_model_runs.py", "test_eval_contamination.py", "test_checkpoints.py")
+SLOWEST = ("test_operate.py", "test_browser.py", "test_flow.py", "test_model_runs.py", "test_eval_contamination.py",
+           "test_checkpoints.py")  # fmt: skip
 """Files that begin first, so that all processes end at about the same time."""
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret123"}
@@ -29,11 +29,20 @@ BUCKET = "daily-train-test"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files first, each in one process; a stable sort keeps the order inside a file."""
+    """The slowest files first; a stable sort keeps the order inside a file."""
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
-    for item in items:
-        name = item.path.name
-        item.add_marker(pytest.mark.xdist_group("server" if name in WITH_A_SERVER else name))
+
+
+class ByFile(LoadScopeScheduling):
+    """A file runs in one process; so do the files of operations/, which share a server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return file.parent.name if file.parent.name == "operations" else file.name
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    return ByFile(config, log)
 
 
 def free_port_pair() -> int:
@@ -107,10 +116,3 @@ def s3(s3_environment: dict[str, str], s3_url: str, monkeypatch: pytest.MonkeyPa
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     return s3_url
-
-
-@pytest.fixture(scope="session")
-def up(tmp_path_factory: pytest.TempPathFactory, s3_environment: dict[str, str], s3_url: str) -> Iterator[Up]:
-    """Server, worker and deployments, with credentials in the environment and a receiver of messages."""
-    with daily_train_up(tmp_path_factory.mktemp("up"), s3_environment, f"{s3_url}/operate") as running:
-        yield running

@@ -331,6 +331,14 @@ def test_results_do_not_depend_on_workers(documents, benchmarks, items, tmp_path
     assert (runs[8], runs[longest], runs.get(longest + 1, 0)) == (2, 1, 0)
 
 
+def _runs(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_a_killed_scan_continues(documents, benchmarks, tmp_path):
     """kill -9 in the middle, then the same command: the same bytes as a scan that was never killed."""
     whole = tmp_path / "whole"
@@ -348,11 +356,17 @@ def test_a_killed_scan_continues(documents, benchmarks, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     arguments = [sys.executable, "-m", "eval.contamination", str(tmp_path / "config.json")]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 60
     while not list((tmp_path / "scanned").glob("*/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.002)
+    workers = {int(pid) for pid in children.read_text().split()}
+    assert workers
     process.kill()
     process.wait()
+    while any(_runs(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlives its scan"
+        time.sleep(0.05)
     results = sorted((tmp_path / "scanned").glob("*/*.jsonl"))
     times = {path: path.stat().st_mtime_ns for path in results}
     assert times

@@ -1,4 +1,4 @@
-"""The whole line: skipped, changed, killed and resumed, twice the same bytes. On a server: test_operate.py."""
+"""The whole line: skipped, changed, killed and resumed, twice the same bytes. On a server: operations/."""
 
 import json
 import os

@@ -13,9 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from model.choices import OptimizerName
-from tests.live import ROOT, SECONDS, Up, free_port
+from tests.operations.live import ROOT, SECONDS, Up, free_port, wait_for
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -90,11 +91,14 @@ def fill(page: Page, numbers: dict[str, int], store: Path) -> None:
 
 def submit(page: Page, address: str) -> str:
     """Send the form; the id of the run it made."""
-    status = 503  # a busy server with SQLite, which takes one writer at a time: a person clicks again
-    while status == 503:
-        with page.expect_response(lambda response: response.url.endswith("/create_flow_run")) as answer:
-            page.get_by_role("button", name="Submit").click()
-        status = answer.value.status
+    while True:
+        try:
+            with page.expect_response(lambda made: made.url.endswith("/create_flow_run"), timeout=20_000) as answer:
+                page.get_by_role("button", name="Submit").click()
+        except PlaywrightTimeout:  # the form was still checking what had been typed: a person clicks again
+            continue
+        if answer.value.status != 503:  # a busy server with SQLite, which takes one writer at a time
+            break
     assert answer.value.status == 201, answer.value.text()
     run = answer.value.json()["id"]
     page.goto(f"{address}/runs/flow-run/{run}")
@@ -199,6 +203,19 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     wait_for_state(page, "Cancelled")
+
+
+def test_the_schedule_is_paused_by_its_switch(up: Up, page: Page):
+    daily = up.deployment("daily")
+    page.goto(f"{up.url}/deployments/deployment/{daily['id']}")
+    card = page.locator(".deployment-schedule-card")
+    expect(card).to_contain_text("At 03:00 AM every day")
+    before = daily["schedules"][0]["active"]
+    for active in (not before, before):
+        card.get_by_role("switch").click()
+        wait_for(lambda active=active: up.deployment("daily")["schedules"][0]["active"] is active, 30)
+        page.reload()
+        expect(card.get_by_role("switch")).to_be_checked(checked=active)
 
 
 def test_the_demo_page_shows_both_models(page: Page, store: Path):

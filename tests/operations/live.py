@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300  # the longest that anything may take on a loaded machine
 SECRETS = {"HF_TOKEN": "hf_QkZpT3JTZWNyZXQ", "DAILY_TRAIN_NOTIFY": "https-token-9f2c7d41"}
 STATES_AT_END = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -153,8 +153,10 @@ class Up:
         [file] = (self.cache / "work" / "train").glob("*/run/metrics.jsonl")
         return [json.loads(line) for line in file.read_text().splitlines()]
 
-    def message(self, words: str) -> dict[str, str]:
-        return wait_for(lambda: next((found for found in self.messages if words in found["title"]), None), 90)
+    def message(self, words: str, run: str = "") -> str:
+        """The body of the first message with words in its title, about one run where given."""
+        return wait_for(lambda: next((found["message"] for found in self.messages
+                                      if words in found["title"] and run in found["message"]), None), 90)
 
 
 @contextmanager

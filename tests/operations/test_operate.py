@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from deployments.notify import NotifyError, apprise_url
 from deployments.up import UpError, deployments_yaml
 from tasks.announce import announce
-from tests.live import ROOT, SECRETS, Up, wait_for
+from tests.operations.live import ROOT, SECRETS, Up, wait_for
 
 SHORT, LONG = 20_480, 40_960_000  # tokens: seconds, and longer than any test
 FIRST = {"tokens": SHORT}
@@ -56,8 +56,8 @@ def test_a_run_by_hand_fills_a_bucket_and_its_pages(up: Up, lost: float, tmp_pat
     for key in ("loss", "score-table", "report", "contamination"):
         assert "](data:image/png;base64," in artifacts[key]["data"]
 
-    told = up.message("smoke finished")["message"]
-    assert "bits per byte" in told and "arc_easy acc" in told and f"/runs/flow-run/{run}" in told
+    told = up.message("smoke finished", f"/runs/flow-run/{run}")
+    assert "bits per byte" in told and "arc_easy acc" in told
 
     # A second machine: nothing in its cache, the same bucket.
     command = [sys.executable, "-m", "deployments.cli", "run", "--preset", "smoke", "--store", up.store]
@@ -93,7 +93,7 @@ def test_overlapping_runs_queue_and_a_cancelled_one_saves_and_resumes(up: Up):
     assert state["type"] == "CRASHED" and "SIGKILL" in state["message"]
     wait_for(lambda: not any(Path(f"/proc/{number}").exists() for number in trainers))
     assert up.events()[-1]["event"] == "interrupted"
-    assert "SIGKILL" in up.message("crashed")["message"]
+    assert "SIGKILL" in up.message("crashed", second)
 
 
 def test_a_run_survives_its_server_and_its_worker_and_can_still_be_cancelled(up: Up):
@@ -159,7 +159,7 @@ def test_a_regressed_run_is_told_with_its_statistics(up: Up):
 
     with temporary_settings({PREFECT_API_URL: f"{up.url}/api"}):
         tell()
-    told = up.message("smoke regressed")["message"]
+    told = up.message("smoke regressed")
     assert "arc_easy acc: -2.10 points (95 % -3.20 to -1.00, p 0.0002, 2,376 items) against yesterday" in told
 
 
