@@ -27,11 +27,6 @@ class Found:
     """Numbers of all n-grams of the index that the document has, each once."""
 
 
-def find(data: bytes, index: Index) -> Found:
-    """What one document, given as UTF-8, has in common with the items."""
-    return next(find_all(np.frombuffer(data, np.uint8), np.array([0, len(data)]), index))
-
-
 def find_all(data: np.ndarray, offsets: np.ndarray, index: Index) -> Iterator[Found]:
     """`Found` for every document data[offsets[i] : offsets[i + 1]]."""
     hits = scan(data, offsets, index.table)

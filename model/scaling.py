@@ -1,7 +1,7 @@
 """Rules that carry a recipe from one size to another, and `sized`: the whole modern network by one dial.
 
 All are power laws measured by others on networks like these (nanochat's dev/LOG.md; for the batch
-arXiv 2505.23971, for the decay arXiv 2405.13698). They are starting points: check them on two sizes.
+arXiv 2505.23971). They are starting points: check them on two sizes.
 """
 
 import math
@@ -9,8 +9,7 @@ import math
 from model.config import GPTConfig
 
 HEAD_SIZE = 128
-REFERENCE_WIDTH = 768
-REFERENCE_TOKENS = 1.3e9  # of the 12-layer network that the recipe was tuned on
+REFERENCE_WIDTH = 768  # of the 12-layer network that the recipe was tuned on
 REFERENCE_BATCH = 2**19  # tokens a step
 
 
@@ -31,19 +30,9 @@ def rate_for_width(rate: float, width: int, reference_width: int = REFERENCE_WID
     return rate * math.sqrt(reference_width / width)
 
 
-def tokens_per_step_for(tokens: float) -> int:
-    """The batch, a power of two, that grows with the data as D ** 0.383."""
-    return 2 ** round(math.log2(REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** 0.383))
-
-
 def rate_for_batch(rate: float, tokens_per_step: int, reference: int = REFERENCE_BATCH) -> float:
     """Rates grow with the root of the batch, which keeps the noise of an epoch the same."""
     return rate * math.sqrt(tokens_per_step / reference)
-
-
-def decay_for(decay: float, tokens_per_step: int, tokens: float) -> float:
-    """Weight decay with a constant memory of the data: rises with the root of the batch, falls with data."""
-    return decay * math.sqrt(tokens_per_step / REFERENCE_BATCH) * REFERENCE_TOKENS / tokens
 
 
 def learning_rates_for(config: GPTConfig, tokens_per_step: int) -> dict[str, float]:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from eval.documents import read_documents, row_groups
 from eval.findings import ContaminationConfig, ContaminationError
-from eval.index import build_index
+from eval.index import Index, build_index
 from eval.injection import FORMS, positive_control
-from eval.matching import _slow_hits, find, find_all
+from eval.matching import Found, _slow_hits, find_all
 from eval.negatives import PASSAGES
 from eval.references import Reference, Text
 from eval.textscan import build_table, scan, word_hashes
@@ -33,6 +33,11 @@ def _words(generator: np.random.Generator, count: int) -> str:
 
 def _reference(text: str, number: int = 0) -> Reference:
     return Reference("s", number, text, (), (), (Text(text, 0, None),))
+
+
+def find(data: bytes, index: Index) -> Found:
+    """What one document, given as UTF-8, has in common with the items."""
+    return next(find_all(np.frombuffer(data, np.uint8), np.array([0, len(data)]), index))
 
 
 def _scanned(data: bytes, expected: list[str]) -> tuple[int, list[tuple[int, int, int]]]:
