@@ -52,17 +52,16 @@ def leaderboard(rows: list[Row], reports: dict[str, str] | None = None) -> str:
     """All rows as a Markdown table, best bits per byte first; only rows on the same data compare.
 
     `reports` are addresses of reports by the run's name; a run that has one is a link."""
-    header = ["run", "finished", "preset", "commit", "data", "bits per byte"]
-    header += ["parameters", "tokens", "FLOPs", "hours", "USD"]
+    header = ["run", "preset", "bits per byte", "parameters", "tokens", "hours", "USD"]
+    header += ["finished", "commit", "data", "FLOPs"]
     ranked = sorted(rows, key=lambda row: (row["bits_per_byte"], row["run"]))
     return markdown_table(
         header,
         [
             [
                 f"[{row['run'][:12]}]({link})" if (link := (reports or {}).get(row["run"])) else row["run"][:12],
-                row["finished"], row["preset"], row["commit"][:12], row["validation_data"][:8],
-                row["bits_per_byte"], row["parameters"], row["tokens"], f"{row['flops']:.2e}",
-                row["seconds"] / 3600, row["usd"],
+                row["preset"], row["bits_per_byte"], row["parameters"], row["tokens"], row["seconds"] / 3600,
+                row["usd"], row["finished"], row["commit"][:12], row["validation_data"][:8], f"{row['flops']:.2e}",
             ]
             for row in ranked
         ],

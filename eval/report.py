@@ -57,30 +57,37 @@ def joined_scores(
 
 
 def score_table(scores: list[dict[str, Any]]) -> str:
-    """The table a reader looks at first."""
-    header = ["suite", "metric", "n", "score ± SE, %", "95 % interval, %", "chance, %", "gold probability, %"]
-    header += ["gold bits per byte"]
-    header += ["items clean / contaminated", "score on each, %"]
-    rows = []
+    """What a reader looks at first: the scores, then the right answers and what contamination has to do with them.
+
+    Two tables, because one of all columns is wider than the UI's page of an artifact.
+    """
+    rows, more = [], []
     for score in scores:
         if score["value"] is None:
-            rows.append([score["suite"], "not scored", *[None] * (len(header) - 2)])
+            rows.append([score["suite"], "not scored", None, None, None, None])
             continue
+        name = [score["suite"], score["metric"]]
         rows.append(
             [
-                score["suite"],
-                score["metric"],
+                *name,
                 f"{score['n']:,}" + (f" of {score['n_total']:,}" if score["subset"] else ""),
                 f"{100 * score['value']:.2f} ± {100 * (score['standard_error'] or 0):.2f}",
                 interval_text(score["interval"]),
                 f"{100 * score['chance']:.2f}",
+            ]
+        )
+        more.append(
+            [
+                *name,
                 f"{100 * score[GOLD]:.2f}",
                 score["gold_bits_per_byte"],
                 f"{score['clean_items']:,} / {score['contaminated_items']:,}",
                 f"{_part(score['clean'])} / {_part(score['contaminated'])}",
             ]
         )
-    return markdown_table(header, rows)
+    header = ["suite", "metric", "n", "score ± SE, %", "95 % interval, %", "chance, %"]
+    other = ["suite", "metric", "gold probability, %", "gold bits per byte", "items clean / leaked", "score on each, %"]
+    return "\n\n".join([markdown_table(header, rows), *([markdown_table(other, more)] if more else [])])
 
 
 def notes(scores: list[dict[str, Any]]) -> list[str]:
@@ -146,8 +153,8 @@ def render(report: Report) -> str:
 
 
 def cost_table(report: Report) -> str:
-    """Time, money and key of each stage."""
-    rows = [[name, s["seconds"], f"{s['usd']:.4f}", f"`{s['key']}`"] for name, s in report["stages"].items()]
+    """Time, money and the beginning of the key of each stage."""
+    rows = [[name, s["seconds"], f"{s['usd']:.4f}", f"`{s['key'][:12]}`"] for name, s in report["stages"].items()]
     total = ["sum", report["cost"]["seconds"], f"{report['cost']['usd']:.4f}", ""]
     return markdown_table(["stage", "seconds", "USD", "key"], [*rows, total])
 
@@ -186,5 +193,5 @@ def _samples(samples: list[dict[str, str]]) -> list[str]:
 
 def _part(part: dict[str, Any]) -> str:
     if part["n"] == 0:
-        return "none scored"
-    return f"too few to say ({part['n']})" if part["too_few"] else f"{100 * part['value']:.2f}"
+        return "none"
+    return f"too few ({part['n']})" if part["too_few"] else f"{100 * part['value']:.2f}"

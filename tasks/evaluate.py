@@ -148,15 +148,15 @@ def describe(result: Result, place: Place) -> str:
 
 
 def _table(found: dict[str, Any]) -> str:
-    header = ["suite", "task", "shots", "metric", "n", "score, %", "95 % interval", "chance, %", "gold bits per byte",
-              "truncated"]
+    header = ["task", "metric", "n", "score, %", "95 % interval", "chance, %", "gold bits per byte", "cut"]
     rows = [
-        [score["suite"], score["task"], score["num_fewshot"], score["metric"], score["n"],
-         f"{100 * score['value']:.2f}",
+        [score["task"], score["metric"], score["n"], f"{100 * score['value']:.2f}",
          None if score["interval"] is None else "{:.2f} to {:.2f}".format(*(100 * end for end in score["interval"])),
          f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"], score["truncated"]]
         for score in found["scores"]
     ]
-    return "\n\n".join(
-        [f"lm-eval {found['lm_eval']}, task versions {found['task_versions']}.", markdown_table(header, rows)]
-    )
+    versions = ", ".join(f"{task} {version}" for task, version in found["task_versions"].items())
+    shots = {score["suite"]: score["num_fewshot"] for score in found["scores"] if score["num_fewshot"]}
+    told = f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Solved examples before a question: "
+    told += (", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none") + ". “Cut” counts items whose "
+    return f"{told}context was too long for the model.\n\n{markdown_table(header, rows)}"
