@@ -1,6 +1,6 @@
 """Ours ÷ lm-eval's `hf` backend: the same suites, weights, prompts and threads, in one process.
 
-    python -m benchmarks.evaluation [--benchmarks DIR] [--model FOLDER] [--items N]
+    python -m benchmarks.evaluation [--benchmarks DIR] [--suites …] [--model FOLDER] [--items N]
 
 * Weights are GPT-2's architecture at about 10 M parameters with a vocabulary trained on the State of the Union
   addresses, random, or those of --model, a finished model of `daily-train` with its tokenizer.json. `transformers`
@@ -125,6 +125,7 @@ def random_model(folder: Path, shape: dict[str, int]) -> tuple[Path, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmarks", type=Path, help="folder of suites")
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES), help="default: all that are there")
     parser.add_argument("--model", type=Path, help="finished model with tokenizer.json; default: random weights")
     parser.add_argument("--items", type=int, help="items a suite; default: all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -136,11 +137,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if arguments.benchmarks:
-            suites = [suite for suite in SUITES.values() if (arguments.benchmarks / suite.file_name).exists()]
+            suites = [SUITES[name] for name in arguments.suites]
+            suites = [suite for suite in suites if (arguments.benchmarks / suite.file_name).exists()]
             for suite in suites:
                 write_rows(from_folder(arguments.benchmarks, suite), folder / f"{suite.name}.parquet")
         else:
-            suites = [SUITES[name] for name in default_benchmarks(folder)]
+            suites = [SUITES[name] for name in default_benchmarks(folder) if name in arguments.suites]
         model, tokenizer = arguments.model, arguments.model and arguments.model / "tokenizer.json"
         if model is None:
             model, tokenizer = random_model(folder, {name: getattr(arguments, name) for name in SHAPE})

@@ -43,7 +43,7 @@ from tokenizers import Tokenizer
 from eval.command import Progress, run
 from eval.prefixes import Batch
 from eval.samples import SAMPLES_SCHEMA, sample_rows, score_rows
-from eval.scoring import Score, Scorer
+from eval.scoring import Score, Scorer, at_places
 from eval.suites import (
     METRIC_VERSIONS,
     ZERO_SHOT,
@@ -117,10 +117,12 @@ class Checkpoint:
         self._model, self._device = final.model, device
         self._eot = None if config.document_mask is DocumentMask.NONE else config.eot_token
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
+    def hidden(self, batch: Batch, read_BR: torch.Tensor) -> torch.Tensor:
         arrays = batch.tokens, batch.positions, batch.parents, batch.ends
         tokens_BT, *tree = (torch.from_numpy(array).to(self._device) for array in arrays)
-        return self._model.hidden(tokens_BT, Tree(tokens_BT, *tree, self._eot) if batch.branched else None)
+        if batch.branched:
+            return self._model.hidden(tokens_BT, Tree(tokens_BT, *tree, self._eot), read_BR)
+        return at_places(self._model.hidden(tokens_BT), read_BR)
 
 
 class AnswerModel(TemplateLM):

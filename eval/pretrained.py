@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from eval.command import run
 from eval.harness import EXPECTED, AnswerModel, HarnessError, ScoringConfig, evaluate_model, prepare, require_finite
 from eval.prefixes import Batch
-from eval.scoring import Scorer
+from eval.scoring import Scorer, at_places
 
 _UNKNOWN_LENGTH = 2048  # what the hf backend assumes
 _TOLERANCE = 1e-3
@@ -57,8 +57,8 @@ class Pretrained:
         takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.shares_beginnings = takes_positions and not _has_windows(model.config)
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """h_BTD, or logits_BTV where the head does not come apart."""
+    def hidden(self, batch: Batch, read_BR: Tensor) -> Tensor:
+        """h_BRD, or logits_BRV where the head does not come apart."""
         tree = {}
         if batch.branched:
             positions_BT, ends_BT = (torch.from_numpy(x).to(self._device) for x in (batch.positions, batch.ends))
@@ -69,8 +69,8 @@ class Pretrained:
             tree = {"position_ids": positions_BT, "attention_mask": mask_B1TT}
         tokens_BT = torch.from_numpy(batch.tokens).to(self._device)
         if self.head_apart:
-            return self._model.base_model(tokens_BT, use_cache=False, **tree).last_hidden_state
-        return self._model(tokens_BT, use_cache=False, **tree).logits
+            return at_places(self._model.base_model(tokens_BT, use_cache=False, **tree).last_hidden_state, read_BR)
+        return at_places(self._model(tokens_BT, use_cache=False, **tree).logits, read_BR)
 
     def project(self, h_UD: Tensor) -> Tensor:
         return self._head(h_UD).float() if self.head_apart else h_UD.float().clone()

@@ -3,7 +3,8 @@
 `Scorer` takes all requests at once. It lays their tokens into rows (`eval/prefixes.py`), runs the rows of this
 process, projects each position that some answer is read from once, and hands every process all scores.
 
-Shape suffixes: B rows of a batch, T tokens, D width, U distinct positions, P (position, token) pairs, V vocabulary.
+Shape suffixes: B rows of a batch, T tokens, R positions that are read in a row, D width, U distinct positions,
+P (position, token) pairs, V vocabulary.
 """
 
 from collections import defaultdict
@@ -43,11 +44,16 @@ class Network(Protocol):
     unproven: bool
     """Whether that is only believed, so that it is tried on real rows first."""
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """h_BTD of a batch."""
+    def hidden(self, batch: Batch, read_BR: Tensor) -> Tensor:
+        """h_BRD: hidden states at places `read_BR` of the rows of a batch."""
 
     def project(self, h_UD: Tensor) -> Tensor:
         """fp32 logits_UV."""
+
+
+def at_places(h_BTD: Tensor, read_BR: Tensor) -> Tensor:
+    """h_BRD."""
+    return h_BTD[torch.arange(len(h_BTD), device=h_BTD.device)[:, None], read_BR]
 
 
 class Scorer:
@@ -109,10 +115,12 @@ class Scorer:
         branched = [row for row in rows if row.branched]
         longest = max(branched, key=lambda row: max(map(len, row.paths)), default=None)
         for row in [*branched[:1], longest] if branched else []:
-            h_TD = self.network.hidden(batch_of([row]))[0]
-            for sequence, path in row.paths.items():
-                alone_UD = self.network.hidden(batch_of([row_of([sequence])]))[0, -1:]
-                logits_2V = self.network.project(torch.cat((alone_UD, h_TD[path[-1:].tolist()]))).log_softmax(-1)
+            ends_1R = torch.tensor([[path[-1] for path in row.paths.values()]], device=self.device)
+            h_RD = self.network.hidden(batch_of([row]), ends_1R)[0]
+            for number, sequence in enumerate(row.paths):
+                end_11 = torch.tensor([[len(sequence) - 1]], device=self.device)
+                alone_1D = self.network.hidden(batch_of([row_of([sequence])]), end_11)[0]
+                logits_2V = self.network.project(torch.cat((alone_1D, h_RD[number : number + 1]))).log_softmax(-1)
                 if (logits_2V[0] - logits_2V[1]).abs().max() > _TOLERANCE:
                     return False
         return True
@@ -120,11 +128,15 @@ class Scorer:
     @torch.inference_mode()
     def _score(self, batch: Batch, rows: list[int], paths: list[np.ndarray], answers: list[list[int]]) -> list[Score]:
         """Scores of `answers[i]` at the end of `paths[i]` in row `rows[i]`."""
-        h_BTD = self.network.hidden(batch)
-        place_P = np.concatenate([row * h_BTD.size(1) + path[-len(answer) :]
-                                  for row, path, answer in zip(rows, paths, answers)])
+        B, T = batch.tokens.shape
+        place_P = np.concatenate([row * T + path[-len(answer) :] for row, path, answer in zip(rows, paths, answers)])
         place_U, where_P = np.unique(place_P, return_inverse=True)  # choices are read from one end of the context
-        h_UD = h_BTD.flatten(0, 1)[torch.from_numpy(place_U).to(self.device)]
+        row_U, counts_B = place_U // T, np.bincount(place_U // T, minlength=B)
+        number_U = np.arange(len(place_U)) - (np.cumsum(counts_B) - counts_B)[row_U]  # within its row
+        read_BR = np.zeros((B, counts_B.max()), np.int64)
+        read_BR[row_U, number_U] = place_U % T
+        h_BRD = self.network.hidden(batch, torch.from_numpy(read_BR).to(self.device))
+        h_UD = h_BRD[torch.from_numpy(row_U).to(self.device), torch.from_numpy(number_U).to(self.device)]
         order_P = np.argsort(where_P, kind="stable")
         target_P = torch.from_numpy(np.concatenate(answers)[order_P]).to(self.device)
         where_P = torch.from_numpy(where_P[order_P]).to(self.device)

@@ -44,6 +44,11 @@ def before(x_BTHK: Tensor, documents: Documents | Tree | None) -> Tensor:
     return torch.cat((x_BTHK[:, :1], x_BTHK[:, :-1]), dim=1)
 
 
+def queries(x_BTD: Tensor, documents: Documents | Tree | None) -> Tensor:
+    """What has a query: all, but for a tree of which only some places are read."""
+    return documents.queries(x_BTD) if isinstance(documents, Tree) else x_BTD
+
+
 def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
     """A query sees itself and the window - 1 tokens before it.
 
@@ -111,20 +116,23 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
                 value_embedding_BTE: Tensor | None, documents: Documents | Tree | None = None) -> Tensor:
+        """y_BTD, or y_BRD where only R places of each row are read (`Tree.read_at`)."""
         config = self.config
-        B, T, D = x_BTD.shape
+        own_BTD = queries(x_BTD, documents)
+        B, T, D = own_BTD.shape
         head = (config.head_size,)
-        gate_input = x_BTD[..., :GATE_CHANNELS]
-        q_BTHK = self.query(x_BTD).view(B, T, config.heads, -1)
+        gate_input = own_BTD[..., :GATE_CHANNELS]
+        q_BTHK = self.query(own_BTD).view(B, T, config.heads, -1)
         k_BTJK, v_BTJK = self.keys_and_values(x_BTD)
         if value_embedding_BTE is not None:  # gates start at 1
-            gate_BTJ1 = 2 * torch.sigmoid(self.value_gate(gate_input)).unsqueeze(-1)
+            gate_BTJ1 = 2 * torch.sigmoid(self.value_gate(x_BTD[..., :GATE_CHANNELS])).unsqueeze(-1)
             v_BTJK = v_BTJK + gate_BTJ1 * value_embedding_BTE.view(v_BTJK.shape).to(v_BTJK.dtype)
         if config.smear is Smear.KEY:
             own_J1 = torch.sigmoid(self.key_smear).unsqueeze(-1).to(k_BTJK.dtype)
             k_BTJK = own_J1 * k_BTJK + (1 - own_J1) * before(k_BTJK, documents)
         if rotary is not None:
-            q_BTHK, k_BTJK = rotate(q_BTHK, *rotary), rotate(k_BTJK, *rotary)
+            q_BTHK = rotate(q_BTHK, *(queries(table, documents) for table in rotary))
+            k_BTJK = rotate(k_BTJK, *rotary)
         if config.qk_norm:
             q_BTHK = F.rms_norm(q_BTHK, head, eps=RMS_EPSILON)
             k_BTJK = F.rms_norm(k_BTJK, head, eps=RMS_EPSILON)
@@ -139,7 +147,7 @@ class Attention(nn.Module):
         shared = config.heads // config.key_heads
         k_BHTK, v_BHTK = (x.repeat_interleave(shared, 1) if shared > 1 else x for x in (k_BJTK, v_BJTK))
         if documents is not None:
-            span = T if self.window is Window.LONG else min(config.short_window_tokens, T)
+            span = k_BHTK.size(2) if self.window is Window.LONG else min(config.short_window_tokens, k_BHTK.size(2))
             y_BHTK = documents.attention(q_BHTK, k_BHTK, v_BHTK, span)
         elif self.window is Window.LONG:
             y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)

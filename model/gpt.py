@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import RMS_EPSILON, Attention, rotary_tables
+from model.attention import RMS_EPSILON, Attention, queries, rotary_tables
 from model.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear, Window
 from model.documents import Documents
 from model.mlp import MLP, MixtureOfExperts, mixtures
@@ -50,7 +50,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
                 value_embedding_BTE: Tensor | None, documents: Documents | Tree | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE, documents)
+        attended_BTD = self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE, documents)
+        x_BTD = queries(x_BTD, documents) + attended_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -114,10 +115,11 @@ class GPT(nn.Module):
             x_BTD = torch.cat((x_BTD[:, :1], x_BTD[:, 1:] + gate_BT1 * x_BTD[:, :-1]), dim=1)
         return x_BTD
 
-    def hidden(self, tokens_BT: Tensor, tree: Tree | None = None) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, tree: Tree | None = None, read_BR: Tensor | None = None) -> Tensor:
         """Final, normalised residual stream x_BTD; project() any part of it to get logits.
 
-        With a tree a row may be longer than sequence_length, its sequences may not.
+        With a tree a row may be longer than sequence_length, its sequences may not. With `read_BR`, places in the
+        rows of a tree, it is x_BRD, and the last block runs no more than that needs.
         """
         config, length = self.config, tokens_BT.size(1)
         if tree is not None and not config.shares_beginnings:
@@ -130,12 +132,15 @@ class GPT(nn.Module):
             places = slice(length) if tree is None else tree.position_BT
             rotary = self.rotary_cos[places], self.rotary_sin[places]
         documents = self.documents(tokens_BT) if tree is None else tree
-        x_BTD = embedding_BTD = self.embed(tokens_BT, documents)
+        x_BTD = embedding_BTD = middle_BTD = self.embed(tokens_BT, documents)
         for layer, block in enumerate(self.blocks):
             if config.residual_lambdas:
                 x_BTD = self.residual_lambdas[layer] * x_BTD
             if config.embedding_lambdas:
                 x_BTD = x_BTD + self.embedding_lambdas[layer] * embedding_BTD
+            if read_BR is not None and layer == config.depth - 1:
+                documents = tree.read_at(read_BR)
+                middle_BTD = queries(middle_BTD, documents)
             table = self.value_embeddings[str(layer)] if config.has_value_embedding(layer) else None
             x_BTD = block(x_BTD, rotary, table(tokens_BT) if table is not None else None, documents)
             if layer == config.depth // 2:

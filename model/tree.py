@@ -5,6 +5,8 @@ answers to one question are scored without running the question again. Not for s
 blocks are stretches of the row. It stands in for Documents, with the same suffixes.
 """
 
+from copy import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,16 +27,27 @@ class Tree:
             self.first_BT = self.first_BT | (tokens_BT == eot_token)
             number_BT = (self.seen_BTT & self.first_BT[:, None, :]).sum(-1)  # documents begun on the way here
             self.seen_BTT &= number_BT[:, :, None] == number_BT[:, None, :]
+        self.read_BR: Tensor | None = None
+        self._row_B1 = torch.arange(len(tokens_BT), device=tokens_BT.device)[:, None]
+
+    def read_at(self, read_BR: Tensor) -> "Tree":
+        """The same tree for a block of which only the states at places `read_BR` of each row are wanted."""
+        tree = copy(self)
+        tree.read_BR, tree.seen_BTT = read_BR, self.seen_BTT[self._row_B1, read_BR]  # the latter is (B, R, T)
+        return tree
+
+    def queries(self, x_BTD: Tensor) -> Tensor:
+        """What has a query: x_BTD itself, or x_BRD where only some places are read."""
+        return x_BTD if self.read_BR is None else x_BTD[self._row_B1, self.read_BR]
 
     def before(self, x_BTHK: Tensor) -> Tensor:
         """The same at the token before; the first token of a sequence or document has only itself."""
-        row_B1 = torch.arange(len(x_BTHK), device=x_BTHK.device)[:, None]
         first_BT = self.first_BT.view(*self.first_BT.shape, *(1,) * (x_BTHK.ndim - 2))
-        return torch.where(first_BT, x_BTHK, x_BTHK[row_B1, self.parent_BT])
+        return torch.where(first_BT, x_BTHK, x_BTHK[self._row_B1, self.parent_BT])
 
     def attention(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
         """Attention over ancestors among the last `window` tokens of the sequence, the query's own included."""
         seen_BTT = self.seen_BTT
-        if window < seen_BTT.size(1):
-            seen_BTT = seen_BTT & (self.position_BT[:, :, None] - self.position_BT[:, None, :] < window)
+        if window < seen_BTT.size(2):
+            seen_BTT = seen_BTT & (self.queries(self.position_BT)[:, :, None] - self.position_BT[:, None, :] < window)
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_BTT[:, None])

@@ -51,8 +51,12 @@ def test_a_token_has_in_a_shared_row_what_it_has_alone(name):
     batch = batch_of(rows)
     assert batch.tokens.shape[1] < sum(map(len, SEQUENCES)) and batch.tokens.shape[1] > network.config.sequence_length
     tokens, *tree = (torch.from_numpy(x) for x in (batch.tokens, batch.positions, batch.parents, batch.ends))
-    h_BTD = network.hidden(tokens, Tree(tokens, *tree, network.config.eot_token))
+    tree = Tree(tokens, *tree, network.config.eot_token)
+    h_BTD = network.hidden(tokens, tree)
     assert torch.isfinite(h_BTD).all()
+    read = torch.tensor([[8, 0, 23], [2, 15, 2]])
+    torch.testing.assert_close(network.hidden(tokens, tree, read), torch.stack([h_BTD[0, read[0]], h_BTD[1, read[1]]]),
+                               atol=2e-5, rtol=1e-4)
     for number, row in enumerate(rows):
         for sequence, path in row.paths.items():
             alone_TD = network.hidden(torch.tensor([sequence]))[0]
