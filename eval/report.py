@@ -86,7 +86,7 @@ def score_table(scores: list[dict[str, Any]]) -> str:
             ]
         )
     header = ["suite", "metric", "n", "score ± SE, %", "95 % interval, %", "chance, %"]
-    other = ["suite", "metric", "gold probability, %", "gold bits per byte", "items clean / leaked", "score on each, %"]
+    other = ["suite", "metric", "gold prob., %", "gold bits/byte", "clean / leaked", "score on each, %"]
     return "\n\n".join([markdown_table(header, rows), *([markdown_table(other, more)] if more else [])])
 
 

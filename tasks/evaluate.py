@@ -148,7 +148,7 @@ def describe(result: Result, place: Place) -> str:
 
 
 def _table(found: dict[str, Any]) -> str:
-    header = ["task", "metric", "n", "score, %", "95 % interval", "chance, %", "gold bits per byte", "cut"]
+    header = ["task", "metric", "n", "score, %", "95 % interval", "chance, %", "bits per byte", "cut"]
     rows = [
         [score["task"], score["metric"], score["n"], f"{100 * score['value']:.2f}",
          None if score["interval"] is None else "{:.2f} to {:.2f}".format(*(100 * end for end in score["interval"])),
@@ -158,5 +158,6 @@ def _table(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{task} {version}" for task, version in found["task_versions"].items())
     shots = {score["suite"]: score["num_fewshot"] for score in found["scores"] if score["num_fewshot"]}
     told = f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Solved examples before a question: "
-    told += (", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none") + ". “Cut” counts items whose "
-    return f"{told}context was too long for the model.\n\n{markdown_table(header, rows)}"
+    told += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
+    told += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."
+    return f"{told}\n\n{markdown_table(header, rows)}"
