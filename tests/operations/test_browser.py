@@ -7,16 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Response, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from model.choices import OptimizerName
-from tests.operations.live import ROOT, SECONDS, Up, free_port, wait_for
+from tests.operations.live import ROOT, SECONDS, Up, free_port
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -89,20 +89,47 @@ def fill(page: Page, numbers: dict[str, int], store: Path) -> None:
     field(page, "Store").get_by_role("textbox").fill(str(store))
 
 
+def taken(page: Page, act: Callable[[], None], path: str, seconds: int = 60) -> Response:
+    """Act until the server takes what that sends to a path.
+
+    With SQLite, which takes one writer at a time, a busy server answers 503: a person does it again, and also where
+    nothing is sent, because a form is still checking what was typed.
+    """
+    for _ in range(5):
+        try:
+            with page.expect_response(lambda made: made.url.endswith(path), timeout=seconds * 1000) as answer:
+                act()
+        except PlaywrightTimeout:
+            continue
+        if answer.value.status != 503:
+            return answer.value
+    raise AssertionError(f"the server does not take {path}")
+
+
+def send(page: Page) -> Response:
+    """Send the form."""
+    return taken(page, page.get_by_role("button", name="Submit").click, "/create_flow_run", seconds=20)
+
+
 def submit(page: Page, address: str) -> str:
     """Send the form; the id of the run it made."""
-    while True:
-        try:
-            with page.expect_response(lambda made: made.url.endswith("/create_flow_run"), timeout=20_000) as answer:
-                page.get_by_role("button", name="Submit").click()
-        except PlaywrightTimeout:  # the form was still checking what had been typed: a person clicks again
-            continue
-        if answer.value.status != 503:  # a busy server with SQLite, which takes one writer at a time
-            break
-    assert answer.value.status == 201, answer.value.text()
-    run = answer.value.json()["id"]
+    answer = send(page)
+    assert answer.status == 201, answer.text()
+    run = answer.json()["id"]
     page.goto(f"{address}/runs/flow-run/{run}")
     return run
+
+
+def cancel(page: Page) -> None:
+    """Cancel the run whose page is open and see it cancelled."""
+
+    def confirm() -> None:
+        page.reload()  # a dialog whose request failed stays open
+        page.get_by_role("button", name="Cancel", exact=True).click()
+        page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+
+    taken(page, confirm, "/set_state")
+    wait_for_state(page, "Cancelled")
 
 
 def wait_for_state(page: Page, state: str) -> None:
@@ -143,7 +170,7 @@ def test_a_run_by_hand_from_the_form_to_the_report(address: str, page: Page, sto
     assert page.get_by_role("option").all_inner_texts() == list(OptimizerName)
     page.keyboard.press("Escape")
     fill(page, {"Tokens": -5}, store)
-    page.get_by_role("button", name="Submit").click()
+    assert not send(page).ok
     refused = "Validation failed for field 'train.tokens'. Failure reason: -5 is less than or equal to the minimum of 0"
     expect(page.get_by_text(refused).first).to_be_visible()
 
@@ -186,9 +213,7 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
     fill(page, {"Tokens": 40_960_000}, store)
     submit(page, address)
     expect(page.get_by_text(re.compile(r"^step \d+/20000 loss")).first).to_be_visible(timeout=SECONDS * 1000)
-    page.get_by_role("button", name="Cancel", exact=True).click()
-    page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
-    wait_for_state(page, "Cancelled")
+    cancel(page)
     [work] = store.glob("cache/work/train/*/run")
     events = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "interrupted"
@@ -200,20 +225,23 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
     submit(page, address)
     resumed = page.get_by_text(f"resume {{'step': {saved}}}")
     expect(resumed.first).to_be_visible(timeout=SECONDS * 1000)
-    page.get_by_role("button", name="Cancel", exact=True).click()
-    page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
-    wait_for_state(page, "Cancelled")
+    cancel(page)
 
 
 def test_the_schedule_is_paused_by_its_switch(up: Up, page: Page):
     daily = up.deployment("daily")
-    page.goto(f"{up.url}/deployments/deployment/{daily['id']}")
+    [schedule] = daily["schedules"]
     card = page.locator(".deployment-schedule-card")
-    expect(card).to_contain_text("At 03:00 AM every day")
-    before = daily["schedules"][0]["active"]
-    for active in (not before, before):
-        card.get_by_role("switch").click()
-        wait_for(lambda active=active: up.deployment("daily")["schedules"][0]["active"] is active, 30)
+    for active in (not schedule["active"], schedule["active"]):
+
+        def turn(active: bool = active) -> None:
+            page.goto(f"{up.url}/deployments/deployment/{daily['id']}")  # the switch shows the last click, taken or not
+            expect(card).to_contain_text("At 03:00 AM every day")
+            expect(card.get_by_role("switch")).to_be_checked(checked=not active)
+            card.get_by_role("switch").click()
+
+        taken(page, turn, f"/schedules/{schedule['id']}")
+        assert up.deployment("daily")["schedules"][0]["active"] is active
         page.reload()
         expect(card.get_by_role("switch")).to_be_checked(checked=active)
 
