@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_STRETCH = 64
+"""Queries that a CPU takes together."""
+
 
 class Tree:
     """A batch of such rows: made once a forward pass, read by every layer."""
@@ -50,4 +53,12 @@ class Tree:
         seen_BTT = self.seen_BTT
         if window < seen_BTT.size(2):
             seen_BTT = seen_BTT & (self.queries(self.position_BT)[:, :, None] - self.position_BT[:, None, :] < window)
-        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_BTT[:, None])
+        if q_BHTK.device.type != "cpu" or self.read_BR is not None:
+            return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_BTT[:, None])
+        # a CPU computes what the mask hides as well: leave out what stands after the queries
+        stretches = []
+        for start in range(0, q_BHTK.size(2), _STRETCH):
+            own, until = slice(start, start + _STRETCH), slice(start + _STRETCH)
+            stretches.append(F.scaled_dot_product_attention(
+                q_BHTK[:, :, own], k_BHTK[:, :, until], v_BHTK[:, :, until], attn_mask=seen_BTT[:, None, own, until]))
+        return torch.cat(stretches, dim=2)
