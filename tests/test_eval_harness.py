@@ -253,6 +253,16 @@ def test_sparse_attention_is_scored_in_rows_of_its_own():
             assert greedy == (logits.argmax(-1).tolist() == answer)
 
 
+def test_of_equal_logits_the_first_is_greedy():
+    network = GPT(NETWORK).eval()
+    initialise(network, seed=0)
+    torch.nn.init.zeros_(network.token_embedding.weight)
+    scorer = Scorer(Checkpoint(FinalModel(network, 0, "", {}), torch.device("cpu")), torch.device("cpu"))
+    scores = scorer([(5, 6), (5, 7)], [[0], [3]], lambda done: None)
+    uniform = pytest.approx(-math.log(NETWORK.vocab_size))
+    assert scores == [(uniform, True), (uniform, False)]
+
+
 def test_contexts_too_long_are_cut_on_the_left(inputs, tmp_path):
     network = GPT(replace(NETWORK, sequence_length=9))
     initialise(network, seed=2)
