@@ -40,7 +40,7 @@ class Pretrained:
     unproven = True
 
     def __init__(self, model: PreTrainedModel, max_length: int) -> None:
-        self._model, self._device = model, model.device
+        self.model, self._device = model, model.device
         self.max_length = max_length
         embedding = model.get_input_embeddings().weight
         self.width = embedding.size(1)
@@ -69,8 +69,8 @@ class Pretrained:
             tree = {"position_ids": positions_BT, "attention_mask": mask_B1TT}
         tokens_BT = torch.from_numpy(batch.tokens).to(self._device)
         if self.head_apart:
-            return at_places(self._model.base_model(tokens_BT, use_cache=False, **tree).last_hidden_state, read_BR)
-        return at_places(self._model(tokens_BT, use_cache=False, **tree).logits, read_BR)
+            return at_places(self.model.base_model(tokens_BT, use_cache=False, **tree).last_hidden_state, read_BR)
+        return at_places(self.model(tokens_BT, use_cache=False, **tree).logits, read_BR)
 
     def project(self, h_UD: Tensor) -> Tensor:
         return self._head(h_UD).float() if self.head_apart else h_UD.float().clone()
