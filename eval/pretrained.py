@@ -73,7 +73,7 @@ class Pretrained:
         return at_places(self.model(tokens_BT, use_cache=False, **tree).logits, read_BR)
 
     def project(self, h_UD: Tensor) -> Tensor:
-        return self._head(h_UD).float() if self.head_apart else h_UD.float().clone()
+        return (self._head(h_UD) if self.head_apart else h_UD).float()
 
 
 def _has_windows(config: object) -> bool:

@@ -21,7 +21,7 @@ from eval.prefixes import Batch, Row, Sequence, batch_of, batches, row_of, rows_
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Tokens of a forward pass: on a CPU as many as stay in its caches, on a GPU as many as keep it busy."""
 _LOGITS = {"cpu": 2**24, "cuda": 2**27}
-"""Logits held at once (64 and 512 MiB)."""
+"""Logits held at once (64 and 512 MiB), and as many log-probabilities."""
 _TOLERANCE = 1e-3
 """Largest difference of a log-probability that rounding explains."""
 _LONGEST_ROW = 1024
