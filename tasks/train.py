@@ -129,8 +129,8 @@ def describe(folder: Path) -> str:
     """The stage's artifact: what was trained and how it went."""
     run = json.loads((folder / "run.json").read_text())
     done = read_metrics(folder)[-1]
-    facts = {name: value for name, value in {**run, **done}.items() if name != "event"}
-    rows = [[name, value] for name, value in facts.items() if isinstance(value, int | float | str)]
+    rows = [[name, value] for name, value in {**run, **done}.items()
+            if name != "event" and isinstance(value, int | float | str)]
     return markdown_table(["", "value"], rows)
 
 

@@ -214,7 +214,7 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
     submit(page, address)
     expect(page.get_by_text(re.compile(r"^step \d+/20000 loss")).first).to_be_visible(timeout=SECONDS * 1000)
     cancel(page)
-    [work] = store.glob("cache/work/train/*/run")
+    [work] = (store / "cache" / "work" / "train").glob("*/run")
     events = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "interrupted"
     saved = events[-1]["step"]
