@@ -20,6 +20,7 @@ from eval.markup import markdown_table
 from eval.suites import SUITES, ZERO_SHOT, Shots
 from tasks.benchmarks import Items, find_items
 from tasks.process import ProcessError, run_module
+from tasks.progress import Teller
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise, read_json
 
 VERSION = 3
@@ -61,20 +62,16 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
     stage = Stage(name="evaluate", version=VERSION, config=literal, inputs=inputs)
 
     def build(work: Path, out: Path) -> None:
-        run_module(
-            "eval.harness",
-            {
-                "checkpoint": str(materialise(model, place)),
-                "tokenizer": str(materialise(tokenizer, place) / "tokenizer.json"),
-                "benchmarks": str(items.folder(place, work / "benchmarks")),
-                **literal,
-                "out": str(out),
-                "execution": {"device": place.device, "threads": place.workers},
-            },
-            work,
-            progress_reporter(),
-            place.device_lock,
-        )
+        evaluation = {
+            "checkpoint": str(materialise(model, place)),
+            "tokenizer": str(materialise(tokenizer, place) / "tokenizer.json"),
+            "benchmarks": str(items.folder(place, work / "benchmarks")),
+            **literal,
+            "out": str(out),
+            "execution": {"device": place.device, "threads": place.workers},
+        }
+        with Teller() as tell:
+            run_module("eval.harness", evaluation, work, progress_reporter(tell), place.device_lock)
 
     result = finish(stage, place, build)
     create_markdown_artifact(key="scores", description="Benchmark scores", markdown=describe(result, place))
@@ -129,7 +126,7 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-def progress_reporter() -> Any:
+def progress_reporter(tell: Teller) -> Any:
     """A listener for the harness's events that keeps a progress artifact current."""
     if TaskRunContext.get() is None:
         return lambda event: None
@@ -137,7 +134,8 @@ def progress_reporter() -> Any:
 
     def report(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["total"]:
-            update_progress_artifact(artifact, 100 * event["done"] / event["total"])
+            done = 100 * event["done"] / event["total"]
+            tell("progress", lambda: update_progress_artifact(artifact, done))
 
     return report
 

@@ -1,9 +1,11 @@
 """A run whose worker has died goes on, and looks after itself.
 
-A worker reads what its runs print and passes a cancel on to them. When it has died, printing would end the run, and
-nobody would pass a cancel on: so nothing is printed any more, and the run asks the server itself.
+A worker reads what its runs print and passes a cancel on to them. When it has died, printing would end the run (rich
+answers a broken pipe with SystemExit, in whatever thread), and nobody would pass a cancel on: so what is printed goes
+nowhere, and the run asks the server itself.
 """
 
+import logging
 import math
 import os
 import signal
@@ -16,6 +18,8 @@ from httpx import HTTPError
 from prefect import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
+from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -28,6 +32,9 @@ class OrphanWatch:
         self.parent = os.getppid()
         self.run: UUID | None = None
         self.looked = -math.inf
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.console.on_broken_pipe = _print_nowhere
 
     def cancelled(self) -> bool:
         """Once orphaned: print nowhere, and say whether this run is to be cancelled."""
@@ -35,14 +42,12 @@ class OrphanWatch:
             return False
         if self.run is None:
             self.run = context.flow_run.id
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for stream in (sys.__stdout__, sys.__stderr__):
-                os.dup2(nowhere, stream.fileno())
+            _print_nowhere()
         if time.monotonic() - self.looked < SECONDS_BETWEEN_LOOKS:
             return False
         self.looked = time.monotonic()
         try:
-            with get_client(sync_client=True) as client:
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
                 state = client.read_flow_run(self.run).state
         except (HTTPError, PrefectException):  # the server is away: the next look may find it
             return False
@@ -54,3 +59,10 @@ class OrphanWatch:
             told = Cancelled(message="The run had lost its worker and stopped itself.")
             client.set_flow_run_state(self.run, told)
         os._exit(128 + signal.SIGTERM)
+
+
+def _print_nowhere() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -1,9 +1,11 @@
-"""What a person sees of a training while it runs: log lines, progress and loss as artifacts, a bar in a terminal."""
+"""What a person sees of a stage while it runs: log lines, progress and loss as artifacts, a bar in a terminal."""
 
 import math
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.context import TaskRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from eval.figures import inline, loss_figure
 from model.metrics import read_lines
@@ -27,11 +30,45 @@ PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of th
 """What the untrained and the trained model continue."""
 
 
+class Teller:
+    """Talks to the Prefect server in a thread: it may be slow or away, and a child process that prints would soon wait
+    for whoever waits for it. Of the calls of one kind that wait only the newest is made; one that fails is logged.
+
+    Leaving the context waits for what is left, or drops it after an error.
+    """
+
+    RETRIES = 2  # the next call brings newer news than a fifth try
+
+    def __init__(self) -> None:
+        self.logger = logger()
+        self.newest: dict[str, Callable[[], object]] = {}
+        self.pool = ThreadPoolExecutor(1)
+
+    def __call__(self, kind: str, tell: Callable[[], object]) -> None:
+        self.newest[kind] = tell
+        self.pool.submit(copy_context().run, self._tell, kind, tell)
+
+    def __enter__(self) -> "Teller":
+        return self
+
+    def __exit__(self, error: type | None, *exception: object) -> None:
+        self.pool.shutdown(wait=error is None, cancel_futures=error is not None)
+
+    def _tell(self, kind: str, tell: Callable[[], object]) -> None:
+        if tell is not self.newest[kind]:
+            return
+        try:
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: self.RETRIES}):
+                tell()
+        except Exception as error:  # connection, protocol and answers of the server share no base class
+            self.logger.warning("the Prefect server does not answer, the run goes on: %s", error)
+
+
 class TrainingProgress:
     """Told every event of the trainer."""
 
-    def __init__(self, run_dir: Path, decode: Callable[[list[int]], str]) -> None:
-        self.run_dir, self.decode = run_dir, decode
+    def __init__(self, run_dir: Path, decode: Callable[[list[int]], str], tell: Teller) -> None:
+        self.run_dir, self.decode, self.tell = run_dir, decode, tell
         self.logger = logger()
         self.device = "unknown"
         self.bar = ProgressBar(sys.stderr) if sys.stderr.isatty() else None
@@ -63,7 +100,7 @@ class TrainingProgress:
         rested = time.monotonic() - self.drawn > SECONDS_BETWEEN_FIGURES
         if kind == "checkpoint" and self.context is not None and rested:
             self.drawn = time.monotonic()
-            self._tell(self._draw)
+            self.tell("figure", self._draw)
 
     def _step(self, event: dict[str, Any]) -> None:
         now, (shortest, longest) = time.monotonic(), SECONDS_BETWEEN_LOG_LINES
@@ -80,7 +117,8 @@ class TrainingProgress:
         if self.context is not None:
             told = (f"step {event['step']:,} of {event['steps']:,}, loss {event['loss']:.3f}, "
                     f"{event['tokens_per_second']:,} tokens/s, {left:.0f} s left")
-            self._tell(lambda: update_progress_artifact(self.artifact, 100 * event["step"] / event["steps"], told))
+            done = 100 * event["step"] / event["steps"]
+            self.tell("progress", lambda: update_progress_artifact(self.artifact, done, told))
 
     def _draw(self) -> None:
         """The loss so far as an artifact: one a run, drawn anew at checkpoints."""
@@ -91,10 +129,3 @@ class TrainingProgress:
         else:
             with get_client(sync_client=True) as client:
                 client.update_artifact(self.figure, ArtifactUpdate(data=markdown))
-
-    def _tell(self, tell: Callable[[], object]) -> None:
-        """Talk to the Prefect server; while it is away the training goes on."""
-        try:
-            tell()
-        except Exception as error:  # connection, protocol and answers of the server share no base class
-            self.logger.warning("the Prefect server does not answer, the training goes on: %s", error)

@@ -18,7 +18,7 @@ from model.config import GPTConfig, TrainConfig
 from tasks.benchmarks import Items
 from tasks.checkpoints import Uploads, clear, restore
 from tasks.process import run_module
-from tasks.progress import PROMPTS, TrainingProgress
+from tasks.progress import PROMPTS, Teller, TrainingProgress
 from tasks.provenance import PROJECT
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, sha256_json
 from tasks.tokenizer import load_tokenizer
@@ -75,7 +75,6 @@ def _train(
     encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
     run_dir = work / "run"  # outlives a killed process: the same command resumes from its last checkpoint
     restore(stage.key, run_dir, place)  # of a machine that was lost
-    progress = TrainingProgress(run_dir, encoder.decode)
     run = {
         "model": stage.config["model"],
         "train": stage.config["train"],
@@ -91,7 +90,8 @@ def _train(
         },
     }
     tracking = Tracking(place.tracker, place.cache / "tracking", stage.key, stage.config)
-    with Uploads(stage.key, run_dir, place) as uploads, tracking:
+    with Uploads(stage.key, run_dir, place) as uploads, Teller() as tell, tracking:
+        progress = TrainingProgress(run_dir, encoder.decode, tell)
 
         def follow(event: dict[str, Any]) -> None:
             progress(event)

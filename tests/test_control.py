@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from eval.multiplier import Training, compare, render_comparison
 from tasks.comparison import CompareConfig
 from tasks.documents import FilesSource, SourceError, read
 from tasks.process import ProcessError, run_module
+from tasks.progress import Teller
 from tasks.stage import transient
 from tasks.store import StoreError, open_store
 
@@ -33,6 +35,19 @@ from pathlib import Path
 from tasks.process import run_module
 folder = Path(sys.argv[1])
 run_module("slow", {"seconds": 2}, folder, lambda event: print(event, flush=True), folder / "device.lock")
+"""
+ORPHAN = """
+import logging, sys
+from pathlib import Path
+from prefect.logging.configuration import setup_logging
+from tasks.orphan import OrphanWatch
+setup_logging()
+OrphanWatch()
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(3):
+    logging.getLogger("daily_train").warning("line %d", number)
+Path(sys.argv[1]).write_text("went on")
 """
 
 
@@ -72,6 +87,40 @@ def test_a_child_that_outlives_its_parent_still_holds_the_device(slow: Path):
     run_module("slow", {"seconds": 0}, slow / "next", events.append, slow / "device.lock")
     assert [event["event"] for event in events] == ["waiting", "began", "ended"]
     assert events[1]["at"] - killed > 1
+
+
+def test_a_log_line_that_nobody_reads_ends_nothing(tmp_path: Path):
+    command = [sys.executable, "-c", ORPHAN, str(tmp_path / "end")]
+    pipe = subprocess.PIPE
+    run = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    while run.stdout.readline() != "ready\n":
+        assert run.poll() is None
+    run.stdout.close()
+    run.stdin.write("\n")
+    run.stdin.close()
+    assert run.wait() == 0 and (tmp_path / "end").read_text() == "went on"
+
+
+def test_a_server_that_hangs_or_fails_holds_nothing_up(caplog: pytest.LogCaptureFixture):
+    told, hung, answers = [], threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hung.set()
+        answers.wait()
+
+    def fail() -> None:
+        raise ConnectionError("away")
+
+    with Teller() as tell:
+        tell("progress", hang)
+        hung.wait()
+        tell("figure", fail)
+        for number in range(100):
+            tell("progress", partial(told.append, number))
+        assert not told
+        answers.set()
+    assert told == [99], "of what had waited, the newest"
+    assert "the run goes on: away" in caplog.text
 
 
 def refused_connection(_: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ class Up:
         found = self.api.post("/deployments/filter", json={}).json()
         return next(deployment for deployment in found if deployment["name"] == name)
 
+    def put_off_the_nightly_run(self) -> None:
+        """By half a day: it would hold the queue for minutes if it fired amid the tests."""
+        daily = self.deployment("daily")
+        [schedule] = daily["schedules"]
+        cron = f"0 {(datetime.now(UTC) + timedelta(hours=12)).hour} * * *"
+        later = {"schedule": {"cron": cron, "timezone": "UTC"}}
+        self.api.patch(f"/deployments/{daily['id']}/schedules/{schedule['id']}", json=later).raise_for_status()
+
     def parameters(self, **train: Any) -> dict[str, Any]:
         return {
             "preset": "smoke",
@@ -107,8 +116,10 @@ class Up:
     def ended(self, run: str) -> dict[str, Any]:
         return wait_for(lambda: (state := self.state(run))["type"] in STATES_AT_END and state)
 
-    def lines(self, run: str) -> list[str]:
-        body = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200, "sort": "TIMESTAMP_DESC"}
+    def lines(self, run: str | None = None) -> list[str]:
+        """The last log lines of one run, or of all; the newest first."""
+        chosen = {"flow_run_id": {"any_": [run]}} if run else {}
+        body = {"logs": chosen, "limit": 200, "sort": "TIMESTAMP_DESC"}
         return [line["message"] for line in self.api.post("/logs/filter", json=body).json()]
 
     def in_training(self, run: str) -> None:
@@ -191,6 +202,7 @@ def daily_train_up(folder: Path, credentials: dict[str, str], store: str) -> Ite
     try:
         wait_for(lambda: process.poll() is not None or "is up: http://127.0.0.1" in running.log)
         assert process.poll() is None, running.log
+        running.put_off_the_nightly_run()
         yield running
     finally:
         process.terminate()

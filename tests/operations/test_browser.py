@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -231,12 +232,13 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
 def test_the_schedule_is_paused_by_its_switch(up: Up, page: Page):
     daily = up.deployment("daily")
     [schedule] = daily["schedules"]
+    hour = datetime.strptime(schedule["schedule"]["cron"].split()[1], "%H")
     card = page.locator(".deployment-schedule-card")
     for active in (not schedule["active"], schedule["active"]):
 
         def turn(active: bool = active) -> None:
             page.goto(f"{up.url}/deployments/deployment/{daily['id']}")  # the switch shows the last click, taken or not
-            expect(card).to_contain_text("At 03:00 AM every day")
+            expect(card).to_contain_text(f"At {hour:%I:00 %p} every day")
             expect(card.get_by_role("switch")).to_be_checked(checked=not active)
             card.get_by_role("switch").click()
 
