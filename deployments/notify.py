@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks.announce import FINISHED, REGRESSED
+from tasks.orphan import DID_NOT_ANSWER
 
 logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its complaints hold parts of the address
 
@@ -79,7 +80,7 @@ def watch_over_runs() -> None:
         ("lost in mid-run", {STARTED, HEARTBEAT}, {HEARTBEAT, *ENDED}, silent),
         ("lost before its start", {"prefect.flow-run.Pending"}, {STARTED, *ENDED}, 10 * silent),
     ):
-        told = f"The run did not answer for {within.total_seconds():.0f} s: its process is gone. Run it again to go on."
+        told = f"{DID_NOT_ANSWER} for {within.total_seconds():.0f} s: its process is gone. Run it again to go on."
         trigger = EventTrigger(
             after=after, expect=expect, **OUR_RUN, for_each={"prefect.resource.id"}, posture=Posture.Proactive,
             threshold=1, within=within,

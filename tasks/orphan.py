@@ -1,8 +1,9 @@
-"""A run whose worker has died goes on, and looks after itself.
+"""A run whose worker has died, or whose server was away, goes on and looks after itself.
 
 A worker reads what its runs print and passes a cancel on to them. When it has died, printing would end the run (rich
 answers a broken pipe with SystemExit, in whatever thread), and nobody would pass a cancel on: so what is printed goes
-nowhere, and the run asks the server itself.
+nowhere, and the run asks the server itself. A server that was away has heard no heartbeats, and may take a run for dead
+that is alive: the run takes that back.
 """
 
 import logging
@@ -20,9 +21,11 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Running
 
 SECONDS_BETWEEN_LOOKS = 5.0
+DID_NOT_ANSWER = "The run did not answer"
+"""How the server begins to say that it takes a run for dead (deployments/notify.py)."""
 
 
 class OrphanWatch:
@@ -59,6 +62,17 @@ class OrphanWatch:
             told = Cancelled(message="The run had lost its worker and stopped itself.")
             client.set_flow_run_state(self.run, told)
         os._exit(128 + signal.SIGTERM)
+
+
+def still_running() -> None:
+    """Say so to a server that takes this run for dead."""
+    if (context := FlowRunContext.get()) is None or context.flow_run is None:
+        return
+    client = get_client(sync_client=True)
+    state = client.read_flow_run(context.flow_run.id).state
+    if state is not None and state.is_crashed() and (state.message or "").startswith(DID_NOT_ANSWER):
+        told = Running(message="The server had heard nothing of the run, which went on.")
+        client.set_flow_run_state(context.flow_run.id, told, force=True)
 
 
 def _print_nowhere() -> None:

@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from eval.figures import inline, loss_figure
 from model.metrics import read_lines
 from model.progress import ProgressBar, seconds_left
+from tasks.orphan import SECONDS_BETWEEN_LOOKS, still_running
 from tasks.stage import logger
 
 SECONDS_BETWEEN_LOG_LINES = (5.0, 60.0)  # at first, and after a while
@@ -43,6 +44,7 @@ class Teller:
         self.logger = logger()
         self.newest: dict[str, Callable[[], object]] = {}
         self.pool = ThreadPoolExecutor(1)
+        self.looked = -math.inf
 
     def __call__(self, kind: str, tell: Callable[[], object]) -> None:
         self.newest[kind] = tell
@@ -60,6 +62,9 @@ class Teller:
         try:
             with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: self.RETRIES}):
                 tell()
+                if time.monotonic() - self.looked > SECONDS_BETWEEN_LOOKS:
+                    self.looked = time.monotonic()
+                    still_running()
         except Exception as error:  # connection, protocol and answers of the server share no base class
             self.logger.warning("the Prefect server does not answer, the run goes on: %s", error)
 
@@ -127,5 +132,4 @@ class TrainingProgress:
             told = "Loss so far, drawn at checkpoints"
             self.figure = create_markdown_artifact(key="loss-so-far", description=told, markdown=markdown)
         else:
-            with get_client(sync_client=True) as client:
-                client.update_artifact(self.figure, ArtifactUpdate(data=markdown))
+            get_client(sync_client=True).update_artifact(self.figure, ArtifactUpdate(data=markdown))

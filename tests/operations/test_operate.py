@@ -20,6 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from deployments.notify import NotifyError, apprise_url
 from deployments.up import UpError, deployments_yaml
 from tasks.announce import announce
+from tasks.orphan import DID_NOT_ANSWER
 from tests.operations.live import ROOT, SECRETS, Up, wait_for
 
 SHORT, LONG = 20_480, 40_960_000  # tokens: seconds, and longer than any test
@@ -107,6 +108,10 @@ def test_a_run_survives_its_server_and_its_worker_and_can_still_be_cancelled(up:
     assert wait_for(lambda: [e for e in up.events() if e["event"] == "checkpoint" and e["step"] > step + 20])
     progress = up.artifact(run, "training-progress")["data"]
     wait_for(lambda: up.artifact(run, "training-progress")["data"] > progress)
+
+    crashed = {"type": "CRASHED", "name": "Crashed", "message": f"{DID_NOT_ANSWER} for 90 s"}  # for want of heartbeats
+    up.api.post(f"/flow_runs/{run}/set_state", json={"state": crashed, "force": True}).raise_for_status()
+    wait_for(lambda: up.state(run)["type"] == "RUNNING")
     up.cancel(run)
     state = up.ended(run)
     assert (state["type"], state["message"]) == ("CANCELLED", "The run had lost its worker and stopped itself.")
