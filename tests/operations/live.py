@@ -68,7 +68,7 @@ class Up:
 
     @property
     def api(self) -> httpx.Client:
-        return httpx.Client(base_url=f"{self.url}/api", timeout=120, transport=Patient())
+        return httpx.Client(base_url=f"{self.url}/api", timeout=SECONDS, transport=Patient())
 
     @property
     def log(self) -> str:
@@ -167,7 +167,7 @@ class Up:
     def message(self, words: str, run: str = "") -> str:
         """The body of the first message with words in its title, about one run where given."""
         return wait_for(lambda: next((found["message"] for found in self.messages
-                                      if words in found["title"] and run in found["message"]), None), 90)
+                                      if words in found["title"] and run in found["message"]), None))
 
 
 @contextmanager
