@@ -32,10 +32,11 @@ PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of th
 
 
 class Teller:
-    """Talks to the Prefect server in a thread: it may be slow or away, and a child process that prints would soon wait
-    for whoever waits for it. Of the calls of one kind that wait only the newest is made; one that fails is logged.
+    """Talks to the Prefect server in a thread, because it may be slow or away: whoever follows a child process must go
+    on reading what that prints, or the child stops at a full pipe.
 
-    Leaving the context waits for what is left, or drops it after an error.
+    Of several calls of one kind that wait, only the newest is made. One that fails is logged. Leaving the context waits
+    for what is left; after an error it drops that.
     """
 
     RETRIES = 2  # the next call brings newer news than a fifth try
