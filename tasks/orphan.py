@@ -64,7 +64,7 @@ class OrphanWatch:
         os._exit(128 + signal.SIGTERM)
 
 
-def still_running() -> None:
+def report_running() -> None:
     """Say so to a server that takes this run for dead."""
     if (context := FlowRunContext.get()) is None or context.flow_run is None:
         return

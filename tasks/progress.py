@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from eval.figures import inline, loss_figure
 from model.metrics import read_lines
 from model.progress import ProgressBar, seconds_left
-from tasks.orphan import SECONDS_BETWEEN_LOOKS, still_running
+from tasks.orphan import SECONDS_BETWEEN_LOOKS, report_running
 from tasks.stage import logger
 
 SECONDS_BETWEEN_LOG_LINES = (5.0, 60.0)  # at first, and after a while
@@ -65,7 +65,7 @@ class Teller:
                 tell()
                 if time.monotonic() - self.looked > SECONDS_BETWEEN_LOOKS:
                     self.looked = time.monotonic()
-                    still_running()
+                    report_running()
         except Exception as error:  # connection, protocol and answers of the server share no base class
             self.logger.warning("the Prefect server does not answer, the run goes on: %s", error)
 

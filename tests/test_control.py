@@ -106,14 +106,14 @@ def test_a_server_that_hangs_or_fails_holds_nothing_up(caplog: pytest.LogCapture
 
     def hang() -> None:
         hung.set()
-        answers.wait()
+        answers.wait(60)
 
     def fail() -> None:
         raise ConnectionError("away")
 
     with Teller() as tell:
         tell("progress", hang)
-        hung.wait()
+        hung.wait(60)
         tell("figure", fail)
         for number in range(100):
             tell("progress", partial(told.append, number))
