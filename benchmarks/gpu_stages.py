@@ -1,0 +1,518 @@
+"""What benchmarks.gpu measures: ceilings, attention kernels, the training step of `daily`, what surrounds it, scoring,
+and nanochat at equal shapes. Without a GPU every stage runs at a tiny size.
+
+Shape suffixes: B batch, T tokens, H heads, K head size.
+"""
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.profiler import ProfilerActivity, profile
+
+import model.trainer
+from benchmarks.scheduler import Bench, Stage
+from eval.prefixes import Batch
+from eval.scoring import Scorer
+from model import cost
+from model.attention import windowed_attention
+from model.config import GPTConfig, Precision, TrainConfig
+from model.gpt import GPT
+from model.hardware import known_hardware
+from model.metrics import NoLog
+from model.plan import memory_bytes
+from model.run import Execution, RunConfig
+from model.scaling import learning_rates_for, sized
+from model.shards import Dataset, Split, write_dataset, write_shard
+from model.trainer import Trainer
+from model.tree import Tree
+
+DAILY_STEP = 2**20
+"""Tokens a weight update of `daily` sees: the rate that is reported is for this."""
+KINDS = (
+    ("fused elementwise", ("triton",)),
+    ("attention", ("flash", "fmha", "sdpa", "cudnn_generated", "attention")),
+    ("matrix products", ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk", "sm90_")),
+    ("copies", ("memcpy", "memset")),
+)
+"""Kinds of kernels by words in their names; the first that matches counts."""
+
+
+def cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if cuda() else "cpu")
+
+
+def synchronise() -> None:
+    if cuda():
+        torch.cuda.synchronize()
+
+
+def milliseconds(function: Callable[[], object], times: int = 10) -> float:
+    """Mean duration of a call, after three that are not counted."""
+    for _ in range(3):
+        function()
+    synchronise()
+    began = time.perf_counter()
+    for _ in range(times):
+        function()
+    synchronise()
+    return 1e3 * (time.perf_counter() - began) / times
+
+
+def kernels(function: Callable[[], object]) -> list[tuple[str, float, int]]:
+    """Name, milliseconds and count of what a call runs on the device, the longest first."""
+    activity = ProfilerActivity.CUDA if cuda() else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        function()
+        synchronise()
+    rows = [(event.key, (event.device_time_total if cuda() else event.self_cpu_time_total) / 1e3, event.count)
+            for event in profiler.key_averages() if not cuda() or str(event.device_type).endswith("CUDA")]  # fmt: skip
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def kind_of(kernel: str) -> str:
+    name = kernel.lower()
+    return next((kind for kind, words in KINDS if any(word in name for word in words)), "other")
+
+
+def by_kind(rows: list[tuple[str, float, int]]) -> dict[str, float]:
+    """Milliseconds of each kind of kernel."""
+    sums = dict.fromkeys([*(kind for kind, _ in KINDS), "other"], 0.0)
+    for name, took, _ in rows:
+        sums[kind_of(name)] += took
+    return {kind: round(took, 2) for kind, took in sums.items()}
+
+
+def gigabytes(peak: bool = True) -> float | None:
+    if not cuda():
+        return None
+    return round((torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 1e9, 2)
+
+
+def ceilings(bench: Bench) -> None:
+    """Versions, memory bandwidth, and the rate of large matrix products."""
+    rows, inner, outer = (32768, 1536, 6144) if cuda() else (64, 64, 64)
+    x = torch.randn(rows, inner, device=device(), dtype=torch.bfloat16)
+    weight = torch.randn(outer, inner, device=device(), dtype=torch.bfloat16)
+    gradient = torch.randn(rows, outer, device=device(), dtype=torch.bfloat16)
+    x8, weight8 = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
+    gradient8 = gradient.to(torch.float8_e5m2)
+    one = torch.ones((), device=device())
+    flops = 2 * rows * inner * outer
+
+    def fp8(a: Tensor, b: Tensor, fast: bool) -> Tensor:
+        return torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=fast)
+
+    products = {
+        "bf16 forward": lambda: x @ weight.T,
+        "bf16 gradient of the weight": lambda: gradient.T @ x,
+        "fp8 forward": lambda: fp8(x8, weight8.T, True),
+        "fp8 gradient of the input": lambda: fp8(gradient8, weight8.T.contiguous().T, False),
+        "fp8 gradient of the input, fast": lambda: fp8(gradient8, weight8.T.contiguous().T, True),
+        "fp8 gradient of the weight": lambda: fp8(gradient8.T.contiguous(), x8.T.contiguous().T, False),
+        "fp8 gradient of the weight, without the copies": None,
+    }
+    left, right = gradient8.T.contiguous(), x8.T.contiguous().T
+    products["fp8 gradient of the weight, without the copies"] = lambda: fp8(left, right, False)
+    large = torch.empty(2**30 if cuda() else 2**20, dtype=torch.uint8, device=device())
+    target = torch.empty_like(large)
+    with bench.alone():
+        took = milliseconds(lambda: target.copy_(large))
+        bench.say("copy", gigabytes_per_second=round(2 * large.numel() / took / 1e6))
+        for name, product in products.items():
+            try:
+                bench.say("product", kind=name, shape=[rows, inner, outer],
+                          tflops=round(flops / milliseconds(product) / 1e9, 3))  # fmt: skip
+            except RuntimeError as error:
+                bench.say("product", kind=name, error=str(error)[:200])
+
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def attention_paths(q_BHTK: Tensor, window: int) -> dict[str, Attention]:
+    """Ways to compute windowed attention for q, k, v of this shape."""
+    B, H, T, K = q_BHTK.shape
+    starts = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q_BHTK.device)
+    compiled = torch.compile if cuda() else (lambda function: function)
+    mask = create_block_mask(lambda b, h, i, j: (i >= j) & (i - j < window), None, None, T, T, device=device().type)
+    flex = compiled(flex_attention)
+
+    def variable_length(window_size: tuple[int, int]) -> Attention:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 (needs CUDA, absent in older versions)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            flat = (x.transpose(1, 2).reshape(B * T, H, K) for x in (q, k, v))
+            return varlen_attn(*flat, starts, starts, T, T, window_size=window_size).view(B, T, H, K).transpose(1, 2)
+
+        return attend
+
+    return {
+        "ours, windowed": lambda q, k, v: windowed_attention(q, k, v, window),
+        "ours, windowed, compiled": compiled(lambda q, k, v: windowed_attention(q, k, v, window)),
+        "SDPA, full causal": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        "FlexAttention, window": lambda q, k, v: flex(q, k, v, block_mask=mask),
+        "variable length, window": lambda *qkv: variable_length((window - 1, 0))(*qkv),
+        "variable length, full causal": lambda *qkv: variable_length((-1, 0))(*qkv),
+    }
+
+
+def attention(bench: Bench) -> None:
+    """Each path at the shape of `daily`: forward, forward and backward, kernels, and whether the results agree."""
+    B, H, T, K, window = (8, 12, 2048, 128, 512) if cuda() else (1, 2, 64, 16, 16)
+    q, k, v = (torch.randn(B, T, H, K, device=device(), dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
+               for _ in range(3))  # fmt: skip
+    reference = {True: windowed_attention(q, k, v, window).detach().float(),
+                 False: F.scaled_dot_product_attention(q, k, v, is_causal=True).detach().float()}  # fmt: skip
+    for name, attend in attention_paths(q, window).items():
+        measure_attention(bench, name, attend, (q, k, v), reference["full" not in name])
+
+
+def measure_attention(bench: Bench, name: str, attend: Attention, qkv: tuple[Tensor, Tensor, Tensor],
+                      expected: Tensor) -> None:
+    try:
+        gradient = torch.randn_like(attend(*qkv))
+        attend(*qkv).backward(gradient)
+        with bench.alone():
+            forward = milliseconds(lambda: attend(*qkv))
+            both = milliseconds(lambda: attend(*qkv).backward(gradient))
+            names = [row[0][:70] for row in kernels(lambda: attend(*qkv).backward(gradient))[:4]]
+        y = attend(*qkv).detach().float()
+        bench.say("attention", path=name, forward_ms=round(forward, 3), both_ms=round(both, 3), kernels=names,
+                  relative_difference=round(float((y - expected).norm() / expected.norm()), 6))  # fmt: skip
+    except Exception as error:  # a path that this version or device lacks
+        bench.say("attention", path=name, error=f"{type(error).__name__}: {error}"[:200])
+
+
+def zipf_shards(directory: Path, vocab_size: int, tokens: int) -> float:
+    """Shards of independent tokens with P(k) = log((k + 2) / (k + 1)) / log(V + 1); their entropy in nats."""
+    noise, splits = np.random.default_rng(0), {}
+    for split, count in (("train", tokens), ("val", min(tokens, 2**19))):
+        drawn = (np.exp(noise.random(count, np.float32) * np.log(vocab_size + 1)) - 1).clip(0, vocab_size - 1)
+        drawn = drawn.astype(np.uint16)
+        drawn[0] = 0
+        write_shard(directory, split, 0, drawn, np.array([0]), ["all"])
+        splits[split] = Split(documents=1, tokens=count, bytes=4 * count, shards=1)
+    write_dataset(directory, Dataset(vocab_size, 0, "zipf", splits, np.full(vocab_size, 4)))
+    k = np.arange(vocab_size)
+    p = np.log((k + 2) / (k + 1)) / np.log(vocab_size + 1)
+    return float(-(p * np.log(p)).sum())
+
+
+def start_on_device() -> None:
+    """Skip the default initialisation of layers and draw weights on the GPU: a minute less for 1.4 B weights."""
+    nn.Linear.reset_parameters = nn.Embedding.reset_parameters = lambda layer: None
+    if not cuda():
+        return
+
+    def initialise(network: GPT, seed: int) -> None:
+        torch.manual_seed(seed)
+        for name, parameter in network.named_parameters():
+            parameter.data = torch.empty(parameter.shape, device="cuda")
+            if parameter.ndim == 1:
+                parameter.data.fill_(1.0)
+            else:
+                parameter.data.normal_(0.0, 0.001 if name == "head.weight" else parameter.shape[-1] ** -0.5)
+                if name.endswith("project.weight"):
+                    parameter.data.zero_()
+
+    model.trainer.initialise = initialise
+
+
+def daily_network(depth: int) -> GPTConfig:
+    """The network of `daily` with this many of its layers."""
+    return sized(depth, width=1536, heads=12) if cuda() else sized(2, sequence_length=64)
+
+
+def training(bench: Bench, network: GPTConfig, precision: str, micro_batch: int, micro_batches: int,
+             **changes: object) -> RunConfig:  # fmt: skip
+    """A training of this network under its own recipe, of which nobody sees the end, on tokens by Zipf's law."""
+    start_on_device()
+    shards, vocab_size = bench.folder / "shards", 32_768 if cuda() else 512
+    if not shards.exists():
+        shards.mkdir()
+        zipf_shards(shards, vocab_size, 16_000_000 if cuda() else 100_000)
+    network = network.with_vocabulary(vocab_size)
+    step = micro_batches * micro_batch * network.sequence_length
+    train = TrainConfig(
+        seed=1, tokens=10**12, tokens_per_step=step, micro_batch_sequences=micro_batch,
+        **learning_rates_for(network, step), muon_beta2=0.9, cautious_decay=True, weight_decay=0.1, warmup_steps=40,
+        momentum_warmup_steps=400, precision=Precision(precision), validation_every_steps=10**9,
+        validation_tokens=2**19 if cuda() else 256, checkpoint_every_steps=10**9)  # fmt: skip
+    return RunConfig(model=network, train=replace(train, **changes), shards=str(shards), sample_prompts=[[1, 2, 3]],
+                     run_dir=str(bench.folder / "run"), execution=Execution(threads=None if cuda() else 1))  # fmt: skip
+
+
+def started(bench: Bench, config: RunConfig) -> Trainer:
+    """A trainer that has compiled, and what that took."""
+    if cuda():
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    trainer = Trainer(config)
+    built = time.perf_counter()
+    losses = [trainer.train_step()["loss"]]
+    compiled = time.perf_counter()
+    losses += [trainer.train_step()["loss"] for _ in range(2)]
+    train = trainer.config.train
+    bench.say("start", depth=config.model.depth, precision=str(train.precision),
+              micro_batch=train.micro_batch_sequences, build_s=round(built - began, 1),
+              first_step_s=round(compiled - built, 1), losses=[round(loss, 4) for loss in losses], peak_gb=gigabytes(),
+              weights_and_optimizer_gb=gigabytes(peak=False),
+              planned_gb=round(memory_bytes(trainer.config.model, train)["total"] / 1e9, 2))  # fmt: skip
+    return trainer
+
+
+def micro_batch(trainer: Trainer) -> Callable[[], None]:
+    """Forward and backward of one micro-batch, gradients added to those that are there."""
+    x_BT, y_BT = trainer.batches.take(trainer.step)
+    x, y = x_BT.chunk(trainer.micro_batches)[0], y_BT.chunk(trainer.micro_batches)[0]
+
+    def run() -> None:
+        with trainer.autocast:
+            loss = trainer.forward(x, y)
+        loss.backward()
+
+    return run
+
+
+def measure_step(bench: Bench, trainer: Trainer, what: str, profiled: bool = True) -> None:
+    """Milliseconds of a micro-batch and of an update, hence tokens/s and MFU at the step of `daily`; kernels."""
+    config, train = trainer.config.model, trainer.config.train
+    tokens, run = train.micro_batch_sequences * config.sequence_length, micro_batch(trainer)
+    flops = cost.flops_per_token(config, config.sequence_length)
+    with bench.alone():
+        took = milliseconds(run, 6 if cuda() else 2)
+        update = milliseconds(lambda: trainer.optimizer.step(1e-3), 3)
+        began = time.perf_counter()
+        loss = trainer.train_step()["loss"]
+        step = time.perf_counter() - began
+        rows = kernels(run) if profiled else []
+    rate = 1e3 * DAILY_STEP / (took * DAILY_STEP / tokens + update)
+    hardware = known_hardware(torch.cuda.get_device_name()) if cuda() else None
+    bench.say("step", what=what, depth=config.depth, precision=str(train.precision),
+              micro_batch=train.micro_batch_sequences, micro_batch_ms=round(took, 2), update_ms=round(update, 2),
+              whole_step_s=round(step, 4), whole_step_tokens=train.tokens_per_step, tokens_per_second=round(rate),
+              mfu=hardware and round(rate * flops / hardware.peak_flops, 4), peak_gb=gigabytes(),
+              loss=round(loss, 4))  # fmt: skip
+    if profiled:
+        busy = sum(row[1] for row in rows)
+        bench.say("profile", what=what, wall_ms=round(took, 2), busy_ms=round(busy, 2), kinds=by_kind(rows),
+                  kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]])  # fmt: skip
+
+
+class _Events(NoLog):
+    """Reports what a validation writes."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def write(self, event: str, **values: object) -> None:
+        self.bench.say("event", event=event, loss=values.get("loss"))
+
+
+def surroundings(bench: Bench, trainer: Trainer) -> None:
+    """What a run does besides steps: validation, samples, a checkpoint, resuming, and whether that repeats its bytes."""
+    def timed(finding: str, function: Callable[[], object], **values: object) -> None:
+        began = time.perf_counter()
+        function()
+        synchronise()
+        bench.say(finding, seconds=round(time.perf_counter() - began, 3), **values)
+
+    timed("validation", lambda: trainer.validate(_Events(bench)), tokens=trainer.config.train.validation_tokens)
+    bench.say("memory after validation", peak_gb=gigabytes())
+    timed("samples", lambda: trainer.sample("untrained"))
+    timed("checkpoint, until training goes on", trainer.save)
+    timed("checkpoint, until it is written", trainer.writer.wait)
+    at, weights = trainer.step, {}
+    losses = [trainer.train_step()["loss"] for _ in range(2)]
+    weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    timed("resume", trainer.resume, same_step=trainer.step >= at)
+    again = [trainer.train_step()["loss"] for _ in range(2)]
+    largest = max(float((weight.detach() - weights[name]).abs().max())
+                  for name, weight in trainer.model.named_parameters())  # fmt: skip
+    bench.say("repeated after resuming", losses=list(zip(losses, again)), largest_weight_difference=largest,
+              same_bytes=largest == 0)  # fmt: skip
+
+
+def daily_bf16(bench: Bench) -> None:
+    """The whole network of `daily`."""
+    trainer = started(bench, training(bench, daily_network(24), "bf16", 8 if cuda() else 2, 4))
+    measure_step(bench, trainer, "daily")
+    surroundings(bench, trainer)
+
+
+def daily_fp8(bench: Bench) -> None:
+    trainer = started(bench, training(bench, daily_network(24), "fp8" if cuda() else "fp32", 8 if cuda() else 2, 4))
+    measure_step(bench, trainer, "daily")
+
+
+def load_nanochat(checkout: Path, windows: bool) -> object:
+    """nanochat's network module; with `windows` its attention runs torch's variable-length kernel where its own
+    FlashAttention-3 is missing, because plain SDPA with a mask would make nanochat look slower than it is."""
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    network = importlib.import_module("nanochat.gpt")
+    fallback = importlib.import_module("nanochat.flash_attention")
+    if windows and cuda() and not fallback.HAS_FA3:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, window_size: tuple[int, int]) -> Tensor:
+            B, T, H, K = q.shape
+            starts = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
+            left = window_size[0] if 0 <= window_size[0] < T else -1
+            return varlen_attn(*(x.reshape(B * T, H, K) for x in (q, k, v)), starts, starts, T, T,
+                               window_size=(left, 0)).view(B, T, H, K)
+
+        fallback.flash_attn.flash_attn_func = attend
+    return network
+
+
+def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: bool, what: str) -> None:
+    """Micro-batch and update of nanochat's network and optimizer at the shape of `daily`."""
+    network = load_nanochat(bench.options.nanochat, windows=True)
+    config = daily_network(depth).with_vocabulary(32_768 if cuda() else 512)
+    with torch.device("meta"):
+        peer = network.GPT(network.GPTConfig(
+            sequence_len=config.sequence_length, vocab_size=config.vocab_size, n_layer=config.depth,
+            n_head=config.heads, n_kv_head=config.key_heads, n_embd=config.width,
+            window_pattern=config.window_pattern))  # fmt: skip
+    peer.to_empty(device=device())
+    peer.init_weights()
+    optimizer = peer.setup_optimizer(weight_decay=0.1)
+    if fp8:
+        converting = importlib.import_module("nanochat.fp8")
+        converting.convert_to_float8_training(
+            peer, config=converting.Float8LinearConfig.from_recipe_name("tensorwise"),
+            module_filter_fn=lambda module, name: isinstance(module, nn.Linear) and min(module.weight.shape) >= 128)
+    forward = torch.compile(peer, dynamic=False) if cuda() else peer
+    x, y = (torch.randint(config.vocab_size, (micro_batch_sequences, config.sequence_length), device=device())
+            for _ in range(2))  # fmt: skip
+
+    def run() -> None:
+        forward(x, y).backward()
+
+    if cuda():
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    for _ in range(2):
+        run()
+        optimizer.step()
+        peer.zero_grad(set_to_none=True)
+    synchronise()
+    first = time.perf_counter() - began
+    run()
+    with bench.alone():
+        took = milliseconds(run, 6 if cuda() else 2)
+        update = milliseconds(optimizer.step, 3)
+        rows = kernels(run)
+    tokens = x.numel()
+    rate = 1e3 * DAILY_STEP / (took * DAILY_STEP / tokens + update)
+    bench.say("step", what=what, depth=config.depth, precision="fp8" if fp8 else "bf16",
+              micro_batch=micro_batch_sequences, micro_batch_ms=round(took, 2), update_ms=round(update, 2),
+              tokens_per_second=round(rate), peak_gb=gigabytes(), first_steps_s=round(first, 1))  # fmt: skip
+    bench.say("profile", what=what, wall_ms=round(took, 2), busy_ms=round(sum(row[1] for row in rows), 2),
+              kinds=by_kind(rows), kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]])  # fmt: skip
+
+
+def nanochat_bf16(bench: Bench) -> None:
+    nanochat_step(bench, 24, 8 if cuda() else 2, False, "nanochat")
+
+
+def nanochat_fp8(bench: Bench) -> None:
+    nanochat_step(bench, 24, 8 if cuda() else 2, cuda(), "nanochat")
+
+
+class _Ours:
+    """Our network as eval.scoring asks for it."""
+
+    unproven, shares_beginnings = False, True
+
+    def __init__(self, network: GPT) -> None:
+        self.network, config = network, network.config
+        self.width, self.vocab_size, self.max_length = config.width, config.vocab_size, config.sequence_length
+        self.project = network.project
+
+    def hidden(self, batch: Batch, read_BR: Tensor) -> Tensor:
+        tokens, *tree = (torch.from_numpy(array).to(device())
+                         for array in (batch.tokens, batch.positions, batch.parents, batch.ends))  # fmt: skip
+        return self.network.hidden(tokens, Tree(tokens, *tree, None), read_BR)
+
+
+@torch.inference_mode()
+def padded_scores(network: GPT, inputs: list[tuple[int, ...]], answers: list[list[int]], batch: int) -> list[float]:
+    """The same scores the way lm-eval's hf backend computes them: every request alone, the longest first, padded
+    batches, all logits, log-softmax over all of them."""
+    order = sorted(range(len(inputs)), key=lambda number: -len(inputs[number]))
+    scores = [0.0] * len(inputs)
+    for start in range(0, len(order), batch):
+        numbers = order[start : start + batch]
+        x = torch.zeros(len(numbers), len(inputs[numbers[0]]), dtype=torch.long)
+        for row, number in enumerate(numbers):
+            x[row, : len(inputs[number])] = torch.tensor(inputs[number])
+        logprobs = network(x.to(device())).log_softmax(-1)
+        for row, number in enumerate(numbers):
+            end, answer = len(inputs[number]), torch.tensor(answers[number], device=device())
+            chosen = logprobs[row, end - len(answer) : end].gather(1, answer[:, None])
+            scores[number] = float(chosen.sum())
+    return scores
+
+
+def scoring(bench: Bench) -> None:
+    """Questions with four answers, at each precision: ours, and the padded way of lm-eval's hf backend."""
+    start_on_device()
+    config = daily_network(24).with_vocabulary(32_768 if cuda() else 512)
+    network = GPT(config).to(device())
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0.0, 0.02) if parameter.ndim > 1 else parameter.fill_(1.0)
+    draw, length = np.random.default_rng(0), 80 if cuda() else 10
+    inputs, answers = [], []
+    for _ in range(2000 if cuda() else 8):
+        question = draw.integers(0, config.vocab_size, length).tolist()
+        for _ in range(4):
+            answer = draw.integers(0, config.vocab_size, length // 3).tolist()
+            inputs.append(tuple(question + answer)[:-1])
+            answers.append(answer)
+    for precision in ("fp32", "tf32", "bf16"):
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16"):
+            scorer = Scorer(_Ours(network), device())
+            scorer(inputs[:200], answers[:200], lambda done: None)
+            padded_scores(network, inputs[:64], answers[:64], 64)
+            with bench.alone():
+                began = time.perf_counter()
+                ours = scorer(inputs, answers, lambda done: None)
+                middle = time.perf_counter()
+                theirs = padded_scores(network, inputs[:2000], answers[:2000], 64)
+                ended = time.perf_counter()
+        bench.say("scoring", precision=precision, requests=len(inputs), seconds=round(middle - began, 2),
+                  padded_seconds=round((ended - middle) * len(inputs) / len(theirs), 2),
+                  largest_difference=max(abs(one[0] - other) for one, other in zip(ours, theirs)))  # fmt: skip
+
+
+STAGES = [
+    Stage("ceilings", ceilings, 6, 15),
+    Stage("daily-bf16", daily_bf16, 60, 120),
+    Stage("attention", attention, 8, 40),
+    Stage("daily-fp8", daily_fp8, 60, 120),
+    Stage("nanochat-bf16", nanochat_bf16, 55, 100),
+    Stage("nanochat-fp8", nanochat_fp8, 55, 100),
+    Stage("scoring", scoring, 20, 60),
+]
+
+
+def describe(finding: dict) -> str:
+    return json.dumps(finding)
