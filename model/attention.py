@@ -21,6 +21,15 @@ RMS_EPSILON = 1e-6
 GATE_CHANNELS = 12  # of the input that a gate reads; more did not help nanochat or modded-nanogpt
 
 
+def rms_norm(x: Tensor) -> Tensor:
+    """RMSNorm of the last dimension without weights, in the type of `x`, summed in fp32.
+
+    Outside autocast, which on CUDA runs it in fp32 and returns fp32 from torch 2.12 on.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, x.shape[-1:], eps=RMS_EPSILON)
+
+
 def rotary_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
     """cos and sin of shape (T, 1, R/2), in fp32: bf16 angles lose the position after 256 tokens."""
     half = config.rotary_size // 2
@@ -106,8 +115,7 @@ class Attention(nn.Module):
         heads = (B, T, self.config.key_heads, -1)
         if self.config.attention is AttentionKind.MHA:
             return self.key(x_BTD).view(heads), self.value(x_BTD).view(heads)
-        latent_BTL = self.latent(x_BTD)
-        latent_BTL = F.rms_norm(latent_BTL, latent_BTL.shape[-1:], eps=RMS_EPSILON)
+        latent_BTL = rms_norm(self.latent(x_BTD))
         k_BTJK, v_BTJK = self.key(latent_BTL).view(heads), self.value(latent_BTL).view(heads)
         if self.config.rotary_size:
             shared_BTJR = self.rotary_key(x_BTD).unsqueeze(2).expand(-1, -1, self.config.heads, -1)
@@ -120,7 +128,6 @@ class Attention(nn.Module):
         config = self.config
         own_BTD = queries(x_BTD, documents)
         B, T, D = own_BTD.shape
-        head = (config.head_size,)
         gate_input = own_BTD[..., :GATE_CHANNELS]
         q_BTHK = self.query(own_BTD).view(B, T, config.heads, -1)
         k_BTJK, v_BTJK = self.keys_and_values(x_BTD)
@@ -134,15 +141,14 @@ class Attention(nn.Module):
             q_BTHK = rotate(q_BTHK, *(queries(table, documents) for table in rotary))
             k_BTJK = rotate(k_BTJK, *rotary)
         if config.qk_norm:
-            q_BTHK = F.rms_norm(q_BTHK, head, eps=RMS_EPSILON)
-            k_BTJK = F.rms_norm(k_BTJK, head, eps=RMS_EPSILON)
+            q_BTHK, k_BTJK = rms_norm(q_BTHK), rms_norm(k_BTJK)
             if config.qk_scale != 1:
                 q_BTHK, k_BTJK = config.qk_scale * q_BTHK, config.qk_scale * k_BTJK
         if config.partial_key_offset and self.window is Window.LONG:
             # a query that finds a token reads the value of the one after it: induction in one layer
             rotated, still = k_BTJK.split((config.rotary_size, config.head_size - config.rotary_size), dim=-1)
             k_BTJK = torch.cat((rotated, before(still, documents)), dim=-1)
-        # autocast may leave q and k in another type than v (norms run in fp32)
+        # a smeared or scaled key may have another type than v
         q_BHTK, k_BJTK, v_BJTK = (x.to(v_BTJK.dtype).transpose(1, 2) for x in (q_BTHK, k_BTJK, v_BTJK))
         shared = config.heads // config.key_heads
         k_BHTK, v_BHTK = (x.repeat_interleave(shared, 1) if shared > 1 else x for x in (k_BJTK, v_BJTK))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import RMS_EPSILON, Attention, queries, rotary_tables
+from model.attention import Attention, queries, rms_norm, rotary_tables
 from model.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear, Window
 from model.documents import Documents
 from model.mlp import MLP, MixtureOfExperts, mixtures
@@ -28,7 +28,16 @@ class RMSNorm(nn.Module):
     """RMSNorm without weights: the next matrix can hold the scale, and there is nothing to tune."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return F.rms_norm(x_BTD, (x_BTD.size(-1),), eps=RMS_EPSILON)
+        return rms_norm(x_BTD)
+
+
+def _stream(x_BTD: Tensor) -> Tensor:
+    """The residual stream, in bf16 where products are: half the memory traffic of everything that is not a product.
+    fp16 stays out of it, because sums over layers can exceed its range."""
+    device = x_BTD.device.type
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16:
+        return x_BTD.bfloat16()
+    return x_BTD
 
 
 def _norm(config: GPTConfig) -> nn.Module:
@@ -132,7 +141,7 @@ class GPT(nn.Module):
             places = slice(length) if tree is None else tree.position_BT
             rotary = self.rotary_cos[places], self.rotary_sin[places]
         documents = self.documents(tokens_BT) if tree is None else tree
-        x_BTD = embedding_BTD = middle_BTD = self.embed(tokens_BT, documents)
+        x_BTD = embedding_BTD = middle_BTD = _stream(self.embed(tokens_BT, documents))
         for layer, block in enumerate(self.blocks):
             if config.residual_lambdas:
                 x_BTD = self.residual_lambdas[layer] * x_BTD
@@ -146,7 +155,7 @@ class GPT(nn.Module):
             if layer == config.depth // 2:
                 middle_BTD = x_BTD
         if config.backout:
-            x_BTD = x_BTD - self.backout_lambda * middle_BTD
+            x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
         return self.final_norm(x_BTD)
 
     def project(self, h_D: Tensor) -> Tensor:
@@ -162,12 +171,18 @@ class GPT(nn.Module):
             logits_V = self.config.softcap * torch.tanh(logits_V / self.config.softcap)
         return logits_V
 
-    def forward(self, tokens_BT: Tensor, targets_BT: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V), or with targets the mean nats a token; target -1 is not counted."""
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor | None = None, reduction: str = "mean") -> Tensor:
+        """Logits (B, T, V), or with targets the mean nats a token; target -1 is not counted.
+
+        With `reduction` "none" the nats of each of the B T tokens, without the auxiliary loss.
+        """
         logits_BTV = self.project(self.hidden(tokens_BT))
         if targets_BT is None:
             return logits_BTV
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED_TARGET)
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED_TARGET,
+                               reduction=reduction)
+        if reduction == "none":
+            return loss
         if self.config.mlp is MLPKind.MOE and self.config.balance is Balance.LOSS:
             auxiliary = sum(mixture.auxiliary_loss for mixture in mixtures(self))
             loss = loss + auxiliary - auxiliary.detach()  # its gradient, without its value

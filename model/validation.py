@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import nn
 
-from model.gpt import GPT
 from model.loader import validation_batches
 from model.parallel import Processes
 from model.shards import ShardError, ShardSet
@@ -24,9 +23,11 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray | None, *, tokens: int, sequences: int,
+def validate(model: nn.Module, shards: ShardSet, token_bytes: np.ndarray | None, *, tokens: int, sequences: int,
              autocast: torch.autocast, processes: Processes = Processes()) -> Validation:  # noqa: B008 (frozen)
     """Loss over the first `tokens` tokens, `sequences` windows a forward pass, shared by the processes.
+
+    `model` is a GPT, compiled or not.
 
     Special tokens (0 bytes) count in the loss and not in the bits: a tokenizer that needs more of
     them would otherwise look better for free.
@@ -37,12 +38,12 @@ def validate(model: GPT, shards: ShardSet, token_bytes: np.ndarray | None, *, to
     nats, text_nats, count, text_bytes = 0.0, 0.0, 0, 0
     batches = validation_batches(shards, tokens, sequences, model.config.sequence_length)
     for (x_BT, y_BT), counts in processes.turns(batches):
-        targets = y_BT.flatten().to(device)
+        y_BT = y_BT.to(device)
         with autocast:
-            logits_BTV = model(x_BT.to(device))
+            losses = model(x_BT.to(device), y_BT, reduction="none").double()
         if not counts:
             continue
-        losses = F.cross_entropy(logits_BTV.flatten(0, 1), targets, reduction="none").double()
+        targets = y_BT.flatten()
         sizes = bytes_V[targets]
         nats += losses.sum().item()
         text_nats += losses[sizes > 0].sum().item()
