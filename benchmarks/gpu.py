@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_stages import STAGES
+from benchmarks import gpu_race, gpu_stages
 from benchmarks.scheduler import Stage, run_stages
 
+STAGES = gpu_stages.STAGES + gpu_race.STAGES
 RESULTS = Path(__file__).parent / "results"
 RESERVED_GIGABYTES = 4
 """For the contexts of the processes."""
@@ -57,6 +58,7 @@ def parse(argv: list[str] | None, names: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0, help="a hard bound for everything together")
     parser.add_argument("--only", nargs="+", choices=names, metavar="STAGE", help=", ".join(names))
     parser.add_argument("--nanochat", type=Path, metavar="DIR", help="a checkout of github.com/karpathy/nanochat")
+    parser.add_argument("--shards", type=Path, metavar="DIR", help="shards of real text, at most 25 M tokens are read")
     parser.add_argument("--together", type=int, default=6, help="stages that run side by side at most")
     parser.add_argument("--results", type=Path, metavar="FILE", help="results file; by default one a device")
     return parser.parse_args(argv)
@@ -74,7 +76,8 @@ def main(argv: list[str] | None = None, stages: list[Stage] = STAGES) -> int:
         done = {line["stage"] for line in recorded if line["finding"] == "completed" and line["commit"] == about["commit"]}
     chosen = [stage for stage in stages if stage.name not in done
               and (arguments.only is None or stage.name in arguments.only)
-              and (arguments.nanochat is not None or not stage.name.startswith("nanochat"))]  # fmt: skip
+              and (arguments.nanochat is not None or "nanochat" not in stage.name)
+              and (arguments.shards is not None or not stage.name.startswith("race"))]  # fmt: skip
     with results.open("a") as file:
         def keep(finding: dict) -> None:
             line = json.dumps({"t": round(time.time() - began, 1)} | finding | about)
