@@ -26,31 +26,31 @@ RESERVED_GIGABYTES = 4
 """For the contexts of the processes."""
 
 
-def commit() -> str:
-    """Of this checkout; a copy without its history has none."""
+def commit() -> str | None:
+    """Of this checkout, with "-dirty" where files differ from it; None for a copy without its history."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, check=False,
-                          capture_output=True, text=True)  # fmt: skip
-    return done.stdout.strip() or "unknown"
+                          capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def driver() -> str | None:
     try:
         done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-                              capture_output=True, text=True, check=False)  # fmt: skip
+                              capture_output=True, text=True, check=False)
     except OSError:
         return None
     return done.stdout.strip() or None
 
 
-def machine() -> dict:
-    """What a result depends on besides the code."""
+def machine(named_commit: str | None) -> dict:
+    """What a result depends on."""
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else "CPU",
         "memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1) if cuda else None,
         "driver": driver(), "torch": torch.__version__, "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "python": platform.python_version(), "commit": commit(), "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        "python": platform.python_version(), "commit": named_commit or commit(), "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def parse(argv: list[str] | None, names: list[str]) -> argparse.Namespace:
@@ -61,23 +61,29 @@ def parse(argv: list[str] | None, names: list[str]) -> argparse.Namespace:
     parser.add_argument("--shards", type=Path, metavar="DIR", help="shards of real text, at most 25 M tokens are read")
     parser.add_argument("--together", type=int, default=6, help="stages that run side by side at most")
     parser.add_argument("--results", type=Path, metavar="FILE", help="results file; by default one a device")
+    parser.add_argument("--commit", help="of this code, where it is a copy without its history")
     return parser.parse_args(argv)
+
+
+def completed(results: Path, at_commit: str | None) -> set[str]:
+    """Stages of which the file holds every finding of this commit; files that differ from a commit hold nothing."""
+    if not results.exists() or at_commit is None or at_commit.endswith("-dirty"):
+        return set()
+    recorded = [json.loads(line) for line in results.read_text().splitlines()]
+    return {line["stage"] for line in recorded if line["finding"] == "completed" and line["commit"] == at_commit}
 
 
 def main(argv: list[str] | None = None, stages: list[Stage] = STAGES) -> int:
     arguments, began = parse(argv, [stage.name for stage in stages]), time.time()
-    about = machine()
+    about = machine(arguments.commit)
     device = about["device"].lower().replace(" ", "-")
     results = arguments.results or RESULTS / f"{device}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
-    done = set()
-    if results.exists():
-        recorded = [json.loads(line) for line in results.read_text().splitlines()]
-        done = {line["stage"] for line in recorded if line["finding"] == "completed" and line["commit"] == about["commit"]}
+    done = completed(results, about["commit"])
     chosen = [stage for stage in stages if stage.name not in done
               and (arguments.only is None or stage.name in arguments.only)
               and (arguments.nanochat is not None or "nanochat" not in stage.name)
-              and (arguments.shards is not None or not stage.name.startswith("race"))]  # fmt: skip
+              and (arguments.shards is not None or not stage.name.startswith("race"))]
     with results.open("a") as file:
         def keep(finding: dict) -> None:
             line = json.dumps({"t": round(time.time() - began, 1)} | finding | about)
@@ -88,7 +94,7 @@ def main(argv: list[str] | None = None, stages: list[Stage] = STAGES) -> int:
         keep({"stage": "machine", "finding": "machine"})
         memory = about["memory_gb"]
         run_stages(chosen, arguments, 60 * arguments.minutes - (time.time() - began),
-                   memory and memory - RESERVED_GIGABYTES, arguments.together if memory else 1, keep)  # fmt: skip
+                   memory and memory - RESERVED_GIGABYTES, arguments.together if memory else 1, keep)
     return 0
 
 

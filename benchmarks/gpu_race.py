@@ -1,4 +1,4 @@
-"""Stages of benchmarks.gpu that train: networks of 124 M on the same real text, one epoch of at most 24 M tokens.
+"""Stages of benchmarks.gpu that train: networks of 124 M on the same real text, at most 12 M tokens, each once.
 
 `speedrun`, `gpt2-124m` and nanochat see the same batches under their own recipes, their rates scaled by the root of the
 batch; each alone on the GPU, compilation not counted. The horizon is a hundredth of what the recipes were tuned for, so
@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.gpu_stages import cuda, device, gigabytes, load_nanochat
@@ -26,7 +25,7 @@ from model.trainer import Trainer
 
 PRESETS = Path(__file__).resolve().parents[1] / "flows" / "presets"
 TOKENS_PER_STEP = 2**17
-TOKENS = 24_000_000
+TOKENS = 12_000_000
 VALIDATED_TOKENS = 2**18
 TINY = {"depth": 2, "width": 64, "heads": 2, "sequence_length": 64}
 """The network without a GPU."""
@@ -43,7 +42,7 @@ def validation_loss(losses: Callable, shards: Path, sequence_length: int, sequen
     """Mean nats a token of the first validation tokens; `losses` gives those of a batch."""
     total, count = 0.0, 0
     for x, y in validation_batches(ShardSet(shards, "val"), VALIDATED_TOKENS if cuda() else 512, sequences,
-                                   sequence_length):  # fmt: skip
+                                   sequence_length):
         with torch.no_grad():
             total += losses(x.to(device()), y.to(device())).double().sum().item()
         count += y.numel()
@@ -51,7 +50,7 @@ def validation_loss(losses: Callable, shards: Path, sequence_length: int, sequen
 
 
 def run_race(bench: Bench, system: str, steps: Iterator[float], count: int, tokens_per_step: int,
-             validated: Callable[[], float], flops: float | None = None) -> None:  # fmt: skip
+             validated: Callable[[], float], flops: float | None = None) -> None:
     curve = []
     with bench.alone():
         began = time.perf_counter()
@@ -62,7 +61,7 @@ def run_race(bench: Bench, system: str, steps: Iterator[float], count: int, toke
         took = time.perf_counter() - began
         bench.say("race", system=system, steps=count, tokens=count * tokens_per_step, seconds=round(took, 3),
                   tokens_per_second=round(count * tokens_per_step / took), validation_loss=round(validated(), 4),
-                  peak_gb=gigabytes(), curve=curve)  # fmt: skip
+                  peak_gb=gigabytes(), curve=curve)
 
 
 def ours(bench: Bench, preset: str) -> None:
@@ -75,13 +74,13 @@ def ours(bench: Bench, preset: str) -> None:
         network = replace(network, **TINY)
     scale = math.sqrt(step / train.tokens_per_step)
     rates = {name: rate * scale for name in ("learning_rate", "embedding_learning_rate", "head_learning_rate",
-             "scalar_learning_rate") if (rate := getattr(train, name)) is not None}  # fmt: skip
+             "scalar_learning_rate") if (rate := getattr(train, name)) is not None}
     train = replace(train, **rates, tokens=count * step, tokens_per_step=step, micro_batch_sequences=sequences,
                     warmup_steps=min(train.warmup_steps, count // 8), spike_deviations=None,
                     momentum_warmup_steps=min(train.momentum_warmup_steps, count // 2),
-                    validation_tokens=VALIDATED_TOKENS if cuda() else 512)  # fmt: skip
-    trainer = Trainer(RunConfig(model=network, train=train, shards=str(shards), sample_prompts=[],
-                                run_dir=str(bench.folder / "run"), execution=Execution(threads=None if cuda() else 1)))  # fmt: skip
+                    validation_tokens=VALIDATED_TOKENS if cuda() else 512)
+    trainer = Trainer(RunConfig(model=network, train=train, shards=str(shards), run_dir=str(bench.folder / "run"),
+                                sample_prompts=[], execution=Execution(threads=None if cuda() else 1)))
     for _ in range(2):
         trainer.train_step()
     with trainer.autocast:
@@ -112,7 +111,7 @@ def nanochat(bench: Bench) -> None:
     scale = math.sqrt(step / 2**19)
     with torch.device("meta"):
         peer = network.GPT(network.GPTConfig(sequence_len=length, vocab_size=vocab_size, n_layer=depth, n_head=heads,
-                                             n_kv_head=heads, n_embd=width, window_pattern="SSSL"))  # fmt: skip
+                                             n_kv_head=heads, n_embd=width, window_pattern="SSSL"))
     peer.to_empty(device=device())
     forward = torch.compile(peer, dynamic=False) if cuda() else peer
     data = ShardSet(shards, "train")
@@ -121,7 +120,7 @@ def nanochat(bench: Bench) -> None:
         torch.manual_seed(1)
         peer.init_weights()
         optimizer = peer.setup_optimizer(unembedding_lr=0.008 * scale, embedding_lr=0.3 * scale, scalar_lr=0.5 * scale,
-                                         matrix_lr=0.02 * scale, weight_decay=0.28 * scale)  # fmt: skip
+                                         matrix_lr=0.02 * scale, weight_decay=0.28 * scale)
         cooldown, warmup = round(0.65 * count), min(40, count // 8) or 1
         for number in range(count):
             left = (count - number) / cooldown

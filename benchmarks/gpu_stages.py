@@ -5,7 +5,6 @@ Shape suffixes: B batch, T tokens, H heads, K head size.
 """
 
 import importlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import model.trainer
 from benchmarks.scheduler import Bench, Stage
 from eval.prefixes import Batch
 from eval.scoring import Scorer
-from model import cost
+from model import cost, cudnn_attention
 from model.attention import windowed_attention
 from model.config import GPTConfig, Precision, TrainConfig
 from model.gpt import GPT
@@ -79,7 +78,7 @@ def kernels(function: Callable[[], object]) -> list[tuple[str, float, int]]:
         function()
         synchronise()
     rows = [(event.key, (event.device_time_total if cuda() else event.self_cpu_time_total) / 1e3, event.count)
-            for event in profiler.key_averages() if not cuda() or str(event.device_type).endswith("CUDA")]  # fmt: skip
+            for event in profiler.key_averages() if not cuda() or str(event.device_type).endswith("CUDA")]
     return sorted(rows, key=lambda row: -row[1])
 
 
@@ -135,7 +134,7 @@ def ceilings(bench: Bench) -> None:
         for name, product in products.items():
             try:
                 bench.say("product", kind=name, shape=[rows, inner, outer],
-                          tflops=round(flops / milliseconds(product) / 1e9, 3))  # fmt: skip
+                          tflops=round(flops / milliseconds(product) / 1e9, 3))
             except RuntimeError as error:
                 bench.say("product", kind=name, error=str(error)[:200])
 
@@ -164,6 +163,7 @@ def attention_paths(q_BHTK: Tensor, window: int) -> dict[str, Attention]:
         "ours, windowed": lambda q, k, v: windowed_attention(q, k, v, window),
         "ours, windowed, compiled": compiled(lambda q, k, v: windowed_attention(q, k, v, window)),
         "SDPA, full causal": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        "cuDNN, window": lambda q, k, v: cudnn_attention.windowed_attention(q, k, v, window),
         "FlexAttention, window": lambda q, k, v: flex(q, k, v, block_mask=mask),
         "variable length, window": lambda *qkv: variable_length((window - 1, 0))(*qkv),
         "variable length, full causal": lambda *qkv: variable_length((-1, 0))(*qkv),
@@ -174,9 +174,9 @@ def attention(bench: Bench) -> None:
     """Each path at the shape of `daily`: forward, forward and backward, kernels, and whether the results agree."""
     B, H, T, K, window = (8, 12, 2048, 128, 512) if cuda() else (1, 2, 64, 16, 16)
     q, k, v = (torch.randn(B, T, H, K, device=device(), dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
-               for _ in range(3))  # fmt: skip
+               for _ in range(3))
     reference = {True: windowed_attention(q, k, v, window).detach().float(),
-                 False: F.scaled_dot_product_attention(q, k, v, is_causal=True).detach().float()}  # fmt: skip
+                 False: F.scaled_dot_product_attention(q, k, v, is_causal=True).detach().float()}
     for name, attend in attention_paths(q, window).items():
         measure_attention(bench, name, attend, (q, k, v), reference["full" not in name])
 
@@ -189,10 +189,11 @@ def measure_attention(bench: Bench, name: str, attend: Attention, qkv: tuple[Ten
         with bench.alone():
             forward = milliseconds(lambda: attend(*qkv))
             both = milliseconds(lambda: attend(*qkv).backward(gradient))
-            names = [row[0][:70] for row in kernels(lambda: attend(*qkv).backward(gradient))[:4]]
+            rows = kernels(lambda: attend(*qkv).backward(gradient))
         y = attend(*qkv).detach().float()
-        bench.say("attention", path=name, forward_ms=round(forward, 3), both_ms=round(both, 3), kernels=names,
-                  relative_difference=round(float((y - expected).norm() / expected.norm()), 6))  # fmt: skip
+        bench.say("attention", path=name, forward_ms=round(forward, 3), both_ms=round(both, 3),
+                  kernels_ms=round(sum(row[1] for row in rows), 3), kernels=[row[0][:70] for row in rows[:4]],
+                  relative_difference=round(float((y - expected).norm() / expected.norm()), 6))
     except Exception as error:  # a path that this version or device lacks
         bench.say("attention", path=name, error=f"{type(error).__name__}: {error}"[:200])
 
@@ -238,7 +239,7 @@ def daily_network(depth: int) -> GPTConfig:
 
 
 def training(bench: Bench, network: GPTConfig, precision: str, micro_batch: int, micro_batches: int,
-             **changes: object) -> RunConfig:  # fmt: skip
+             **changes: object) -> RunConfig:
     """A training of this network under its own recipe, of which nobody sees the end, on tokens by Zipf's law."""
     start_on_device()
     shards, vocab_size = bench.folder / "shards", 32_768 if cuda() else 512
@@ -251,9 +252,9 @@ def training(bench: Bench, network: GPTConfig, precision: str, micro_batch: int,
         seed=1, tokens=10**12, tokens_per_step=step, micro_batch_sequences=micro_batch,
         **learning_rates_for(network, step), muon_beta2=0.9, cautious_decay=True, weight_decay=0.1, warmup_steps=40,
         momentum_warmup_steps=400, precision=Precision(precision), validation_every_steps=10**9,
-        validation_tokens=2**19 if cuda() else 256, checkpoint_every_steps=10**9)  # fmt: skip
+        validation_tokens=2**19 if cuda() else 256, checkpoint_every_steps=10**9)
     return RunConfig(model=network, train=replace(train, **changes), shards=str(shards), sample_prompts=[[1, 2, 3]],
-                     run_dir=str(bench.folder / "run"), execution=Execution(threads=None if cuda() else 1))  # fmt: skip
+                     run_dir=str(bench.folder / "run"), execution=Execution(threads=None if cuda() else 1))
 
 
 def started(bench: Bench, config: RunConfig) -> Trainer:
@@ -271,7 +272,7 @@ def started(bench: Bench, config: RunConfig) -> Trainer:
               micro_batch=train.micro_batch_sequences, build_s=round(built - began, 1),
               first_step_s=round(compiled - built, 1), losses=[round(loss, 4) for loss in losses], peak_gb=gigabytes(),
               weights_and_optimizer_gb=gigabytes(peak=False),
-              planned_gb=round(memory_bytes(trainer.config.model, train)["total"] / 1e9, 2))  # fmt: skip
+              planned_gb=round(memory_bytes(trainer.config.model, train)["total"] / 1e9, 2))
     return trainer
 
 
@@ -306,11 +307,11 @@ def measure_step(bench: Bench, trainer: Trainer, what: str, profiled: bool = Tru
               micro_batch=train.micro_batch_sequences, micro_batch_ms=round(took, 2), update_ms=round(update, 2),
               whole_step_s=round(step, 4), whole_step_tokens=train.tokens_per_step, tokens_per_second=round(rate),
               mfu=hardware and round(rate * flops / hardware.peak_flops, 4), peak_gb=gigabytes(),
-              loss=round(loss, 4))  # fmt: skip
+              loss=round(loss, 4))
     if profiled:
         busy = sum(row[1] for row in rows)
         bench.say("profile", what=what, wall_ms=round(took, 2), busy_ms=round(busy, 2), kinds=by_kind(rows),
-                  kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]])  # fmt: skip
+                  kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]])
 
 
 class _Events(NoLog):
@@ -324,7 +325,7 @@ class _Events(NoLog):
 
 
 def surroundings(bench: Bench, trainer: Trainer) -> None:
-    """What a run does besides steps: validation, samples, a checkpoint, resuming, and whether that repeats its bytes."""
+    """What a run does besides steps: validation, samples, a checkpoint, resuming, and whether bytes repeat."""
     def timed(finding: str, function: Callable[[], object], **values: object) -> None:
         began = time.perf_counter()
         function()
@@ -342,9 +343,9 @@ def surroundings(bench: Bench, trainer: Trainer) -> None:
     timed("resume", trainer.resume, same_step=trainer.step >= at)
     again = [trainer.train_step()["loss"] for _ in range(2)]
     largest = max(float((weight.detach() - weights[name]).abs().max())
-                  for name, weight in trainer.model.named_parameters())  # fmt: skip
+                  for name, weight in trainer.model.named_parameters())
     bench.say("repeated after resuming", losses=list(zip(losses, again)), largest_weight_difference=largest,
-              same_bytes=largest == 0)  # fmt: skip
+              same_bytes=largest == 0)
 
 
 def daily_bf16(bench: Bench) -> None:
@@ -388,7 +389,7 @@ def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: boo
         peer = network.GPT(network.GPTConfig(
             sequence_len=config.sequence_length, vocab_size=config.vocab_size, n_layer=config.depth,
             n_head=config.heads, n_kv_head=config.key_heads, n_embd=config.width,
-            window_pattern=config.window_pattern))  # fmt: skip
+            window_pattern=config.window_pattern))
     peer.to_empty(device=device())
     peer.init_weights()
     optimizer = peer.setup_optimizer(weight_decay=0.1)
@@ -399,7 +400,7 @@ def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: boo
             module_filter_fn=lambda module, name: isinstance(module, nn.Linear) and min(module.weight.shape) >= 128)
     forward = torch.compile(peer, dynamic=False) if cuda() else peer
     x, y = (torch.randint(config.vocab_size, (micro_batch_sequences, config.sequence_length), device=device())
-            for _ in range(2))  # fmt: skip
+            for _ in range(2))
 
     def run() -> None:
         forward(x, y).backward()
@@ -422,9 +423,9 @@ def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: boo
     rate = 1e3 * DAILY_STEP / (took * DAILY_STEP / tokens + update)
     bench.say("step", what=what, depth=config.depth, precision="fp8" if fp8 else "bf16",
               micro_batch=micro_batch_sequences, micro_batch_ms=round(took, 2), update_ms=round(update, 2),
-              tokens_per_second=round(rate), peak_gb=gigabytes(), first_steps_s=round(first, 1))  # fmt: skip
+              tokens_per_second=round(rate), peak_gb=gigabytes(), first_steps_s=round(first, 1))
     bench.say("profile", what=what, wall_ms=round(took, 2), busy_ms=round(sum(row[1] for row in rows), 2),
-              kinds=by_kind(rows), kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]])  # fmt: skip
+              kinds=by_kind(rows), kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]])
 
 
 def nanochat_bf16(bench: Bench) -> None:
@@ -447,7 +448,7 @@ class _Ours:
 
     def hidden(self, batch: Batch, read_BR: Tensor) -> Tensor:
         tokens, *tree = (torch.from_numpy(array).to(device())
-                         for array in (batch.tokens, batch.positions, batch.parents, batch.ends))  # fmt: skip
+                         for array in (batch.tokens, batch.positions, batch.parents, batch.ends))
         return self.network.hidden(tokens, Tree(tokens, *tree, None), read_BR)
 
 
@@ -500,7 +501,7 @@ def scoring(bench: Bench) -> None:
                 ended = time.perf_counter()
         bench.say("scoring", precision=precision, requests=len(inputs), seconds=round(middle - began, 2),
                   padded_seconds=round((ended - middle) * len(inputs) / len(theirs), 2),
-                  largest_difference=max(abs(one[0] - other) for one, other in zip(ours, theirs)))  # fmt: skip
+                  largest_difference=max(abs(one[0] - other) for one, other in zip(ours, theirs)))
 
 
 STAGES = [
@@ -514,5 +515,4 @@ STAGES = [
 ]
 
 
-def describe(finding: dict) -> str:
-    return json.dumps(finding)
+

@@ -87,12 +87,14 @@ def _main(stage: Stage, options: Any, deadline: float, compile_threads: int, con
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # by a suspended stage
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(compile_threads))
         bench = Bench(stage.name, options, Path(folder), deadline, connection)
+        completed = True
         try:
             stage.run(bench)
         except Exception as error:  # out of memory, foreign code: the findings so far count
+            completed = False
             bench.say("error", error=f"{type(error).__name__}: {error}"[:400],
                       where=traceback.format_exc().splitlines()[-6:])
-    connection.send(("end", None))
+    connection.send(("end", completed))
 
 
 def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: float | None, together: int,
@@ -127,7 +129,7 @@ def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: flo
         signal_others(signal.SIGCONT)
         timed = None
 
-    def end(child: _Child) -> None:
+    def end(child: _Child, how: str) -> None:
         if child is timed:
             stop_timing()
         if child in queue:
@@ -138,8 +140,7 @@ def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: flo
         except ProcessLookupError:
             child.process.kill()  # it had no group of its own yet
         child.process.join()
-        on_finding({"stage": child.stage.name, "finding": "ended", "seconds": round(time.time() - child.began, 1),
-                    "exit_code": child.process.exitcode if child.process.exitcode != -signal.SIGKILL else None})
+        on_finding({"stage": child.stage.name, "finding": how, "seconds": round(time.time() - child.began, 1)})
 
     try:
         while (waiting or running) and time.time() < deadline:
@@ -151,7 +152,8 @@ def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: flo
                         waiting.remove(stage)
                     elif fits(stage):
                         ours, theirs = context.Pipe()
-                        process = context.Process(target=_main, args=(stage, options, deadline, compile_threads, theirs))
+                        arguments = (stage, options, deadline, compile_threads, theirs)
+                        process = context.Process(target=_main, args=arguments)
                         process.start()
                         theirs.close()
                         running.append(_Child(stage, process, ours))
@@ -161,7 +163,7 @@ def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: flo
                 try:
                     kind, value = child.connection.recv()
                 except EOFError:
-                    kind, value = "end", None
+                    kind, value = "end", False
                 if kind == "finding":
                     on_finding(value)
                 elif kind == "alone":
@@ -169,12 +171,11 @@ def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: flo
                 elif kind == "shared" and child is timed:
                     stop_timing()
                 elif kind == "end":
-                    end(child)
+                    end(child, "completed" if value else "failed")
             if timed is None and queue:
                 begin_next_timing()
     finally:
         for child in list(running):
-            on_finding({"stage": child.stage.name, "finding": "stopped", "reason": "the time was up"})
-            end(child)
+            end(child, "stopped")
         for stage in waiting:
             on_finding({"stage": stage.name, "finding": "skipped", "reason": "the time was up"})

@@ -98,7 +98,8 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
     with log as metrics, trainer.writer:
         metrics.write("start", step=trainer.step, steps=trainer.steps, tokens=trainer.run["tokens"],
                       flops=trainer.run["flops"], parameters=trainer.run["parameters"]["total"],
-                      device=trainer.device_name, threads=torch.get_num_threads(),
+                      device=trainer.device_name, window_kernel=trainer.window_kernel,
+                      threads=torch.get_num_threads(),
                       peak_flops=trainer.peak_flops, processes=trainer.processes.count,
                       weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()),
                       cropped=trainer.packing and round(trainer.packing.cropped, 4))

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, cost
+from model.attention import use_window_kernel
 from model.checkpoint import write_json
 from model.config import ConfigError, Precision, Rows
 from model.fp8 import use_fp8
@@ -95,6 +96,8 @@ class Trainer:
             use_fp8(self.model, config.train.fp8_smallest_size)
         compiled = config.execution.compile
         self.compiled = self.device.type == "cuda" if compiled is None else compiled
+        self.window_kernel = use_window_kernel(self.model, self.device, AUTOCAST.get(precision, torch.float32),
+                                               self.compiled)
         self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
         sharded = isinstance(self.model, FSDPModule)

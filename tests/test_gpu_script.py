@@ -1,36 +1,84 @@
-"""The GPU benchmark starts where there is no GPU, runs through and says what it could not measure."""
+"""The GPU benchmark: its scheduler times stages alone and keeps its deadline; its stages run where there is no GPU."""
 
-import csv
 import json
-import math
+import subprocess
+import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import main, zipf_shards
+from benchmarks.gpu import completed
+from benchmarks.gpu_stages import by_kind, zipf_shards
+from benchmarks.scheduler import Stage, run_stages
 from model.shards import ShardSet
+from tests.timed_stages import dying, endless, failing, timed
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_timings_never_overlap_and_no_stage_stops_another(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("benchmarks.scheduler.SECONDS_TO_IDLE", 0.05)
+    stages = [Stage("one", timed, 1, 1), Stage("dying", dying, 1, 1), Stage("two", timed, 1, 1),
+              Stage("failing", failing, 1, 1), Stage("endless", endless, 1, 1), Stage("late", timed, 1, 60)]
+    findings, began = [], time.time()
+    run_stages(stages, None, 10, gigabytes=4, together=4, on_finding=findings.append)
+    assert time.time() - began < 10.5
+    spans = sorted((line["began"], line["ended"]) for line in findings if line["finding"] == "span")
+    assert len(spans) == 6 and all(before[1] <= after[0] for before, after in pairwise(spans))
+    ends = {line["stage"]: line["finding"] for line in findings
+            if line["finding"] in ("completed", "failed", "stopped", "skipped")}
+    assert ends == {"one": "completed", "two": "completed", "dying": "failed", "failing": "failed",
+                    "endless": "stopped", "late": "skipped"}
+    assert [line["finding"] for line in findings if line["stage"] == "failing"] == ["before", "error", "failed"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it measures: make bench-gpu")
-def test_it_runs_through_at_a_tiny_size(tmp_path: Path, capsys: pytest.CaptureFixture):
-    tiny = ["--depths", "2", "--minutes", "0.01", "--out"]
-    [_, nanochat] = main([*tiny, str(tmp_path / "other"), "--nanochat", str(tmp_path / "absent")])
-    [ours, unknown] = main([*tiny, str(tmp_path), "--precisions", "fp32", "int4"])
-    assert ours.steps > 3 and ours.tokens_per_second > 0 and ours.estimated_bytes > 0
-    assert ours.loss < math.log(512) + 0.1 and ours.mfu is ours.peak_bytes is None
-    assert unknown.tokens_per_second is None and "trains in fp32" in unknown.why_not
-    assert nanochat.tokens_per_second is None and "nanochat" in nanochat.why_not
-    told = capsys.readouterr().out
-    assert "| ours | 2 | fp32 |" in told and "not measured: ours, depth 2, int4" in told
-    assert "not measured: MFU, peak memory and the goals; torch finds no CUDA device" in told and "goal at" not in told
-    rows = list(csv.DictReader((tmp_path / "curve.csv").open()))
-    assert [int(row["step"]) for row in rows] == list(range(1, ours.steps + 1))
-    assert json.loads((tmp_path / "results.json").read_text())[0]["loss"] == ours.loss
+def test_every_stage_runs_at_a_tiny_size(tmp_path: Path):
+    results = tmp_path / "results.jsonl"
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    zipf_shards(shards, 512, 50_000)
+    command = [sys.executable, "-m", "benchmarks.gpu", "--minutes", "3", "--results", str(results), "--shards",
+               str(shards), "--commit", "abc"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    findings = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [json.loads(line)["finding"] for line in done.stdout.splitlines() if line.startswith("{")] == [
+        line["finding"] for line in findings]
+    assert not [line for line in findings if line["finding"] in ("error", "failed", "stopped", "skipped")]
+    steps = {(line["stage"], line["precision"]) for line in findings if line["finding"] == "step"}
+    assert steps >= {("daily-bf16", "bf16")}
+    again = next(line for line in findings if line["finding"] == "repeated after resuming")
+    assert again["same_bytes"]
+    assert {line["device"] for line in findings} == {"CPU"} and {line["commit"] for line in findings} == {"abc"}
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert len(results.read_text().splitlines()) == len(findings) + 1, "what is there is not measured again"
+    assert completed(results, "abc") and not completed(results, "def") and not completed(results, None)
 
 
-def test_the_entropy_of_the_drawn_tokens_is_the_one_told(tmp_path: Path):
+def test_findings_survive_a_kill(tmp_path: Path):
+    results = tmp_path / "results.jsonl"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--results", str(results), "--only", "ceilings", "attention"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.time() + 60
+    while time.time() < deadline and not (results.exists() and "product" in results.read_text()):
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert any(json.loads(line)["finding"] == "product" for line in results.read_text().splitlines())
+
+
+def test_kernels_are_sorted_by_kind():
+    rows = [("triton_red_fused_attention_mm", 1.0, 2), ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop", 2.0, 1),
+            ("nvjet_sm90_tst_256x128", 4.0, 1), ("Memcpy DtoD", 0.5, 1), ("elementwise_kernel", 0.25, 3)]
+    assert by_kind(rows) == {"fused elementwise": 1.0, "attention": 2.0, "matrix products": 4.0, "copies": 0.5,
+                             "other": 0.25}
+
+
+def test_the_entropy_of_the_drawn_tokens_is_the_one_that_is_returned(tmp_path: Path):
     entropy = zipf_shards(tmp_path, 512, 300_000)
     drawn = np.bincount(ShardSet(tmp_path, "train").slice(0, 300_000), minlength=512) / 300_000
     seen = drawn[drawn > 0]

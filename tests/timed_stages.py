@@ -1,0 +1,28 @@
+"""Stages for the tests of benchmarks.scheduler, in a module that a child imports quickly."""
+
+import os
+import time
+
+from benchmarks.scheduler import Bench
+
+
+def timed(bench: Bench) -> None:
+    for _ in range(3):
+        with bench.alone():
+            began = time.time()
+            time.sleep(0.05)
+            bench.say("span", began=began, ended=time.time())
+
+
+def failing(bench: Bench) -> None:
+    bench.say("before")
+    raise ValueError("no such kernel")
+
+
+def dying(bench: Bench) -> None:
+    with bench.alone():
+        os._exit(3)
+
+
+def endless(bench: Bench) -> None:
+    time.sleep(100)
