@@ -104,7 +104,8 @@ def section(device: str, findings: list[Finding]) -> str:
     commits = list(dict.fromkeys(str(line["commit"]) for line in findings))
     races = newest(findings, "race", "system")
     attention = [[line["path"], line["forward_ms"], line["both_ms"], line.get("kernels_ms"),
-                  line["relative_difference"], line["kernels"][0][:44]] for line in newest(findings, "attention", "path")]
+                  line["relative_difference"], line["kernels"][0][:44]]
+                 for line in newest(findings, "attention", "path")]
     scoring = [[line["precision"], line["requests"], line["seconds"], line["padded_seconds"],
                 line["padded_seconds"] / line["seconds"], line["largest_difference"]]
                for line in newest(findings, "scoring", "precision")]

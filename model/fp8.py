@@ -63,7 +63,8 @@ class Float8Linear(nn.Linear):
         if not torch.is_autocast_enabled(device) or len(x_PD) % MULTIPLE:
             return super().forward(x)
         dtype = torch.get_autocast_dtype(device)
-        y_PE = _Product.apply(x_PD, self.weight, dtype)
+        # autocast squares in fp32: an fp32 input would get an fp32 gradient, of twice the memory
+        y_PE = _Product.apply(x_PD.to(dtype), self.weight, dtype)
         if self.bias is not None:
             y_PE = y_PE + self.bias.to(dtype)
         return y_PE.unflatten(0, x.shape[:-1])

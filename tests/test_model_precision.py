@@ -176,7 +176,7 @@ def float8_layer(inputs: int, outputs: int, bias: bool) -> nn.Module:
 @pytest.mark.parametrize("bias", [False, True])
 def test_fp8_products_are_within_the_rounding_error_and_are_fp8(bias):
     layer = float8_layer(64, 48, bias)
-    x, gradient = normal(2, 16, 64, seed=2).requires_grad_(), normal(2, 16, 48, seed=3)
+    x, gradient = normal(2, 16, 64, seed=2).bfloat16().float().requires_grad_(), normal(2, 16, 48, seed=3)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
     assert y.dtype == torch.bfloat16
