@@ -112,4 +112,4 @@ def test_cudnn_agrees_with_the_formulas(sizes: tuple[int, ...], window: int | No
     on_cpu = [x.detach().cpu().requires_grad_(x.requires_grad) for x in (q, k, v, dy)]
     for x, y in zip(got, results(windowed_attention, *on_cpu, window)):
         assert x.stride() == y.stride()
-        assert (x.cpu().float() - y.float()).norm() <= 0.01 * y.float().norm() + 1e-3
+        assert (x.cpu().float() - y.float()).norm() <= 0.01 * y.float().norm() + 1e-4 * y.numel() ** 0.5
