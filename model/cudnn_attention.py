@@ -48,12 +48,11 @@ def library() -> Any:
     return importlib.import_module("cudnn")
 
 
-@torch.compiler.assume_constant_result
 def available(device: torch.device) -> bool:
     """Whether `windowed_attention` runs on `device` by cuDNN: package, device and cuDNN version suffice.
 
-    Never raises. The first call for a device computes a small example and compares it with the formulas (seconds);
-    a reason other than a missing package or device is logged.
+    Never raises. Call it outside compiled functions. The first call for a device computes a small example and
+    compares it with the formulas (seconds); a reason other than a missing package or device is logged.
     """
     return device.type == "cuda" and torch.cuda.is_available() and _computes_correctly(device)
 

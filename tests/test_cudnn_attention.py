@@ -61,7 +61,6 @@ def test_the_operators_keep_to_what_torch_expects_of_them(heads: tuple[int, int]
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiles_into_one_graph(recompute: bool):
     def block(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        assert not available(q.device)  # may be asked while tracing
         return 2 * windowed_attention(1.5 * q, k, v, window)
 
     attention = functools.partial(checkpoint, block, use_reentrant=False) if recompute else block
