@@ -48,12 +48,11 @@ def library() -> Any:
     return importlib.import_module("cudnn")
 
 
-@torch.compiler.assume_constant_result
 def available(device: torch.device) -> bool:
     """Whether `windowed_attention` runs on `device` by cuDNN: package, device and cuDNN version suffice.
 
-    Never raises. The first call for a device computes a small example and compares it with the formulas (seconds);
-    a reason other than a missing package or device is logged.
+    Never raises. Call it outside compiled functions. The first call for a device computes a small example and
+    compares it with the formulas (seconds); a reason other than a missing package or device is logged.
     """
     return device.type == "cuda" and torch.cuda.is_available() and _computes_correctly(device)
 
@@ -78,9 +77,9 @@ def _computes_correctly(device: torch.device) -> bool:
             saved = (q_BHTK, k_BHTK, v_BHTK, expected_y, expected_stats, 32)
             pairs = [(y_BHTK, expected_y), (stats_BHTS, expected_stats),
                      *zip(_backward_cuda(dy_BHTK, *saved), _backward_formulas(dy_BHTK, *saved))]
-            wrong = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs]
-        if not max(wrong) < 0.02:
-            raise RuntimeError(f"relative errors of output, statistics and gradients are {wrong}, expected below 0.02")
+            errors = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs]
+        if not max(errors) < 0.02:
+            raise RuntimeError(f"relative errors of output, statistics and gradients are {errors}, expected below 0.02")
     except Exception as error:
         logging.getLogger(__name__).warning("cuDNN attention is not used on %s: %s", device, error)
         return False
@@ -235,7 +234,7 @@ def _build(problem: Problem, handle: Any) -> tuple[Any, int]:
         graph.validate()
         graph.build_operation_graph()
         graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-        graph.deselect_engines(["sdpa_"])  # kernels that the package compiles itself: cuDNN's own are as fast
+        graph.deselect_engines(["sdpa_"])  # kernels of the package itself: not measured here
         graph.check_support()
         graph.build_plans()
         return graph, graph.get_workspace_size()

@@ -61,7 +61,6 @@ def test_the_operators_keep_to_what_torch_expects_of_them(heads: tuple[int, int]
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiles_into_one_graph(recompute: bool):
     def block(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        assert not available(q.device)  # may be asked while tracing
         return 2 * windowed_attention(1.5 * q, k, v, window)
 
     attention = functools.partial(checkpoint, block, use_reentrant=False) if recompute else block
@@ -112,4 +111,4 @@ def test_cudnn_agrees_with_the_formulas(sizes: tuple[int, ...], window: int | No
     on_cpu = [x.detach().cpu().requires_grad_(x.requires_grad) for x in (q, k, v, dy)]
     for x, y in zip(got, results(windowed_attention, *on_cpu, window)):
         assert x.stride() == y.stride()
-        assert (x.cpu().float() - y.float()).norm() <= 0.01 * y.float().norm() + 1e-3
+        assert (x.cpu().float() - y.float()).norm() <= 0.01 * y.float().norm() + 1e-4 * y.numel() ** 0.5
