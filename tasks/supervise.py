@@ -21,12 +21,14 @@ from tasks.checkpoints import Uploads
 from tasks.grace import seconds_to_save
 from tasks.store import open_store
 
+TERMINATED = 128 + signal.SIGTERM  # the trainer's exit code when SIGTERM has ended it (model/train.py)
+
 
 class Output:
     """Prints events, from any thread, as long as somebody reads them."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal's handler prints as well
         self.read = True
 
     def line(self, line: str) -> None:
@@ -103,8 +105,9 @@ def main(argv: list[str] | None = None) -> int:
     output = Output()
     uploads = Uploads(config["key"], Path(config["run_dir"]), open_store(config["store"]), output.warning)
     code = Supervisor([sys.executable, "-m", "model.train", config["config"]], output).follow(uploads)
-    if number := -code if code < 0 else max(code - 128, 0):
-        print(f"error: model.train was ended by {signal.Signals(number).name}; run again to resume", file=sys.stderr)
+    if code < 0 or code == TERMINATED:
+        number = signal.Signals(-code if code < 0 else signal.SIGTERM)
+        print(f"error: model.train was ended by {number.name}; run again to resume", file=sys.stderr)
     return abs(code)
 
 
