@@ -36,7 +36,7 @@ QUEUES = {"gpu": "Trains or scores: one run at a time.", "data": "Prepares data,
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 REPOSITORY, NOTIFY = "DAILY_TRAIN_REPOSITORY", "DAILY_TRAIN_NOTIFY"
 SECONDS_TO_START = 300  # on a machine whose cores are all in use
-SECONDS_TO_STOP = 60  # a training saves before it ends
+SECONDS_TO_STOP = 60  # a worker kills its runs after 30; their trainers go on saving (tasks/supervise.py)
 RESTARTS, RESTART_SECONDS = 5, 3600.0
 SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

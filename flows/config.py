@@ -89,6 +89,9 @@ class Execution(Form):
         None, description="Folder with benchmark items as parquet, looked at first. Empty: `DAILY_TRAIN_BENCHMARKS`."
     )
     usd_per_hour: float | None = Field(None, ge=0, description="Price of this machine. Empty: list price of its kind.")
+    checkpoint_every_minutes: float = Field(
+        10.0, gt=0, description="Longest time between checkpoints of a training, beside those by step."
+    )
     hellaswag_items: int = Field(0, ge=0, description="HellaSwag items to score at each validation while training.")
     sample_every_steps: int | None = Field(None, ge=1, description="Steps between samples in training. Empty: none.")
     tracker: Tracker = Field(Tracker.NONE, description="Also tell the metrics of the training to this tool.")

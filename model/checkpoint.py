@@ -12,12 +12,13 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import GPTConfig, parse
@@ -25,6 +26,9 @@ from model.gpt import GPT
 
 KEPT = 2
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
+_DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
+           torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.bool: "BOOL"}
+"""Their names in a safetensors file, in the order in which the library writes them."""
 
 
 class CheckpointError(RuntimeError):
@@ -84,6 +88,30 @@ def write_json(path: Path, value: object) -> None:
     os.replace(temporary, path)
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, object]:
+    """Write the file that safetensors.torch.save_file would write, to the disk; its bytes and sha256.
+
+    A thread hashes what is in memory while this one writes, so the file is not read again.
+    """
+    order = list(_DTYPES)
+    tensors = dict(sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0])))
+    header, size = {}, 0
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [size, size := size + tensor.nbytes]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    parts = [len(text).to_bytes(8, "little"), text]
+    parts += [tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data for tensor in tensors.values()]
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(1) as hasher, open(path, "wb") as file:
+        hasher.map(digest.update, parts)
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
+
+
 def _publish(directory: Path, tensors: dict[str, dict[str, Tensor]], record_name: str, make_record) -> None:
     """Fill a hidden directory and rename it; `make_record` gets {file: {bytes, sha256}}."""
     temporary = directory.with_name(f".{directory.name}.tmp")
@@ -92,16 +120,13 @@ def _publish(directory: Path, tensors: dict[str, dict[str, Tensor]], record_name
         temporary.mkdir(parents=True)
         files = {}
         for name, content in tensors.items():
-            path = temporary / name
-            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, path)
-            _sync(path)
-            files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            files[name] = write_tensors(temporary / name, {key: value.detach().cpu() for key, value in content.items()})
         write_json(temporary / record_name, make_record(files))
         _sync(temporary)
         shutil.rmtree(directory, ignore_errors=True)  # only a damaged one can be in the way
         os.rename(temporary, directory)
         _sync(directory.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"cannot write {directory}: {error}") from error
 
@@ -161,6 +186,11 @@ class Writer:
             self._written.append(step)
         except BaseException as error:  # raised again where somebody can end the run
             self._error = error
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
 
     def written(self) -> list[int]:
         """Steps whose checkpoints were finished since the last call."""

@@ -194,6 +194,12 @@ class Optimizer:
             tensors |= {f"{self.config.optimizer.value}.{name}": value for name, value in self.matrices.state.items()}
         return tensors
 
+    def state_bytes(self) -> int:
+        """Size of state_tensors() after the first step; before it AdamW has no state."""
+        moments = sum(2 * parameter.numel() * parameter.element_size() + 4 for parameter in self.names)
+        stacks = self.matrices.state.values() if self.matrices is not None else ()
+        return moments + sum(tensor.numel() * tensor.element_size() for tensor in stacks)
+
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of state_tensors; refuses the state of another network or optimizer."""
         keys = ("step", "exp_avg", "exp_avg_sq")

@@ -52,9 +52,11 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """True everywhere when it is true anywhere."""
-        return flag if self.count == 1 else bool(self.sum_(torch.tensor(float(flag), device=device)))
+    def any(self, flags: list[bool], device: torch.device) -> list[bool]:
+        """Of each flag: true everywhere when it is true anywhere. All flags travel at once."""
+        if self.count == 1:
+            return flags
+        return self.sum_(torch.tensor(flags, dtype=torch.float32, device=device)).bool().tolist()
 
     def parallel(self, model: nn.Module, parallelism: Parallelism, *, compiled: bool) -> nn.Module:
         """What to call for a forward pass whose gradients are averaged over processes; fsdp shards `model`."""

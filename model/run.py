@@ -33,6 +33,8 @@ class Execution:
     one GPU cannot hold."""
     hellaswag: str | None = None
     """JSON file of encoded items (model.multiple_choice) that are scored with every validation; null: none."""
+    checkpoint_every_minutes: float = 10.0
+    """A checkpoint is also begun when the last one was begun so long ago, beside train.checkpoint_every_steps."""
     sample_every_steps: int | None = None
     """Steps between samples during training, written to the metrics; null: only before and after it."""
     peak_flops: float | None = None
@@ -45,6 +47,7 @@ class Execution:
     def __post_init__(self) -> None:
         require(self.device in (None, "cpu", "cuda"), "device", self.device, "cpu, cuda or null")
         require_each(self, "threads sample_every_steps", lambda value: value >= 1, "at least 1", null=True)
+        require_each(self, "checkpoint_every_minutes", lambda value: value > 0, "positive")
         require_each(self, "peak_flops usd_per_hour usd_limit", lambda value: value > 0, "positive", null=True)
 
 

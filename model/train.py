@@ -43,7 +43,10 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
     train: TrainConfig = trainer.config.train
     sample_every = trainer.config.execution.sample_every_steps
     window_steps, window_seconds = 0, 0.0  # since the last step line, without validation and saving
-    while trainer.step < trainer.steps and not trainer.processes.any(stop(), trainer.device):
+    while trainer.step < trainer.steps:
+        stopped, save = trainer.processes.any([stop(), trainer.checkpoint_is_due()], trainer.device)
+        if stopped:
+            break
         began = time.perf_counter()
         values = trainer.train_step()
         window_steps, window_seconds = window_steps + 1, window_seconds + time.perf_counter() - began
@@ -58,7 +61,7 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
             window_steps, window_seconds = 0, 0.0
         if trainer.step % train.validation_every_steps == 0 or at_end:
             trainer.validate(metrics)
-        if trainer.step % train.checkpoint_every_steps == 0 and not at_end and not trainer.guard.spikes:
+        if save and not at_end and not trainer.guard.spikes:
             trainer.save()
         if sample_every and trainer.step % sample_every == 0 and not at_end:
             trainer.sample_now(metrics)
@@ -102,6 +105,7 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
                       threads=torch.get_num_threads(),
                       peak_flops=trainer.peak_flops, processes=trainer.processes.count,
                       weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()),
+                      checkpoint_bytes=trainer.checkpoint_bytes(),
                       cropped=trainer.packing and round(trainer.packing.cropped, 4))
         for reason in refused:
             metrics.write("damaged_checkpoint", step=trainer.step, reason=reason)

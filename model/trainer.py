@@ -109,7 +109,7 @@ class Trainer:
         if self.processes.first:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_json(self.directory / "run.json", self.run)
-        self.saved_step = 0
+        self.saved_step, self.saved_at = 0, time.monotonic()
         self.writer = checkpoint.Writer(self.directory / "checkpoints")
         self.validation: Validation | None = None
         self.seconds_before = 0.0
@@ -154,7 +154,8 @@ class Trainer:
         for _ in range(UNTIMED_STEPS):
             self.train_step()
         began, timed = time.perf_counter(), 0
-        while timed < TIMED_STEPS and not self.processes.any(time.perf_counter() - began > TIMED_SECONDS, self.device):
+        while timed < TIMED_STEPS and not self.processes.any([time.perf_counter() - began > TIMED_SECONDS],
+                                                             self.device)[0]:
             self.train_step()
             timed += 1
         seconds = self.processes.sum_(torch.tensor((time.perf_counter() - began) / timed, device=self.device))
@@ -288,6 +289,25 @@ class Trainer:
             values["largest_expert_load"] = round(largest_load, 3)
         return values
 
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint, about: the tensors without the headers of their files."""
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+        return weights + self.optimizer.state_bytes()
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether a checkpoint follows the next step: by the number of steps, or by the time since the last was begun.
+
+        The first process decides for all. One by time never waits for the writer, nor does one by step wait for it:
+        while a checkpoint that was begun between two by step is being written, none is due.
+        """
+        if not self.processes.first:
+            return False
+        every_steps = self.config.train.checkpoint_every_steps
+        by_step = (self.step + 1) % every_steps == 0
+        if self.writer.busy:
+            return by_step and self.saved_step % every_steps == 0
+        return by_step or time.monotonic() - self.saved_at >= 60 * self.config.execution.checkpoint_every_minutes
+
     def save(self) -> None:
         """Begin to write a checkpoint; report_checkpoints tells when it is there."""
         # the loss that shows a bad update comes one step later: never replace a good checkpoint by it
@@ -303,7 +323,7 @@ class Trainer:
         else:
             for _ in chain(*tensors):
                 pass  # each is gathered from all processes
-        self.saved_step = self.step
+        self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def gathered(self, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole tensors by name, one at a time: together they may be more than one GPU holds."""

@@ -3,52 +3,56 @@
     checkpoints/<key of the stage>/step_000000100/<file>
     checkpoints/<key of the stage>/step_000000100/uploaded.json     size and SHA-256 of each file; written last
 
-The trainer knows nothing of the store: this follows its events and reads the folders it leaves. An upload that
-fails is logged and training goes on, because the next one may work.
+The trainer knows nothing of the store: its parent (tasks/supervise.py) follows its events and reads the folders it
+leaves. An upload that fails is a warning and training goes on, because the next one may work.
 """
 
 import json
-import math
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from logging import Logger, LoggerAdapter
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from tasks.stage import Place, logger
-from tasks.store import Digest, StoreError, digest_file
+from tasks.store import Digest, Store, StoreError, digest_file
 
 KEPT = 2
 BESIDE = ("run.json", "metrics.jsonl", "samples.json")  # of the run: its resolved budget, its curve, first samples
 LAST = "uploaded.json"
+Log = Logger | LoggerAdapter
 
 
 class Uploads:
-    """Uploads what the trainer has saved, one at a time in a thread; what has become old meanwhile is passed over.
+    """Uploads what the trainer has saved, one checkpoint at a time in a thread.
 
-    Leaving the context after an error uploads the newest checkpoint, which SIGTERM made the trainer save.
+    One that becomes old while it waits is dropped for the newer one, however slow the store is: at most two are held
+    on the disk beside the trainer's own.
     """
 
-    def __init__(self, key: str, run_dir: Path, place: Place) -> None:
-        self.key, self.run_dir, self.place, self.logger = key, run_dir, place, logger()
+    def __init__(self, key: str, run_dir: Path, store: Store, warn: Callable[[str], None]) -> None:
+        self.key, self.run_dir, self.store, self.warn = key, run_dir, store, warn
         self.staging = run_dir.parent / "uploads"
-        self.newest = -1.0
+        self.newest = -1
+        self.waiting: Path | None = None
+        self.lock = Lock()
         self.pool = ThreadPoolExecutor(1)
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "checkpoint":
             self._take(event["step"])
 
-    def __enter__(self) -> "Uploads":
-        shutil.rmtree(self.staging, ignore_errors=True)
-        return self
-
-    def __exit__(self, kind: type | None, *exception: object) -> None:
-        if kind is None:
-            self.newest = math.inf  # the stage's outputs replace them
-        elif steps := _local_steps(self.run_dir):
+    def close(self, *, keep: bool) -> None:
+        """Wait for what is being uploaded. With `keep` also upload the newest that the trainer has left, without drop
+        what waits: the stage's outputs replace it."""
+        if keep and (steps := _local_steps(self.run_dir)):
             self._take(steps[-1])
+        elif not keep:
+            self._replace(None)
         self.pool.shutdown()
 
     def _take(self, step: int) -> None:
@@ -63,73 +67,85 @@ class Uploads:
             for beside in BESIDE:
                 shutil.copyfile(self.run_dir / beside, staged / beside)
         except OSError as error:
-            self.logger.warning("checkpoint %s is not uploaded: %s", name, error)
+            self.warn(f"checkpoint {name} is not uploaded: {error}")
             return
         self.newest = step
-        self.pool.submit(self._upload, step, staged)
+        self._replace(staged)
+        self.pool.submit(self._upload)
 
-    def _upload(self, step: int, staged: Path) -> None:
-        store, folder = self.place.store, f"checkpoints/{self.key}/{staged.name}"
+    def _replace(self, staged: Path | None) -> None:
+        """Let this one wait; what waited is dropped."""
+        with self.lock:
+            old, self.waiting = self.waiting, staged
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _upload(self) -> None:
+        with self.lock:
+            staged, self.waiting = self.waiting, None
+        if staged is None:  # an upload before this one took the newer checkpoint
+            return
+        store, folder = self.store, f"checkpoints/{self.key}/{staged.name}"
         try:
-            if step < self.newest:
-                return
             store.delete(f"{folder}/{LAST}")
+            known = json.loads((staged / "state.json").read_text())["files"]
             digests = {}
             for path in sorted(staged.iterdir()):
-                digests[path.name] = asdict(digest := digest_file(path))
+                digest = Digest(**known[path.name]) if path.name in known else digest_file(path)
+                digests[path.name] = asdict(digest)
                 store.put(f"{folder}/{path.name}", path, digest)
             store.publish(f"{folder}/{LAST}", json.dumps(digests).encode())
-            for old in _uploaded(self.key, self.place)[:-KEPT]:
-                _delete(f"checkpoints/{self.key}/{_name(old)}", self.place)
-        except (StoreError, OSError) as error:
-            self.logger.warning("checkpoint %s is not uploaded: %s", staged.name, error)
+            for old in _uploaded(self.key, store)[:-KEPT]:
+                _delete(f"checkpoints/{self.key}/{_name(old)}", store)
+        except (StoreError, OSError, ValueError, KeyError) as error:
+            self.warn(f"checkpoint {staged.name} is not uploaded: {error}")
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
 
-def restore(key: str, run_dir: Path, place: Place) -> None:
+def restore(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> None:
     """Fetch the newest intact checkpoint of the store into `run_dir`, when it is newer than those there."""
     newest_here = max(_local_steps(run_dir), default=-1)
-    for step in reversed(_uploaded(key, place)):
+    for step in reversed(_uploaded(key, store)):
         if step <= newest_here:
             return
         folder, temporary = f"checkpoints/{key}/{_name(step)}", run_dir / "checkpoints" / f".{_name(step)}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            _download(folder, temporary, place)
+            _download(folder, temporary, store, cache)
         except (StoreError, OSError, ValueError, TypeError) as error:
-            logger().warning("%s is passed over: %s", folder, error)
+            log.warning("%s is passed over: %s", folder, error)
             continue
         for beside in BESIDE:
             (temporary / beside).replace(run_dir / beside)
         temporary.replace(run_dir / "checkpoints" / _name(step))
-        logger().info("%s comes from the store %s", _name(step), place.store.url)
+        log.info("%s comes from the store %s", _name(step), store.url)
         return
 
 
-def clear(key: str, place: Place) -> None:
+def clear(key: str, store: Store) -> None:
     """Remove the checkpoints of a finished stage from the store."""
-    _delete(f"checkpoints/{key}", place)
+    _delete(f"checkpoints/{key}", store)
 
 
-def _download(folder: str, target: Path, place: Place) -> None:
-    for name, fields in json.loads(place.store.read(f"{folder}/{LAST}")).items():
-        path = place.store.get(f"{folder}/{name}", place.cache)
+def _download(folder: str, target: Path, store: Store, cache: Path) -> None:
+    for name, fields in json.loads(store.read(f"{folder}/{LAST}")).items():
+        path = store.get(f"{folder}/{name}", cache)
         if (found := digest_file(path)) != Digest(**fields):
             raise StoreError(f"{name} is corrupted: it is {found}, expected {Digest(**fields)}")
         shutil.copyfile(path, target / name)
-    shutil.rmtree(place.cache / folder, ignore_errors=True)
+    shutil.rmtree(cache / folder, ignore_errors=True)
 
 
-def _delete(prefix: str, place: Place) -> None:
-    keys = list(place.store.list(prefix))
+def _delete(prefix: str, store: Store) -> None:
+    keys = list(store.list(prefix))
     for key in sorted(keys, key=lambda key: not key.endswith(LAST)):  # without that file the rest does not count
-        place.store.delete(key)
+        store.delete(key)
 
 
-def _uploaded(key: str, place: Place) -> list[int]:
-    found = place.store.list(f"checkpoints/{key}")
+def _uploaded(key: str, store: Store) -> list[int]:
+    found = store.list(f"checkpoints/{key}")
     return sorted(int(name.split("/")[-2].removeprefix("step_")) for name in found if name.endswith(f"/{LAST}"))
 
 

@@ -1,26 +1,27 @@
 """Heavy work in a child process of its own: its memory comes back, its crash stays its own, it can be cancelled.
 
 The child gets one JSON file and prints one JSON object a line. On cancellation the whole process group gets
-SIGTERM, time to save, and then SIGKILL. A child that uses the device holds a lock of this machine, so that a second
-run waits; the kernel frees it when the last process that uses the device is gone, however it ended.
+SIGTERM, time to save that follows the size of its checkpoints, and then SIGKILL. A child that uses the device holds a
+lock of this machine, so that a second run waits; the kernel frees it when the last process that uses the device is
+gone, however it ended.
 """
 
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tasks.grace import seconds_to_end
 from tasks.orphan import OrphanWatch
 from tasks.provenance import PROJECT
-
-SECONDS_TO_SAVE = 30
 
 
 class ProcessError(Exception):
@@ -33,17 +34,21 @@ def run_module(
     work: Path,
     on_event: Callable[[dict[str, Any]], None],
     lock: Path | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> None:
     """Run `python -m MODULE CONFIG.json` to its end, handing every JSON line of its output to `on_event`, and every
     other line as an event `output`.
 
-    With a `lock` it waits until no other process on this machine holds that, after an event `waiting`.
+    With a `lock` it waits until no other process on this machine holds that, after an event `waiting`. `prepare` is
+    called when the lock is held. A child that saves says by an event with `checkpoint_bytes` how much.
     Raises ProcessError when it fails.
     """
     work.mkdir(parents=True, exist_ok=True)
     config_file = work / f"{module.rsplit('.', 1)[-1]}.json"
     config_file.write_text(json.dumps(config, indent=1))
+    checkpoint_bytes = 0
     with _held(lock, on_event) as descriptors, tempfile.TemporaryFile("w+") as errors:
+        prepare()
         child = subprocess.Popen(
             [sys.executable, "-m", module, str(config_file)],
             stdout=subprocess.PIPE,
@@ -58,15 +63,17 @@ def run_module(
             watch = OrphanWatch()
             for line in child.stdout:
                 if watch.cancelled():
-                    _end(child)
+                    _end(child, checkpoint_bytes, on_event)
                     watch.leave()
                 if line.startswith("{"):
-                    on_event(json.loads(line))
+                    event = json.loads(line)
+                    checkpoint_bytes = event.get("checkpoint_bytes", checkpoint_bytes)
+                    on_event(event)
                 elif line.strip():
                     on_event({"event": "output", "line": line.rstrip()})
             code = child.wait()
         except BaseException:
-            _end(child)
+            _end(child, checkpoint_bytes, on_event)
             raise
         errors.seek(0)
         words = errors.read().strip()
@@ -90,12 +97,17 @@ def _held(lock: Path | None, on_event: Callable[[dict[str, Any]], None]) -> Iter
         yield (file.fileno(),)
 
 
-def _end(child: subprocess.Popen) -> None:
+def _end(child: subprocess.Popen, checkpoint_bytes: int, on_event: Callable[[dict[str, Any]], None]) -> None:
+    """Ask the child to end and wait. Nobody reads its output any more: it is closed, so that no full pipe holds it."""
     if child.poll() is not None:
         return
     os.killpg(child.pid, signal.SIGTERM)
+    child.stdout.close()
+    seconds = seconds_to_end(checkpoint_bytes)
+    with suppress(Exception):  # it may be what failed
+        on_event({"event": "ending", "at_most_seconds": math.ceil(seconds)})
     try:
-        child.wait(SECONDS_TO_SAVE)
+        child.wait(seconds)
     except subprocess.TimeoutExpired:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()

@@ -97,6 +97,10 @@ class TrainingProgress:
         kind = event["event"]
         if kind == "step":
             self._step(event)
+        elif kind == "warning":
+            self.logger.warning(event["message"])
+        elif kind == "ending":
+            self.logger.info("the trainer saves, uploads and ends, within %d s", event["at_most_seconds"])
         elif kind == "samples":
             for prompt, tokens in zip(PROMPTS, event["tokens_of_prompts"], strict=True):
                 self.logger.info("step %d: %s%s", event["step"], prompt, self.decode(tokens))

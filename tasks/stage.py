@@ -56,6 +56,8 @@ class Place:
     """Folder with the benchmark items as parquet, looked at before any other source."""
     usd_per_hour: float = 0.0
     """What an hour on this machine costs."""
+    checkpoint_every_minutes: float = 10.0
+    """Minutes after which a training begins another checkpoint, beside those by step."""
     hellaswag_items: int = 0
     """HellaSwag items that are scored with every validation of a training."""
     sample_every_steps: int | None = None

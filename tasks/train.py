@@ -16,7 +16,7 @@ from eval.hellaswag import encoded_items
 from eval.markup import markdown_table, passage, untrusted
 from model.config import GPTConfig, TrainConfig
 from tasks.benchmarks import Items
-from tasks.checkpoints import Uploads, clear, restore
+from tasks.checkpoints import clear, restore
 from tasks.process import run_module
 from tasks.progress import PROMPTS, Teller, TrainingProgress
 from tasks.provenance import PROJECT
@@ -54,7 +54,7 @@ def finished_training(
         recorded=frozenset({"metrics.jsonl"}),
     )
     result = finish(stage, place, lambda work, out: _train(stage, shards, tokenizer, items, place, work, out))
-    clear(stage.key, place)
+    clear(stage.key, place.store)
     return result
 
 
@@ -74,7 +74,6 @@ def _train(
 ) -> dict[str, Any]:
     encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
     run_dir = work / "run"  # outlives a killed process: the same command resumes from its last checkpoint
-    restore(stage.key, run_dir, place)  # of a machine that was lost
     run = {
         "model": stage.config["model"],
         "train": stage.config["train"],
@@ -84,21 +83,27 @@ def _train(
         "execution": {
             "device": place.device,
             "threads": place.workers,
+            "checkpoint_every_minutes": place.checkpoint_every_minutes,
             "usd_per_hour": place.usd_per_hour or None,
             "sample_every_steps": place.sample_every_steps,
             "hellaswag": _hellaswag(items, encoder, place, work),
         },
     }
+    config = work / "train.json"
+    config.write_text(json.dumps(run, indent=1))
+    supervised = {"config": str(config), "key": stage.key, "run_dir": str(run_dir), "store": place.store.url}
     tracking = Tracking(place.tracker, place.cache / "tracking", stage.key, stage.config)
-    with Uploads(stage.key, run_dir, place) as uploads, Teller() as tell, tracking:
+    with Teller() as tell, tracking:
         progress = TrainingProgress(run_dir, encoder.decode, tell)
 
         def follow(event: dict[str, Any]) -> None:
             progress(event)
-            uploads(event)
             tracking(event)
 
-        run_module("model.train", run, work, follow, place.device_lock)
+        def prepare() -> None:  # not before: the process of an earlier run may still save there
+            restore(stage.key, run_dir, place.store, place.cache, logger())
+
+        run_module("tasks.supervise", supervised, work, follow, place.device_lock, prepare)
     for name in ("final/model.safetensors", "final/config.json", "run.json", "metrics.jsonl"):
         shutil.copy2(run_dir / name, out / Path(name).name)
     samples = json.loads((run_dir / "samples.json").read_text())

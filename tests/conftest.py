@@ -21,7 +21,7 @@ os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes with two threads each would spin on two cores
 
 SLOWEST = ("test_operate.py", "test_browser.py", "test_flow.py", "test_model_runs.py", "test_eval_contamination.py",
-           "test_checkpoints.py")  # fmt: skip
+           "test_checkpoints.py", "test_saving.py")  # fmt: skip
 """Files that begin first, so that all processes end at about the same time."""
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret123"}

@@ -1,9 +1,12 @@
 """A training whose machine is lost goes on elsewhere from the store, to the same bytes."""
 
+import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from model.shards import Dataset, Split, write_dataset, write_shard
 from tasks.benchmarks import Items
 from tasks.checkpoints import KEPT, Uploads, restore
 from tasks.stage import Place, Result, Stage, finish, materialise, open_place
-from tasks.store import digest_file
+from tasks.store import Digest, LocalStore, digest_file
 from tasks.train import finished_training, read_metrics
 
 VOCAB = 32
@@ -60,6 +63,12 @@ def machines(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Place, Pla
     return first, replace(first, cache=tmp_path / "second")
 
 
+def family(process: int) -> list[int]:
+    """A process, its children and theirs."""
+    children = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
+    return [process, *(member for child in children.stdout.split() for member in family(int(child)))]
+
+
 def uploaded(place: Place) -> list[str]:
     return [key for key in place.store.list("checkpoints") if key.endswith("/uploaded.json")]
 
@@ -74,8 +83,7 @@ def test_another_machine_goes_on_from_the_store_to_the_same_bytes(machines: tupl
     while not uploaded(first):
         assert lost.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    children = subprocess.run(["pgrep", "-P", str(lost.pid)], capture_output=True, text=True, check=True)
-    for process in (lost.pid, *map(int, children.stdout.split())):
+    for process in family(lost.pid):
         os.kill(process, signal.SIGKILL)
     lost.wait()
 
@@ -93,7 +101,7 @@ def run_folder(cache: Path, steps: range) -> Path:
     for step in steps:
         folder = run_dir / "checkpoints" / f"step_{step:09d}"
         folder.mkdir(parents=True)
-        (folder / "state.json").write_text(f"state {step}")
+        (folder / "state.json").write_text(json.dumps({"step": step, "files": {}}))
     for name in ("run.json", "metrics.jsonl", "samples.json"):
         (run_dir / name).write_text(name)
     return run_dir
@@ -101,28 +109,61 @@ def run_folder(cache: Path, steps: range) -> Path:
 
 def test_the_store_keeps_the_last_ones_and_a_damaged_one_is_passed_over(machines: tuple[Place, Place]):
     first, second = machines
-    run_dir = run_folder(first.cache, range(1, 6))
+    run_dir, warnings = run_folder(first.cache, range(1, 6)), []
     for step in range(1, 6):
-        with Uploads("k", run_dir, first) as uploads:
-            uploads({"event": "checkpoint", "step": step})
-            uploads.pool.shutdown()
+        uploads = Uploads("k", run_dir, first.store, warnings.append)
+        uploads({"event": "checkpoint", "step": step})
+        uploads.close(keep=True)
     assert [key.split("/")[2] for key in uploaded(first)] == ["step_000000004", "step_000000005"]
     assert len(list(first.store.list("checkpoints/k"))) == KEPT * 5
 
     damaged = first.cache / "damaged"
-    damaged.write_text("state 6")
+    damaged.write_text("{}")
     first.store.put("checkpoints/k/step_000000005/state.json", damaged, digest_file(damaged))
     there = second.cache / "run"
-    restore("k", there, second)
+    restore("k", there, second.store, second.cache, logging.getLogger("daily_train"))
     assert [path.name for path in sorted((there / "checkpoints").glob("step_*"))] == ["step_000000004"]
-    assert (there / "checkpoints" / "step_000000004" / "state.json").read_text() == "state 4"
+    assert json.loads((there / "checkpoints" / "step_000000004" / "state.json").read_text())["step"] == 4
     assert (there / "run.json").read_text() == "run.json"
+    assert warnings == []
 
 
-def test_a_store_that_fails_does_not_end_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    place = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
+def test_a_store_that_fails_does_not_end_the_training(tmp_path: Path):
+    place, warnings = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0), []
     (tmp_path / "store" / "checkpoints").write_text("a file where a folder belongs")
-    with Uploads("k", run_folder(place.cache, range(1, 2)), place) as uploads:
-        uploads({"event": "checkpoint", "step": 1})
-        uploads.pool.shutdown()
-    assert "step_000000001 is not uploaded" in caplog.text
+    uploads = Uploads("k", run_folder(place.cache, range(1, 2)), place.store, warnings.append)
+    uploads({"event": "checkpoint", "step": 1})
+    uploads.close(keep=True)
+    [warning] = warnings
+    assert "step_000000001 is not uploaded" in warning
+
+
+class HeldStore(LocalStore):
+    """A store that stands still until it is let go."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def put(self, key: str, path: Path, digest: Digest) -> None:
+        self.reached.set()
+        assert self.go.wait(60)
+        super().put(key, path, digest)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_store_that_is_slow_holds_one_checkpoint_and_the_newest(tmp_path: Path, keep: bool):
+    store, warnings = HeldStore(str(tmp_path / "store")), []
+    run_dir = run_folder(tmp_path / "cache", range(1, 6))
+    uploads = Uploads("k", run_dir, store, warnings.append)
+    for step in range(1, 6):
+        uploads({"event": "checkpoint", "step": step})
+        assert store.reached.wait(60)
+    staged = sorted(path.name for path in uploads.staging.iterdir())
+    assert staged == ["step_000000001", "step_000000005"]
+    threading.Timer(0.2, store.go.set).start()
+    uploads.close(keep=keep)
+    assert [key.split("/")[2] for key in store.list("checkpoints") if key.endswith("/uploaded.json")] == (
+        ["step_000000001", "step_000000005"] if keep else ["step_000000001"]
+    )
+    assert list(uploads.staging.iterdir()) == warnings == []

@@ -12,11 +12,17 @@ import yaml
 from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 from prefect.utilities.templating import apply_values, find_placeholders
 
+from deployments import init
 from deployments.cli import _parser
+from flows.config import Preset, compose
+from model import cost
+from model.config import OptimizerName
+from tasks.grace import seconds_to_end
 
 FOLDER = Path(__file__).resolve().parents[1] / "deployments"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 TEMPLATE = json.loads((FOLDER / "kubernetes/job-template.json").read_text())
+INIT = ["python", "-m", "deployments.init"]
 DEFAULTS = {name: field["default"] for name, field in TEMPLATE["variables"]["properties"].items() if "default" in field}
 
 
@@ -76,4 +82,25 @@ def test_the_rendered_job_asks_for_the_gpus(gpus: str):
     assert container["resources"]["limits"]["nvidia.com/gpu"] == gpus
     assert container["envFrom"] == [{"secretRef": {"name": "daily-train-store"}}]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    assert pod["terminationGracePeriodSeconds"] > 30  # a training saves before it ends
+    assert container["command"] + container["args"] == [*INIT, "prefect", "flow-run", "execute"]
+
+
+def checkpoint_bytes(preset: Preset) -> int:
+    """Of a preset without PSGD: weights; a moment of each hidden matrix under Muon, two of all else."""
+    run = compose(preset, {})
+    assert run.train.optimizer is not OptimizerName.PSGD
+    model = run.model if run.model.vocab_size else run.model.with_vocabulary(run.tokenizer.vocab_size or 50_257, 0)
+    counted = cost.parameters(model)
+    hidden = counted["matrices"] + counted["experts"] if run.train.optimizer is OptimizerName.MUON else 0
+    return 12 * counted["total"] - 4 * hidden
+
+
+def test_a_container_is_given_the_time_that_the_largest_checkpoint_may_take():
+    assert 13.5e9 < checkpoint_bytes(Preset.daily) < 14.5e9
+    longest = max(seconds_to_end(checkpoint_bytes(preset)) for preset in Preset)
+    assert longest < init.SECONDS
+    assert COMPOSE["services"]["worker"]["stop_grace_period"] == f"{init.SECONDS // 60}m"
+    pod = TEMPLATE["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == init.SECONDS
+    entrypoints = re.findall(r"^ENTRYPOINT (.*)$", (FOLDER / "Dockerfile").read_text(), re.MULTILINE)
+    assert [json.loads(entrypoint) for entrypoint in entrypoints] == [[*INIT, "daily-train"]] * 2

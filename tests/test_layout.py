@@ -73,3 +73,8 @@ import model.train, model.generate, benchmarks.gpu
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_supervisor_beside_every_training_is_small():
+    program = "import sys, tasks.supervise; sys.exit(bool({'prefect', 'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

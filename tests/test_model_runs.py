@@ -97,7 +97,9 @@ def interrupt(process: multiprocessing.Process, run_dir: Path, chance: random.Ra
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_twenty_interruptions_end_in_the_bytes_of_the_run_without_any(shards, tmp_path, precision):
     assert main([str(write_config(tmp_path, shards, "straight", precision=precision))]) == 0
-    config, run_dir = write_config(tmp_path, shards, "interrupted", precision=precision), tmp_path / "interrupted"
+    by_time = {"checkpoint_every_minutes": 1e-3}  # beside those by step
+    config = write_config(tmp_path, shards, "interrupted", by_time, precision=precision)
+    run_dir = tmp_path / "interrupted"
     context = multiprocessing.get_context("forkserver")  # torch is imported once, not twenty times
     context.set_forkserver_preload(["model.train"])
     chance, done = random.Random(precision), []
@@ -233,6 +235,7 @@ def test_two_processes_train_as_one(one, two):
     assert loads[0] == pytest.approx(loads[1], abs=0.1)
     [alone], [shared] = events(one, "start"), events(run_dir, "start")
     assert shared["processes"] == 2
+    assert shared["checkpoint_bytes"] == alone["checkpoint_bytes"]
     sharded = json.loads(two.read_text())["execution"]["parallelism"] == "fsdp"
     # the first process has 2 of 3 experts
     assert 0.5 <= shared["weight_bytes"] / alone["weight_bytes"] < 0.6 if sharded else 1
@@ -251,10 +254,13 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(one, two):
 
 def test_two_processes_go_on_sharded_from_the_checkpoint_of_one(one, shards, tmp_path):
     shutil.copytree(one, tmp_path / "run", ignore=shutil.ignore_patterns("final"))
-    done = torchrun(write_config(tmp_path, shards, "run", {"parallelism": "fsdp"}, UNEVEN, **SHORT), 2)
+    execution = {"parallelism": "fsdp", "checkpoint_every_minutes": 1e-4}
+    done = torchrun(write_config(tmp_path, shards, "run", execution, UNEVEN, **SHORT), 2)
     assert done.returncode == 0, done.stderr
     assert events(tmp_path / "run", "resume")[0]["step"] == 20
     assert_same_curve(one, tmp_path / "run")
+    by_time = [line["step"] for line in events(tmp_path / "run", "checkpoint") if line["step"] % 20]
+    assert by_time, "the first process's clock decides for both, which gather the tensors together"
 
 
 def test_processes_that_cannot_share_a_step_are_refused(shards, tmp_path):

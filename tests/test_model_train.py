@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from model import checkpoint
 from model.config import GPTConfig
@@ -51,10 +52,10 @@ def shards(tmp_path_factory) -> Path:
 
 
 def write_config(directory: Path, shards: Path, name: str = "run", model: dict | None = None,
-                 **train: object) -> Path:
+                 execution: dict | None = None, **train: object) -> Path:
     config = {"model": MODEL | (model or {}), "train": TRAIN | train, "shards": str(shards),
               "run_dir": str(directory / name), "sample_prompts": [[0], [3, 4]],
-              "execution": {"device": "cpu", "threads": 1}}
+              "execution": {"device": "cpu", "threads": 1} | (execution or {})}
     path = directory / f"{name}.json"
     path.write_text(json.dumps(config))
     return path
@@ -166,6 +167,41 @@ def test_sigterm_saves_and_resumes_to_the_same_bytes(uninterrupted, shards, tmp_
     assert main([str(config)]) == 0
     assert events(tmp_path / "run", "resume")[0]["step"] == stopped < STEPS
     assert digests(tmp_path / "run") == digests(uninterrupted)
+
+
+def test_a_run_resumes_from_a_checkpoint_by_time_to_the_same_bytes(shards, tmp_path):
+    never = {"checkpoint_every_steps": 10 * STEPS}
+    assert main([str(write_config(tmp_path, shards, "straight", **never))]) == 0
+    assert events(tmp_path / "straight", "checkpoint") == [], "the default is minutes"
+    config = write_config(tmp_path, shards, execution={"checkpoint_every_minutes": 1e-4}, **never)
+    process = start(config)
+    wait_for(process, "checkpoint", 2)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "run" / "final").exists(), "killed too late to test anything"
+    assert main([str(config)]) == 0
+    assert 2 <= events(tmp_path / "run", "resume")[0]["step"] < STEPS
+    assert digests(tmp_path / "run") == digests(tmp_path / "straight")
+
+
+def test_a_checkpoint_by_time_that_is_slow_to_write_holds_nothing_up(shards, tmp_path, monkeypatch):
+    save, saved = checkpoint.save, []
+
+    def slow_at_first(directory: Path, step: int, *tensors: dict) -> Path:
+        deadline = time.monotonic() + 60
+        while not saved and events(tmp_path / "run", "step")[-1]["step"] < STEPS // 2:
+            assert time.monotonic() < deadline, "training waits for the checkpoint"
+            time.sleep(0.01)
+        saved.append(step)
+        return save(directory, step, *tensors)
+
+    monkeypatch.setattr(checkpoint, "save", slow_at_first)
+    config = write_config(tmp_path, shards, execution={"checkpoint_every_minutes": 1e-4}, log_every_steps=1)
+    assert main([str(config)]) == 0
+    written = [line["step"] for line in events(tmp_path / "run", "checkpoint")]
+    assert written == saved and saved[0] == 1
+    assert saved[1] >= STEPS // 2, "not those by step either: the one that is written is about as new"
+    assert any(step % 10 == 0 for step in saved), "once it is written there are both kinds again"
 
 
 def interrupt_after(shards: Path, tmp_path: Path, checkpoints: int) -> Path:
@@ -289,6 +325,27 @@ def test_an_error_of_the_writer_is_raised_by_the_next_call(tmp_path):
         while not writer.written():
             time.sleep(0.01)
     assert writer.written() == []
+
+
+def test_a_file_of_tensors_is_the_one_that_safetensors_writes(tmp_path):
+    noise = torch.Generator().manual_seed(0)
+    tensors = {f"ä {number}.weight": (100 * torch.randn(shape, generator=noise)).to(dtype)
+               for number, (shape, dtype) in enumerate(
+                   (shape, dtype) for dtype in checkpoint._DTYPES for shape in [(3, 5), (), (0, 2), (7,)])}
+    tensors["transposed"] = torch.randn(4, 6, generator=noise).T
+    written = checkpoint.write_tensors(tmp_path / "ours", tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
+    content = (tmp_path / "ours").read_bytes()
+    assert content == (tmp_path / "theirs").read_bytes()
+    assert written == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_the_start_says_how_large_a_checkpoint_is(uninterrupted):
+    [start] = events(uninterrupted, "start")
+    newest = sorted((uninterrupted / "checkpoints").glob("step_*"))[-1]
+    size = sum(path.stat().st_size for path in newest.glob("*.safetensors"))
+    headers = sum(8 + int.from_bytes(path.read_bytes()[:8], "little") for path in newest.glob("*.safetensors"))
+    assert start["checkpoint_bytes"] == size - headers
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "state"])
