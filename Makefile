@@ -28,8 +28,9 @@ bench-coverage: $(VENV)/installed-dev  ## do intervals cover, and do tests alarm
 bench-eval: $(VENV)/installed-dev  ## seconds and scores beside lm-eval's hf backend
 	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.evaluation $(ARGS)
 
-bench-gpu: $(VENV)/installed  ## tokens/s, MFU, memory and loss on a GPU, at most 10 minutes; ARGS="--nanochat DIR"
+bench-gpu: $(VENV)/installed  ## everything that only a GPU can show, at most 9 minutes, and docs/gpu.md; ARGS="--nanochat DIR"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+	$(BIN)/python -m benchmarks.gpu_page
 
 bench-train: $(VENV)/installed $(NANOGPT)/model.py  ## training speed and loss beside nanoGPT
 	$(BIN)/python -m benchmarks.train --nanogpt $(NANOGPT) $(ARGS)
