@@ -67,9 +67,9 @@ def steps(findings: list[Finding]) -> str:
 def kinds(findings: list[Finding]) -> str:
     lines = newest(findings, "profile", "what", "stage")
     names = list(lines[0]["kinds"]) if lines else []
-    rows = [[f"{line['what']} ({line['stage']})", line["wall_ms"], *(line["kinds"][name] for name in names),
-             round(max(0.0, 100 * (1 - line["busy_ms"] / line["wall_ms"])), 1)] for line in lines]
-    return table(["system (stage)", "wall ms", *names, "idle %"], rows)
+    rows = [[f"{line['what']} ({line['stage']})", line["wall_ms"], line["busy_ms"],
+             *(line["kinds"][name] for name in names)] for line in lines]
+    return table(["system (stage)", "wall", "kernels", *names], rows)
 
 
 def goals(findings: list[Finding]) -> list[str]:
@@ -126,7 +126,10 @@ def section(device: str, findings: list[Finding]) -> str:
         "micro-batches, and one update of the optimizer. `d4` is a network of 4 such layers on which variants were "
         "tried; its head is a larger share, so only rows of equal depth compare.",
         steps(findings),
-        "### Milliseconds of a micro-batch by kind of kernel", kinds(findings),
+        "### Milliseconds of a micro-batch by kind of kernel",
+        "The kernels are those of one profiled micro-batch, which follows a pause and runs at a higher clock: their sum is "
+        "below the wall time also where the GPU is never idle.",
+        kinds(findings),
         "### Attention of one layer",
         "8 × 2,048 tokens, 12 heads of 128, window 512, bf16, run eagerly: ms of forward, of forward and backward, and "
         "of the latter's kernels alone.",
