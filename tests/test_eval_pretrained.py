@@ -20,7 +20,7 @@ from eval.precision import Precision
 from eval.scoring import Scorer
 from eval.suites import SUITES, write_rows
 from model.checkpoint import publish_final
-from model.config import GPTConfig
+from model.config import GPTConfig, MLPKind, Smear
 from model.gpt import GPT, initialise
 
 transformers = pytest.importorskip("transformers")
@@ -164,6 +164,29 @@ def test_an_exported_model_scores_what_the_original_scores(folder, tmp_path):
     scores = [scorer(inputs, answers, lambda done: None) for scorer in (exported, original)]
     assert original.tokens < exported.tokens == sum(map(len, inputs))  # it takes no positions
     assert [one for one, _ in scores[0]] == pytest.approx([one for one, _ in scores[1]], abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"mlp": MLPKind.MOE}, {"smear": Smear.KEY, "value_embeddings": True}])
+def test_an_export_that_hf_loads_in_bf16_is_the_checkpoint_in_bf16_to_the_bit(folder, tmp_path, settings):
+    """So that on the same rows our scores and lm-eval's are the same numbers."""
+    network = GPT(GPTConfig(depth=2, width=32, heads=2, sequence_length=64, vocab_size=257, **settings)).eval()
+    initialise(network, seed=0)
+    with torch.no_grad():
+        for weight in network.state_dict().values():
+            weight.add_(0.1 * torch.randn(weight.shape))
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    publish_final(tmp_path / "final", network, 0, digest, {})
+    write(Finished(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported")
+    exported = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "exported", dtype=torch.bfloat16, trust_remote_code=True)
+    ours = load_model(HarnessConfig(
+        checkpoint=tmp_path / "final", tokenizer=folder / "tokenizer.json", benchmarks=tmp_path, suites=(),
+        items_per_suite=None, seed=0, precision=Precision.BF16, out=tmp_path)).scorer.network._model
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        assert torch.equal(exported(tokens).logits, ours(tokens))
+    types = [{name: tensor.dtype for name, tensor in model.state_dict().items()} for model in (exported.gpt, ours)]
+    assert types[0] == types[1]
 
 
 def _config(folder, tmp_path) -> PretrainedConfig:
