@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eval.prefixes import Batch, Row, Sequence, batch_of, batches, row_of, rows_of
 
@@ -28,6 +29,9 @@ _TOLERANCE = 1e-3
 """Largest difference of a log-probability that rounding explains."""
 _LONGEST_ROW = 1024
 """Tokens of a row of several sequences; attention in a row is dense."""
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's, to which torch 2.11 gives masked bf16 first: it builds a plan for every new shape, half a second each
+(measured on a B200, github.com/modelscope/FunASR/issues/3704), and every batch here has another."""
 
 Score = tuple[float, bool]
 """Sum of log p of an answer in nats, and whether it is the greedy one."""
@@ -79,13 +83,17 @@ class _Launched:
     """Place of each pair of the next two in the concatenated answers."""
     logprob_P: Tensor
     greedy_P: Tensor
+    done: torch.cuda.Event | None
+    """When both have arrived in the host's memory."""
 
     def scores(self) -> list[tuple[int, Score]]:
-        """The score of each request; waits for the GPU."""
+        """The score of each request; waits for this batch alone."""
+        if self.done is not None:
+            self.done.synchronize()
         logprob = np.empty(len(self.order_P))
-        logprob[self.order_P] = self.logprob_P.double().cpu().numpy()
+        logprob[self.order_P] = self.logprob_P.numpy()
         greedy = np.empty(len(self.order_P), bool)
-        greedy[self.order_P] = self.greedy_P.cpu().numpy()
+        greedy[self.order_P] = self.greedy_P.numpy()
         begins = np.cumsum([0, *self.lengths[:-1]])
         sums, all_greedy = np.add.reduceat(logprob, begins), np.logical_and.reduceat(greedy, begins)
         return list(zip(self.numbers, zip(sums.tolist(), all_greedy.tolist())))
@@ -186,7 +194,8 @@ class Scorer:
         number_U = np.arange(len(place_U)) - (np.cumsum(counts_B) - counts_B)[row_U]  # within its row
         read_BR = np.zeros((B, counts_B.max()), np.int64)
         read_BR[row_U, number_U] = place_U % T
-        h_BRD = self.network.hidden(batch, on_device(read_BR, self.device))
+        with sdpa_kernel(_ATTENTION):
+            h_BRD = self.network.hidden(batch, on_device(read_BR, self.device))
         h_UD = h_BRD[on_device(row_U, self.device), on_device(number_U, self.device)]
         order_P = np.argsort(where_P, kind="stable")
         where_P = where_P[order_P]
@@ -201,8 +210,14 @@ class Scorer:
             row_p, target_p = where_P[first:last] - start, target_P[first:last]
             greedy_P.append(_greedy(logits_uV, row_p, target_p))
             logprob_P.append(logits_uV.log_softmax(-1)[row_p, target_p])
+        # queued right behind this batch, into pinned memory: read later, they would wait for the next batch as well
+        found = [torch.cat(parts).to("cpu", non_blocking=True) for parts in (logprob_P, greedy_P)]
         requests, lengths = [number for _, number in numbers], [len(answer) for answer in answers]
-        return _Launched(requests, lengths, order_P, torch.cat(logprob_P), torch.cat(greedy_P))
+        return _Launched(requests, lengths, order_P, *found, _recorded(self.device))
+
+
+def _recorded(device: torch.device) -> torch.cuda.Event | None:
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
 def _greedy(logits_uV: Tensor, row_p: Tensor, target_p: Tensor) -> Tensor:
