@@ -33,8 +33,8 @@ def computed_in(precision: Precision, device: torch.device) -> Precision:
 def round_weights(model: nn.Module, precision: Precision) -> None:
     """Cast in place what a file of weights holds, as `transformers` does when it loads the export of the same model.
 
-    Not autocast: that keeps the residual stream in fp32, so its scores are further from those of `hf` with the same
-    dtype than fp32 is (docs/evaluation.md), and without gradients it casts every weight again in each forward pass.
+    Not autocast: that rounds in other places, so its scores are further from those of `hf` with the same dtype than
+    fp32 is (docs/evaluation.md), and without gradients it casts every weight again in each forward pass.
     Computed buffers keep their type: in bf16 the angles of rotary positions would lose the position after 256 tokens.
     """
     for tensor in model.state_dict(keep_vars=True).values():
