@@ -324,8 +324,8 @@ def test_same_as_lm_evals_hf_backend_on_every_suite(inputs, scored, gpt2, tmp_pa
 
 
 def test_in_bf16_as_near_to_lm_evals_hf_backend_as_its_own_rounding(inputs, scored, gpt2, tmp_path):
-    """Ours and hf's differ by less than bf16 costs hf: 0.022 against 0.043 nats, root mean square. Under autocast, which
-    rounds in other places, it would be 0.053."""
+    """Ours and hf's differ by less than bf16 costs hf: 0.022 against 0.043 nats, root mean square. Under autocast,
+    which rounds in other places, it would be 0.053."""
     theirs = _hf_samples(inputs, copy.deepcopy(gpt2).to(torch.bfloat16), tmp_path, softmax_dtype="float32")
     evaluate_checkpoint(replace(inputs, precision=Precision.BF16, out=tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["precision"] == "bf16"

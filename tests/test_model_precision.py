@@ -252,6 +252,8 @@ def test_fp8_compiled_is_fp8():
         results.append((y.detach().float(), layer.weight.grad))
     for eager, compiled in zip(*results):
         assert (eager - compiled).norm() < 0.005 * eager.norm(), "far less than rounding to fp8 changes"
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # a compiled validation
+        torch.testing.assert_close(call(x), F.linear(x, layer.weight), rtol=0, atol=0)
 
 
 def test_fp8_is_chosen_by_size_and_never_silently_absent():
