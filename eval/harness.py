@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 # These are read once, when datasets, tokenizers and tqdm are imported, so they precede the imports: no network,
@@ -124,6 +124,7 @@ class AnswerModel(TemplateLM):
         self.scorer = scorer
         self._encode = encode
         self._encoded: dict[tuple[str, bool | None], np.ndarray] = {}
+        self._ids = lru_cache(64)(self._look_up)  # the choices of an item share the list of their context
         self._prefix_token = prefix_token
         self._items: list[tuple[str, int]] = []
         self.chosen: dict[str, list[int]] = {}
@@ -136,8 +137,11 @@ class AnswerModel(TemplateLM):
         return self._prefix_token
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
-        known = self._encoded.get((string, add_special_tokens))
-        return self._encode([string], add_special_tokens)[0] if known is None else known.tolist()
+        return self._ids(string, add_special_tokens)
+
+    def _look_up(self, text: str, add_special_tokens: bool | None) -> list[int]:
+        known = self._encoded.get((text, add_special_tokens))
+        return self._encode([text], add_special_tokens)[0] if known is None else known.tolist()
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[Score]:
         """All tasks' requests arrive in one call; their items are kept for messages and truncation counts."""
