@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.corpora import default_benchmarks, default_documents
+from benchmarks.goals import print_goal
 from eval.contamination import scan_documents
 from eval.documents import read_documents, row_groups
 from eval.findings import ContaminationConfig
@@ -205,25 +206,17 @@ def _run(documents: Path, folder: Path, suites: list[str], peer_python: str | No
     rows = [[tool, len(PASSAGES), count] for tool, count in negatives.items()]
     print(markdown_table(["tool", "hard negatives", "flagged"], rows), end="\n\n")
 
-    _goal("MB/s per core", rate, 100)
+    print_goal("MB/s per core", rate, 100)
     for tool, factor in (("datatrove", 100), ("janitor", 8)):
-        _goal(f"speed over {tool}", rate / rates[tool] if tool in rates else None, factor)
+        print_goal(f"speed over {tool}", rate / rates[tool] if tool in rates else None, factor)
     for form, least in RECALL_GOALS.items():
         worst = min(100 * float(np.mean(shares[suite, "ours"][form])) for suite in suites)
-        _goal(f"recall {form}, worst suite, %", worst, least)
-    _goal("hard-negative precision, %", 100 * (1 - negatives["ours"] / len(PASSAGES)), 95)
+        print_goal(f"recall {form}, worst suite, %", worst, least)
+    print_goal("hard-negative precision, %", 100 * (1 - negatives["ours"] / len(PASSAGES)), 95)
     checkable = {form.reference for form in index.forms}
     named = [f"{item.suite}:{item.item}" for number, item in enumerate(items) if number not in checkable]
     print(f"goal items uncheckable: {len(named)} (target 0, or each named) met {' '.join(named)}".rstrip())
-    _goal("memory at twice the corpus, ratio", memory_2 / memory, 1.1, at_most=True)
-
-
-def _goal(name: str, value: float | None, target: float, at_most: bool = False) -> None:
-    if value is None:
-        print(f"goal {name}: not measured (target ≥ {target}) short")
-        return
-    met = value <= target if at_most else value >= target
-    print(f"goal {name}: {value:.4g} (target {'≤' if at_most else '≥'} {target}) {'met' if met else 'short'}")
+    print_goal("memory at twice the corpus, ratio", memory_2 / memory, 1.1, at_most=True)
 
 
 if __name__ == "__main__":

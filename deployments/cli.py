@@ -150,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     scores.add_argument("--items", type=int, metavar="N", help="a fixed random subset of N items a suite; default: all")
     scores.add_argument("--seed", type=int, default=0, help="chooses the subset (default: %(default)s)")
     scores.add_argument("--num-fewshot", nargs="+", default=[], metavar="SUITE=N", help="examples before questions")
+    scores.add_argument("--precision", default="fp32", help="fp32, tf32 (a GPU's faster products) or bf16 (default: "
+                                                            "%(default)s)")
     scores.add_argument("--trust-code", action="store_true", help="run the modelling file that the model brings along")
     scores.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for the two files (%(default)s)")
     _execution_options(scores)
@@ -283,7 +285,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     shots = _changes([f"num_fewshot.{pair}" for pair in arguments.num_fewshot]).get("num_fewshot", {})
     try:
         config = EvaluationConfig(
-            suites=arguments.suites, items_per_suite=arguments.items, seed=arguments.seed, num_fewshot=shots
+            suites=arguments.suites,
+            items_per_suite=arguments.items,
+            seed=arguments.seed,
+            num_fewshot=shots,
+            precision=arguments.precision,
         )
     except ValidationError as error:
         raise ConfigError(one_sentence(EvaluationConfig, error, "evaluate")) from None

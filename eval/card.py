@@ -6,6 +6,7 @@ from typing import Any
 from eval.comparison import interval_text
 from eval.leaks import verdict_table
 from eval.markup import code_block, markdown_table
+from eval.precision import precision_of
 
 UNRECORDED = "Not recorded: this model was exported from a folder, without its run's report."
 _BUDGETS = ("tokens", "flops", "gpu_hours", "usd")
@@ -100,7 +101,8 @@ def _scores(report: dict[str, Any]) -> list[str]:
             interval_text(score.get("interval")),
             f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"],
         ])  # fmt: skip
-    told = f"By lm-eval's task definitions, version {how.get('lm_eval', 'not recorded')}; n: items that were scored."
+    told = (f"By lm-eval's task definitions, version {how.get('lm_eval', 'not recorded')}, in {precision_of(how)}; "
+            "n: items that were scored.")
     return [told, markdown_table([*header, "gold bits per byte"], rows), *lines]
 
 

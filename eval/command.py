@@ -17,6 +17,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 
 Config = typing.TypeVar("Config")
@@ -75,6 +76,10 @@ def _convert(value: object, kind: typing.Any, where: str) -> object:
         if not isinstance(value, list):
             raise CommandError(f"{where} must be a list, found {value!r}")
         return tuple(_convert(each, typing.get_args(kind)[0], where) for each in value)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        if value not in list(kind):
+            raise CommandError(f"{where} must be one of {', '.join(kind)}, found {value!r}")
+        return kind(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

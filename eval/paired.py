@@ -2,7 +2,8 @@
 
 Both runs answer the same questions, so the difference is taken item by item and its error is that of the differences,
 clustered where items are (arXiv 2411.00640); this is several times sharper than comparing two scores. Two evaluations
-compare only where data, task version, metric version and few-shot setting are the same: the rest is left out, by name.
+compare only where data, task version, metric version, few-shot setting and precision are the same: the rest is left
+out, by name.
 """
 
 import math
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import stdtr, stdtrit
 
+from eval.precision import precision_of
 from eval.stats import FEWEST_ITEMS, clustered_standard_error, t_interval
 from eval.suites import METRIC_VERSIONS, Metric
 
@@ -52,6 +54,7 @@ class Evaluation:
             "data": self.data.get(suite),
             "task version": self.scores["task_versions"].get(task),
             "few-shot examples": num_fewshot(self.scores, task),
+            "precision": precision_of(self.scores),
             "metric versions": self.scores.get("metric_versions", dict.fromkeys(METRIC_VERSIONS, 1)),
         }
 

@@ -1,15 +1,16 @@
 """Scores any causal language model of `transformers`: `python -m eval.pretrained CONFIG.json`.
 
-The model is a folder, a `.gguf` file, or an id on the hub; its tokens, its length and its left truncation are those
-of lm-eval's `hf` backend with `dtype=float32`. Two short cuts are taken only where they were seen to be exact:
-the head apart from the rest (compared with the whole model when it is loaded), and rows of several sequences,
-through position ids and a 4-D mask (compared on the longest real row and sequence, `Scorer`).
+The model is a folder, a `.gguf` file, or an id on the hub; its tokens, its length, its left truncation and the type of
+its weights are those of lm-eval's `hf` backend with the same dtype. Two short cuts are taken only where they were
+seen to be exact: the head apart from the rest (compared with the whole model when it is loaded), and rows of several
+sequences, through position ids and a 4-D mask (compared in fp32 on the longest real row and sequence, `Scorer`).
 
 Shape suffixes: B rows, T tokens, D width, U positions, V vocabulary.
 """
 
 import inspect
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,20 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from eval.arithmetic import DTYPES, in_fp32
 from eval.command import run
-from eval.harness import EXPECTED, AnswerModel, HarnessError, ScoringConfig, evaluate_model, prepare, require_finite
+from eval.harness import (
+    EXPECTED,
+    AnswerModel,
+    HarnessError,
+    ScoringConfig,
+    evaluate_model,
+    prepare,
+    require_finite,
+    tokenized_on_all_threads,
+)
 from eval.prefixes import Batch
-from eval.scoring import Scorer, at_places
+from eval.scoring import Scorer, at_places, on_device
 
 _UNKNOWN_LENGTH = 2048  # what the hf backend assumes
 _TOLERANCE = 1e-3
@@ -51,29 +62,39 @@ class Pretrained:
             self.head_apart = head is not None and isinstance(model.base_model, PreTrainedModel)
             if self.head_apart:  # unless the model caps or scales its logits after the head
                 h_BTD = getattr(model.base_model(sample, use_cache=False), "last_hidden_state", None)
-                self.head_apart = h_BTD is not None and torch.allclose(head(h_BTD), logits_BTV, rtol=0, atol=_TOLERANCE)
+                self.head_apart = h_BTD is not None and _agree(head(h_BTD), logits_BTV)
         self.vocab_size = logits_BTV.size(-1)
         self._head = head
         takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.shares_beginnings = takes_positions and not _has_windows(model.config)
 
+    def in_fp32(self) -> AbstractContextManager[None]:
+        return in_fp32(self.model)
+
     def hidden(self, batch: Batch, read_BR: Tensor) -> Tensor:
         """h_BRD, or logits_BRV where the head does not come apart."""
         tree = {}
         if batch.branched:
-            positions_BT, ends_BT = (torch.from_numpy(x).to(self._device) for x in (batch.positions, batch.ends))
+            positions_BT, ends_BT = (on_device(array, self._device) for array in (batch.positions, batch.ends))
             place_T = torch.arange(ends_BT.size(1), device=self._device)
             seen_BTT = (place_T <= place_T[:, None]) & (place_T[:, None] < ends_BT[:, None, :])
-            mask_B1TT = torch.zeros_like(seen_BTT, dtype=torch.float32).masked_fill_(
-                ~seen_BTT, torch.finfo(torch.float32).min)[:, None]
+            dtype = self.model.get_input_embeddings().weight.dtype
+            mask_B1TT = torch.zeros_like(seen_BTT, dtype=dtype).masked_fill_(~seen_BTT, torch.finfo(dtype).min)[:, None]
             tree = {"position_ids": positions_BT, "attention_mask": mask_B1TT}
-        tokens_BT = torch.from_numpy(batch.tokens).to(self._device)
+        tokens_BT = on_device(batch.tokens, self._device)
         if self.head_apart:
             return at_places(self.model.base_model(tokens_BT, use_cache=False, **tree).last_hidden_state, read_BR)
         return at_places(self.model(tokens_BT, use_cache=False, **tree).logits, read_BR)
 
     def project(self, h_UD: Tensor) -> Tensor:
         return (self._head(h_UD) if self.head_apart else h_UD).float()
+
+
+def _agree(parts: Tensor, whole: Tensor) -> bool:
+    """Whether the head on the hidden states gives the logits of the whole model. In fp32 to rounding; in bf16, where
+    rounding would hide a scale, to the bit: the same products of the same shapes."""
+    atol = _TOLERANCE if parts.dtype is torch.float32 else 0.0
+    return torch.allclose(parts.float(), whole.float(), rtol=0, atol=atol)
 
 
 def _has_windows(config: object) -> bool:
@@ -83,13 +104,13 @@ def _has_windows(config: object) -> bool:
 
 def load_pretrained(config: PretrainedConfig) -> AnswerModel:
     """The model, checked: weights finite, tokenizer not larger than the vocabulary. Raises `HarnessError`."""
-    device = prepare(config.execution)
+    device = prepare(config)
     source, options = config.model, {"trust_remote_code": config.trust_code}
     if source.endswith(".gguf"):
         source, options["gguf_file"] = str(Path(source).parent), Path(source).name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[config.precision], **options)
     except Exception as error:  # transformers raises what its many parts raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise HarnessError(f"{config.model}: cannot be loaded by transformers: {reason}") from error
@@ -101,10 +122,14 @@ def load_pretrained(config: PretrainedConfig) -> AnswerModel:
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     prefix_text = tokenizer.decode(prefix)
 
-    def encode(text: str, add_special_tokens: bool | None) -> list[int]:
-        if add_special_tokens is None:
-            add_special_tokens = not text.startswith(prefix_text)
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    def encode(texts: list[str], add_special_tokens: bool | None) -> list[list[int]]:
+        ids: dict[str, list[int]] = {}
+        for special in (True, False):
+            part = [text for text in texts if special == (
+                not text.startswith(prefix_text) if add_special_tokens is None else add_special_tokens)]
+            with tokenized_on_all_threads():
+                ids |= zip(part, tokenizer(part, add_special_tokens=special)["input_ids"] if part else [])
+        return [ids[text] for text in texts]
 
     return AnswerModel(Scorer(network, device, config.execution.batch_tokens), encode, prefix)
 

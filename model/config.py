@@ -279,8 +279,8 @@ class TrainConfig:
     spike_steps: int = 20
     """Spikes in a row that stop the run."""
     precision: Precision = Precision.FP32
-    """bf16: autocast with fp32 master weights; fp16: the same, with a dynamic loss scale; fp8: bf16, and large
-    linear layers of the blocks multiply in fp8."""
+    """bf16: autocast with fp32 master weights; fp16: the same, with a dynamic loss scale; fp8: bf16, and in training
+    large linear layers of the blocks multiply in fp8."""
     fp8_smallest_size: int = 1024
     """fp8: linear layers with inputs and outputs of at least this size multiply in fp8."""
     validation_every_steps: int

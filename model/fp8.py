@@ -1,4 +1,4 @@
-"""Linear layers that multiply in fp8: e4m3 forward, e5m2 for gradients, one scale a tensor.
+"""Linear layers that multiply in fp8 in training: e4m3 forward, e5m2 for gradients, one scale a tensor.
 
 A tensor is divided by its largest absolute value so that this becomes the largest number of the format,
 rounded, and multiplied with tensor cores that add up in fp32; the scale is multiplied back in ("FP8
@@ -55,12 +55,18 @@ class _Product(torch.autograd.Function):
 
 
 class Float8Linear(nn.Linear):
-    """nn.Linear with fp8 products under autocast (in training); a plain one outside it."""
+    """nn.Linear with fp8 products under autocast while gradients are recorded, which is in training only.
+
+    Validation, samples and scores get the plain product, which is bf16 under autocast. They run eagerly, where rounding
+    to fp8 costs more time than its product saves, and the rounding would be noise in the loss that runs are compared
+    by (nanochat switches to bf16 there, too).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         x_PD = x.flatten(0, -2)
-        if not torch.is_autocast_enabled(device) or len(x_PD) % MULTIPLE:
+        in_training = torch.is_autocast_enabled(device) and torch.is_grad_enabled()
+        if not in_training or len(x_PD) % MULTIPLE:
             return super().forward(x)
         dtype = torch.get_autocast_dtype(device)
         # autocast squares in fp32: an fp32 input would get an fp32 gradient, of twice the memory

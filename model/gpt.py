@@ -133,7 +133,7 @@ class GPT(nn.Module):
         config, length = self.config, tokens_BT.size(1)
         if tree is not None and not config.shares_beginnings:
             raise ConfigError(f"window_pattern {config.window_pattern!r}: sparse attention cannot read a tree")
-        longest = length if tree is None else int(tree.position_BT.max()) + 1
+        longest = length if tree is None else tree.longest
         if longest > config.sequence_length:
             raise ConfigError(f"{longest} tokens are more than sequence_length {config.sequence_length}")
         rotary = None

@@ -62,7 +62,7 @@ class MixtureOfExperts(nn.Module):
         """Chosen experts (P, C) and their weights, which add up to 1."""
         config = self.config
         with torch.autocast(x_PD.device.type, enabled=False):  # a rounded score sends tokens elsewhere
-            scores_PE = torch.sigmoid(F.linear(x_PD.float(), self.router.weight))
+            scores_PE = torch.sigmoid(F.linear(x_PD.float(), self.router.weight.float()))
         chosen_PC = (scores_PE + self.balance_bias).topk(config.experts_per_token, dim=-1).indices
         weights_PC = scores_PE.gather(-1, chosen_PC)
         counts_E = F.one_hot(chosen_PC, config.experts).sum((0, 1))

@@ -17,11 +17,12 @@ from prefect.context import TaskRunContext
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.markup import markdown_table
+from eval.precision import Precision, precision_of
 from eval.suites import SUITES, ZERO_SHOT, Shots
 from tasks.benchmarks import Items, find_items
 from tasks.process import ProcessError, run_module
 from tasks.progress import Teller
-from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise, read_json
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, read_json
 
 VERSION = 3
 
@@ -40,6 +41,11 @@ class EvaluationConfig(BaseModel):
         ZERO_SHOT,
         description="Solved examples before each question, by suite; 0 by default. Public leaderboards: arc_challenge "
         "25, hellaswag 10, winogrande 5. They are drawn from the train split, which the wheel does not carry.",
+    )
+    precision: Precision = Field(
+        Precision.FP32,
+        description="Arithmetic of the scores: `fp32`; `tf32`: the same with products in TF32, on a GPU that has it; "
+        "`bf16`: weights and activations in bf16. Scores of different precisions are not compared with each other.",
     )
 
     def model_post_init(self, _: Any) -> None:
@@ -61,7 +67,7 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
     literal = _literal(config, items)
     stage = Stage(name="evaluate", version=VERSION, config=literal, inputs=inputs)
 
-    def build(work: Path, out: Path) -> None:
+    def build(work: Path, out: Path) -> dict[str, Any]:
         evaluation = {
             "checkpoint": str(materialise(model, place)),
             "tokenizer": str(materialise(tokenizer, place) / "tokenizer.json"),
@@ -71,7 +77,17 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
             "execution": {"device": place.device, "threads": place.workers},
         }
         with Teller() as tell:
-            run_module("eval.harness", evaluation, work, progress_reporter(tell), place.device_lock)
+            report, done = progress_reporter(tell), {}
+
+            def follow(event: dict[str, Any]) -> None:
+                report(event)
+                if event["event"] == "done":
+                    done.update(event)
+
+            run_module("eval.harness", evaluation, work, follow, place.device_lock)
+        if note := _precision_note(config, done):
+            logger().warning(note)
+        return {name: done[name] for name in ("device", "computed_in")}
 
     result = finish(stage, place, build)
     create_markdown_artifact(key="scores", description="Benchmark scores", markdown=describe(result, place))
@@ -79,12 +95,22 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
 
 
 def _literal(config: EvaluationConfig, items: Items) -> dict[str, Any]:
-    return {
+    literal = {
         "items_per_suite": config.items_per_suite,
         "seed": config.seed,
         "suites": sorted(items.results),
         "num_fewshot": dataclasses.asdict(config.num_fewshot),
     }
+    if config.precision is not Precision.FP32:  # the precision of every key from before there was a choice
+        literal["precision"] = config.precision.value
+    return literal
+
+
+def _precision_note(config: EvaluationConfig, done: dict[str, Any]) -> str | None:
+    """A sentence for the user when the device computed in another precision than the one that was set."""
+    if done["computed_in"] == config.precision:
+        return None
+    return f"precision is {config.precision.value}, but {done['device']} has none: computed in {done['computed_in']}"
 
 
 def evaluate_folder(
@@ -114,9 +140,12 @@ def evaluate_folder(
             "out": str(out.resolve()),
             "execution": {"device": place.device, "threads": place.workers},
         }
-        run_module(module, which | _literal(config, items) | settings, work, lambda event: None)
-    missing = [f"{name} is not scored: {reason}" for name, reason in items.missing.items()]
-    return "\n\n".join([_table(json.loads((out / "scores.json").read_text())), *missing])
+        done: dict[str, Any] = {}
+        run_module(module, which | _literal(config, items) | settings, work, done.update)  # the last event remains
+    notes = [f"{name} is not scored: {reason}" for name, reason in items.missing.items()]
+    if note := _precision_note(config, done):
+        notes.append(note)
+    return "\n\n".join([_table(json.loads((out / "scores.json").read_text())), *notes])
 
 
 def _is_ours(folder: Path) -> bool:
@@ -155,7 +184,8 @@ def _table(found: dict[str, Any]) -> str:
     ]
     versions = ", ".join(f"{task} {version}" for task, version in found["task_versions"].items())
     shots = {score["suite"]: score["num_fewshot"] for score in found["scores"] if score["num_fewshot"]}
-    told = f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Solved examples before a question: "
+    told = f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(found)}. "
+    told += "Solved examples before a question: "
     told += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
     told += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."
     return f"{told}\n\n{markdown_table(header, rows)}"

@@ -15,6 +15,7 @@ from eval.figures import inline, loss_figure, score_figure, sweep_figure
 from eval.ledger import earlier_runs, leaderboard, leaderboard_page, ledger_row
 from eval.page import page
 from eval.paired import Evaluation, compare, num_fewshot, per_item, regressed
+from eval.precision import precision_of
 from eval.report import FIGURES, cost_table, joined_scores, notes, render, score_table
 from eval.stats import leak_effects, scores_by_verdict
 from tasks import provenance
@@ -107,6 +108,7 @@ def write_report(
         "evaluation": {
             **{name: scores[name] for name in ("lm_eval", "task_versions", "metric_versions")},
             "num_fewshot": {task: num_fewshot(scores, task) for task in scores["task_versions"]},
+            "precision": precision_of(scores),
         },
         "against": against,
         "regressed": regressed(against),

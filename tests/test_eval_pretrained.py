@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from deployments.cli import main
 from deployments.export import Finished, write
+from eval.precision import Precision
 from eval.scoring import Scorer
 from eval.suites import SUITES, write_rows
 from model.checkpoint import publish_final
-from model.config import GPTConfig
+from model.config import GPTConfig, MLPKind, Smear
 from model.gpt import GPT, initialise
 
 transformers = pytest.importorskip("transformers")
@@ -43,14 +46,18 @@ FAMILIES = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_has_the_scores_of_its_plain_forward_pass(family):
+def test_every_family_has_the_scores_of_its_plain_forward_pass(family, dtype):
+    """In bf16 to its rounding; which short cuts are exact is found out in fp32, so that rounding hides none."""
     config, shared, apart = FAMILIES[family]
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
+    model = model.to(dtype)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     contexts = [tuple(range(start, start + 30)) for start in (1, 100)]
     requests = [(context, [150 + choice, 160, *range(170, 171 + 3 * choice)]) for context in contexts
                 for choice in range(4)]
@@ -62,8 +69,11 @@ def test_every_family_has_the_scores_of_its_plain_forward_pass(family):
     assert network.head_apart is apart
     for (context, answer), (logprob, _) in zip(requests, scores, strict=True):
         with torch.no_grad():
-            logprobs = model(torch.tensor([[*context, *answer[:-1]]])).logits[0, len(context) - 1 :].log_softmax(-1)
-        assert logprob == pytest.approx(logprobs[range(len(answer)), answer].sum().item(), abs=1e-3)
+            logits = model(torch.tensor([[*context, *answer[:-1]]])).logits[0, len(context) - 1 :].float()
+        expected = logits.log_softmax(-1)[range(len(answer)), answer].sum().item()
+        assert logprob == pytest.approx(expected, abs=1e-3 if dtype is torch.float32 else 0.01 * len(answer))
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == weights[name].dtype and torch.equal(weight, weights[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +100,9 @@ def test_the_command_scores_a_folder_and_says_how_sure_it_is(folder, tmp_path, c
     write_rows(pa.Table.from_pylist(rows, schema=suite.schema), tmp_path / "rows" / suite.file_name)
     command = ["evaluate", str(folder), "--suites", "winogrande", "--items", "9", "--out", str(tmp_path / "out")]
     command += ["--benchmarks-dir", str(tmp_path / "rows"), "--store", str(tmp_path / "store"), "--device", "cpu"]
-    assert main([*command, "--workers", "1"]) == 0
+    assert main([*command, "--workers", "1", "--precision", "tf32"]) == 0
     printed = capsys.readouterr().out
+    assert "Precision: tf32" in printed and "precision is tf32, but cpu has none: computed in fp32" in printed
     score = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"][0]
     assert f"{100 * score['value']:.2f}" in printed and "95 % interval" in printed and score["n"] == 9
     low, high = score["interval"]
@@ -109,6 +120,29 @@ def test_the_command_scores_a_folder_and_says_how_sure_it_is(folder, tmp_path, c
                 logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             expected = sum(logprobs[place - 1, ids[place]].item() for place in range(start, len(ids)))
             assert logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_bf16_runs_the_weights_that_hf_would_load(folder, tmp_path):
+    scorer = load_pretrained(replace(_config(folder, tmp_path), precision=Precision.BF16)).scorer
+    assert {weight.dtype for weight in scorer.network.model.parameters()} == {torch.bfloat16}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    [(logprob, _)] = scorer([tuple(range(60))], [[7]], lambda done: None)
+    with torch.no_grad():
+        expected = model(torch.arange(60)[None]).logits[0, -1].float().log_softmax(-1)[7].item()
+    assert logprob == expected, "a row of one sequence is the plain forward pass, to the bit"
+
+
+def test_a_model_too_large_for_fp32_is_scored_row_by_row(folder, tmp_path, monkeypatch):
+    @contextmanager
+    def too_large(model: torch.nn.Module) -> Iterator[None]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr("eval.pretrained.in_fp32", too_large)
+    scorer = load_pretrained(_config(folder, tmp_path)).scorer
+    inputs = [(*range(10, 40), 50 + choice) for choice in range(4)]
+    assert len(scorer(inputs, [[50 + choice, 60] for choice in range(4)], lambda done: None)) == 4
+    assert scorer.tokens == sum(map(len, inputs))
 
 
 def test_an_exported_model_scores_what_the_original_scores(folder, tmp_path):
@@ -130,6 +164,29 @@ def test_an_exported_model_scores_what_the_original_scores(folder, tmp_path):
     scores = [scorer(inputs, answers, lambda done: None) for scorer in (exported, original)]
     assert original.tokens < exported.tokens == sum(map(len, inputs))  # it takes no positions
     assert [one for one, _ in scores[0]] == pytest.approx([one for one, _ in scores[1]], abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"mlp": MLPKind.MOE}, {"smear": Smear.KEY, "value_embeddings": True}])
+def test_an_export_that_hf_loads_in_bf16_is_the_checkpoint_in_bf16_to_the_bit(folder, tmp_path, settings):
+    """So that on the same rows our scores and lm-eval's are the same numbers."""
+    network = GPT(GPTConfig(depth=2, width=32, heads=2, sequence_length=64, vocab_size=257, **settings)).eval()
+    initialise(network, seed=0)
+    with torch.no_grad():
+        for weight in network.state_dict().values():
+            weight.add_(0.1 * torch.randn(weight.shape))
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    publish_final(tmp_path / "final", network, 0, digest, {})
+    write(Finished(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported")
+    exported = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "exported", dtype=torch.bfloat16, trust_remote_code=True)
+    ours = load_model(HarnessConfig(
+        checkpoint=tmp_path / "final", tokenizer=folder / "tokenizer.json", benchmarks=tmp_path, suites=(),
+        items_per_suite=None, seed=0, precision=Precision.BF16, out=tmp_path)).scorer.network._model
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        assert torch.equal(exported(tokens).logits, ours(tokens))
+    types = [{name: tensor.dtype for name, tensor in model.state_dict().items()} for model in (exported.gpt, ours)]
+    assert types[0] == types[1]
 
 
 def _config(folder, tmp_path) -> PretrainedConfig:

@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import checkpoint, loss_scale
+from model import checkpoint, fp8, loss_scale
 from model.config import GPTConfig, parse
 from model.fp8 import BACKWARD, FORWARD, Float8Linear, quantise, use_fp8
 from model.gpt import GPT, initialise
 from model.loss_scale import LossScale
+from model.metrics import MetricsLog
 from model.parsing import ConfigError
+from model.run import read_config
 from model.shards import Dataset, Split, write_dataset, write_shard
 from model.train import main
 from model.trainer import Trainer
@@ -206,6 +208,38 @@ def test_fp8_is_for_training_products_of_whole_tiles_only():
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
 
 
+def test_weights_trained_in_fp8_validate_choose_and_sample_without_fp8_and_train_on(shards, tmp_path, monkeypatch):
+    """In fp8 and in bf16 the same weights have the same validation loss, bit for bit."""
+    items = [{"context": [1, 2, 3 + i], "choices": [[4, 5], [6, 7]], "lengths": [2, 2], "gold": 0} for i in range(8)]
+    (tmp_path / "items.json").write_text(json.dumps(items))
+
+    def trainer(precision: str) -> Trainer:
+        config = {"model": MODEL, "train": TRAIN | {"precision": precision, "fp8_smallest_size": 32},
+                  "shards": str(shards), "run_dir": str(tmp_path / precision), "sample_prompts": [[0]],
+                  "execution": {"device": "cpu", "threads": 1, "hellaswag": str(tmp_path / "items.json")}}
+        (tmp_path / f"{precision}.json").write_text(json.dumps(config))
+        return Trainer(read_config(tmp_path / f"{precision}.json"))
+
+    in_fp8, in_bf16, products, validated = trainer("fp8"), trainer("bf16"), [], {}
+    original = fp8._Product.apply
+    monkeypatch.setattr(fp8._Product, "apply", lambda *parts: products.append(1) or original(*parts))
+    in_fp8.train_step()
+    assert len(products) > 8, "training multiplies in fp8"
+    in_bf16.model.load_state_dict(in_fp8.model.state_dict())
+    products.clear()
+    for name, trained in (("fp8", in_fp8), ("bf16", in_bf16)):
+        with MetricsLog(tmp_path / f"{name}.jsonl", resumed_step=0) as metrics:
+            trained.validate(metrics)
+            trained.sample_now(metrics)
+        lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        validated[name] = [{key: line.get(key) for key in ("loss", "bits_per_byte", "hellaswag_acc_norm",
+                                                          "tokens_of_prompts")} for line in lines]
+    assert not products and validated["fp8"][0]["loss"]
+    assert validated["fp8"] == validated["bf16"]
+    in_fp8.train_step()
+    assert products, "validation leaves nothing switched off"
+
+
 def test_fp8_compiled_is_fp8():
     layer, x, gradient = float8_layer(64, 32, False), normal(16, 64, seed=0), normal(16, 32, seed=1).bfloat16()
     results = []
@@ -218,6 +252,8 @@ def test_fp8_compiled_is_fp8():
         results.append((y.detach().float(), layer.weight.grad))
     for eager, compiled in zip(*results):
         assert (eager - compiled).norm() < 0.005 * eager.norm(), "far less than rounding to fp8 changes"
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # a compiled validation
+        torch.testing.assert_close(call(x), F.linear(x, layer.weight), rtol=0, atol=0)
 
 
 def test_fp8_is_chosen_by_size_and_never_silently_absent():
