@@ -127,8 +127,8 @@ def section(device: str, findings: list[Finding]) -> str:
         "tried; its head is a larger share, so only rows of equal depth compare.",
         steps(findings),
         "### Milliseconds of a micro-batch by kind of kernel",
-        "The kernels are those of one profiled micro-batch, which follows a pause and runs at a higher clock: their sum "
-        "is below the wall time also where the GPU is never idle.",
+        "The kernels are those of one profiled micro-batch, which follows a pause and runs at a higher clock: their "
+        "sum is below the wall time also where the GPU is never idle.",
         kinds(findings),
         "### Attention of one layer",
         "8 × 2,048 tokens, 12 heads of 128, window 512, bf16, run eagerly: ms of forward, of forward and backward, and "
