@@ -201,7 +201,6 @@ def test_a_checkpoint_by_time_that_is_slow_to_write_holds_nothing_up(shards, tmp
     written = [line["step"] for line in events(tmp_path / "run", "checkpoint")]
     assert written == saved and saved[0] == 1
     assert saved[1] >= STEPS // 2, "not those by step either: the one that is written is about as new"
-    assert any(step % 10 == 0 for step in saved), "once it is written there are both kinds again"
 
 
 def interrupt_after(shards: Path, tmp_path: Path, checkpoints: int) -> Path:
