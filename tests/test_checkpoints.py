@@ -16,8 +16,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from model.config import GPTConfig, TrainConfig
-from model.parsing import parse
-from model.run import RunConfig
+from model.run import read_config
 from model.shards import Dataset, Split, write_dataset, write_shard
 from tasks.benchmarks import Items
 from tasks.checkpoints import KEPT, Uploads, restore
@@ -111,7 +110,7 @@ def test_threads_and_micro_batch_are_in_the_provenance_and_not_in_the_key(tmp_pa
 
 def test_the_trainer_is_asked_for_deterministic_algorithms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr("tasks.train.run_module", lambda name, run, *rest: asked.append(parse(RunConfig, run, "run")))
+    monkeypatch.setattr("tasks.train.run_module", lambda name, run, *rest: asked.append(read_config(run["config"])))
     for choice in ({}, {"deterministic": True}):
         place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0, **choice)
         with pytest.raises(FileNotFoundError):  # nothing was trained
