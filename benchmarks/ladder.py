@@ -29,10 +29,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.ladder_report import Run, best_rate, mean_loss, read_runs, report
 from flows.config import compose
+from model.guard import TrainingError
 from model.metrics import NoLog
 from model.run import Execution, RunConfig
 from model.shards import read_dataset
-from model.trainer import Trainer, TrainingError
+from model.trainer import Trainer
 from tasks.documents import FilesSource, Source, read
 from tasks.download import SCHEMA, is_validation
 from tasks.shard import ShardConfig, write_shards

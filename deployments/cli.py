@@ -204,7 +204,8 @@ def _changes_option(parser: argparse.ArgumentParser) -> None:
 
 def _execution_options(parser: argparse.ArgumentParser) -> None:
     """Every field of Execution as an option of the same name."""
-    group = parser.add_argument_group("execution", "where and how; changes no result and no stage's key")
+    about = "where and how; part of no stage's key, changes results by rounding only"
+    group = parser.add_argument_group("execution", about)
     for name, field in Execution.model_fields.items():
         group.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=field.description)
 

@@ -49,7 +49,7 @@ def compare_designs(
         model: Changes to the candidate's network.
         data: Where the documents of both come from. An empty field keeps the baseline's value.
         compare: Seeds, and the budgets that the baseline is trained for.
-        execution: Store, workers, device and price: where it happens, never what it is.
+        execution: Store, workers, device and price. Part of no key; workers and device change results by rounding only.
     """
     baseline = compose(preset, changes_of(data=data))
     other = compose(candidate or preset, changes_of(train=train, model=model))

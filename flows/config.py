@@ -2,7 +2,8 @@
 
 Each section is defined beside what it configures. A preset is a TOML file in `flows/presets/` that gives every
 section; the custom-run form shows each field with its description, and an empty field keeps the preset's value.
-What a run is *executed* on (store, workers, device) is kept apart and never part of any stage's identity.
+What a run is *executed* on (store, workers, device) is kept apart and never part of any stage's identity. A training or
+scoring with other workers or another device has the same result up to rounding.
 """
 
 import ast
@@ -79,12 +80,18 @@ class Form(BaseModel):
 
 
 class Execution(Form):
-    """Where and how the run is executed; changes no result and no stage's key."""
+    """Where and how the run is executed; part of no stage's key. Workers and device change results by rounding only."""
 
     store: str = Field(".daily-train", description="Where results are kept: a directory, or `s3://bucket/prefix`.")
     cache: str | None = Field(None, description="Local folder for work and copies. Empty: `cache` in a local store.")
-    workers: int | None = Field(None, ge=1, description="Processes and threads. Empty: one for each core.")
+    workers: int | None = Field(
+        None, ge=1, description="Processes and threads. Empty: one for each core. A resumed training keeps its number."
+    )
     device: Literal["cpu", "cuda"] | None = Field(None, description="`cpu` or `cuda`. Empty: a GPU if any.")
+    deterministic: bool = Field(
+        False,
+        description="Train on a GPU with slower algorithms that give the same bytes every time. A CPU always does.",
+    )
     benchmarks_dir: str | None = Field(
         None, description="Folder with benchmark items as parquet, looked at first. Empty: `DAILY_TRAIN_BENCHMARKS`."
     )

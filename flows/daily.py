@@ -62,7 +62,7 @@ def daily_train(
         contamination: When a benchmark item counts as contaminated, and whether that is reported, ends the run, or
             drops the documents.
         evaluation: Suites, and how many items of each.
-        execution: Store, workers, device and price: where the run happens, never what it is.
+        execution: Store, workers, device and price. Part of no key; workers and device change results by rounding only.
     """
     changes = changes_of(
         train=train,

@@ -75,7 +75,7 @@ def prepare_data(
         shard: How tokens are cut into files.
         contamination: When a benchmark item counts as contaminated, and what follows.
         evaluation: The suites whose items are looked for.
-        execution: Store and workers: where it happens, never what it is.
+        execution: Store and workers: where it happens. It changes no result.
     """
     changes = changes_of(
         data=data, tokenizer=tokenizer, shard=shard, contamination=contamination, evaluation=evaluation

@@ -53,7 +53,7 @@ def contamination_study(
         model: Size and components of the network. An empty field keeps the preset's value.
         data: Where the documents come from. An empty field keeps the preset's value.
         evaluation: Suites, and how many items of each. An empty field keeps the preset's value.
-        execution: Store, workers, device and price: where it happens, never what it is.
+        execution: Store, workers, device and price. Part of no key; workers and device change results by rounding only.
     """
     run = compose(preset, changes_of(train=train, model=model, data=data, evaluation=evaluation))
     place = place_of(execution, dict(os.environ))

@@ -82,7 +82,7 @@ def _sync(path: Path) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     _sync(temporary)
     os.replace(temporary, path)

@@ -231,8 +231,9 @@ class TrainConfig:
     """Budget in US dollars of this machine; becomes hours by its price, then steps."""
     tokens_per_step: int
     """Tokens a weight update sees, over all micro-batches and processes."""
-    micro_batch_sequences: int
-    """Sequences in one forward pass; the rest of a step is gradient accumulation."""
+    micro_batch_sequences: int | None = None
+    """Sequences in one forward pass of a process; the rest of a step is gradient accumulation. null: the most that fit
+    in the memory of the GPU, on a CPU 2,048 tokens. Another number changes how results are rounded."""
     rows: Rows = Rows.STREAM
     """What a training sequence is: stream, the next tokens wherever documents end; documents, whole documents
     packed to start at its start, what is too long or does not fit cropped (validation always reads the stream)."""
@@ -301,9 +302,9 @@ class TrainConfig:
             what = f"{' and '.join(given)} are both" if given else f"neither {' nor '.join(BUDGETS)} is"
             raise ConfigError(f"a run has exactly one budget, but {what} given")
         require_each(self, given[0], lambda value: value > 0, "positive")
-        require_each(self, "tokens_per_step micro_batch_sequences validation_every_steps validation_tokens "
-                     "checkpoint_every_steps log_every_steps spike_steps fp8_smallest_size",
-                     lambda value: value >= 1, "at least 1")
+        require_each(self, "tokens_per_step validation_every_steps validation_tokens checkpoint_every_steps "
+                     "log_every_steps spike_steps fp8_smallest_size", lambda value: value >= 1, "at least 1")
+        require_each(self, "micro_batch_sequences", lambda value: value >= 1, "at least 1", null=True)
         require_each(self, "learning_rate adam_epsilon", lambda value: value > 0, "positive")
         require_each(self, "weight_decay warmup_steps sample_tokens momentum_warmup_steps",
                      lambda value: value >= 0, "at least 0")

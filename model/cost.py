@@ -59,13 +59,14 @@ def flops_per_token(config: GPTConfig, sequence_length: int) -> int:
 
 
 def sequences_per_step(train: TrainConfig, model: GPTConfig) -> int:
-    """Sequences a weight update sees; refuses a step that is not whole micro-batches."""
-    micro_batch_tokens = train.micro_batch_sequences * model.sequence_length
-    if train.tokens_per_step % micro_batch_tokens:
-        raise ConfigError(f"tokens_per_step {train.tokens_per_step} must be a multiple of "
-                          f"micro_batch_sequences x sequence_length = {train.micro_batch_sequences} x "
-                          f"{model.sequence_length} = {micro_batch_tokens}")
-    return train.tokens_per_step // model.sequence_length
+    """Sequences a weight update sees; refuses a step that is not whole micro-batches, or not whole sequences."""
+    length, micro_batch = model.sequence_length, train.micro_batch_sequences
+    if micro_batch is None and train.tokens_per_step % length:
+        raise ConfigError(f"tokens_per_step {train.tokens_per_step} must be a multiple of sequence_length {length}")
+    if micro_batch is not None and train.tokens_per_step % (micro_batch * length):
+        raise ConfigError(f"tokens_per_step {train.tokens_per_step} must be a multiple of micro_batch_sequences x "
+                          f"sequence_length = {micro_batch} x {length} = {micro_batch * length}")
+    return train.tokens_per_step // length
 
 
 def resolve_steps(train: TrainConfig, model: GPTConfig, *, processes: int = 1,

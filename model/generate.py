@@ -1,4 +1,6 @@
-"""Text from a model, one token at a time; the same seed gives the same tokens on every device."""
+"""Text from a model, one token at a time. The seed draws alike on every device, so the same weights give other tokens
+only where rounding decides between two.
+"""
 
 from collections.abc import Iterator
 

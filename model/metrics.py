@@ -24,7 +24,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 class MetricsLog:
-    """Appends events to a file. Times appear here only: every other output is reproducible."""
+    """Appends events to a file. Times appear here only, so every other output can be compared byte by byte."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         """Drop what was written after the resumed step: those steps are done again."""
@@ -57,6 +57,28 @@ class MetricsLog:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+
+class Events:
+    """Events of a run that does not know yet at which step it resumes: kept until its metrics are open."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, dict]] = []
+        self._log: MetricsLog | NoLog | None = None
+
+    def write(self, event: str, **values: object) -> None:
+        if self._log is None:
+            self.kept.append((event, values))
+        else:
+            self._log.write(event, **values)
+
+    def open(self, log: "MetricsLog | NoLog | None", step: int = 0) -> None:
+        """Write into this log from here on, first what was kept (of `step` where it names none); None: keep again."""
+        self._log = log
+        if log is not None:
+            for event, values in self.kept:
+                log.write(event, **{"step": step} | values)
+            self.kept = []
 
 
 class NoLog:

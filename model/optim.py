@@ -170,6 +170,9 @@ class Optimizer:
         ]
         self.adamw = torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2),
                                        eps=config.adam_epsilon, fused=True)
+        for parameter in self.names:  # torch would wait for the first step: memory is full before it or not at all
+            self.adamw.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | {
+                key: torch.zeros_like(parameter, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
 
     def step(self, multiplier: float, momentum: float | None = None) -> None:
         """One update at `multiplier` of every peak rate; `momentum` is Muon's, null: the configured one."""

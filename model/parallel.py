@@ -58,6 +58,14 @@ class Processes:
             return flags
         return self.sum_(torch.tensor(flags, dtype=torch.float32, device=device)).bool().tolist()
 
+    def smallest(self, number: int, device: torch.device) -> int:
+        """The smallest of the numbers of all processes."""
+        if self.count == 1:
+            return number
+        shared = torch.tensor(number, device=device)
+        dist.all_reduce(shared, dist.ReduceOp.MIN)
+        return int(shared)
+
     def parallel(self, model: nn.Module, parallelism: Parallelism, *, compiled: bool) -> nn.Module:
         """What to call for a forward pass whose gradients are averaged over processes; fsdp shards `model`."""
         if self.count > 1 and parallelism is Parallelism.FSDP:

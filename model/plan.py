@@ -5,6 +5,9 @@ about 16 numbers a token, layer and unit of width that the backward pass reads. 
 the share of the peak that is assumed (--mfu).
 """
 
+from bisect import bisect_right
+from dataclasses import replace
+
 import torch
 
 from model import cost
@@ -14,6 +17,9 @@ from model.hardware import Hardware
 from model.optim import roles
 
 ACTIVATIONS = 16  # kept a token and layer, in widths: norms, q, k, v, attention, MLP hidden twice, residuals
+
+MARGIN = 0.1  # of the free memory that a chosen micro-batch leaves: kernels' workspaces, fragments, an imperfect plan
+CPU_TOKENS = 2048  # of a micro-batch on a CPU, where more is not faster; fixed, so that machines round alike
 
 
 def memory_bytes(model: GPTConfig, train: TrainConfig) -> dict[str, int]:
@@ -37,11 +43,27 @@ def memory_bytes(model: GPTConfig, train: TrainConfig) -> dict[str, int]:
     return parts | {"total": sum(parts.values())}
 
 
+def choose_micro_batch(model: GPTConfig, train: TrainConfig, sequences: int, free_bytes: float | None) -> int:
+    """Sequences of a micro-batch where the configuration leaves the number open: the most that divide the `sequences`
+    of a process in a step and whose planned memory leaves a margin in `free_bytes` (None: a CPU, a fixed number of
+    tokens). 1 where nothing fits."""
+    sizes = [size for size in range(1, sequences + 1) if sequences % size == 0]
+    if free_bytes is None:
+        fitting = bisect_right(sizes, CPU_TOKENS, key=lambda size: size * model.sequence_length)
+    else:
+        fitting = bisect_right(sizes, (1 - MARGIN) * free_bytes, key=lambda size: memory_bytes(
+            model, replace(train, micro_batch_sequences=size))["total"])
+    return sizes[max(fitting, 1) - 1]
+
+
 def plan(model: GPTConfig, train: TrainConfig, hardware: Hardware, mfu: float) -> dict:
     """Parameters, FLOPs a token, memory, steps, tokens, hours and dollars on one such GPU."""
     if model.vocab_size is None:
         raise ConfigError("vocab_size is null: without shards a dry run needs the number")
-    cost.sequences_per_step(train, model)
+    sequences = cost.sequences_per_step(train, model)
+    if train.micro_batch_sequences is None:
+        chosen = choose_micro_batch(model, train, sequences, hardware.memory_bytes)
+        train = replace(train, micro_batch_sequences=chosen)
     flops_per_token = cost.flops_per_token(model, model.sequence_length)
     tokens_per_second = mfu * hardware.peak_flops / flops_per_token
     steps = cost.resolve_steps(train, model, seconds_per_step=train.tokens_per_step / tokens_per_second,
@@ -51,6 +73,7 @@ def plan(model: GPTConfig, train: TrainConfig, hardware: Hardware, mfu: float) -
     return {
         "hardware": hardware.name, "mfu": mfu,
         "parameters": cost.parameters(model), "flops_per_token": flops_per_token,
+        "micro_batch_sequences": train.micro_batch_sequences,
         "memory_bytes": memory, "fits": memory["total"] <= hardware.memory_bytes,
         "steps": steps, "tokens": steps * train.tokens_per_step,
         "flops": steps * train.tokens_per_step * flops_per_token,

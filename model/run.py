@@ -1,8 +1,8 @@
 """One training run: its configuration file, and what that resolves to before step 0.
 
-`resolve` turns budget, network and data into the record written as run.json. It holds everything
-that decides the result and nothing that does not (device, threads, paths), so two runs with equal
-records end in equal weights, and a directory is only resumed by the run that it belongs to.
+`resolve` turns budget, network and data into the record written as run.json. It holds everything that decides the
+result up to rounding, so a directory is only resumed by the run that it belongs to. Rounding depends on how the run is
+executed; that is in the record as well, under `execution` (`continued`), and may change on the way.
 """
 
 import dataclasses
@@ -20,12 +20,15 @@ from model.shards import Dataset, ShardSet
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How the run is executed; never part of what it is."""
+    """How the run is executed. It is no part of what the run is; threads and device change results by rounding."""
 
     device: str | None = None
     """cpu or cuda; null takes cuda when there is one."""
     threads: int | None = None
-    """CPU threads; null leaves torch's choice."""
+    """CPU threads; null leaves torch's choice. A resumed run keeps the number it began with."""
+    deterministic: bool = False
+    """On a GPU, take the algorithms that give the same bytes in every run and after every resume; slower. A resumed run
+    keeps the setting. A CPU always does."""
     compile: bool | None = None
     """Compile network and optimizer with torch.compile; null: on a GPU."""
     parallelism: Parallelism = Parallelism.DDP
@@ -105,7 +108,6 @@ def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet, *, steps:
     tokens = steps * train.tokens_per_step
     flops_per_token = cost.flops_per_token(model, model.sequence_length)
     unit = train.budget_unit
-    sequences = cost.sequences_per_step(train, model)
     windows = validation_windows(validation, train.validation_tokens, model.sequence_length)
     return literals(config, dataset.vocab_size, dataset.eot_token) | {
         "data": {"vocab_size": dataset.vocab_size, "eot_token": dataset.eot_token,
@@ -115,13 +117,20 @@ def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet, *, steps:
         "steps": steps,
         "tokens": tokens,
         "tokens_per_step": train.tokens_per_step,
-        "sequences_per_step": sequences,
-        "gradient_accumulation": sequences // train.micro_batch_sequences,
+        "sequences_per_step": cost.sequences_per_step(train, model),
         "validation_tokens": windows * model.sequence_length,
         "parameters": cost.parameters(model),
         "flops_per_token": flops_per_token,
         "flops": flops_per_token * tokens,
     }
+
+
+def continued(execution: list[dict], step: int, settings: dict) -> list[dict]:
+    """`execution` of run.json for a run that goes on from `step` with `settings`: one entry for each stretch of steps
+    with the same settings. What was recorded of later steps is dropped: they are done again."""
+    before = [stretch for stretch in execution if stretch["from_step"] < step]
+    stretch = {"from_step": step} | settings
+    return before if before and before[-1] | {"from_step": step} == stretch else [*before, stretch]
 
 
 def recorded_run(path: Path) -> dict:

@@ -1,15 +1,16 @@
 """The training loop: `python -m model.train CONFIG.json`.
 
 CONFIG.json is a model.run.RunConfig. The run writes into its run_dir:
-  run.json              the resolved run, before step 0
+  run.json              the resolved run, before step 0, and how it is executed
   metrics.jsonl         events, also printed; the only file with times
   checkpoints/          the last two checkpoints
   samples.json          what the untrained and the trained model say
   final/                the finished model; when it is there, the run is done
 
-Started again on the same run_dir, it continues after the last intact checkpoint and ends with the
-same bytes as a run that was never stopped. SIGTERM, or the death of whoever reads what is printed, saves and ends
-with exit code 143; an error that has a reason is one line on stderr and exit code 1.
+Started again on the same run_dir, it continues after the last intact checkpoint. On the same kind of device with as
+many processes it ends with the same bytes as a run that was never stopped; on a GPU only with execution.deterministic.
+SIGTERM, or the death of whoever reads what is printed, saves and ends with exit code 143; an error that has a reason
+is one line on stderr and exit code 1.
 """
 
 import argparse
@@ -26,14 +27,16 @@ import torch
 from model import checkpoint
 from model.checkpoint import CheckpointError
 from model.config import ConfigError, TrainConfig
+from model.guard import TrainingError
 from model.hardware import HARDWARE, known_hardware
+from model.memory import UpdateInterrupted, out_of_memory, release_memory
 from model.metrics import MetricsLog, NoLog, read_lines
 from model.parallel import local
 from model.parsing import require
 from model.plan import plan
 from model.run import RunConfig, check_same_run, literals, read_config
 from model.shards import ShardError
-from model.trainer import Trainer, TrainingError
+from model.trainer import Trainer
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
 
@@ -90,9 +93,20 @@ def _already_done(config: RunConfig) -> bool:
 
 def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
     """Run or resume a training to its end; the exit code. `stop` is asked once a step."""
-    if _already_done(config):
-        return 0
+    events: list[tuple[str, dict]] = []
+    while not _already_done(config):
+        try:
+            return _train(config, stop, events)
+        except UpdateInterrupted as error:
+            events = error.events
+        gc.unfreeze()
+        release_memory(compiled=True)  # then resume from the last checkpoint, as after a kill
+    return 0
+
+
+def _train(config: RunConfig, stop: Callable[[], bool], events: list[tuple[str, dict]]) -> int:
     trainer = Trainer(config)
+    trainer.events.kept += events
     if not (trainer.directory / "samples.json").exists():
         trainer.sample("untrained")
     refused = trainer.resume()
@@ -102,11 +116,13 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
         metrics.write("start", step=trainer.step, steps=trainer.steps, tokens=trainer.run["tokens"],
                       flops=trainer.run["flops"], parameters=trainer.run["parameters"]["total"],
                       device=trainer.device_name, window_kernel=trainer.window_kernel,
-                      threads=torch.get_num_threads(),
+                      threads=torch.get_num_threads(), deterministic=torch.are_deterministic_algorithms_enabled(),
+                      micro_batch_sequences=trainer.micro_batch_sequences,
                       peak_flops=trainer.peak_flops, processes=trainer.processes.count,
                       weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()),
                       checkpoint_bytes=trainer.checkpoint_bytes(),
                       cropped=trainer.packing and round(trainer.packing.cropped, 4))
+        trainer.events.open(metrics, trainer.step)
         for reason in refused:
             metrics.write("damaged_checkpoint", step=trainer.step, reason=reason)
         if trainer.step:
@@ -143,10 +159,13 @@ def main(argv: list[str] | None = None) -> int:
         return train(config, stop=lambda: bool(signals))
     except (ConfigError, ShardError, CheckpointError, TrainingError) as error:
         message = str(error)
-    except torch.OutOfMemoryError as error:
-        message = f"the GPU's memory is full, lower micro_batch_sequences: {str(error).splitlines()[0]}"
     except OSError as error:
         message = f"{error.filename or 'writing the run'}: {error.strerror}"
+    except Exception as error:
+        if (reason := out_of_memory(error)) is None:
+            raise
+        message = (f"the network and its optimizer alone are too large for the GPU's memory ({reason}); choose a "
+                   f"smaller network, or share it between several GPUs (execution.parallelism 'fsdp')")
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 1
 

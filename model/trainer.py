@@ -2,7 +2,6 @@
 
 import json
 import math
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -18,48 +17,30 @@ from model import checkpoint, cost
 from model.attention import use_window_kernel
 from model.checkpoint import write_json
 from model.config import ConfigError, Precision, Rows
+from model.device import free_bytes, prepare_device
 from model.fp8 import use_fp8
 from model.generate import generate
 from model.gpt import GPT, initialise
-from model.guard import LossGuard
+from model.guard import LossGuard, TrainingError, objection
 from model.hardware import known_hardware
 from model.loader import batch, pack_documents
-from model.loss_scale import SMALLEST_SCALE, LossScale
-from model.metrics import MetricsLog
+from model.loss_scale import LossScale
+from model.memory import UpdateInterrupted, all_or_nothing, within_memory
+from model.metrics import Events, MetricsLog
 from model.mlp import mixtures, rebalance
 from model.multiple_choice import accuracy, read_items
 from model.optim import Optimizer
 from model.packing import Packing
-from model.parallel import Processes, connect, load_weights, shared_steps, whole
+from model.parallel import load_weights, shared_steps, whole
+from model.plan import choose_micro_batch
 from model.prefetch import Prefetch
-from model.run import Execution, RunConfig, check_same_run, recorded_run, resolve
+from model.run import RunConfig, check_same_run, continued, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardSet, read_dataset
 from model.validation import Validation, validate
 
 AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP8: torch.bfloat16}
 UNTIMED_STEPS, TIMED_STEPS, TIMED_SECONDS = 2, 10, 20.0
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step and the value."""
-
-
-def prepare_device(execution: Execution) -> tuple[torch.device, str, Processes]:
-    """The device of this process, its name, and the processes it trains with."""
-    if execution.threads is not None:
-        torch.set_num_threads(execution.threads)
-    cuda = torch.cuda.is_available() and execution.device != "cpu"
-    if execution.device == "cuda" and not cuda:
-        raise ConfigError("device is 'cuda', but torch finds no CUDA device")
-    processes = connect(cuda)
-    if not cuda:
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
-        return torch.device("cpu"), platform.processor() or platform.machine(), processes
-    torch.set_float32_matmul_precision("high")
-    torch.cuda.set_device(processes.local_rank)
-    return torch.device("cuda"), torch.cuda.get_device_name(), processes
 
 
 class Trainer:
@@ -74,21 +55,30 @@ class Trainer:
         self.packing: Packing | None = None
         if config.train.rows is Rows.DOCUMENTS:
             self.packing = pack_documents(self.shards["train"], config.model.sequence_length)
-        sequences = cost.sequences_per_step(config.train, self.config.model)
+        self.sequences = cost.sequences_per_step(config.train, self.config.model)
+        self.recorded = recorded_run(self.directory / "run.json")
+        executed = self.recorded.get("execution", [{}])[-1]  # absent in records of earlier versions
 
         self.hellaswag = read_items(config.execution.hellaswag, self.config.model) if config.execution.hellaswag else []
-        self.device, self.device_name, self.processes = prepare_device(config.execution)
+        self.events = Events()
+        self.device, self.device_name, self.processes, differences = prepare_device(config.execution, executed)
+        for sentence in differences:
+            self.events.write("execution", message=sentence)
         hardware = known_hardware(self.device_name)
         self.peak_flops = config.execution.peak_flops or (hardware and hardware.peak_flops)
         self.usd_per_hour = config.execution.usd_per_hour
         if self.usd_per_hour is None and hardware:
             self.usd_per_hour = hardware.usd_per_hour * self.processes.count
-        self.micro_batches = shared_steps(sequences, config.train.micro_batch_sequences, self.processes.count)
+        most = executed.get("micro_batch_sequences") or config.train.micro_batch_sequences
+        if most is None:
+            share = max(1, self.sequences // self.processes.count)
+            most = choose_micro_batch(self.config.model, config.train, share, free_bytes(self.device))
+        self.set_micro_batch(self.processes.smallest(most, self.device))
         precision = config.train.precision
         self.autocast = torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
         self.batches = Prefetch(
             partial(batch, self.shards["train"], config.train.seed, rank=self.processes.rank,
-                    world=self.processes.count, sequences=sequences, sequence_length=config.model.sequence_length,
+                    world=self.processes.count, sequences=self.sequences, sequence_length=config.model.sequence_length,
                     packing=self.packing),
             self.device)
         self.model = GPT(self.config.model).to(self.device)
@@ -104,16 +94,34 @@ class Trainer:
         self.validated = torch.compile(self.model, dynamic=False) if self.compiled and not sharded else self.model
         self.start_over()
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
+        self.run: dict = {}
         self.run = self.resolve()
         self.steps = self.run["steps"]
-        if self.processes.first:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_json(self.directory / "run.json", self.run)
+        if not self.recorded:
+            self.record_execution()
+            if self.processes.first:
+                self.write_run()
         self.saved_step, self.saved_at = 0, time.monotonic()
         self.writer = checkpoint.Writer(self.directory / "checkpoints")
         self.validation: Validation | None = None
         self.seconds_before = 0.0
         self.started = time.perf_counter()
+
+    def set_micro_batch(self, most: int) -> None:
+        """Cut this process's share of a step into the fewest equal micro-batches of at most `most` sequences."""
+        self.micro_batches = shared_steps(self.sequences, most, self.processes.count)
+        self.micro_batch_sequences = self.sequences // self.processes.count // self.micro_batches
+
+    def record_execution(self) -> None:
+        """Put the settings from this step on into the run's record."""
+        settings = {"device": self.device.type, "threads": torch.get_num_threads(), "processes": self.processes.count,
+                    "deterministic": torch.are_deterministic_algorithms_enabled(),
+                    "window_kernel": self.window_kernel, "micro_batch_sequences": self.micro_batch_sequences}
+        self.run = self.run | {"execution": continued(self.run.get("execution", []), self.step, settings)}
+
+    def write_run(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_json(self.directory / "run.json", self.run)
 
     def start_over(self) -> None:
         """Set weights, optimizer and counters to the beginning of the run."""
@@ -130,8 +138,7 @@ class Trainer:
     def resolve(self) -> dict:
         """run.json: as recorded by an earlier start, else with the budget turned into steps, by a timing if
         it is in hours or dollars. Refuses a price over usd_limit."""
-        path, limit = self.directory / "run.json", self.config.execution.usd_limit
-        recorded = recorded_run(path)
+        path, limit, recorded = self.directory / "run.json", self.config.execution.usd_limit, self.recorded
         timed = self.config.train.budget_unit in ("gpu_hours", "usd")
         seconds = None
         if recorded:
@@ -151,15 +158,21 @@ class Trainer:
 
     def seconds_per_step(self) -> float:
         """Wall time of a weight update here, the slowest process's, with its share of validation."""
-        for _ in range(UNTIMED_STEPS):
-            self.train_step()
-        began, timed = time.perf_counter(), 0
-        while timed < TIMED_STEPS and not self.processes.any([time.perf_counter() - began > TIMED_SECONDS],
-                                                             self.device)[0]:
-            self.train_step()
-            timed += 1
-        seconds = self.processes.sum_(torch.tensor((time.perf_counter() - began) / timed, device=self.device))
+        micro_batch = self.micro_batch_sequences
+        try:
+            for _ in range(UNTIMED_STEPS):
+                self.train_step()
+            began, timed = time.perf_counter(), 0
+            while timed < TIMED_STEPS and not self.processes.any([time.perf_counter() - began > TIMED_SECONDS],
+                                                                 self.device)[0]:
+                self.train_step()
+                timed += 1
+        except UpdateInterrupted:
+            pass
         self.start_over()
+        if self.micro_batch_sequences != micro_batch:
+            return self.seconds_per_step()  # what was measured is of another size
+        seconds = self.processes.sum_(torch.tensor((time.perf_counter() - began) / timed, device=self.device))
         train = self.config.train
         # a validated token costs a third of a trained one
         validation = train.validation_tokens / (3 * train.tokens_per_step * train.validation_every_steps)
@@ -177,36 +190,36 @@ class Trainer:
 
     def sample(self, key: str) -> None:
         """Continue the prompts with the model as it is, into samples.json under `key`."""
-        model = self.whole_model()
+        continuations = within_memory(self, self.continuations)
         if not self.processes.first:
             return
-        path, train = self.directory / "samples.json", self.config.train
+        path = self.directory / "samples.json"
         samples = [{"prompt": prompt} for prompt in self.config.sample_prompts]
         if self.step and path.exists():
             samples = json.loads(path.read_text())
-        for number, sample in enumerate(samples):
-            sample[key] = generate(model, sample["prompt"], train.sample_tokens,
-                                   seed=train.seed + number)
-        write_json(path, samples)
+        write_json(path, [sample | {key: tokens} for sample, tokens in zip(samples, continuations)])
 
     def sample_now(self, metrics: MetricsLog) -> None:
         """Continue the prompts with the model as it is, into the metrics."""
+        metrics.write("samples", **self.progress(), tokens_of_prompts=within_memory(self, self.continuations))
+
+    def continuations(self) -> list[list[int]]:
+        """What the model as it is says after each prompt; nothing on all processes but the first."""
         model, train = self.whole_model(), self.config.train
-        if self.processes.first:
-            metrics.write("samples", **self.progress(), tokens_of_prompts=[
-                generate(model, prompt, train.sample_tokens, seed=train.seed + number)
-                for number, prompt in enumerate(self.config.sample_prompts)])
+        prompts = self.config.sample_prompts if self.processes.first else []
+        return [generate(model, prompt, train.sample_tokens, seed=train.seed + number)
+                for number, prompt in enumerate(prompts)]
 
     def validate(self, metrics: MetricsLog) -> None:
-        train = self.config.train
-        self.validation = validate(
-            self.validated, self.shards["val"], self.dataset.token_bytes, tokens=train.validation_tokens,
-            sequences=train.micro_batch_sequences, autocast=self.autocast, processes=self.processes)
+        self.validation = within_memory(self, lambda: validate(
+            self.validated, self.shards["val"], self.dataset.token_bytes, tokens=self.config.train.validation_tokens,
+            sequences=self.micro_batch_sequences, autocast=self.autocast, processes=self.processes))
         self.require_finite("validation loss", self.validation.loss)
         values = asdict(self.validation)
         if self.hellaswag:
-            values["hellaswag_acc_norm"] = accuracy(self.model, self.hellaswag, rows=train.micro_batch_sequences,
-                                                    autocast=self.autocast, processes=self.processes)
+            values["hellaswag_acc_norm"] = within_memory(self, lambda: accuracy(
+                self.model, self.hellaswag, rows=self.micro_batch_sequences, autocast=self.autocast,
+                processes=self.processes))
         metrics.write("validation", **self.progress(), **values)
 
     def stop(self, reason: str) -> None:
@@ -216,27 +229,8 @@ class Trainer:
         if not math.isfinite(value):
             self.stop(f"{name} is {value} in step {self.step}")
 
-    def check(self, loss: float, grad_norm: float | None) -> None:
-        """Stop a run that computes nonsense."""
-        train = self.config.train
-        self.require_finite("loss", loss)
-        if self.loss_scale and self.loss_scale.scale < SMALLEST_SCALE:
-            self.stop(f"loss_scale is {self.loss_scale.scale} in step {self.step}: gradients overflow at any scale")
-        if grad_norm is None:  # a skipped step
-            return
-        self.require_finite("grad_norm", grad_norm)
-        if grad_norm == 0:
-            self.stop(f"grad_norm is 0 in step {self.step}: nothing is learned any more")
-        if train.spike_deviations is None:
-            return
-        self.guard.observe(loss, train.spike_deviations)
-        if self.guard.spikes >= train.spike_steps:
-            self.stop(f"loss is {loss:.4f} in step {self.step}, over {self.guard.limit(train.spike_deviations):.4f} "
-                      f"(its running mean {self.guard.mean:.4f} and {train.spike_deviations} deviations) for "
-                      f"{self.guard.spikes} steps")
-
-    def gradients(self) -> float:
-        """Mean gradients of this step's batch, over all processes, in .grad, times the loss scale; its mean loss."""
+    def gradients(self) -> tuple[float, list[torch.Tensor], torch.Tensor]:
+        """Mean loss of this step's batch over all processes, its gradients times the loss scale, and their norm."""
         processes = self.processes
         x_BT, y_BT = self.batches.take(self.step)
         self.model.zero_grad(set_to_none=True)
@@ -249,7 +243,9 @@ class Trainer:
                 loss = self.forward(x, y) / len(parts)
             (loss * self.loss_scale.scale if self.loss_scale else loss).backward()
             total += loss.detach()
-        return processes.sum_(total).item() / processes.count
+        loss = processes.sum_(total).item() / processes.count
+        gradients = [parameter.grad for parameter in self.model.parameters()]
+        return loss, gradients, whole(torch.nn.utils.get_total_norm(gradients))
 
     def unscale(self, gradients: list[torch.Tensor], grad_norm: torch.Tensor) -> bool:
         """Take the loss scale out of gradients and norm and move it; True when the gradients overflowed.
@@ -268,18 +264,15 @@ class Trainer:
     def train_step(self) -> dict:
         """One weight update, unless fp16 gradients overflow; the values it is logged with."""
         train = self.config.train
-        loss = self.gradients()
-        gradients = [parameter.grad for parameter in self.model.parameters()]
-        grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
+        loss, gradients, grad_norm = within_memory(self, self.gradients)
         overflow = self.unscale(gradients, grad_norm)
         values = {"loss": loss, "grad_norm": None if overflow else grad_norm.item()}
         self.step += 1
-        self.check(**values)
+        if reason := objection(self.step, **values, guard=self.guard, loss_scale=self.loss_scale, train=train):
+            self.stop(reason)
         multiplier = learning_rate_multiplier(train, self.step - 1, self.steps)
         if not overflow:
-            if train.grad_clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), train.grad_clip, grad_norm)
-            self.optimizer.step(multiplier, muon_momentum(train, self.step - 1, self.steps))
+            all_or_nothing(self, lambda: self.update(multiplier, grad_norm))
         if self.loss_scale:
             values |= {"loss_scale": self.loss_scale.scale, "skipped_steps": self.loss_scale.skipped_steps}
         values["lr"] = train.learning_rate * multiplier
@@ -288,6 +281,12 @@ class Trainer:
         if (largest_load := rebalance(self.model)) is not None:
             values["largest_expert_load"] = round(largest_load, 3)
         return values
+
+    def update(self, multiplier: float, grad_norm: torch.Tensor) -> None:
+        """Change the weights by their gradients."""
+        if self.config.train.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.train.grad_clip, grad_norm)
+        self.optimizer.step(multiplier, muon_momentum(self.config.train, self.step - 1, self.steps))
 
     def checkpoint_bytes(self) -> int:
         """Size of a checkpoint, about: the tensors without the headers of their files."""
@@ -353,6 +352,9 @@ class Trainer:
             self.validation = Validation(**found.state["validation"])
             self.guard = LossGuard(**found.state["guard"])
             self.loss_scale = found.state["loss_scale"] and LossScale(**found.state["loss_scale"])
+        self.record_execution()
+        if self.processes.first:
+            self.write_run()
         return refused
 
     def finish(self, metrics: MetricsLog) -> None:

@@ -1,7 +1,9 @@
 """A stage of the daily run: its identity, its manifest, and the rule by which it is skipped or built.
 
 The **key** of a stage is the SHA-256 of canonical JSON: name, version, literal configuration and the content
-digests of its inputs. Paths, hosts, buckets, devices and worker counts are execution and never part of it.
+digests of its inputs. Paths, hosts, buckets, devices and worker counts are execution and never part of it. A key stands
+for one result; threads, micro-batch and device change how training and scoring round, so theirs stands for a result up
+to rounding.
 Outputs are written first and the **manifest** last, atomically and only if absent: a manifest means done.
 A finished stage is skipped after every output was verified; what is missing or corrupted is built again.
 
@@ -43,15 +45,18 @@ class StageError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where and how a run is executed: never part of any key."""
+    """Where and how a run is executed: never part of any key. Workers and device change rounding in training and
+    scoring."""
 
     store: Store
     cache: Path
     """Local folder for work in progress, downloads and copies of remote outputs."""
     workers: int
-    """Processes and threads that a stage may use."""
+    """Processes and threads that a stage may use; a resumed training keeps the number it began with."""
     device: str | None = None
     """`cpu`, `cuda`, or None for the best there is."""
+    deterministic: bool = False
+    """Train on a GPU with algorithms that give the same bytes every time."""
     benchmarks_dir: Path | None = None
     """Folder with the benchmark items as parquet, looked at before any other source."""
     usd_per_hour: float = 0.0
@@ -78,10 +83,10 @@ def open_place(
     device: str | None,
     benchmarks_dir: str | None,
     usd_per_hour: float | None,
-    **watching: Json,
+    **training: Json,
 ) -> Place:
     """Resolve the execution settings of a run and fail early when the store or the tracker cannot be used."""
-    check_tracker(watching.get("tracker", Tracker.NONE))
+    check_tracker(training.get("tracker", Tracker.NONE))
     opened = open_store(store)
     opened.check()
     local = opened.url if isinstance(opened, LocalStore) else ".daily-train"
@@ -93,7 +98,7 @@ def open_place(
         device=device,
         benchmarks_dir=Path(benchmarks_dir).expanduser().absolute() if benchmarks_dir else None,
         usd_per_hour=provenance.default_usd_per_hour() if usd_per_hour is None else usd_per_hour,
-        **watching,
+        **training,
     )
 
 

@@ -84,6 +84,7 @@ def _train(
             "device": place.device,
             "threads": place.workers,
             "checkpoint_every_minutes": place.checkpoint_every_minutes,
+            "deterministic": place.deterministic,
             "usd_per_hour": place.usd_per_hour or None,
             "sample_every_steps": place.sample_every_steps,
             "hellaswag": _hellaswag(items, encoder, place, work),
@@ -109,7 +110,7 @@ def _train(
     samples = json.loads((run_dir / "samples.json").read_text())
     texts = [{when: encoder.decode(sample[when]) for when in ("prompt", "untrained", "trained")} for sample in samples]
     (out / "samples.json").write_text(json.dumps(texts, indent=1, ensure_ascii=False))
-    return {"device": progress.device}
+    return {"device": progress.device, "execution": json.loads((run_dir / "run.json").read_text())["execution"]}
 
 
 def _hellaswag(items: Items | None, encoder: Tokenizer, place: Place, work: Path) -> str | None:
@@ -134,8 +135,9 @@ def describe(folder: Path) -> str:
     """The stage's artifact: what was trained and how it went."""
     run = json.loads((folder / "run.json").read_text())
     done = read_metrics(folder)[-1]
-    rows = [[name, value] for name, value in {**run, **done}.items()
-            if name != "event" and isinstance(value, int | float | str)]
+    executed = run.get("execution", [{}])[-1]  # absent in what earlier versions trained
+    rows = [[name, value] for name, value in {**run, **executed, **done}.items()
+            if name not in ("event", "from_step") and isinstance(value, int | float | str)]
     return markdown_table(["", "value"], rows)
 
 

@@ -16,6 +16,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from model.config import GPTConfig, TrainConfig
+from model.run import read_config
 from model.shards import Dataset, Split, write_dataset, write_shard
 from tasks.benchmarks import Items
 from tasks.checkpoints import KEPT, Uploads, restore
@@ -48,10 +49,10 @@ def write_tokenizer(work: Path, out: Path) -> None:
     made.save(str(out / "tokenizer.json"))
 
 
-def trained(place: Place) -> Result:
+def trained(place: Place, config: TrainConfig = TRAIN) -> Result:
     made = [finish(Stage(name=name, version=1, config={}, inputs={}), place, build)
             for name, build in (("shard", write_shards), ("tokenizer", write_tokenizer))]
-    return finished_training(MODEL, TRAIN, *made, Items({}, {}, {}), place)
+    return finished_training(MODEL, config, *made, Items({}, {}, {}), place)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -93,6 +94,28 @@ def test_another_machine_goes_on_from_the_store_to_the_same_bytes(machines: tupl
     assert list(second.store.list("checkpoints")) == []
     straight = trained(open_place(str(tmp_path / "other"), None, 1, "cpu", None, 0.0))
     assert result.digest == straight.digest
+
+
+def test_threads_and_micro_batch_are_in_the_provenance_and_not_in_the_key(tmp_path: Path):
+    config, keys = replace(TRAIN, tokens=4 * 128, micro_batch_sequences=None), set()
+    for workers in (1, 2):
+        place = open_place(str(tmp_path / f"store{workers}"), None, workers, "cpu", None, 0.0)
+        manifest = trained(place, config).manifest
+        keys.add(manifest.key)
+        assert manifest.provenance["execution"] == [
+            {"from_step": 0, "device": "cpu", "threads": workers, "processes": 1, "deterministic": True,
+             "window_kernel": "sdpa", "micro_batch_sequences": 8}]
+    assert len(keys) == 1
+
+
+def test_the_trainer_is_asked_for_deterministic_algorithms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr("tasks.train.run_module", lambda name, run, *rest: asked.append(read_config(run["config"])))
+    for choice in ({}, {"deterministic": True}):
+        place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0, **choice)
+        with pytest.raises(FileNotFoundError):  # nothing was trained
+            trained(place)
+    assert [run.execution.deterministic for run in asked] == [False, True]
 
 
 def run_folder(cache: Path, steps: range) -> Path:

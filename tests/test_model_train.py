@@ -118,7 +118,7 @@ def test_metrics_add_up(uninterrupted):
     for line in steps:
         assert line["tokens"] == line["step"] * 128
         assert line["flops"] == line["tokens"] * run["flops_per_token"]
-    assert (run["steps"], run["gradient_accumulation"], run["validation_tokens"]) == (STEPS, 2, 512)
+    assert (run["steps"], run["sequences_per_step"], run["validation_tokens"]) == (STEPS, 8, 512)
     assert run["budget"] == {"unit": "tokens", "value": STEPS * 128}
 
 
