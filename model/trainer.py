@@ -31,13 +31,13 @@ from model.multiple_choice import accuracy, read_items
 from model.optim import Optimizer
 from model.packing import Packing
 from model.parallel import Processes, connect, load_weights, shared_steps, whole
+from model.precision import autocast
 from model.prefetch import Prefetch
 from model.run import Execution, RunConfig, check_same_run, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardSet, read_dataset
 from model.validation import Validation, validate
 
-AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP8: torch.bfloat16}
 UNTIMED_STEPS, TIMED_STEPS, TIMED_SECONDS = 2, 10, 20.0
 
 
@@ -85,7 +85,7 @@ class Trainer:
             self.usd_per_hour = hardware.usd_per_hour * self.processes.count
         self.micro_batches = shared_steps(sequences, config.train.micro_batch_sequences, self.processes.count)
         precision = config.train.precision
-        self.autocast = torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+        self.autocast = autocast(self.device.type, precision)
         self.batches = Prefetch(
             partial(batch, self.shards["train"], config.train.seed, rank=self.processes.rank,
                     world=self.processes.count, sequences=sequences, sequence_length=config.model.sequence_length,
