@@ -12,13 +12,13 @@ import importlib
 import math
 import warnings
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
@@ -142,20 +142,19 @@ def _compiled(network: GPT, tokens_BT: Tensor, context: torch.autocast) -> tuple
     names, tensors = zip(*network.named_parameters(), *network.named_buffers())
     graphs_of = importlib.import_module("model.joint_graph").graphs_of  # imports the compiler, which takes seconds
 
-    def losses(reduction: str, *tensors: Tensor) -> Tensor:
-        named, (x_BT, y_BT) = dict(zip(names, tensors)), tensors[len(names):]
+    def loss(x_BT: Tensor, y_BT: Tensor, *tensors: Tensor) -> Tensor:
         with context:
-            return torch.func.functional_call(network, named, (x_BT, y_BT, reduction))
+            return torch.func.functional_call(network, dict(zip(names, tensors)), (x_BT, y_BT))
 
-    inputs = (*tensors, tokens_BT, tokens_BT.clone())
-    graphs = graphs_of(partial(losses, "mean"), *inputs)
-    with torch.no_grad():
-        graphs += graphs_of(partial(losses, "none"), *inputs)
-    given = storages([node.meta["val"] for graph in graphs for node in graph.find_nodes(op="placeholder")
-                      if graph is not graphs[1]])  # fmt: skip
-    outputs = storages([node.meta.get("val") for node in graphs[0].output_node().all_input_nodes])
-    saved = [(nbytes(tensor), tensor.shape) for storage, tensor in outputs.items() if storage not in given]
-    return saved, tuple(graph_timeline(graph, len(tokens_BT), set(given)) for graph in graphs)
+    forward, backward = graphs_of(loss, tokens_BT, tokens_BT.clone(), *tensors)
+    given = storages([node.meta["val"] for node in forward.find_nodes(op="placeholder")])
+    results = forward.output_node().args[0]
+    kept = storages([node.meta.get("val") for node in results[1:] if isinstance(node, fx.Node)])
+    saved = [(nbytes(tensor), tensor.shape) for storage, tensor in kept.items() if storage not in given]
+    passes = [graph_timeline(graph, len(tokens_BT), set(given)) for graph in (forward, backward)]
+    forward.output_node().args = (results[:1],)  # the validation is a forward pass that keeps nothing
+    forward.eliminate_dead_code()
+    return saved, (*passes, graph_timeline(forward, len(tokens_BT), set(given)))
 
 
 def _eager(network: GPT, tokens_BT: Tensor, context: torch.autocast) -> tuple[list, tuple]:

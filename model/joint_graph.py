@@ -10,7 +10,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 
 
-class _Traced(Exception):
+class _Partitioned(Exception):
     """Ends a trace as soon as its graphs are known."""
 
     def __init__(self, *graphs: fx.Graph) -> None:
@@ -18,20 +18,21 @@ class _Traced(Exception):
         self.graphs = graphs
 
 
-def graphs_of(function: Callable[..., Tensor], *arguments: Any) -> tuple[fx.Graph, ...]:
-    """The graph of the forward and the graph of the backward pass; under no_grad the first alone.
+def graphs_of(function: Callable[..., Tensor], *arguments: Any) -> tuple[fx.Graph, fx.Graph]:
+    """The graphs of the forward and the backward pass of `function`, which returns a loss.
 
-    The first output of a forward graph is the function's; with a backward pass the others are what that reads.
+    The first output of the forward graph is the loss, the others are what the backward pass reads.
     """
     def partition(joint: fx.GraphModule, inputs: Any, **settings: Any) -> None:
-        raise _Traced(*(module.graph for module in min_cut_rematerialization_partition(joint, inputs, **settings)))
+        raise _Partitioned(*(module.graph for module in min_cut_rematerialization_partition(joint, inputs, **settings)))
 
-    def inference(module: fx.GraphModule, inputs: Any) -> None:
-        raise _Traced(module.graph)
+    def compiled(module: fx.GraphModule, inputs: Any) -> None:
+        raise AssertionError(f"torch {torch.__version__} did not partition the network")
 
-    traced = aot_function(function, fw_compiler=inference, partition_fn=partition, decompositions=select_decomp_table())
+    traced = aot_function(function, fw_compiler=compiled, partition_fn=partition, decompositions=select_decomp_table())
     try:
         traced(*arguments)
-    except _Traced as done:
-        return done.graphs
-    raise AssertionError(f"torch {torch.__version__} traced no graph")
+    except _Partitioned as done:
+        forward, backward = done.graphs
+        return forward, backward
+    raise AssertionError(f"torch {torch.__version__} did not trace the network")
