@@ -26,9 +26,10 @@ from model.config import GPTConfig, Precision, TrainConfig
 from model.documents import SMALLEST_HEAD
 from model.fp8 import use_fp8
 from model.gpt import GPT
+from model.kernels import WindowKernel, window_kernel
 from model.liveness import Allocations, by_sequence, graph_timeline, nbytes, storages
 from model.optim import Optimizer
-from model.precision import autocast
+from model.precision import TYPES, autocast
 
 PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 aten = torch.ops.aten
@@ -108,6 +109,8 @@ def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, devic
         network = GPT(model)
         if precision is Precision.FP8:
             use_fp8(network, fp8_smallest_size)
+        if device == "cuda":
+            _use_window_kernel(network, TYPES[precision])
         sequences = _sequences(network)
         tokens_BT = torch.zeros(sequences, model.sequence_length, dtype=torch.long)
         context = autocast("cpu", precision)
@@ -126,6 +129,14 @@ def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, devic
         is_logits = shape[-1:] in ((model.vocab_size,), (model.padded_vocab_size,))
         kept[int(is_logits)] += by_sequence(tensor_bytes, sequences)
     return _Trace(*kept, timelines)
+
+
+def _use_window_kernel(network: GPT, dtype: torch.dtype) -> None:
+    """Of a GPU of compute capability 9: FlexAttention saves what cuDNN saves, and fake tensors know the latter."""
+    kernel = window_kernel((9, 0), cudnn=True, compiled=True, half=dtype is not torch.float32,
+                           head_size=network.config.head_size)
+    for block in network.blocks:
+        block.attention.kernel = kernel if kernel is WindowKernel.SDPA else WindowKernel.CUDNN
 
 
 def _sequences(network: GPT) -> int:

@@ -31,7 +31,7 @@ from model.multiple_choice import accuracy, read_items
 from model.optim import Optimizer
 from model.packing import Packing
 from model.parallel import Processes, connect, load_weights, shared_steps, whole
-from model.precision import autocast
+from model.precision import TYPES, autocast
 from model.prefetch import Prefetch
 from model.run import Execution, RunConfig, check_same_run, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
@@ -96,8 +96,7 @@ class Trainer:
             use_fp8(self.model, config.train.fp8_smallest_size)
         compiled = config.execution.compile
         self.compiled = self.device.type == "cuda" if compiled is None else compiled
-        self.window_kernel = use_window_kernel(self.model, self.device, AUTOCAST.get(precision, torch.float32),
-                                               self.compiled)
+        self.window_kernel = use_window_kernel(self.model, self.device, TYPES[precision], self.compiled)
         self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
         sharded = isinstance(self.model, FSDPModule)
