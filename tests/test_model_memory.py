@@ -69,8 +69,10 @@ def test_what_a_cpu_saves_is_what_was_planned(shape: str, precision: str, sequen
 
 
 @pytest.mark.parametrize("shape", ["daily", "sparse"])
-def test_what_a_compiled_network_saves_is_what_was_planned(shape: str):
-    """Compiled for a CPU, whose attention kernels save as much as a GPU's."""
+def test_what_a_compiled_network_saves_is_what_was_planned(shape: str, monkeypatch: pytest.MonkeyPatch):
+    """Compiled for a CPU, which computes windows by SDPA; its attention kernels save as much as a GPU's."""
+    monkeypatch.setattr(footprint, "window_kernel", lambda *device, **settings: WindowKernel.SDPA)
+    footprint._trace.cache_clear()
     config, train = configured(shape, "bf16", 4)
     config = dataclasses.replace(config, depth=2)
     network = GPT(config)
@@ -80,7 +82,8 @@ def test_what_a_compiled_network_saves_is_what_was_planned(shape: str):
     planned = held(config, train, "cuda")
     counted = saved_bytes(compiled, network, 4, train.precision)
     assert planned.activations + planned.logits == pytest.approx(counted, rel=0.05)
-    assert planned.activations + planned.logits < 0.9 * sum(dataclasses.astuple(held(config, train, "cpu"))[:2])
+    assert planned.activations + planned.logits < 0.95 * sum(dataclasses.astuple(held(config, train, "cpu"))[:2])
+    footprint._trace.cache_clear()
 
 
 def test_the_peak_of_a_step_of_a_validation_and_of_an_update_on_a_cpu():
@@ -106,7 +109,8 @@ def test_the_peak_of_a_step_of_a_validation_and_of_an_update_on_a_cpu():
     step()
     update()
     given = storages([*network.state_dict().values(), *network.buffers(), tokens_BT,
-                      *(weight.grad for weight in network.parameters()), *optimizer.state_tensors().values()])  # fmt: skip
+                      *(weight.grad for weight in network.parameters()),
+                      *optimizer.state_tensors().values()])  # fmt: skip
     peaks = {}
     for work in (step, validation, update):
         with Allocations(1, given) as allocations:
