@@ -37,8 +37,8 @@ from model.trainer import Trainer
 from tasks.documents import FilesSource, Source, read
 from tasks.download import SCHEMA, is_validation
 from tasks.shard import ShardConfig, write_shards
+from tasks.source import model_source_digest
 from tasks.tokenizer import train_bpe
-from tasks.train import model_source_digest
 
 SEQUENCE_LENGTH, HEAD_SIZE = 128, 32
 TOKENS_PER_STEP = 512

@@ -34,6 +34,7 @@ from tasks import provenance
 from tasks.documents import SourceError
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
+from tasks.feasibility import FeasibilityError, require_feasible
 from tasks.process import ProcessError
 from tasks.report import Published, read_ledger, report_pages
 from tasks.stage import StageError
@@ -47,6 +48,7 @@ EXPECTED = (
     ConfigError,
     ContaminationError,
     ExportError,
+    FeasibilityError,
     InliningError,
     NotifyError,
     ProcessError,
@@ -239,9 +241,10 @@ def _changes(assignments: list[str]) -> dict[str, dict[str, Any]]:
 
 def _run(arguments: argparse.Namespace) -> None:
     changes = _changes(arguments.set)
-    compose(arguments.preset, changes)  # refuse a mistake before anything is started
+    run = compose(arguments.preset, changes)  # refuse a mistake before anything is started
     execution = _execution(arguments)
-    place_of(execution, dict(os.environ))
+    place = place_of(execution, dict(os.environ))
+    require_feasible([(run.model, run.train)], run.tokenizer.entries, place)  # as the flow does, but without a server
     _shorten_expected_errors()
     began = time.monotonic()
     published = daily_train(

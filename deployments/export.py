@@ -19,10 +19,10 @@ from deployments.inlining import inlined
 from eval.card import model_card
 from model.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
 from tasks.report import find_run
+from tasks.source import model_source_digest
 from tasks.stage import Place, Result, load, materialise, read_json
 from tasks.store import digest_file
 from tasks.tokenizer import load_tokenizer
-from tasks.train import model_source_digest
 
 MODELLING = Path(__file__).with_name("modeling_daily_train.py")
 Weights = dict[str, np.ndarray]

@@ -22,12 +22,17 @@ from flows.config import (
     place_of,
     run_name,
 )
+from model.config import TrainConfig
 from tasks.comparison import CompareConfig, publish_comparison
 from tasks.download import download
+from tasks.feasibility import check_trainings
 from tasks.shard import build_shards
 from tasks.stage import Result
 from tasks.tokenizer import build_tokenizer
 from tasks.train import train_model
+
+Recipes = dict[tuple[int, float], TrainConfig]
+"""By seed and share of the budget."""
 
 
 @flow(name="compare", flow_run_name=run_name)
@@ -55,19 +60,28 @@ def compare_designs(
     other = compose(candidate or preset, changes_of(train=train, model=model))
     place = place_of(execution, dict(os.environ))
 
+    def recipe(run: RunConfig, seed: int, budget: float) -> TrainConfig:
+        unit = run.train.budget_unit
+        amount = type(getattr(run.train, unit))(getattr(run.train, unit) * budget)
+        return dataclasses.replace(run.train, seed=baseline.train.seed + seed, **{unit: amount})
+
+    seeds = range(compare.seeds)
+    candidate_recipes = {(seed, 1.0): recipe(other, seed, 1.0) for seed in seeds}
+    baseline_recipes = {(seed, budget): recipe(baseline, seed, budget) for seed in seeds
+                        for budget in sorted(compare.budgets)}  # fmt: skip
+    trainings = [*((other.model, train) for train in candidate_recipes.values()),
+                 *((baseline.model, train) for train in baseline_recipes.values())]  # fmt: skip
+    check_trainings(trainings, baseline.tokenizer, place)
+
     documents = download(baseline.data, place)
     vocabulary = build_tokenizer(baseline.tokenizer, documents, place)
     shards = build_shards(baseline.shard, documents, vocabulary, place)
 
-    def trained(run: RunConfig, seed: int, budget: float) -> Result:
-        unit = run.train.budget_unit
-        amount = type(getattr(run.train, unit))(getattr(run.train, unit) * budget)
-        recipe = dataclasses.replace(run.train, seed=baseline.train.seed + seed, **{unit: amount})
-        return train_model(run.model, recipe, shards, vocabulary, None, place)
+    def trained(run: RunConfig, recipes: Recipes) -> dict[tuple[int, float], Result]:
+        return {which: train_model(run.model, train, shards, vocabulary, None, place)
+                for which, train in recipes.items()}  # fmt: skip
 
-    candidates = {(seed, 1.0): trained(other, seed, 1.0) for seed in range(compare.seeds)}
-    baselines = {(seed, budget): trained(baseline, seed, budget) for seed in range(compare.seeds)
-                 for budget in sorted(compare.budgets)}  # fmt: skip
+    candidates, baselines = trained(other, candidate_recipes), trained(baseline, baseline_recipes)
     names = (preset.value, f"{(candidate or preset).value} {as_changes(train, model)}".strip())
     return publish_comparison(names, baselines, candidates, place)
 

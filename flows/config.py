@@ -99,6 +99,11 @@ class Execution(Form):
     checkpoint_every_minutes: float = Field(
         10.0, gt=0, description="Longest time between checkpoints of a training, beside those by step."
     )
+    max_hours: float = Field(
+        48.0,
+        gt=0,
+        description="A run whose training is projected to take more hours on this machine is refused at its start.",
+    )
     hellaswag_items: int = Field(0, ge=0, description="HellaSwag items to score at each validation while training.")
     sample_every_steps: int | None = Field(None, ge=1, description="Steps between samples in training. Empty: none.")
     tracker: Tracker = Field(Tracker.NONE, description="Also tell the metrics of the training to this tool.")

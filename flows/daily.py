@@ -4,9 +4,10 @@
                     ▲                                             ▲        ├─► report ─► ledger
     benchmarks ─────┴─────────────────────────────────────────────┴────────┘
 
-Each line of the flow is one stage. A stage's result lives in the store under a key made of its configuration and
-the content of its inputs (`tasks/stage.py`): what is there and intact is skipped, here and on any other machine
-that shares the store. Read the stages in `tasks/`, the network in `model/`, scoring and statistics in `eval/`.
+A run that this machine cannot train is refused first (`tasks/feasibility.py`). Then each line of the flow is one
+stage. A stage's result lives in the store under a key made of its configuration and the content of its inputs
+(`tasks/stage.py`): what is there and intact is skipped, here and on any other machine that shares the store. Read the
+stages in `tasks/`, the network in `model/`, scoring and statistics in `eval/`.
 
 Run it with `daily-train run`, or start one from the Prefect UI after `daily-train up`.
 """
@@ -33,6 +34,7 @@ from flows.config import (
 )
 from flows.prepare import prepare
 from tasks.evaluate import evaluate_model
+from tasks.feasibility import check_trainings
 from tasks.report import Published, publish_report
 from tasks.train import train_model
 
@@ -76,6 +78,7 @@ def daily_train(
     run = compose(preset, changes)
     place = place_of(execution, dict(os.environ))
 
+    check_trainings([(run.model, run.train)], run.tokenizer, place)  # memory and hours, before anything is downloaded
     ready = prepare(run, place)  # download, benchmarks, contamination, tokenizer, shard
     checkpoint = train_model(run.model, run.train, ready.shards, ready.vocabulary, ready.items, place)
     scores = evaluate_model(run.evaluation, checkpoint, ready.vocabulary, ready.items, place)

@@ -26,6 +26,7 @@ from flows.config import (
 from tasks.benchmarks import fetch_benchmarks
 from tasks.download import download
 from tasks.evaluate import evaluate_model
+from tasks.feasibility import check_trainings
 from tasks.shard import build_shards
 from tasks.study import StudyConfig, plant, planted_items, publish_study
 from tasks.tokenizer import build_tokenizer
@@ -58,6 +59,7 @@ def contamination_study(
     run = compose(preset, changes_of(train=train, model=model, data=data, evaluation=evaluation))
     place = place_of(execution, dict(os.environ))
     planted = planted_items(study, run.evaluation)
+    check_trainings([(run.model, run.train)] * (2 * study.seeds), run.tokenizer, place)
 
     documents = download(run.data, place)
     items = fetch_benchmarks(run.evaluation.suites, place, run.evaluation.num_fewshot)

@@ -33,13 +33,13 @@ from model.optim import Optimizer
 from model.packing import Packing
 from model.parallel import load_weights, shared_steps, whole
 from model.plan import choose_micro_batch
+from model.precision import TYPES, autocast
 from model.prefetch import Prefetch
 from model.run import RunConfig, check_same_run, continued, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardSet, read_dataset
 from model.validation import Validation, validate
 
-AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP8: torch.bfloat16}
 UNTIMED_STEPS, TIMED_STEPS, TIMED_SECONDS = 2, 10, 20.0
 
 
@@ -72,10 +72,10 @@ class Trainer:
         most = executed.get("micro_batch_sequences") or config.train.micro_batch_sequences
         if most is None:
             share = max(1, self.sequences // self.processes.count)
-            most = choose_micro_batch(self.config.model, config.train, share, free_bytes(self.device))
+            most = choose_micro_batch(self.config.model, config.train, share, free_bytes(self.device)) or 1
         self.set_micro_batch(self.processes.smallest(most, self.device))
         precision = config.train.precision
-        self.autocast = torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+        self.autocast = autocast(self.device.type, precision)
         self.batches = Prefetch(
             partial(batch, self.shards["train"], config.train.seed, rank=self.processes.rank,
                     world=self.processes.count, sequences=self.sequences, sequence_length=config.model.sequence_length,
@@ -86,8 +86,7 @@ class Trainer:
             use_fp8(self.model, config.train.fp8_smallest_size)
         compiled = config.execution.compile
         self.compiled = self.device.type == "cuda" if compiled is None else compiled
-        self.window_kernel = use_window_kernel(self.model, self.device, AUTOCAST.get(precision, torch.float32),
-                                               self.compiled)
+        self.window_kernel = use_window_kernel(self.model, self.device, TYPES[precision], self.compiled)
         self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
         sharded = isinstance(self.model, FSDPModule)

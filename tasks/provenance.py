@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import shutil
 import subprocess
 from functools import cache
 from importlib.metadata import version
@@ -50,7 +52,24 @@ def _cpu_name() -> str:
 
 
 def _gpu_names() -> tuple[str, ...]:
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return _of_gpus("name")
+
+
+@cache
+def gpu_driver() -> str | None:
+    """Version of the NVIDIA driver, empty when nobody tells; None on a machine without a sign of an NVIDIA GPU."""
+    if versions := _of_gpus("driver_version"):
+        return versions[0]
+    try:
+        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return "" if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") else None
+    return found.group() if found else ""
+
+
+def _of_gpus(field: str) -> tuple[str, ...]:
+    """A property of each GPU; empty when the driver's tool is absent or fails."""
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, check=False)
     except OSError:

@@ -63,6 +63,8 @@ class Place:
     """What an hour on this machine costs."""
     checkpoint_every_minutes: float = 10.0
     """Minutes after which a training begins another checkpoint, beside those by step."""
+    max_hours: float = 48.0
+    """Hours that the trainings of a run may be projected to take together."""
     hellaswag_items: int = 0
     """HellaSwag items that are scored with every validation of a training."""
     sample_every_steps: int | None = None

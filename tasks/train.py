@@ -1,6 +1,5 @@
 """Stage 5: training, in a child process of its own; its metrics become log lines and a progress artifact."""
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -17,10 +16,11 @@ from eval.markup import markdown_table, passage, untrusted
 from model.config import GPTConfig, TrainConfig
 from tasks.benchmarks import Items
 from tasks.checkpoints import clear, restore
+from tasks.feasibility import require_feasible
 from tasks.process import run_module
 from tasks.progress import PROMPTS, Teller, TrainingProgress
-from tasks.provenance import PROJECT
-from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, sha256_json
+from tasks.source import model_source_digest
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise
 from tasks.tokenizer import load_tokenizer
 from tasks.tracking import Tracking
 
@@ -53,15 +53,15 @@ def finished_training(
         inputs={"shards": shards.digest, "model_source": model_source_digest()},
         recorded=frozenset({"metrics.jsonl"}),
     )
-    result = finish(stage, place, lambda work, out: _train(stage, shards, tokenizer, items, place, work, out))
+
+    def build(work: Path, out: Path) -> dict[str, Any]:
+        encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
+        require_feasible([(model, config)], encoder.get_vocab_size(), place)
+        return _train(stage, shards, encoder, items, place, work, out)
+
+    result = finish(stage, place, build)
     clear(stage.key, place.store)
     return result
-
-
-def model_source_digest() -> str:
-    """SHA-256 of the files of model/: the code on main is the experiment."""
-    files = sorted((PROJECT / "model").glob("*.py"))
-    return sha256_json([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -70,9 +70,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _train(
-    stage: Stage, shards: Result, tokenizer: Result, items: Items | None, place: Place, work: Path, out: Path
+    stage: Stage, shards: Result, encoder: Tokenizer, items: Items | None, place: Place, work: Path, out: Path
 ) -> dict[str, Any]:
-    encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
     run_dir = work / "run"  # outlives a killed process: the same command resumes from its last checkpoint
     run = {
         "model": stage.config["model"],

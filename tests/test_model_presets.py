@@ -58,12 +58,16 @@ def test_tiny_variant_beats_the_unigram_entropy(shards, tmp_path, preset):
 
 @pytest.mark.parametrize("preset", list(Preset))
 def test_dry_run_adds_up_without_data(tmp_path, capsys, preset):
-    model = {} if compose(preset, {}).model.vocab_size else {"vocab_size": 32_768}
-    path = write_config(tmp_path, "/nonexistent", preset, model, {})
+    path = write_config(tmp_path, "/nonexistent", preset, TINY, {})  # its own size: tests/test_model_memory.py
     assert main([str(path), "--dry-run", "--hardware", "H200", "--mfu", "0.4"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["parameters"]["total"] == sum(told["parameters"].values()) / 2
-    assert told["memory_bytes"]["total"] == sum(told["memory_bytes"].values()) / 2
+    memory, largest = told["memory_bytes"], told["largest_micro_batch_sequences"]
+    held = memory["weights"] + memory["gradients"] + memory["optimizer"]
+    step = memory["activations"] + memory["logits"] + memory["temporaries"]
+    assert memory["total"] == held + max(step, memory["validation"], memory["update"])
+    assert min(memory.values()) >= 0 and told["usable_bytes"] == 0.9 * 141e9
+    assert told["fits"] is (memory["total"] <= told["usable_bytes"]) is (told["micro_batch_sequences"] <= largest)
     assert told["flops"] == told["tokens"] * told["flops_per_token"]
     assert told["gpu_hours"] == pytest.approx(told["flops"] / (0.4 * 989e12) / 3600, abs=1e-4)
     assert told["usd"] == pytest.approx(3.5 * told["gpu_hours"], abs=1e-3)
@@ -74,6 +78,6 @@ def test_dry_run_needs_a_vocabulary_and_keeps_an_hourly_budget(tmp_path, capsys)
     assert main([str(write_config(tmp_path, "/nonexistent", "daily", {}, {})), "--dry-run"]) == 1
     assert "vocab_size is null" in capsys.readouterr().err
     changes = {"tokens": None, "gpu_hours": 24.0}
-    path = write_config(tmp_path, "/nonexistent", "daily", {"vocab_size": 32_768}, changes)
+    path = write_config(tmp_path, "/nonexistent", "daily", TINY | {"depth": 8}, changes)
     assert main([str(path), "--dry-run"]) == 0
     assert 23.9 < json.loads(capsys.readouterr().out)["gpu_hours"] <= 24

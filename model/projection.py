@@ -1,0 +1,101 @@
+"""What trainings need of this machine, before there is any data: `python -m model.projection CONFIG.json`.
+
+CONFIG.json holds `trainings`, a list of objects with `model` and `train`, and `execution` (model.run.Execution). One
+line of JSON is printed:
+  device                cuda or cpu, and of a GPU its `name` and `device_bytes`
+  torch, cuda           versions of torch and of the CUDA that it was built for (null: without CUDA)
+  trainings             of each: `hours`, null for dollars without a price; on a GPU `micro_batch_sequences` (the
+                        configured one, else the largest that fits), the bytes by what they are for (model.plan),
+                        `usable_bytes`, and `fitting_micro_batch`, null where not even one sequence fits
+"""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from model import cost
+from model.config import ConfigError, GPTConfig, Precision, TrainConfig
+from model.hardware import known_hardware
+from model.parsing import parse
+from model.plan import choose_micro_batch, memory_bytes, usable_bytes
+from model.precision import TYPES
+from model.run import Execution
+
+MFU = 0.35  # of a known GPU: networks of 100 M weights and more reach it
+PRODUCT_SHARE = 0.6  # of what a matrix product reaches on any other device: a step is not products alone
+SECONDS = 0.2  # to measure that
+
+
+def project(trainings: list[tuple[GPTConfig, TrainConfig]], execution: Execution) -> dict:
+    """What is printed. Raises ConfigError for a training that cannot be."""
+    if execution.threads is not None:
+        torch.set_num_threads(execution.threads)
+    cuda = execution.device != "cpu" and torch.cuda.is_available()
+    found = {"event": "projection", "device": "cuda" if cuda else "cpu", "torch": torch.__version__,
+             "cuda": torch.version.cuda}  # fmt: skip
+    if cuda:
+        device_bytes = torch.cuda.get_device_properties(0).total_memory
+        found |= {"name": torch.cuda.get_device_name(0), "device_bytes": device_bytes}
+    found["trainings"] = [
+        {"hours": hours(model, train, found, execution.usd_per_hour)}
+        | (memory(model, train, found["device_bytes"]) if cuda else {})
+        for model, train in trainings]  # fmt: skip
+    return found
+
+
+def hours(model: GPTConfig, train: TrainConfig, machine: dict, usd_per_hour: float | None) -> float | None:
+    """Of a training on this machine: its budget in hours or dollars, else FLOPs over the rate of the device."""
+    cost.sequences_per_step(train, model)
+    if train.budget_unit == "gpu_hours":
+        return train.gpu_hours
+    if train.budget_unit == "usd":
+        return train.usd / usd_per_hour if usd_per_hour else None
+    flops = (cost.resolve_steps(train, model) * train.tokens_per_step
+             * cost.flops_per_token(model, model.sequence_length))  # fmt: skip
+    hardware = known_hardware(machine.get("name", ""))
+    rate = MFU * hardware.peak_flops if hardware else PRODUCT_SHARE * product_flops(machine["device"], train.precision)
+    return flops / rate / 3600
+
+
+@cache
+def product_flops(device: str, precision: Precision) -> float:
+    """FLOP/s of a matrix product here and now."""
+    size = 8192 if device == "cuda" else 1024
+    a, b = (torch.ones(size, size, dtype=TYPES[precision], device=device) for _ in range(2))
+    best, began = 0.0, time.perf_counter()
+    while best == 0 or time.perf_counter() - began < SECONDS:
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for a GPU
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def memory(model: GPTConfig, train: TrainConfig, device_bytes: int) -> dict:
+    """The memory of a training on a GPU, and the micro-batch that fits into it."""
+    fitting = choose_micro_batch(model, train, cost.sequences_per_step(train, model), device_bytes)
+    sequences = train.micro_batch_sequences or fitting or 1
+    return {"micro_batch_sequences": sequences, "fitting_micro_batch": fitting,
+            "memory_bytes": memory_bytes(model, replace(train, micro_batch_sequences=sequences)),
+            "usable_bytes": usable_bytes(device_bytes)}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """Command line; returns the exit code."""
+    values = json.loads(Path(argv[0]).read_text())
+    try:
+        trainings = [(parse(GPTConfig, training["model"], "model"), parse(TrainConfig, training["train"], "train"))
+                     for training in values["trainings"]]  # fmt: skip
+        print(json.dumps(project(trainings, parse(Execution, values["execution"], "execution"))))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""Whether this machine can train what a run asks for: its memory, and the hours. Asked before anything is downloaded.
+
+A child process projects both (`model.projection`). An answer without objection is kept in `plans/` of the cache, by
+configuration, source of model/ and machine. Where there is no GPU, memory is not planned, and trainings that are short
+on any CPU are not projected at all.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from model.config import GPTConfig, TrainConfig
+from tasks import provenance
+from tasks.process import run_module
+from tasks.source import model_source_digest
+from tasks.stage import STAGE_TASK, Place, logger, sha256_json
+from tasks.tokenizer import TokenizerConfig
+
+Training = tuple[GPTConfig, TrainConfig]
+
+ANY_CPU = 5e9
+"""FLOP/s that a training keeps on any CPU."""
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+"""For each major version of CUDA, the first driver that runs programs built for it (NVIDIA's release notes)."""
+WHEELS = "https://pytorch.org/get-started/locally"
+
+
+class FeasibilityError(Exception):
+    """This machine cannot train what was asked for; the message says what that needs, what there is and what to set."""
+
+
+@task(name="plan", **STAGE_TASK)
+def check_trainings(trainings: Sequence[Training], tokenizer: TokenizerConfig, place: Place) -> None:
+    """The first task of a run: `require_feasible`, with the vocabulary as far as it is known by now."""
+    require_feasible(trainings, tokenizer.entries, place)
+
+
+def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Place) -> None:
+    """Raise FeasibilityError when a training needs more memory than the GPU has, or all together more than
+    `place.max_hours`; not for trainings that the store holds already."""
+    driver = None if place.device == "cpu" else provenance.gpu_driver()
+    resolved = tuple((replace(model, vocab_size=model.vocab_size or vocabulary, eot_token=model.eot_token or 0),
+                      replace(train, seed=0)) for model, train in trainings)  # fmt: skip
+    most_hours = sum(most_flops(model, train) for model, train in resolved) / ANY_CPU / 3600
+    if driver is None and place.device != "cuda" and most_hours <= place.max_hours:
+        return
+    paths = [place.cache / "plans" / f"{_key(training, driver, place)}.json" for training in resolved]
+    found = [json.loads(path.read_text()) for path in paths if path.exists()]
+    if len(found) < len(paths) or objection(found, driver, place):
+        found = _projected(resolved, place.device, place.workers, place.usd_per_hour or None)
+        if reason := objection(found, driver, place):
+            if not _trained(trainings, place):
+                raise FeasibilityError(reason)
+            logger().info("The trainings are in the store already, which is as well: %s", reason)
+            return
+        for path, projection in zip(paths, found, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = path.with_suffix(f".{os.getpid()}")
+            whole.write_text(json.dumps(projection, indent=1))
+            os.replace(whole, path)
+    _tell(found, driver)
+
+
+def most_flops(model: GPTConfig, train: TrainConfig) -> float:
+    """At least the FLOPs of a training, without the network, which needs torch; infinite for hours and dollars."""
+    if train.tokens is None:
+        return train.flops or math.inf
+    width = model.width
+    hidden = max(model.mlp_ratio * width, (model.experts_per_token + model.shared_experts) * model.expert_size)
+    attention = 5 * width + 3 * (model.latent_size or width) + 64 * model.heads
+    weights = model.depth * width * (attention + 3 * hidden + model.experts) + width * (model.padded_vocab_size + 64)
+    return train.tokens * (6 * weights + 12 * width * model.sequence_length * model.depth)
+
+
+def objection(projections: list[dict[str, Any]], driver: str | None, place: Place) -> str | None:
+    """Why these trainings cannot be, in one sentence; None: they can."""
+    [*_, machine] = projections
+    no_gpu = missing_gpu(machine, driver) if driver is not None and machine["device"] == "cpu" else ""
+    if place.device == "cuda" and machine["device"] == "cpu":
+        return f"device is 'cuda', but {no_gpu or 'this machine has no NVIDIA GPU'}"
+    for projection in projections:
+        if projection["device"] == "cuda" and projection["memory_bytes"]["total"] > projection["usable_bytes"]:
+            return _too_large(projection)
+    hours = sum(projection["hours"] or 0 for projection in projections)
+    if hours <= place.max_hours:
+        return None
+    where = machine.get("name") or f"the CPU of this machine ({place.workers} threads)"
+    what = "training is" if len(projections) == 1 else f"{len(projections)} trainings are together"
+    text = (f"the {what} projected to take {_number(hours)} hours on {where}, more than max_hours "
+            f"{_number(place.max_hours)}; raise max_hours, choose a smaller preset or budget, or ")  # fmt: skip
+    return text + (f"train on the GPU: {no_gpu}" if no_gpu else "use a machine with a faster GPU")
+
+
+def missing_gpu(machine: dict[str, Any], driver: str) -> str:
+    """That torch finds no GPU where there is one, and what to do about it."""
+    built = f"built for CUDA {machine['cuda']}" if machine["cuda"] else "built without CUDA"
+    text = f"torch {machine['torch']}, {built}, finds no GPU although this machine has one"
+    if not machine["cuda"]:
+        return f"{text}: install the wheel of torch for your CUDA from {WHEELS}"
+    oldest = OLDEST_DRIVER.get(int(machine["cuda"].split(".")[0]), 0)
+    if driver and int(driver.split(".")[0]) < oldest:
+        return (f"{text}: its driver {driver} is too old for that wheel, which needs {oldest} or newer; update the "
+                f"driver, or install a wheel of torch for an older CUDA from {WHEELS}")  # fmt: skip
+    return (f"{text} with driver {driver or 'of unknown version'}: check that nvidia-smi lists it and that "
+            f"CUDA_VISIBLE_DEVICES does not hide it")  # fmt: skip
+
+
+def _too_large(projection: dict[str, Any]) -> str:
+    parts = {name: size for name, size in projection["memory_bytes"].items() if name != "total"}
+    largest = sorted(parts, key=parts.__getitem__, reverse=True)[:4]
+    told = ", ".join(f"{name} {_gigabytes(parts[name])}" for name in largest)
+    fitting = projection["fitting_micro_batch"]
+    advice = "not even one sequence fits: set a smaller model.depth, model.width or model.sequence_length"
+    if fitting:
+        advice = f"set train.micro_batch_sequences to {fitting}"
+    return (f"the training needs {_gigabytes(projection['memory_bytes']['total'])} GB of memory with a micro-batch of "
+            f"{projection['micro_batch_sequences']} sequences ({told}), but {projection['name']} has "
+            f"{_gigabytes(projection['device_bytes'])} GB, of which {_gigabytes(projection['usable_bytes'])} can be "
+            f"used; {advice}")  # fmt: skip
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f}"
+
+
+def _number(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def _key(training: Training, driver: str | None, place: Place) -> str:
+    model, train = training
+    machine = [place.device, place.workers, place.usd_per_hour, driver, *provenance.hardware()["gpus"]]
+    return sha256_json({"model": asdict(model), "train": asdict(train), "model_source": model_source_digest(),
+                        "torch": provenance.packages()["torch"], "machine": machine})  # fmt: skip
+
+
+@cache
+def _projected(
+    trainings: tuple[Training, ...], device: str | None, workers: int, usd_per_hour: float | None
+) -> list[dict[str, Any]]:
+    """What the child process finds for each training, with what it finds of the machine."""
+    config = {
+        "trainings": [{"model": asdict(model), "train": asdict(train)} for model, train in trainings],
+        "execution": {
+            "device": None if device == "cuda" else device,  # where there is none, this says why
+            "threads": workers,
+            "usd_per_hour": usd_per_hour,
+        },
+    }
+    events: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="plan-") as folder:
+        run_module("model.projection", config, Path(folder), events.append)
+    [machine] = [event for event in events if event["event"] == "projection"]
+    return [{name: value for name, value in machine.items() if name != "trainings"} | training
+            for training in machine["trainings"]]  # fmt: skip
+
+
+def _trained(trainings: Sequence[Training], place: Place) -> bool:
+    """Whether the store holds all of them, trained by this source of model/ on whatever data."""
+    source, done = model_source_digest(), []
+    for key in place.store.list("stages/train"):
+        if key.endswith("/manifest.json"):
+            manifest = json.loads(place.store.read(key) or b"{}")
+            if manifest.get("inputs", {}).get("model_source") == source:
+                done.append([manifest["config"]["model"], manifest["config"]["train"]])
+    return all([asdict(model), asdict(train)] in done for model, train in trainings)
+
+
+def _tell(projections: list[dict[str, Any]], driver: str | None) -> None:
+    for projection in projections:
+        if projection["device"] == "cuda":
+            logger().info("planned: %s of %s GB that can be used of %s, with a micro-batch of %d sequences",
+                          _gigabytes(projection["memory_bytes"]["total"]), _gigabytes(projection["usable_bytes"]),
+                          projection["name"], projection["micro_batch_sequences"])  # fmt: skip
+    if driver is not None and projections[-1]["device"] == "cpu":
+        logger().warning("the run takes the CPU: %s", missing_gpu(projections[-1], driver))
+    logger().info("planned: about %s hours of training", _number(sum(p["hours"] or 0 for p in projections)))
