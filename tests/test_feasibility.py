@@ -109,7 +109,7 @@ def test_why_torch_sees_no_gpu(driver: str, cuda: str | None, advice: str):
 
 
 def test_too_little_memory_is_refused_with_the_numbers_and_a_micro_batch(tmp_path: Path, gpu: dict):
-    place, (model, train) = place_at(tmp_path), training()
+    place, (model, train) = place_at(tmp_path), training(micro_batch_sequences=32)
     resolved = replace(model, vocab_size=512, eot_token=0)
     needed = {n: memory_bytes(resolved, replace(train, micro_batch_sequences=n))["total"] for n in (8, 16, 32)}
     gpu["device_bytes"] = round(needed[16] / 0.9) - 1
