@@ -121,6 +121,7 @@ def test_too_little_memory_is_refused_with_the_numbers_and_a_micro_batch(tmp_pat
     assert told.endswith("set train.micro_batch_sequences to 8") and "\n" not in told
     assert files(tmp_path) == []
     require_feasible([training(micro_batch_sequences=8)], 512, place)
+    require_feasible([(model, replace(train, micro_batch_sequences=None))], 512, place)  # the largest that fits
 
     feasibility._projected.cache_clear()
     gpu["device_bytes"] = 1000
