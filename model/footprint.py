@@ -32,7 +32,6 @@ from model.optim import Optimizer
 from model.precision import TYPES, autocast
 
 PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
-aten = torch.ops.aten
 FP32_ON_CUDA = frozenset(
     function for function, operation in (
         (F.rms_norm, "rms_norm"), (F.layer_norm, "layer_norm"), (torch.square, "pow.Tensor_Scalar"),
@@ -116,14 +115,14 @@ def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, devic
         context = autocast("cpu", precision)
         if device == "cuda":
             try:
-                saved, timelines = _compiled(network, tokens_BT, context)
+                saved, timelines = _compiled_network(network, tokens_BT, context)
             except Exception as error:
                 warnings.warn(f"torch {torch.__version__} cannot trace the compiled network, so its memory is counted "
                               f"as if it ran eagerly, which takes more: {str(error).partition(chr(10))[0]}",
                               stacklevel=2)  # fmt: skip
-                saved, timelines = _eager(network, tokens_BT, context)
+                saved, timelines = _eager_network(network, tokens_BT, context)
         else:
-            saved, timelines = _eager(network, tokens_BT, context)
+            saved, timelines = _eager_network(network, tokens_BT, context)
     kept = np.zeros((2, 2))  # activations, logits
     for tensor_bytes, shape in saved:
         is_logits = shape[-1:] in ((model.vocab_size,), (model.padded_vocab_size,))
@@ -148,7 +147,7 @@ def _sequences(network: GPT) -> int:
     return next((prime for prime in PRIMES if all(size % prime for size in sizes)), PRIMES[-1])
 
 
-def _compiled(network: GPT, tokens_BT: Tensor, context: torch.autocast) -> tuple[list, tuple]:
+def _compiled_network(network: GPT, tokens_BT: Tensor, context: torch.autocast) -> tuple[list, tuple]:
     """Saved tensors as (bytes, shape), and the three timelines, of the graphs that torch.compile makes."""
     names, tensors = zip(*network.named_parameters(), *network.named_buffers())
     graphs_of = importlib.import_module("model.joint_graph").graphs_of  # imports the compiler, which takes seconds
@@ -168,7 +167,7 @@ def _compiled(network: GPT, tokens_BT: Tensor, context: torch.autocast) -> tuple
     return saved, (*passes, graph_timeline(forward, len(tokens_BT), set(given)))
 
 
-def _eager(network: GPT, tokens_BT: Tensor, context: torch.autocast) -> tuple[list, tuple]:
+def _eager_network(network: GPT, tokens_BT: Tensor, context: torch.autocast) -> tuple[list, tuple]:
     """The same of a network that runs as it is written."""
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -235,9 +234,9 @@ def _attention_on_cuda(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, attn_mask
     # of documents (model.documents): every row has a mask of its own, for all heads
     flex = attn_mask is not None and attn_mask.shape[:2] == (B, 1) and K >= SMALLEST_HEAD
     if flex or (attn_mask is None and q_BHTK.dtype is not torch.float32):  # both save q, k, v, output and one number
-        return aten._scaled_dot_product_flash_attention(q_BHTK, k_BHTK, v_BHTK, 0.0, True)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(q_BHTK, k_BHTK, v_BHTK, 0.0, True)[0]
     bias = None
     if attn_mask is not None:
         bias = torch.zeros((), dtype=q_BHTK.dtype, device=q_BHTK.device)
         bias = bias.masked_fill(attn_mask.logical_not(), -math.inf).expand(B, H, T, k_BHTK.size(2))
-    return aten._scaled_dot_product_efficient_attention(q_BHTK, k_BHTK, v_BHTK, bias, True, 0.0, is_causal)[0]
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q_BHTK, k_BHTK, v_BHTK, bias, True, 0.0, is_causal)[0]
