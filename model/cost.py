@@ -69,14 +69,15 @@ def sequences_per_step(train: TrainConfig, model: GPTConfig) -> int:
     return train.tokens_per_step // length
 
 
-def resolve_steps(train: TrainConfig, model: GPTConfig, *, processes: int = 1,
-                  seconds_per_step: float | None = None, usd_per_hour: float | None = None) -> int:
+def resolve_steps(train: TrainConfig, model: GPTConfig, *, processes: int = 1, seconds_per_step: float | None = None,
+                  fixed_seconds: float = 0.0, usd_per_hour: float | None = None) -> int:
     """The number of steps that the budget pays for; the budget is never exceeded.
 
-    Hours and dollars need the measured seconds a step; `usd_per_hour` is the price of all processes.
+    Hours and dollars need the measured seconds a step, and are charged for `fixed_seconds` that do not depend on the
+    number of steps; `usd_per_hour` is the price of all processes.
     """
     unit = train.budget_unit
-    budget = getattr(train, unit)
+    budget, fixed_cost = getattr(train, unit), 0.0
     if unit == "tokens":
         step_cost = train.tokens_per_step
     elif unit == "flops":
@@ -84,12 +85,13 @@ def resolve_steps(train: TrainConfig, model: GPTConfig, *, processes: int = 1,
     elif seconds_per_step is None:
         raise ConfigError(f"a budget in {unit} needs a timing on the machine")
     elif unit == "gpu_hours":
-        step_cost = seconds_per_step * processes / 3600
+        step_cost, fixed_cost = (seconds * processes / 3600 for seconds in (seconds_per_step, fixed_seconds))
     else:
-        step_cost = dollars(seconds_per_step, usd_per_hour)
-    steps = int(budget // step_cost)
+        step_cost, fixed_cost = (dollars(seconds, usd_per_hour) for seconds in (seconds_per_step, fixed_seconds))
+    steps = int((budget - fixed_cost) // step_cost)
     if steps < 1:
-        raise ConfigError(f"the budget of {budget} {unit} is less than one step of {step_cost:.6g}")
+        fixed = f" after {fixed_cost:.6g} for starting, validating and saving" if fixed_cost else ""
+        raise ConfigError(f"the budget of {budget} {unit} is less than one step of {step_cost:.6g}{fixed}")
     return steps
 
 

@@ -15,13 +15,18 @@ class Hardware:
     """Its memory."""
     usd_per_hour: float
     """On-demand list price of late 2026, rounded."""
+    mfu: float
+    """Share of the peak that a training in bf16 (fp16 on the T4) reaches: measured on the H200 with the network of
+    `daily`, derived from that for the H100 (`python -m benchmarks.day`), assumed for the others."""
+    fp8_mfu: float | None = None
+    """The same in fp8, of the bf16 peak; None: no fp8 products."""
 
 
 HARDWARE = (
-    Hardware("H200", 989e12, 141e9, 3.50),
-    Hardware("H100", 989e12, 80e9, 3.00),
-    Hardware("A100", 312e12, 80e9, 1.80),
-    Hardware("T4", 65e12, 16e9, 0.35),
+    Hardware("H200", 989e12, 141e9, 3.50, 0.515, 0.588),
+    Hardware("H100", 989e12, 80e9, 3.00, 0.464, 0.490),
+    Hardware("A100", 312e12, 80e9, 1.80, 0.4),
+    Hardware("T4", 65e12, 16e9, 0.35, 0.3),
 )
 
 

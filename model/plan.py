@@ -1,14 +1,14 @@
 """What a run would cost, before there is any data: `python -m model.train CONFIG --dry-run`.
 
 Memory is counted on the real network and optimizer (`model.footprint`). Time is FLOPs over the share of the peak that
-is assumed (--mfu).
+the GPU is known to reach (`model.hardware`), or that is assumed (--mfu).
 """
 
 from bisect import bisect_right
 from dataclasses import replace
 
 from model import cost
-from model.config import ConfigError, GPTConfig, TrainConfig
+from model.config import ConfigError, GPTConfig, Precision, TrainConfig
 from model.footprint import held, optimizer_bytes
 from model.hardware import Hardware
 
@@ -49,8 +49,9 @@ def choose_micro_batch(model: GPTConfig, train: TrainConfig, sequences: int, mem
     return sizes[fitting - 1] if fitting else None
 
 
-def plan(model: GPTConfig, train: TrainConfig, hardware: Hardware, mfu: float) -> dict:
-    """Parameters, FLOPs a token, memory, steps, tokens, hours and dollars on one such GPU."""
+def plan(model: GPTConfig, train: TrainConfig, hardware: Hardware, mfu: float | None = None) -> dict:
+    """Parameters, FLOPs a token, memory, steps, tokens, hours and dollars on one such GPU; `mfu` None: the known."""
+    mfu = mfu or (hardware.fp8_mfu if train.precision is Precision.FP8 else None) or hardware.mfu
     if model.vocab_size is None:
         raise ConfigError("vocab_size is null: without shards a dry run needs the number")
     sequences = cost.sequences_per_step(train, model)

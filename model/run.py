@@ -96,7 +96,8 @@ def literals(config: RunConfig, vocab_size: int, eot_token: int) -> dict:
 
 
 def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet, *, steps: int | None = None,
-            processes: int = 1, seconds_per_step: float | None = None, usd_per_hour: float | None = None) -> dict:
+            processes: int = 1, seconds_per_step: float | None = None, fixed_seconds: float = 0.0,
+            usd_per_hour: float | None = None) -> dict:
     """run.json: the whole run with its budget resolved into steps, if they are not known already."""
     train, model = config.train, config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token)
     for prompt in config.sample_prompts:
@@ -104,7 +105,7 @@ def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet, *, steps:
                 f"token ids below {dataset.vocab_size}")
     if steps is None:
         steps = cost.resolve_steps(train, model, processes=processes, seconds_per_step=seconds_per_step,
-                                   usd_per_hour=usd_per_hour)
+                                   fixed_seconds=fixed_seconds, usd_per_hour=usd_per_hour)
     tokens = steps * train.tokens_per_step
     flops_per_token = cost.flops_per_token(model, model.sequence_length)
     unit = train.budget_unit

@@ -145,14 +145,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print what the run would cost; reads no shards")
     parser.add_argument("--hardware", choices=[hardware.name for hardware in HARDWARE], default="H100",
                         help="GPU of the dry run")
-    parser.add_argument("--mfu", type=float, default=0.5, help="share of its peak that the dry run assumes")
+    parser.add_argument("--mfu", type=float, help="share of its peak that the dry run assumes; else the known one")
     arguments = parser.parse_args(argv)
     signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     try:
         config = read_config(arguments.config)
         if arguments.dry_run:
-            require(0 < arguments.mfu <= 1, "mfu", arguments.mfu, "in (0, 1]")
+            require(arguments.mfu is None or 0 < arguments.mfu <= 1, "mfu", arguments.mfu, "in (0, 1]")
             hardware = known_hardware(arguments.hardware)
             print(json.dumps(plan(config.model, config.train, hardware, arguments.mfu), indent=2))
             return 0

@@ -25,7 +25,7 @@ from model.guard import LossGuard, TrainingError, objection
 from model.hardware import known_hardware
 from model.loader import batch, pack_documents
 from model.loss_scale import LossScale
-from model.memory import UpdateInterrupted, all_or_nothing, within_memory
+from model.memory import all_or_nothing, within_memory
 from model.metrics import Events, MetricsLog
 from model.mlp import mixtures, rebalance
 from model.multiple_choice import accuracy, read_items
@@ -38,9 +38,8 @@ from model.prefetch import Prefetch
 from model.run import RunConfig, check_same_run, continued, recorded_run, resolve
 from model.schedule import learning_rate_multiplier, muon_momentum
 from model.shards import ShardSet, read_dataset
+from model.timing import TIMED_STEPS, UNTIMED_STEPS, Timing, measure
 from model.validation import Validation, validate
-
-UNTIMED_STEPS, TIMED_STEPS, TIMED_SECONDS = 2, 10, 20.0
 
 
 class Trainer:
@@ -94,6 +93,8 @@ class Trainer:
         self.start_over()
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
         self.run: dict = {}
+        self.timing: Timing | None = None
+        """Measured when a new run needs it."""
         self.run = self.resolve()
         self.steps = self.run["steps"]
         if not self.recorded:
@@ -139,43 +140,20 @@ class Trainer:
         it is in hours or dollars. Refuses a price over usd_limit."""
         path, limit, recorded = self.directory / "run.json", self.config.execution.usd_limit, self.recorded
         timed = self.config.train.budget_unit in ("gpu_hours", "usd")
-        seconds = None
-        if recorded:
-            steps = recorded.get("steps") if timed else None
-        else:
-            steps = None
-            seconds = self.seconds_per_step() if timed or limit is not None else None
+        steps = recorded.get("steps") if timed and recorded else None
+        if not recorded and (timed or limit is not None):
+            self.timing = measure(self)
         run = resolve(self.config, self.dataset, self.shards["val"], steps=steps, processes=self.processes.count,
-                      seconds_per_step=seconds, usd_per_hour=self.usd_per_hour)
+                      seconds_per_step=self.timing and self.timing.step,
+                      fixed_seconds=self.timing.fixed if self.timing else 0.0, usd_per_hour=self.usd_per_hour)
         check_same_run(path, run)
-        if seconds is not None and limit is not None:
-            projected = cost.dollars(seconds * run["steps"], self.usd_per_hour)
+        if self.timing and limit is not None:
+            projected = cost.dollars(self.timing.seconds(run["steps"]), self.usd_per_hour)
             if projected > limit:
                 raise ConfigError(f"the run is projected to cost {projected:.2g} usd, over usd_limit {limit:.2g}: "
-                                  f"{run['steps']} steps of {seconds:.3g} s at {self.usd_per_hour:.3g} usd an hour")
+                                  f"{run['steps']} steps of {self.timing.step:.3g} s at {self.usd_per_hour:.3g} usd "
+                                  f"an hour")
         return recorded or run
-
-    def seconds_per_step(self) -> float:
-        """Wall time of a weight update here, the slowest process's, with its share of validation."""
-        micro_batch = self.micro_batch_sequences
-        try:
-            for _ in range(UNTIMED_STEPS):
-                self.train_step()
-            began, timed = time.perf_counter(), 0
-            while timed < TIMED_STEPS and not self.processes.any([time.perf_counter() - began > TIMED_SECONDS],
-                                                                 self.device)[0]:
-                self.train_step()
-                timed += 1
-        except UpdateInterrupted:
-            pass
-        self.start_over()
-        if self.micro_batch_sequences != micro_batch:
-            return self.seconds_per_step()  # what was measured is of another size
-        seconds = self.processes.sum_(torch.tensor((time.perf_counter() - began) / timed, device=self.device))
-        train = self.config.train
-        # a validated token costs a third of a trained one
-        validation = train.validation_tokens / (3 * train.tokens_per_step * train.validation_every_steps)
-        return seconds.item() / self.processes.count * (1 + validation)
 
     def seconds(self) -> float:
         """Wall time of the run so far, over all its resumptions; lost steps do not count."""

@@ -15,6 +15,7 @@ from eval.hellaswag import encoded_items
 from eval.markup import markdown_table, passage, untrusted
 from model.config import GPTConfig, TrainConfig
 from tasks.benchmarks import Items
+from tasks.budget import in_tokens
 from tasks.checkpoints import clear, restore
 from tasks.feasibility import require_feasible
 from tasks.process import run_module
@@ -46,6 +47,7 @@ def finished_training(
     model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, place: Place
 ) -> Result:
     """The stage itself. While it runs its checkpoints are in the store; afterwards they are not."""
+    config = in_tokens(model, config, shards, model_source_digest(), _execution(place), place)
     stage = Stage(
         name="train",
         version=VERSION,
@@ -79,15 +81,7 @@ def _train(
         "shards": str(materialise(shards, place)),
         "run_dir": str(run_dir),
         "sample_prompts": [encoder.encode(prompt, add_special_tokens=False).ids for prompt in PROMPTS],
-        "execution": {
-            "device": place.device,
-            "threads": place.workers,
-            "checkpoint_every_minutes": place.checkpoint_every_minutes,
-            "deterministic": place.deterministic,
-            "usd_per_hour": place.usd_per_hour or None,
-            "sample_every_steps": place.sample_every_steps,
-            "hellaswag": _hellaswag(items, encoder, place, work),
-        },
+        "execution": _execution(place) | {"hellaswag": _hellaswag(items, encoder, place, work)},
     }
     config = work / "train.json"
     config.write_text(json.dumps(run, indent=1))
@@ -110,6 +104,18 @@ def _train(
     texts = [{when: encoder.decode(sample[when]) for when in ("prompt", "untrained", "trained")} for sample in samples]
     (out / "samples.json").write_text(json.dumps(texts, indent=1, ensure_ascii=False))
     return {"device": progress.device, "execution": json.loads((run_dir / "run.json").read_text())["execution"]}
+
+
+def _execution(place: Place) -> dict[str, Any]:
+    """The settings of this machine as the trainer knows them."""
+    return {
+        "device": place.device,
+        "threads": place.workers,
+        "checkpoint_every_minutes": place.checkpoint_every_minutes,
+        "deterministic": place.deterministic,
+        "usd_per_hour": place.usd_per_hour or None,
+        "sample_every_steps": place.sample_every_steps,
+    }
 
 
 def _hellaswag(items: Items | None, encoder: Tokenizer, place: Place, work: Path) -> str | None:

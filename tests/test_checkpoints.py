@@ -190,3 +190,22 @@ def test_a_store_that_is_slow_holds_one_checkpoint_and_the_newest(tmp_path: Path
         ["step_000000001", "step_000000005"] if keep else ["step_000000001"]
     )
     assert list(uploads.staging.iterdir()) == warnings == []
+
+
+def test_hours_are_tokens_in_the_key_and_another_machine_does_not_measure_again(tmp_path: Path, monkeypatch):
+    url = str(tmp_path / "store")
+    first = open_place(url, str(tmp_path / "first"), 1, "cpu", None, 0.0)
+    hours = replace(TRAIN, tokens=None, gpu_hours=1 / 3600, checkpoint_every_steps=10_000)
+    result = trained(first, hours)
+    tokens = result.manifest.config["train"]["tokens"]
+    assert tokens > 128 and tokens % 128 == 0 and result.manifest.config["train"]["gpu_hours"] is None
+    assert json.loads((materialise(result, first) / "run.json").read_text())["tokens"] == tokens
+    timing = json.loads(next((tmp_path / "store" / "stages" / "budget").rglob("timing.json")).read_text())
+    assert timing["tokens"] == tokens and timing["seconds"] <= 1.0 and timing["fixed_seconds"] > 0
+
+    def measured_again(*_: object, **__: object) -> None:
+        raise AssertionError("the store holds the timing and the training")
+
+    monkeypatch.setattr("tasks.budget.run_module", measured_again)
+    again = trained(replace(first, cache=tmp_path / "second"), hours)
+    assert again.skipped and again.manifest.key == result.manifest.key

@@ -1,0 +1,43 @@
+"""What a budget in hours or dollars buys on this machine: `python -m model.budget CONFIG.json`.
+
+CONFIG.json is a model.run.RunConfig. One line of JSON is printed: `steps`, `tokens`, `seconds_per_step`,
+`fixed_seconds`, `seconds` of the whole training, and `device`. Its run_dir is not written to.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from model.config import ConfigError
+from model.guard import TrainingError
+from model.run import read_config
+from model.shards import ShardError
+from model.trainer import Trainer
+
+
+def main(argv: list[str]) -> int:
+    """Command line; returns the exit code."""
+    try:
+        config = read_config(Path(argv[0]))
+        with tempfile.TemporaryDirectory(prefix="budget-") as folder:
+            trainer = Trainer(replace(config, run_dir=folder))
+    except (ConfigError, ShardError, TrainingError) as error:
+        message = str(error)
+    except torch.OutOfMemoryError as error:
+        message = f"the GPU's memory is full, lower micro_batch_sequences: {str(error).splitlines()[0]}"
+    else:
+        steps, timing = trainer.steps, trainer.timing
+        print(json.dumps({"event": "budget", "steps": steps, "tokens": steps * config.train.tokens_per_step,
+                          "seconds_per_step": timing.step, "fixed_seconds": timing.fixed,
+                          "seconds": timing.seconds(steps), "device": trainer.device_name}), flush=True)
+        return 0
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

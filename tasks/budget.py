@@ -1,0 +1,59 @@
+"""A budget in hours or dollars becomes tokens by a timing on this machine, before the training's key is made.
+
+The timing is a stage of its own, and train's key holds the tokens that it found. So one key of train is one training:
+another machine that shares the store trains as many tokens, and a machine with a store of its own, where the timing
+gives another number, has another key.
+"""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from model.config import BUDGETS, GPTConfig, TrainConfig
+from tasks.process import run_module
+from tasks.stage import Place, Result, Stage, finish, logger, materialise
+
+VERSION = 1
+TIMED = ("gpu_hours", "usd")
+
+
+def in_tokens(
+    model: GPTConfig, config: TrainConfig, shards: Result, model_source: str, execution: dict[str, Any], place: Place
+) -> TrainConfig:
+    """`config` with a budget in tokens instead of hours or dollars; one in tokens or FLOPs as it is.
+
+    `execution`: the trainer's settings (model.run.Execution). The stage's outputs: budget.json, the tokens, and the
+    recorded timing.json.
+    """
+    if config.budget_unit not in TIMED:
+        return config
+    stage = Stage(
+        name="budget",
+        version=VERSION,
+        config={"model": asdict(model), "train": asdict(config)},
+        inputs={"shards": shards.digest, "model_source": model_source},
+        recorded=frozenset({"timing.json"}),
+    )
+
+    def build(work: Path, out: Path) -> dict[str, Any]:
+        run = {
+            "model": asdict(model),
+            "train": asdict(config),
+            "shards": str(materialise(shards, place)),
+            "run_dir": str(work / "unused"),
+            "sample_prompts": [],
+            "execution": execution,
+        }
+        events: list[dict[str, Any]] = []
+        run_module("model.budget", run, work, events.append, place.device_lock)
+        [timing] = [event for event in events if event["event"] == "budget"]
+        (out / "budget.json").write_text(json.dumps({"tokens": timing["tokens"]}))
+        (out / "timing.json").write_text(json.dumps(timing))
+        logger().info("%s of %s are %d steps, %d tokens: %.4g s a step on %s", getattr(config, config.budget_unit),
+                      config.budget_unit, timing["steps"], timing["tokens"], timing["seconds_per_step"],
+                      timing["device"])
+        return {"device": timing["device"]}
+
+    tokens = json.loads((materialise(finish(stage, place, build), place) / "budget.json").read_text())["tokens"]
+    return replace(config, **dict.fromkeys(BUDGETS) | {"tokens": tokens})
