@@ -11,12 +11,9 @@ R rotated part of a head, L latent, N windows, W window.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from model import cudnn_attention
 from model.config import AttentionKind, GPTConfig, Smear, Window
 from model.documents import Documents
-from model.kernels import WindowKernel, window_kernel
 from model.sparse_attention import sparse_attention
 from model.tree import Tree
 
@@ -88,7 +85,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.config, self.window = config, config.windows[layer]
-        self.kernel, self.blocks = WindowKernel.SDPA, None  # see use_window_kernel
+        self.windowed = windowed_attention  # training on a GPU has a faster one (model.kernels)
         D, H, J, K = config.width, config.heads, config.key_heads, config.head_size
         self.query = nn.Linear(D, D, bias=config.bias)
         if config.attention is AttentionKind.MLA:
@@ -126,16 +123,6 @@ class Attention(nn.Module):
             k_BTJK = torch.cat((shared_BTJR, k_BTJK), dim=-1)
         return k_BTJK, v_BTJK
 
-    def windowed(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-        """windowed_attention; whole sequences, which training and validation read, by the chosen kernel. A sample
-        grows token by token, and cuDNN and FlexAttention would prepare a kernel for each length."""
-        if q_BHTK.size(2) == self.config.sequence_length:
-            if self.kernel is WindowKernel.CUDNN:
-                return cudnn_attention.windowed_attention(q_BHTK, k_BHTK, v_BHTK, self.config.short_window_tokens)
-            if self.kernel is WindowKernel.FLEX and torch.compiler.is_compiling():
-                return flex_attention(q_BHTK, k_BHTK, v_BHTK, block_mask=self.blocks)
-        return windowed_attention(q_BHTK, k_BHTK, v_BHTK, self.config.short_window_tokens)
-
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
                 value_embedding_BTE: Tensor | None, documents: Documents | Tree | None = None) -> Tensor:
         """y_BTD, or y_BRD where only R places of each row are read (`Tree.read_at`)."""
@@ -172,7 +159,7 @@ class Attention(nn.Module):
         elif self.window is Window.LONG:
             y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         else:
-            y_BHTK = self.windowed(q_BHTK, k_BHTK, v_BHTK)
+            y_BHTK = self.windowed(q_BHTK, k_BHTK, v_BHTK, config.short_window_tokens)
         if self.window is Window.SPARSE:
             gates_3BHT1 = torch.sigmoid(self.branch_gate(gate_input)).view(B, T, 3, -1).permute(2, 0, 3, 1)[..., None]
             compressed, selected = sparse_attention(
@@ -183,18 +170,3 @@ class Attention(nn.Module):
         if config.attention_gate:
             y_BTHK = y_BTHK * (2 * torch.sigmoid(self.output_gate(gate_input))).unsqueeze(-1)
         return self.project(y_BTHK.reshape(B, T, D))
-
-
-def use_window_kernel(network: nn.Module, device: torch.device, dtype: torch.dtype, compiled: bool) -> WindowKernel:
-    """Choose the kernel of all layers with a window for training on `device`, with products in `dtype`."""
-    config: GPTConfig = network.config
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    kernel = window_kernel(capability, cudnn=cudnn_attention.available(device), compiled=compiled,
-                           half=dtype in (torch.bfloat16, torch.float16), head_size=config.head_size)
-    window, blocks = config.short_window_tokens, None
-    if kernel is WindowKernel.FLEX and Window.SHORT in config.windows:
-        blocks = create_block_mask(lambda row, head, query, key: (key <= query) & (query - key < window),
-                                   None, None, config.sequence_length, config.sequence_length, device=device)
-    for attention in (module for module in network.modules() if isinstance(module, Attention)):
-        attention.kernel, attention.blocks = kernel, blocks
-    return kernel

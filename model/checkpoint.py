@@ -112,7 +112,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, object]:
     return {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
 
 
-def _publish(directory: Path, tensors: dict[str, dict[str, Tensor]], record_name: str, make_record) -> None:
+def _publish_directory(directory: Path, tensors: dict[str, dict[str, Tensor]], record_name: str, make_record) -> None:
     """Fill a hidden directory and rename it; `make_record` gets {file: {bytes, sha256}}."""
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -140,7 +140,7 @@ def save(directory: Path, step: int, weights: dict[str, Tensor], optimizer: dict
         record = {"step": step, "files": files, "state": state}
         return record | {"sha256": _canonical_sha256(record)}
 
-    _publish(path, dict(zip(_TENSOR_FILES, (weights, optimizer))), "state.json", make_record)
+    _publish_directory(path, dict(zip(_TENSOR_FILES, (weights, optimizer))), "state.json", make_record)
     for old in sorted(path.parent.glob("step_*"))[:-KEPT]:
         shutil.rmtree(old)
     return path
@@ -251,7 +251,7 @@ def publish_final(directory: Path, model: GPT, eot_token: int, tokenizer_sha256:
                 "model_sha256": files[_TENSOR_FILES[0]]["sha256"], "result": result}
 
     weights = {name: value.float() for name, value in model.state_dict().items()}
-    _publish(Path(directory), {_TENSOR_FILES[0]: weights}, "config.json", make_record)
+    _publish_directory(Path(directory), {_TENSOR_FILES[0]: weights}, "config.json", make_record)
 
 
 def read_final(directory: Path) -> dict | None:

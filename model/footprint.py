@@ -26,7 +26,7 @@ from model.config import GPTConfig, Precision, TrainConfig
 from model.documents import SMALLEST_HEAD
 from model.fp8 import use_fp8
 from model.gpt import GPT
-from model.kernels import WindowKernel, window_kernel
+from model.kernels import WindowKernel, set_window_kernel, window_kernel
 from model.liveness import Allocations, by_sequence, graph_timeline, nbytes, storages
 from model.optim import Optimizer
 from model.precision import TYPES, autocast
@@ -134,8 +134,7 @@ def _use_window_kernel(network: GPT, dtype: torch.dtype) -> None:
     """Of a GPU of compute capability 9: FlexAttention saves what cuDNN saves, and fake tensors know the latter."""
     kernel = window_kernel((9, 0), cudnn=True, compiled=True, half=dtype is not torch.float32,
                            head_size=network.config.head_size)
-    for block in network.blocks:
-        block.attention.kernel = kernel if kernel is WindowKernel.SDPA else WindowKernel.CUDNN
+    set_window_kernel(network, kernel if kernel is WindowKernel.SDPA else WindowKernel.CUDNN, torch.device("cpu"))
 
 
 def _sequences(network: GPT) -> int:

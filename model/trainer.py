@@ -14,15 +14,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, cost
-from model.attention import use_window_kernel
 from model.checkpoint import write_json
-from model.config import ConfigError, Precision, Rows
+from model.config import ConfigError, MLPKind, Precision, Rows
 from model.device import free_bytes, prepare_device
 from model.fp8 import use_fp8
 from model.generate import generate
 from model.gpt import GPT, initialise
 from model.guard import LossGuard, TrainingError, objection
 from model.hardware import known_hardware
+from model.kernels import use_window_kernel
 from model.loader import batch, pack_documents
 from model.loss_scale import LossScale
 from model.memory import all_or_nothing, within_memory
@@ -83,8 +83,10 @@ class Trainer:
         self.model = GPT(self.config.model).to(self.device)
         if precision is Precision.FP8:
             use_fp8(self.model, config.train.fp8_smallest_size)
+        # torch can trace the products of a mixture of experts in bf16 only
+        traceable = TYPES[precision] is torch.bfloat16 or self.config.model.mlp is not MLPKind.MOE
         compiled = config.execution.compile
-        self.compiled = self.device.type == "cuda" if compiled is None else compiled
+        self.compiled = self.device.type == "cuda" and traceable if compiled is None else compiled
         self.window_kernel = use_window_kernel(self.model, self.device, TYPES[precision], self.compiled)
         self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from model.attention import use_window_kernel
+from model.attention import windowed_attention
 from model.config import GPTConfig
 from model.gpt import GPT, initialise
-from model.kernels import WindowKernel, window_kernel
+from model.kernels import WindowKernel, set_window_kernel, use_window_kernel, window_kernel
 
 TABLE = [
     # capability, cudnn, compiled, half, head size, expected
@@ -44,11 +44,21 @@ def test_cudnns_window_is_that_of_sdpa():
                 if name.endswith("project.weight"):  # zero at the start: attention would not matter
                     parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(2))
         assert use_window_kernel(model, torch.device("cpu"), torch.bfloat16, compiled=True) is WindowKernel.SDPA
-        for block in model.blocks:
-            block.attention.kernel = kernel
+        set_window_kernel(model, kernel, torch.device("cpu"))
         loss = model(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         short = model(tokens[:, :20])
         results[kernel] = [loss.detach(), short.detach(), *(parameter.grad for parameter in model.parameters())]
     for one, other in zip(*results.values()):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_flex_attention_always_gets_the_mask_of_the_window():
+    """Also where only sparse layers have a window; without a mask every token would see the future."""
+    config = GPTConfig(depth=2, width=64, heads=2, sequence_length=32, vocab_size=64, window_pattern="NL",
+                       short_window=8)
+    model = GPT(config)
+    set_window_kernel(model, WindowKernel.FLEX, torch.device("cpu"))
+    q, k, v = (torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    compiled = torch.compile(lambda q, k, v: model.blocks[0].attention.windowed(q, k, v, 8), backend="eager")
+    torch.testing.assert_close(compiled(q, k, v), windowed_attention(q, k, v, 8))
