@@ -8,7 +8,7 @@ import importlib
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -241,7 +241,7 @@ def daily_network(depth: int) -> GPTConfig:
 
 
 def training(bench: Bench, network: GPTConfig, precision: str, micro_batch: int, micro_batches: int,
-             **changes: object) -> RunConfig:
+             deterministic: bool = False) -> RunConfig:
     """A training of this network under its own recipe, of which nobody sees the end, on tokens by Zipf's law."""
     start_on_device()
     shards, vocab_size = bench.folder / "shards", 32_768 if cuda() else 512
@@ -255,8 +255,9 @@ def training(bench: Bench, network: GPTConfig, precision: str, micro_batch: int,
         **learning_rates_for(network, step), muon_beta2=0.9, cautious_decay=True, weight_decay=0.1, warmup_steps=40,
         momentum_warmup_steps=400, precision=Precision(precision), validation_every_steps=10**9,
         validation_tokens=2**19 if cuda() else 256, checkpoint_every_steps=10**9)
-    return RunConfig(model=network, train=replace(train, **changes), shards=str(shards), sample_prompts=[[1, 2, 3]],
-                     run_dir=str(bench.folder / "run"), execution=Execution(threads=None if cuda() else 1))
+    execution = Execution(threads=None if cuda() else 1, deterministic=deterministic)
+    return RunConfig(model=network, train=train, shards=str(shards), sample_prompts=[[1, 2, 3]],
+                     run_dir=str(bench.folder / "run"), execution=execution)
 
 
 def started(bench: Bench, config: RunConfig) -> Trainer:
@@ -360,6 +361,13 @@ def daily_bf16(bench: Bench) -> None:
 def daily_fp8(bench: Bench) -> None:
     trainer = started(bench, training(bench, daily_network(24), "fp8" if cuda() else "fp32", 8 if cuda() else 2, 4))
     measure_step(bench, trainer, "daily")
+
+
+def same_bytes(bench: Bench, deterministic: bool) -> None:
+    """Four layers of `daily`: what the setting costs, and whether a resumed training has the same bytes."""
+    trainer = started(bench, training(bench, daily_network(4), "bf16", 8 if cuda() else 2, 2, deterministic))
+    measure_step(bench, trainer, "4 layers, deterministic" if deterministic else "4 layers", profiled=False)
+    surroundings(bench, trainer)
 
 
 def load_nanochat(checkout: Path, windows: bool) -> object:
@@ -497,6 +505,8 @@ STAGES = [
     Stage("nanochat-bf16", nanochat_bf16, 55, 100),
     Stage("nanochat-fp8", nanochat_fp8, 55, 100),
     Stage("scoring", scoring, 20, 60),
+    Stage("bytes", partial(same_bytes, deterministic=False), 16, 60),
+    Stage("bytes-deterministic", partial(same_bytes, deterministic=True), 16, 60),
 ]
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import completed
+from benchmarks.gpu_page import page
 from benchmarks.gpu_stages import by_kind, zipf_shards
 from benchmarks.scheduler import Stage, run_stages
 from model.shards import ShardSet
@@ -56,6 +57,11 @@ def test_every_stage_runs_at_a_tiny_size(tmp_path: Path):
     assert {line["device"] for line in findings} == {"CPU"} and {line["commit"] for line in findings} == {"abc"}
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     assert len(results.read_text().splitlines()) == len(findings) + 1, "what is there is not measured again"
+    written = page([line | {"device": "NVIDIA H100"} for line in findings])
+    assert "## NVIDIA H100" in written and "| daily | 2 | bf16 | 2 |" in written
+    assert "| bytes-deterministic | yes |" in written
+    assert "goal MFU of daily in bf16: not measured (target ≥ 0.55) short" in written
+    assert "Not measured: no results of a GPU." in page(findings)
     assert completed(results, "abc") and not completed(results, "def") and not completed(results, None)
 
 
