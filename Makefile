@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# what an NVIDIA GPU can use besides torch
+GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
 .PHONY: daily test check up bench-contamination bench-coverage bench-eval bench-gpu bench-ladder bench-train lock clean
@@ -45,7 +47,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.$(GPU)'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
