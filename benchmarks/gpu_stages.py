@@ -492,8 +492,8 @@ def scoring(bench: Bench) -> None:
             middle = time.perf_counter()
             theirs = padded_scores(network, inputs[:2000], answers[:2000], 64)
             ended = time.perf_counter()
-        bench.say("scoring", precision=precision, requests=len(inputs), seconds=round(middle - began, 2),
-                  padded_seconds=round((ended - middle) * len(inputs) / len(theirs), 2),
+        bench.say("scoring", precision=precision, requests=len(inputs), seconds=round(middle - began, 4),
+                  padded_seconds=round((ended - middle) * len(inputs) / len(theirs), 4),
                   largest_difference=max(abs(one[0] - other) for one, other in zip(ours, theirs)))
 
 

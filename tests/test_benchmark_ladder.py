@@ -83,9 +83,10 @@ def test_report_tells_what_each_technique_saves_and_which_way():
 
 @pytest.mark.parametrize("preset", ["monthly", "mini-d2", "mini-d4", "mini-d6"])
 def test_what_the_ladder_measures_is_the_daily_recipe(preset):
-    """Presets of the family differ in size, data and rates alone; `sized` gives the same network."""
+    """Presets of the family differ in size, data, rates and precision alone; `sized` gives the same network."""
     sizes = {"depth", "width", "heads", "sequence_length", "tokens", "tokens_per_step", "micro_batch_sequences",
-             "embedding_learning_rate", "head_learning_rate", "momentum_warmup_steps"}
+             "learning_rate", "embedding_learning_rate", "head_learning_rate", "scalar_learning_rate",
+             "momentum_warmup_steps", "precision"}
     daily, other = compose("daily", {}), compose(preset, {})
     for section in ("model", "train"):
         ours, theirs = (dataclasses.asdict(getattr(config, section)) for config in (daily, other))

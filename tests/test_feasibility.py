@@ -33,7 +33,7 @@ def place_at(folder: Path, **settings: Any) -> Place:
 
 
 def training(preset: str = "daily", **train: Any) -> tuple[GPTConfig, TrainConfig]:
-    run = compose(preset, {"model": TINY, "train": train})
+    run = compose(preset, {"model": TINY, "train": {"precision": "bf16"} | train})
     return run.model, run.train
 
 

@@ -58,7 +58,8 @@ def test_tiny_variant_beats_the_unigram_entropy(shards, tmp_path, preset):
 
 @pytest.mark.parametrize("preset", list(Preset))
 def test_dry_run_adds_up_without_data(tmp_path, capsys, preset):
-    path = write_config(tmp_path, "/nonexistent", preset, TINY, {})  # its own size: tests/test_model_memory.py
+    precision = {"precision": "bf16"} if compose(preset, {}).train.precision == "fp8" else {}  # of large layers
+    path = write_config(tmp_path, "/nonexistent", preset, TINY, precision)  # its own size: tests/test_model_memory.py
     assert main([str(path), "--dry-run", "--hardware", "H200", "--mfu", "0.4"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["parameters"]["total"] == sum(told["parameters"].values()) / 2
@@ -77,7 +78,7 @@ def test_dry_run_adds_up_without_data(tmp_path, capsys, preset):
 def test_dry_run_needs_a_vocabulary_and_keeps_an_hourly_budget(tmp_path, capsys):
     assert main([str(write_config(tmp_path, "/nonexistent", "daily", {}, {})), "--dry-run"]) == 1
     assert "vocab_size is null" in capsys.readouterr().err
-    changes = {"tokens": None, "gpu_hours": 24.0}
+    changes = {"tokens": None, "gpu_hours": 24.0, "precision": "bf16"}
     path = write_config(tmp_path, "/nonexistent", "daily", TINY | {"depth": 8}, changes)
     assert main([str(path), "--dry-run"]) == 0
     assert 23.9 < json.loads(capsys.readouterr().out)["gpu_hours"] <= 24
