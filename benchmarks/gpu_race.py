@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_stages import cuda, device, gigabytes, load_nanochat
+from benchmarks.gpu_measure import cuda, device, gigabytes
+from benchmarks.gpu_stages import load_nanochat
 from benchmarks.scheduler import Bench, Stage
 from model.config import GPTConfig, TrainConfig
 from model.loader import batch, validation_batches

@@ -1,7 +1,5 @@
-"""What benchmarks.gpu measures: ceilings, attention kernels, the training step of `daily`, what surrounds it, scoring,
-and nanochat at equal shapes. Without a GPU every stage runs at a tiny size.
-
-Shape suffixes: B batch, T tokens, H heads, K head size.
+"""What benchmarks.gpu measures: single kernels, the training step of `daily`, what surrounds it, scoring, and nanochat
+at equal shapes. Without a GPU every stage runs at a tiny size.
 """
 
 import importlib
@@ -13,19 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from torch.profiler import ProfilerActivity, profile
 
 import model.trainer
+from benchmarks.gpu_kernels import attention, ceilings
+from benchmarks.gpu_measure import by_kind, cuda, device, gigabytes, kernels, milliseconds, synchronise
 from benchmarks.scheduler import Bench, Stage
 from eval.arithmetic import set_products
 from eval.network import Checkpoint
 from eval.precision import Precision as ScoringPrecision
 from eval.scoring import Scorer
-from model import cost, cudnn_attention
-from model.attention import windowed_attention
+from model import cost
 from model.checkpoint import FinalModel
 from model.config import GPTConfig, Precision, TrainConfig
 from model.gpt import GPT
@@ -39,165 +35,6 @@ from model.trainer import Trainer
 
 DAILY_STEP = 2**20
 """Tokens a weight update of `daily` sees: the rate that is reported is for this."""
-KINDS = (
-    ("fused elementwise", ("triton",)),
-    ("attention", ("flash", "fmha", "sdpa", "cudnn_generated", "attention")),
-    ("matrix products", ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk", "sm90_")),
-    ("copies", ("memcpy", "memset")),
-)
-"""Kinds of kernels by words in their names; the first that matches counts."""
-
-
-def cuda() -> bool:
-    return torch.cuda.is_available()
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if cuda() else "cpu")
-
-
-def synchronise() -> None:
-    if cuda():
-        torch.cuda.synchronize()
-
-
-def milliseconds(function: Callable[[], object], times: int = 10) -> float:
-    """Mean duration of a call, after three that are not counted."""
-    for _ in range(3):
-        function()
-    synchronise()
-    began = time.perf_counter()
-    for _ in range(times):
-        function()
-    synchronise()
-    return 1e3 * (time.perf_counter() - began) / times
-
-
-def kernels(function: Callable[[], object]) -> list[tuple[str, float, int]]:
-    """Name, milliseconds and count of what a call runs on the device, the longest first."""
-    activity = ProfilerActivity.CUDA if cuda() else ProfilerActivity.CPU
-    with profile(activities=[activity]) as profiler:
-        function()
-        synchronise()
-    rows = [(event.key, (event.device_time_total if cuda() else event.self_cpu_time_total) / 1e3, event.count)
-            for event in profiler.key_averages() if not cuda() or str(event.device_type).endswith("CUDA")]
-    return sorted(rows, key=lambda row: -row[1])
-
-
-def kind_of(kernel: str) -> str:
-    name = kernel.lower()
-    return next((kind for kind, words in KINDS if any(word in name for word in words)), "other")
-
-
-def by_kind(rows: list[tuple[str, float, int]]) -> dict[str, float]:
-    """Milliseconds of each kind of kernel."""
-    sums = dict.fromkeys([*(kind for kind, _ in KINDS), "other"], 0.0)
-    for name, took, _ in rows:
-        sums[kind_of(name)] += took
-    return {kind: round(took, 2) for kind, took in sums.items()}
-
-
-def gigabytes(peak: bool = True) -> float | None:
-    if not cuda():
-        return None
-    return round((torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 1e9, 2)
-
-
-def ceilings(bench: Bench) -> None:
-    """Versions, memory bandwidth, and the rate of large matrix products."""
-    rows, inner, outer = (32768, 1536, 6144) if cuda() else (64, 64, 64)
-    x = torch.randn(rows, inner, device=device(), dtype=torch.bfloat16)
-    weight = torch.randn(outer, inner, device=device(), dtype=torch.bfloat16)
-    gradient = torch.randn(rows, outer, device=device(), dtype=torch.bfloat16)
-    x8, weight8 = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
-    gradient8 = gradient.to(torch.float8_e5m2)
-    one = torch.ones((), device=device())
-    flops = 2 * rows * inner * outer
-
-    def fp8(a: Tensor, b: Tensor, fast: bool) -> Tensor:
-        return torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=fast)
-
-    products = {
-        "bf16 forward": lambda: x @ weight.T,
-        "bf16 gradient of the weight": lambda: gradient.T @ x,
-        "fp8 forward": lambda: fp8(x8, weight8.T, True),
-        "fp8 gradient of the input": lambda: fp8(gradient8, weight8.T.contiguous().T, False),
-        "fp8 gradient of the input, fast": lambda: fp8(gradient8, weight8.T.contiguous().T, True),
-        "fp8 gradient of the weight": lambda: fp8(gradient8.T.contiguous(), x8.T.contiguous().T, False),
-        "fp8 gradient of the weight, without the copies": None,
-    }
-    left, right = gradient8.T.contiguous(), x8.T.contiguous().T
-    products["fp8 gradient of the weight, without the copies"] = lambda: fp8(left, right, False)
-    large = torch.empty(2**30 if cuda() else 2**20, dtype=torch.uint8, device=device())
-    target = torch.empty_like(large)
-    with bench.alone():
-        took = milliseconds(lambda: target.copy_(large))
-        bench.say("copy", gigabytes_per_second=round(2 * large.numel() / took / 1e6))
-        for name, product in products.items():
-            try:
-                bench.say("product", kind=name, shape=[rows, inner, outer],
-                          tflops=round(flops / milliseconds(product) / 1e9, 3))
-            except RuntimeError as error:
-                bench.say("product", kind=name, error=str(error)[:200])
-
-
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def attention_paths(q_BHTK: Tensor, window: int) -> dict[str, Attention]:
-    """Ways to compute windowed attention for q, k, v of this shape."""
-    B, H, T, K = q_BHTK.shape
-    starts = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q_BHTK.device)
-    compiled = torch.compile if cuda() else (lambda function: function)
-    mask = create_block_mask(lambda b, h, i, j: (i >= j) & (i - j < window), None, None, T, T, device=device().type)
-    flex = compiled(flex_attention)
-
-    def variable_length(window_size: tuple[int, int]) -> Attention:
-        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 (needs CUDA, absent in older versions)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            flat = (x.transpose(1, 2).reshape(B * T, H, K) for x in (q, k, v))
-            return varlen_attn(*flat, starts, starts, T, T, window_size=window_size).view(B, T, H, K).transpose(1, 2)
-
-        return attend
-
-    return {
-        "ours, windowed": lambda q, k, v: windowed_attention(q, k, v, window),
-        "ours, windowed, compiled": compiled(lambda q, k, v: windowed_attention(q, k, v, window)),
-        "SDPA, full causal": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-        "cuDNN, window": lambda q, k, v: cudnn_attention.windowed_attention(q, k, v, window),
-        "FlexAttention, window": lambda q, k, v: flex(q, k, v, block_mask=mask),
-        "variable length, window": lambda *qkv: variable_length((window - 1, 0))(*qkv),
-        "variable length, full causal": lambda *qkv: variable_length((-1, 0))(*qkv),
-    }
-
-
-def attention(bench: Bench) -> None:
-    """Each path at the shape of `daily`: forward, forward and backward, kernels, and whether the results agree."""
-    B, H, T, K, window = (8, 12, 2048, 128, 512) if cuda() else (1, 2, 64, 16, 16)
-    q, k, v = (torch.randn(B, T, H, K, device=device(), dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
-               for _ in range(3))
-    reference = {True: windowed_attention(q, k, v, window).detach().float(),
-                 False: F.scaled_dot_product_attention(q, k, v, is_causal=True).detach().float()}
-    for name, attend in attention_paths(q, window).items():
-        measure_attention(bench, name, attend, (q, k, v), reference["full" not in name])
-
-
-def measure_attention(bench: Bench, name: str, attend: Attention, qkv: tuple[Tensor, Tensor, Tensor],
-                      expected: Tensor) -> None:
-    try:
-        gradient = torch.randn_like(attend(*qkv))
-        attend(*qkv).backward(gradient)
-        with bench.alone():
-            forward = milliseconds(lambda: attend(*qkv))
-            both = milliseconds(lambda: attend(*qkv).backward(gradient))
-            rows = kernels(lambda: attend(*qkv).backward(gradient))
-        y = attend(*qkv).detach().float()
-        bench.say("attention", path=name, forward_ms=round(forward, 3), both_ms=round(both, 3),
-                  kernels_ms=round(sum(row[1] for row in rows), 3), kernels=[row[0][:70] for row in rows[:4]],
-                  relative_difference=round(float((y - expected).norm() / expected.norm()), 6))
-    except Exception as error:  # a path that this version or device lacks
-        bench.say("attention", path=name, error=f"{type(error).__name__}: {error}"[:200])
 
 
 def zipf_shards(directory: Path, vocab_size: int, tokens: int) -> float:

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks.gpu import completed
+from benchmarks.gpu_measure import by_kind
 from benchmarks.gpu_page import page
-from benchmarks.gpu_stages import by_kind, zipf_shards
+from benchmarks.gpu_stages import zipf_shards
 from benchmarks.scheduler import Stage, run_stages
 from model.shards import ShardSet
 from tests.timed_stages import dying, endless, failing, timed
