@@ -103,14 +103,11 @@ def simulate(train: TrainConfig, steps: int, speed: Speed, checkpoint_minutes: f
     return {"seconds": clock + CHECKPOINT_SECONDS, "checkpoints": checkpoints, "lost": lost}
 
 
-def day(model: GPTConfig, train: TrainConfig, hardware: Hardware, speed: Speed) -> tuple[list[list[object]], float]:
-    """Rows of stage and hours, and their sum in hours."""
-    steps = cost.resolve_steps(train, model)
-    training = simulate(train, steps, speed)
+def day(training_seconds: float) -> dict[str, float]:
+    """Hours of each stage."""
     hours = {name: TEXT_BYTES / rate / 3600 for name, rate in RATES.items()}
-    hours |= {"tokenizer": SECONDS["tokenizer"] / 3600, "train": training["seconds"] / 3600,
-              "evaluate and report": SECONDS["evaluate and report"] / 3600}
-    return [[name, round(value, 2)] for name, value in hours.items()], sum(hours.values())
+    return hours | {"tokenizer": SECONDS["tokenizer"] / 3600, "train": training_seconds / 3600,
+                    "evaluate and report": SECONDS["evaluate and report"] / 3600}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,9 +123,11 @@ def main(argv: list[str] | None = None) -> int:
     size = run.train.micro_batch_sequences or choose_micro_batch(model, run.train, sequences, hardware.memory_bytes)
     memory = memory_bytes(model, replace(run.train, micro_batch_sequences=size))
     speed = measured_speed(hardware, run.train.precision).on(model, arguments.gpus)
-    rows, hours = day(model, run.train, hardware, speed)
     steps = cost.resolve_steps(run.train, model)
     training = simulate(run.train, steps, speed)
+    stages = day(training["seconds"])
+    hours = sum(stages.values())
+    rows = [[name, round(value, 2)] for name, value in stages.items()]
     tokens = steps * run.train.tokens_per_step
     print(f"{arguments.preset} on {arguments.gpus} {hardware.name}: {speed.tokens_per_second:,.0f} tokens/s in "
           f"{run.train.precision} ({speed.source}), micro-batch {size}\n")

@@ -79,7 +79,7 @@ def daily_network(depth: int) -> GPTConfig:
 
 def training(bench: Bench, network: GPTConfig, precision: str, micro_batch: int, micro_batches: int,
              deterministic: bool = False) -> RunConfig:
-    """A training of this network under its own recipe, of which nobody sees the end, on tokens by Zipf's law."""
+    """A run of this network with its own recipe and a budget that is never reached, on tokens drawn by Zipf's law."""
     start_on_device()
     shards, vocab_size = bench.folder / "shards", 32_768 if cuda() else 512
     if not shards.exists():

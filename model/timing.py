@@ -27,7 +27,7 @@ class Timing:
     step: float
     """A weight update, with its share of the validations."""
     fixed: float
-    """All else: compiling, the first and the last validation, the last checkpoint."""
+    """Everything else: compiling, the first and the last validation, the last checkpoint."""
 
     def seconds(self, steps: int) -> float:
         """Of the whole training."""
