@@ -137,6 +137,14 @@ def test_finished_run_is_not_run_again(uninterrupted, shards, capsys):
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
 
 
+def kill_after_two_checkpoints(config: Path, run_dir: Path) -> None:
+    process = start(config)
+    wait_for(process, "checkpoint", 2)
+    process.kill()
+    process.wait()
+    assert not (run_dir / "final").exists(), "killed too late to test anything"
+
+
 def test_two_runs_are_bit_identical(uninterrupted, shards, tmp_path):
     assert main([str(write_config(tmp_path, shards))]) == 0
     assert digests(tmp_path / "run") == digests(uninterrupted)
@@ -144,11 +152,7 @@ def test_two_runs_are_bit_identical(uninterrupted, shards, tmp_path):
 
 def test_killed_run_resumes_to_the_same_bytes(uninterrupted, shards, tmp_path):
     config = write_config(tmp_path, shards)
-    process = start(config)
-    wait_for(process, "checkpoint", 2)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "run" / "final").exists(), "killed too late to test anything"
+    kill_after_two_checkpoints(config, tmp_path / "run")
     assert main([str(config)]) == 0
     assert events(tmp_path / "run", "resume")[0]["step"] >= 20
     assert digests(tmp_path / "run") == digests(uninterrupted)
@@ -174,11 +178,7 @@ def test_a_run_resumes_from_a_checkpoint_by_time_to_the_same_bytes(shards, tmp_p
     assert main([str(write_config(tmp_path, shards, "straight", **never))]) == 0
     assert events(tmp_path / "straight", "checkpoint") == [], "the default is minutes"
     config = write_config(tmp_path, shards, execution={"checkpoint_every_minutes": 1e-4}, **never)
-    process = start(config)
-    wait_for(process, "checkpoint", 2)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "run" / "final").exists(), "killed too late to test anything"
+    kill_after_two_checkpoints(config, tmp_path / "run")
     assert main([str(config)]) == 0
     assert 2 <= events(tmp_path / "run", "resume")[0]["step"] < STEPS
     assert digests(tmp_path / "run") == digests(tmp_path / "straight")
