@@ -26,3 +26,11 @@ def dying(bench: Bench) -> None:
 
 def endless(bench: Bench) -> None:
     time.sleep(100)
+
+
+def ticking(bench: Bench) -> None:
+    """Works without asking for the machine."""
+    ended = time.time() + 5
+    while time.time() < ended:
+        bench.say("tick", at=time.time())
+        time.sleep(0.005)
