@@ -10,10 +10,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from model.config import ConfigError
 from model.guard import TrainingError
+from model.memory import too_large
 from model.run import read_config
 from model.shards import ShardError
 from model.trainer import Trainer
@@ -27,8 +26,9 @@ def main(argv: list[str]) -> int:
             trainer = Trainer(replace(config, run_dir=folder))
     except (ConfigError, ShardError, TrainingError) as error:
         message = str(error)
-    except torch.OutOfMemoryError as error:
-        message = f"the GPU's memory is full, lower micro_batch_sequences: {str(error).splitlines()[0]}"
+    except Exception as error:
+        if (message := too_large(error)) is None:
+            raise
     else:
         steps, timing = trainer.steps, trainer.timing
         print(json.dumps({"event": "budget", "steps": steps, "tokens": steps * config.train.tokens_per_step,

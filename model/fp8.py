@@ -57,9 +57,9 @@ class _Product(torch.autograd.Function):
 class Float8Linear(nn.Linear):
     """nn.Linear with fp8 products under autocast while gradients are recorded, which is in training only.
 
-    Validation, samples and scores get the plain product, which is bf16 under autocast. They run eagerly, where rounding
-    to fp8 costs more time than its product saves, and the rounding would be noise in the loss that runs are compared
-    by (nanochat switches to bf16 there, too).
+    Validation, samples and scores get the plain product, which is bf16 under autocast: rounding to fp8 would be noise
+    in the loss that runs are compared by, and costs more time than its product saves where nothing is compiled
+    (nanochat switches to bf16 there, too).
     """
 
     def forward(self, x: Tensor) -> Tensor:

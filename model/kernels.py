@@ -1,8 +1,8 @@
 """Which kernel computes attention within a window, by what the device and the installation offer.
 
-Forward and backward of one layer of `daily` (8 x 2048 tokens, 12 heads of 128, window 512, bf16) on an H200, torch
-2.11, in ms: cuDNN 0.53, FlexAttention 0.82, SDPA over the whole past 0.84, FlashAttention-2 1.4, SDPA over stretches
-with a mask 1.8; FlashAttention-3 0.5 (docs/gpu.md).
+Kernels of forward and backward of one layer of `daily` (8 x 2048 tokens, 12 heads of 128, window 512, bf16) on an H200,
+torch 2.11, in ms: cuDNN 0.64, FlexAttention 0.93, SDPA over the whole past 0.94, FlashAttention-2 0.99, SDPA over
+stretches with a mask 1.77 (docs/gpu.md).
 """
 
 from collections.abc import Callable

@@ -37,6 +37,14 @@ def out_of_memory(error: BaseException | None) -> str | None:
     return None
 
 
+def too_large(error: BaseException) -> str | None:
+    """The sentence for a network that does not fit the GPU at all; None: the error is another one."""
+    if (reason := out_of_memory(error)) is None:
+        return None
+    return (f"the network and its optimizer alone are too large for the GPU's memory ({reason}); choose a "
+            f"smaller network, or share it between several GPUs (execution.parallelism 'fsdp')")
+
+
 def within_memory(trainer: "Trainer", work: Callable[[], Result]) -> Result:
     """The result of `work`, which changes nothing when it fails; with half the micro-batch if memory runs out."""
     while True:

@@ -29,7 +29,7 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError, TrainConfig
 from model.guard import TrainingError
 from model.hardware import HARDWARE, known_hardware
-from model.memory import UpdateInterrupted, out_of_memory, release_memory
+from model.memory import UpdateInterrupted, release_memory, too_large
 from model.metrics import MetricsLog, NoLog, read_lines
 from model.parallel import local
 from model.parsing import require
@@ -162,10 +162,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         message = f"{error.filename or 'writing the run'}: {error.strerror}"
     except Exception as error:
-        if (reason := out_of_memory(error)) is None:
+        if (message := too_large(error)) is None:
             raise
-        message = (f"the network and its optimizer alone are too large for the GPU's memory ({reason}); choose a "
-                   f"smaller network, or share it between several GPUs (execution.parallelism 'fsdp')")
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 1
 
