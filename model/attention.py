@@ -41,8 +41,10 @@ def rotary_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
 def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair (r, r + R/2) of the first R dimensions by its angle (RoFormer, arXiv 2104.09864)."""
     rotated = 2 * cos.size(-1)
-    first, second = x_BTHK[..., :rotated].float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHK.dtype)
+    # of both halves at once: Inductor would write halves to memory in fp32
+    x_BTHR = x_BTHK[..., :rotated].float()
+    other_BTHR = x_BTHR.roll(rotated // 2, dims=-1)
+    turned = (x_BTHR * torch.cat((cos, cos), dim=-1) + other_BTHR * torch.cat((-sin, sin), dim=-1)).to(x_BTHK.dtype)
     return turned if rotated == x_BTHK.size(-1) else torch.cat((turned, x_BTHK[..., rotated:]), dim=-1)
 
 

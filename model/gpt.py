@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from model.attention import Attention, queries, rms_norm, rotary_tables
 from model.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear, Window
 from model.documents import Documents
+from model.head_loss import IGNORED_TARGET, HeadLoss
 from model.mlp import MLP, MixtureOfExperts, mixtures
 from model.tree import Tree
 
-IGNORED_TARGET = -1
 SMEAR_CHANNELS = 24  # of the embedding that the smear gate reads
 
 
@@ -31,13 +31,14 @@ class RMSNorm(nn.Module):
         return rms_norm(x_BTD)
 
 
+def _products_in_bf16(device: torch.device) -> bool:
+    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) is torch.bfloat16
+
+
 def _stream(x_BTD: Tensor) -> Tensor:
     """The residual stream, in bf16 where products are: half the memory traffic of everything that is not a product.
     fp16 stays out of it, because sums over layers can exceed its range."""
-    device = x_BTD.device.type
-    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16:
-        return x_BTD.bfloat16()
-    return x_BTD
+    return x_BTD.bfloat16() if _products_in_bf16(x_BTD.device) else x_BTD
 
 
 def _norm(config: GPTConfig) -> nn.Module:
@@ -109,7 +110,7 @@ class GPT(nn.Module):
 
     def embed(self, tokens_BT: Tensor, documents: Documents | Tree | None = None) -> Tensor:
         """The residual stream before the first block."""
-        x_BTD = self.token_embedding(tokens_BT)
+        x_BTD = _stream(self.token_embedding(tokens_BT))
         if self.config.position is Position.LEARNED:
             places = documents.position_BT if isinstance(documents, Tree) else slice(tokens_BT.size(1))
             x_BTD = x_BTD + self.position_embedding.weight[places]
@@ -141,7 +142,7 @@ class GPT(nn.Module):
             places = slice(length) if tree is None else tree.position_BT
             rotary = self.rotary_cos[places], self.rotary_sin[places]
         documents = self.documents(tokens_BT) if tree is None else tree
-        x_BTD = embedding_BTD = middle_BTD = _stream(self.embed(tokens_BT, documents))
+        x_BTD = embedding_BTD = middle_BTD = self.embed(tokens_BT, documents)
         for layer, block in enumerate(self.blocks):
             if config.residual_lambdas:
                 x_BTD = self.residual_lambdas[layer] * x_BTD
@@ -158,10 +159,14 @@ class GPT(nn.Module):
             x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
         return self.final_norm(x_BTD)
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix of the head, of shape (V, D) with the padding of the vocabulary."""
+        return self.token_embedding.weight if self.config.tied_head else self.head.weight
+
     def project(self, h_D: Tensor) -> Tensor:
         """fp32 logits over the true vocabulary for hidden states of any leading shape."""
-        weight_VD = self.token_embedding.weight if self.config.tied_head else self.head.weight
-        logits_V = F.linear(h_D, weight_VD)
+        logits_V = F.linear(h_D, self.head_weight)
         if self.config.padded_vocab_size != self.config.vocab_size:
             # the padding rows exist for the GEMM only: cut off here, nothing can ever predict them
             # (not sliced in vain: its backward pass fills and copies the largest tensor there is)
@@ -176,11 +181,16 @@ class GPT(nn.Module):
 
         With `reduction` "none" the nats of each of the B T tokens, without the auxiliary loss.
         """
-        logits_BTV = self.project(self.hidden(tokens_BT))
+        x_BTD = self.hidden(tokens_BT)
         if targets_BT is None:
-            return logits_BTV
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED_TARGET,
-                               reduction=reduction)
+            return self.project(x_BTD)
+        targets_P = targets_BT.flatten()
+        if reduction == "mean" and torch.is_grad_enabled() and _products_in_bf16(x_BTD.device):
+            h_PD = _stream(x_BTD).flatten(0, 1)
+            loss = HeadLoss.apply(h_PD, self.head_weight, targets_P, self.config.vocab_size, self.config.softcap)
+        else:
+            loss = F.cross_entropy(self.project(x_BTD).flatten(0, 1), targets_P, ignore_index=IGNORED_TARGET,
+                                   reduction=reduction)
         if reduction == "none":
             return loss
         if self.config.mlp is MLPKind.MOE and self.config.balance is Balance.LOSS:
