@@ -35,6 +35,8 @@ from model.trainer import Trainer
 
 DAILY_STEP = 2**20
 """Tokens a weight update of `daily` sees: the rate that is reported is for this."""
+DAILY_MICRO_BATCH = 16
+"""Sequences, the largest that an H100 holds."""
 
 
 def zipf_shards(directory: Path, vocab_size: int, tokens: int) -> float:
@@ -190,13 +192,14 @@ def surroundings(bench: Bench, trainer: Trainer) -> None:
 
 def daily_bf16(bench: Bench) -> None:
     """The whole network of `daily`."""
-    trainer = started(bench, training(bench, daily_network(24), "bf16", 8 if cuda() else 2, 4))
+    trainer = started(bench, training(bench, daily_network(24), "bf16", DAILY_MICRO_BATCH if cuda() else 2, 4))
     measure_step(bench, trainer, "daily")
     surroundings(bench, trainer)
 
 
 def daily_fp8(bench: Bench) -> None:
-    trainer = started(bench, training(bench, daily_network(24), "fp8" if cuda() else "fp32", 8 if cuda() else 2, 4))
+    trainer = started(bench, training(bench, daily_network(24), "fp8" if cuda() else "fp32",
+                                      DAILY_MICRO_BATCH if cuda() else 2, 4))
     measure_step(bench, trainer, "daily")
 
 
@@ -276,11 +279,11 @@ def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: boo
 
 
 def nanochat_bf16(bench: Bench) -> None:
-    nanochat_step(bench, 24, 8 if cuda() else 2, False, "nanochat")
+    nanochat_step(bench, 24, DAILY_MICRO_BATCH if cuda() else 2, False, "nanochat")
 
 
 def nanochat_fp8(bench: Bench) -> None:
-    nanochat_step(bench, 24, 8 if cuda() else 2, cuda(), "nanochat")
+    nanochat_step(bench, 24, DAILY_MICRO_BATCH if cuda() else 2, cuda(), "nanochat")
 
 
 @torch.inference_mode()
@@ -336,11 +339,11 @@ def scoring(bench: Bench) -> None:
 
 STAGES = [
     Stage("ceilings", ceilings, 6, 15),
-    Stage("daily-bf16", daily_bf16, 60, 120),
+    Stage("daily-bf16", daily_bf16, 74, 120),
     Stage("attention", attention, 8, 40),
-    Stage("daily-fp8", daily_fp8, 60, 120),
-    Stage("nanochat-bf16", nanochat_bf16, 55, 100),
-    Stage("nanochat-fp8", nanochat_fp8, 55, 100),
+    Stage("daily-fp8", daily_fp8, 62, 120),
+    Stage("nanochat-bf16", nanochat_bf16, 74, 100),
+    Stage("nanochat-fp8", nanochat_fp8, 74, 100),
     Stage("scoring", scoring, 20, 60),
     Stage("bytes", partial(same_bytes, deterministic=False), 16, 60),
     Stage("bytes-deterministic", partial(same_bytes, deterministic=True), 16, 60),
