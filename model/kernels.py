@@ -1,8 +1,8 @@
 """Which kernels compute attention, by what the device and the installation offer.
 
 Kernels of forward and backward of one layer of `daily` (8 x 2048 tokens, 12 heads of 128, window 512, bf16) on an H200,
-torch 2.11, in ms: cuDNN 0.64, FlexAttention 0.93, SDPA over the whole past 0.94, FlashAttention-2 0.99. A micro-batch of
-four such layers: FlashAttention-3 32.5, cuDNN 32.6, FlexAttention 33.1, no windows 33.6, FlashAttention-2 34.9
+torch 2.11, in ms: cuDNN 0.64, FlexAttention 0.93, SDPA over the whole past 0.94, FlashAttention-2 0.99. A micro-batch
+of four such layers: FlashAttention-3 32.5, cuDNN 32.6, FlexAttention 33.1, no windows 33.6, FlashAttention-2 34.9
 (docs/gpu.md). FlashAttention-2 is therefore not in the table: on 9.0 it is slower than no window, and on 8.x nobody has
 measured it against FlexAttention.
 """

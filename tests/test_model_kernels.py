@@ -1,5 +1,6 @@
 """The kernels of attention are chosen by a table, and every kernel computes the same attention."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn  # noqa: F401 (registers the operator that FlashAttention-3 answers)
 
-from model import cudnn_attention, flash_attention
+from benchmarks.attention import presets_with_windows, scores_a_query
+from flows.config import compose
+from model import cost, cudnn_attention, flash_attention
 from model.attention import windowed_attention
 from model.config import GPTConfig
 from model.cudnn_attention import EXAMPLE_LENGTH, check_against_formulas
@@ -41,6 +44,23 @@ TABLE = [
 def test_the_table(capability, working, half, head_size, windows, past, documents):
     chosen = attention_kernels(capability, half=half, head_size=head_size, works=working.__contains__)
     assert chosen == (windows, past, documents)
+
+
+def test_attention_costs_what_its_window_costs():
+    """At the shapes of the presets: at most a stretch more than is counted, and less than the whole past."""
+    for name, config in presets_with_windows().items():
+        length, window = config.sequence_length, config.short_window_tokens
+        config = dataclasses.replace(config, depth=2, window_pattern="SL")
+        counted, _ = cost.attention_spans(config, length)
+        visible, past = cost.visible_scores(config, length)
+        distance = torch.arange(length)[:, None] - torch.arange(length)
+        assert visible == ((distance >= 0) & (distance < window)).sum() / length
+        scores = scores_a_query(length, window)
+        assert visible < scores["stretches"] == scores["flex"] < counted + STRETCH, name
+        assert scores["stretches"] < 0.7 * past, name
+    config = compose("daily", {"model": {"vocab_size": 32_768}}).model
+    share = cost.visible_flops_per_token(config, 2048) / cost.flops_per_token(config, 2048)
+    assert share == pytest.approx(0.972, abs=1e-3)  # docs/trainer.md
 
 
 def random_network(**changes: object) -> GPT:
