@@ -14,7 +14,7 @@ import logging
 import torch
 from torch import Tensor
 
-from model.cudnn_attention import check_against_formulas
+from model import cudnn_attention
 
 PACKAGE = "flash_attn_interface"
 
@@ -40,7 +40,7 @@ def _computes_correctly(device: torch.device) -> bool:
         return False
     try:
         torch.nn.attention.activate_flash_attention_impl("FA3")
-        check_against_formulas(windowed_attention, device)
+        cudnn_attention.check_against_formulas(windowed_attention, device)
     except Exception as error:
         logging.getLogger(__name__).warning("FlashAttention-3 is not used on %s: %s", device, error)
         torch.nn.attention.restore_flash_attention_impl()

@@ -20,7 +20,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from model import cudnn_attention, flash_attention
 from model.attention import Attention, windowed_attention
 from model.config import GPTConfig, Window
-from model.cudnn_attention import EXAMPLE_LENGTH, EXAMPLE_WINDOW, check_against_formulas
 from model.documents import Windowed
 
 
@@ -160,7 +159,8 @@ def block_mask(number_BT: Tensor, window: int, create: Callable = create_block_m
 def _flex_works(device: torch.device) -> bool:
     """Whether FlexAttention compiles and computes correctly outside a compiled network: a compiler may be missing."""
     try:
-        check_against_formulas(_flex(EXAMPLE_LENGTH, EXAMPLE_WINDOW, device), device)
+        attend = _flex(cudnn_attention.EXAMPLE_LENGTH, cudnn_attention.EXAMPLE_WINDOW, device)
+        cudnn_attention.check_against_formulas(attend, device)
     except Exception as error:
         logging.getLogger(__name__).warning("FlexAttention is not used on %s: %s", device, error)
         return False
