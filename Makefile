@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-contamination bench-coverage bench-eval bench-gpu bench-ladder bench-train lock clean
+.PHONY: daily test check up bench-attention bench-contamination bench-coverage bench-eval bench-gpu bench-ladder bench-train lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -20,6 +20,9 @@ check: $(VENV)/installed-dev  ## lint
 
 up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
 	$(BIN)/daily-train up
+
+bench-attention: $(VENV)/installed  ## windows beside full causal attention on a CPU, at the shapes of the presets
+	$(BIN)/python -m benchmarks.attention $(ARGS)
 
 bench-contamination: $(VENV)/installed-dev $(VENV)-peers/installed  ## speed, memory and recall beside the peers
 	$(BIN)/python -m benchmarks.contamination --peer-python $(VENV)-peers/bin/python $(ARGS)

@@ -135,7 +135,8 @@ def measure_step(bench: Bench, trainer: Trainer, what: str, profiled: bool = Tru
     """Milliseconds of a micro-batch and of an update, hence tokens/s and MFU at the step of `daily`; kernels."""
     config, train = trainer.config.model, trainer.config.train
     tokens, run = train.micro_batch_sequences * config.sequence_length, micro_batch(trainer)
-    flops = cost.flops_per_token(config, config.sequence_length)
+    flops, visible = (count(config, config.sequence_length)
+                      for count in (cost.flops_per_token, cost.visible_flops_per_token))
     with bench.alone():
         took = milliseconds(run, 6 if cuda() else 2)
         update = milliseconds(lambda: trainer.optimizer.step(1e-3), 3)
@@ -148,7 +149,8 @@ def measure_step(bench: Bench, trainer: Trainer, what: str, profiled: bool = Tru
     bench.say("step", what=what, depth=config.depth, precision=str(train.precision),
               micro_batch=train.micro_batch_sequences, micro_batch_ms=round(took, 2), update_ms=round(update, 2),
               whole_step_s=round(step, 4), whole_step_tokens=train.tokens_per_step, tokens_per_second=round(rate),
-              mfu=hardware and round(rate * flops / hardware.peak_flops, 4), peak_gb=gigabytes(),
+              mfu=hardware and round(rate * flops / hardware.peak_flops, 4),
+              mfu_of_visible_scores=hardware and round(rate * visible / hardware.peak_flops, 4), peak_gb=gigabytes(),
               loss=round(loss, 4))
     if profiled:
         busy = sum(row[1] for row in rows)

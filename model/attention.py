@@ -5,7 +5,7 @@ Every step is optional and read from GPTConfig: grouped keys (GQA, arXiv 2305.13
 partial key offset, value embeddings (arXiv 2410.17897) and an output gate (arXiv 2505.06708).
 
 Shape suffixes: B batch, T tokens, D width, H query heads, J key and value heads, K head size,
-R rotated part of a head, L latent, N windows, W window.
+R rotated part of a head, L latent.
 """
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import AttentionKind, GPTConfig, Smear, Window
-from model.documents import Documents
+from model.documents import Documents, attention_in_stretches
 from model.sparse_attention import sparse_attention
 from model.tree import Tree
 
@@ -61,24 +61,10 @@ def queries(x_BTD: Tensor, documents: Documents | Tree | None) -> Tensor:
 
 
 def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
-    """A query sees itself and the window - 1 tokens before it.
-
-    The queries of one stretch of W tokens can see that stretch and the one before: 2 W scores a query
-    instead of T, with plain SDPA, on every device.
-    """
-    B, H, T, K = q_BHTK.shape
-    if window >= T:
+    """A query sees itself and the window - 1 tokens before it, by plain SDPA on every device."""
+    if window >= q_BHTK.size(2):
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
-    stretches = -(-T // window)
-    padding = (0, 0, 0, stretches * window - T)
-    q, k, v = (F.pad(x, padding).reshape(B * H, stretches, window, K) for x in (q_BHTK, k_BHTK, v_BHTK))
-    k, v = (torch.cat((F.pad(x, (0, 0, 0, 0, 1, 0))[:, :-1], x), dim=2) for x in (k, v))
-    queries = torch.arange(window, device=q.device)[:, None] + window
-    keys = torch.arange(2 * window, device=q.device)
-    seen = (keys <= queries) & (keys > queries - window)
-    exists = (torch.arange(stretches, device=q.device)[:, None, None] > 0) | (keys >= window)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=(seen & exists)[None])
-    return y.reshape(B, H, stretches * window, K)[:, :, :T]
+    return attention_in_stretches(q_BHTK, k_BHTK, v_BHTK, window)
 
 
 class Attention(nn.Module):

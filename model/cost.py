@@ -6,7 +6,8 @@ not halved for causality. The span is what a query sees in a layer: the sequence
 sparse layer summaries, selected blocks and window. Of routed experts those that work on a token
 count. Look-ups are free, the head is a matrix also when tied. One convention for all designs, or
 their comparison means nothing. It counts what the design needs: an implementation that computes
-masked scores spends more and shows it as a lower MFU.
+masked scores spends more and shows it as a lower MFU. A kernel that skips what causality hides does
+less than is counted for the whole past; `visible_flops_per_token` says how much less at most.
 """
 
 from functools import cache
@@ -50,12 +51,26 @@ def attention_spans(config: GPTConfig, sequence_length: int) -> list[int]:
     return [span[kind] for kind in config.windows]
 
 
+def visible_scores(config: GPTConfig, sequence_length: int) -> list[float]:
+    """Keys that a query of each layer sees, as the mean over a sequence: no kernel computes fewer scores. Of a sparse
+    layer what it is counted with, which is fewer than its dense implementation computes."""
+    spans = attention_spans(config, sequence_length)
+    return [span if kind is Window.SPARSE else span - span * (span - 1) / (2 * sequence_length)
+            for kind, span in zip(config.windows, spans)]
+
+
 def flops_per_token(config: GPTConfig, sequence_length: int) -> int:
     """Training FLOPs a token, forward and backward, in sequences of this length."""
     counted = parameters(config)
     multiplied = counted["matrices"] + counted["gates"] + config.padded_vocab_size * config.width
     multiplied += counted["experts"] * config.experts_per_token // config.experts
     return 6 * multiplied + 12 * config.width * sum(attention_spans(config, sequence_length))
+
+
+def visible_flops_per_token(config: GPTConfig, sequence_length: int) -> float:
+    """The same with the scores that a query sees instead of its span: an MFU by it flatters no kernel."""
+    hidden = sum(attention_spans(config, sequence_length)) - sum(visible_scores(config, sequence_length))
+    return flops_per_token(config, sequence_length) - 12 * config.width * hidden
 
 
 def sequences_per_step(train: TrainConfig, model: GPTConfig) -> int:

@@ -14,6 +14,7 @@ import importlib
 import logging
 import os
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -247,6 +248,28 @@ def _build(problem: Problem, handle: Any) -> tuple[Any, int]:
 
 
 # The formulas, in fp32
+
+
+EXAMPLE_LENGTH, EXAMPLE_WINDOW = 256, 100
+
+
+def check_against_formulas(attend: Callable[[Tensor, Tensor, Tensor, int], Tensor], device: torch.device) -> None:
+    """Raises RuntimeError unless `attend` computes a small example in bf16 as the formulas do, forward and backward.
+
+    The example is two rows of EXAMPLE_LENGTH tokens and two heads of 64, with the window EXAMPLE_WINDOW.
+    """
+    values = torch.randn(4, 2, EXAMPLE_LENGTH, 2, 64, generator=torch.Generator().manual_seed(0))
+    q_BHTK, k_BHTK, v_BHTK, dy_BHTK = values.to(device, torch.bfloat16).transpose(2, 3)
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in (q_BHTK, k_BHTK, v_BHTK)]
+        y_BHTK = attend(*inputs, EXAMPLE_WINDOW)
+        gradients = torch.autograd.grad(y_BHTK, inputs, dy_BHTK)
+    expected_y, stats_BHTS = _forward_formulas(q_BHTK, k_BHTK, v_BHTK, EXAMPLE_WINDOW)
+    expected = _backward_formulas(dy_BHTK, q_BHTK, k_BHTK, v_BHTK, expected_y, stats_BHTS, EXAMPLE_WINDOW)
+    errors = [float((a.detach().float() - b.float()).norm() / b.float().norm())
+              for a, b in zip((y_BHTK, *gradients), (expected_y, *expected))]
+    if not max(errors) < 0.02:
+        raise RuntimeError(f"relative errors of output and gradients are {errors}, expected below 0.02")
 
 
 def _probabilities(q_BHTK: Tensor, k_BHTK: Tensor, window: int, stats_BHTS: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -23,10 +23,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from model.config import GPTConfig, Precision, TrainConfig
-from model.documents import SMALLEST_HEAD
 from model.fp8 import use_fp8
 from model.gpt import GPT
-from model.kernels import WindowKernel, set_window_kernel, window_kernel
+from model.kernels import WindowKernel, attention_kernels, set_attention_kernels
 from model.liveness import Allocations, by_sequence, graph_timeline, nbytes, storages
 from model.optim import Optimizer
 from model.precision import TYPES, autocast
@@ -109,7 +108,7 @@ def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, devic
         if precision is Precision.FP8:
             use_fp8(network, fp8_smallest_size)
         if device == "cuda":
-            _use_window_kernel(network, TYPES[precision])
+            _use_attention_kernels(network, TYPES[precision])
         sequences = _sequences(network)
         tokens_BT = torch.zeros(sequences, model.sequence_length, dtype=torch.long)
         context = autocast("cpu", precision)
@@ -130,11 +129,14 @@ def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, devic
     return _Trace(*kept, timelines)
 
 
-def _use_window_kernel(network: GPT, dtype: torch.dtype) -> None:
+def _use_attention_kernels(network: GPT, dtype: torch.dtype) -> None:
     """Of a GPU of compute capability 9: FlexAttention saves what cuDNN saves, and fake tensors know the latter."""
-    kernel = window_kernel((9, 0), cudnn=True, compiled=True, half=dtype is not torch.float32,
-                           head_size=network.config.head_size)
-    set_window_kernel(network, kernel if kernel is WindowKernel.SDPA else WindowKernel.CUDNN, torch.device("cpu"))
+    kernels = attention_kernels((9, 0), half=dtype is not torch.float32, head_size=network.config.head_size,
+                                works=lambda kernel: True)
+    windows = kernels.windows if kernels.windows is WindowKernel.SDPA else WindowKernel.CUDNN
+    set_attention_kernels(network, windows, WindowKernel.SDPA, torch.device("cpu"))
+    if kernels.documents is WindowKernel.FLEX:
+        network.document_kernel = lambda number_BT: lambda q_BHTK, k_BHTK, v_BHTK, _: _flash(q_BHTK, k_BHTK, v_BHTK)
 
 
 def _sequences(network: GPT) -> int:
@@ -226,14 +228,17 @@ class _Kernels(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def _flash(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """Saves q, k, v, the output and one number a query, as cuDNN and FlexAttention do."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(q_BHTK, k_BHTK, v_BHTK, 0.0, True)[0]
+
+
 def _attention_on_cuda(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, attn_mask: Tensor | None = None,
                        is_causal: bool = False) -> Tensor:  # fmt: skip
-    """FlashAttention without a mask, the memory-efficient kernel with one, FlexAttention within documents."""
-    B, H, T, K = q_BHTK.shape
-    # of documents (model.documents): every row has a mask of its own, for all heads
-    flex = attn_mask is not None and attn_mask.shape[:2] == (B, 1) and K >= SMALLEST_HEAD
-    if flex or (attn_mask is None and q_BHTK.dtype is not torch.float32):  # both save q, k, v, output and one number
-        return torch.ops.aten._scaled_dot_product_flash_attention(q_BHTK, k_BHTK, v_BHTK, 0.0, True)[0]
+    """FlashAttention without a mask, the memory-efficient kernel with one."""
+    B, H, T, _ = q_BHTK.shape
+    if attn_mask is None and q_BHTK.dtype is not torch.float32:
+        return _flash(q_BHTK, k_BHTK, v_BHTK)
     bias = None
     if attn_mask is not None:
         bias = torch.zeros((), dtype=q_BHTK.dtype, device=q_BHTK.device)

@@ -9,14 +9,15 @@ Shape suffixes: B batch, T tokens, D width, E size of keys and values, V vocabul
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import Attention, queries, rms_norm, rotary_tables
-from model.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear, Window
-from model.documents import Documents
+from model.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear
+from model.documents import Documents, Windowed
 from model.head_loss import IGNORED_TARGET, HeadLoss
 from model.mlp import MLP, MixtureOfExperts, mixtures
 from model.tree import Tree
@@ -71,6 +72,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.document_kernel: Callable[[Tensor], Windowed] | None = None  # training on a GPU has one (model.kernels)
         self.token_embedding = nn.Embedding(config.padded_vocab_size, config.width)
         if config.position is Position.LEARNED:
             self.position_embedding = nn.Embedding(config.sequence_length, config.width)
@@ -99,14 +101,14 @@ class GPT(nn.Module):
 
     def documents(self, tokens_BT: Tensor) -> Documents | None:
         """Where documents begin, if that matters to this network."""
-        config, length = self.config, tokens_BT.size(1)
+        config = self.config
         if config.document_mask is DocumentMask.NONE:
             return None
         if config.eot_token is None:
             raise ConfigError("document_mask is 'own', but eot_token, with which documents start, is null")
-        windows = {length if window is Window.LONG else min(config.short_window_tokens, length)
-                   for window in config.windows}
-        return Documents(tokens_BT, config.eot_token, windows)
+        # of full rows only: a sample grows token by token, and a kernel would be prepared for each length
+        kernel = self.document_kernel if tokens_BT.size(1) == config.sequence_length else None
+        return Documents(tokens_BT, config.eot_token, kernel)
 
     def embed(self, tokens_BT: Tensor, documents: Documents | Tree | None = None) -> Tensor:
         """The residual stream before the first block."""

@@ -1,86 +1,167 @@
-"""Which kernel computes attention within a window, by what the device and the installation offer.
+"""Which kernels compute attention, by what the device and the installation offer.
 
 Kernels of forward and backward of one layer of `daily` (8 x 2048 tokens, 12 heads of 128, window 512, bf16) on an H200,
-torch 2.11, in ms: cuDNN 0.64, FlexAttention 0.93, SDPA over the whole past 0.94, FlashAttention-2 0.99, SDPA over
-stretches with a mask 1.77 (docs/gpu.md).
+torch 2.11, in ms: cuDNN 0.64, FlexAttention 0.93, SDPA over the whole past 0.94, FlashAttention-2 0.99. A micro-batch
+of four such layers: FlashAttention-3 32.5, cuDNN 32.6, FlexAttention 33.1, no windows 33.6, FlashAttention-2 34.9
+(docs/gpu.md). FlashAttention-2 is therefore not in the table: on 9.0 it is slower than no window, and on 8.x nobody has
+measured it against FlexAttention.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from enum import StrEnum
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from model import cudnn_attention
+from model import cudnn_attention, flash_attention
 from model.attention import Attention, windowed_attention
 from model.config import GPTConfig, Window
+from model.documents import Windowed
 
 
 class WindowKernel(StrEnum):
-    """Implementations of causal attention in which a query sees its window only."""
+    """Implementations of causal attention in which a query sees a part of the past only."""
 
     CUDNN = "cudnn"
     """cuDNN's own window, through the package nvidia-cudnn-frontend."""
+    FA3 = "fa3"
+    """FlashAttention-3, through the package flash_attn_interface."""
     FLEX = "flex"
-    """FlexAttention, which skips blocks of scores that no query sees; only inside a compiled network."""
+    """FlexAttention, which skips blocks of scores that no query sees."""
     SDPA = "sdpa"
     """scaled_dot_product_attention over stretches of the sequence, on every device."""
 
 
-def window_kernel(capability: tuple[int, int] | None, *, cudnn: bool, compiled: bool, half: bool,
-                  head_size: int) -> WindowKernel:
-    """The fastest one that works.
+class PastKernel(StrEnum):
+    """What scaled_dot_product_attention runs for the whole past; torch chooses it."""
 
-    `capability`: compute capability of the CUDA device, None on a CPU; `cudnn`: whether cuDNN's window can be used;
-    `half`: whether products are in bf16 or fp16. FlexAttention needs heads of at least 16, and a GPU with bf16:
-    a T4 (7.5) stays with SDPA.
+    CUDNN = "cudnn"
+    FLASH = "flash"
+    """FlashAttention-2; torch's own flash kernel on a CPU."""
+    EFFICIENT = "efficient"
+    """The memory-efficient kernel, also with a mask."""
+
+
+class AttentionKernels(NamedTuple):
+    """Of one training."""
+
+    windows: WindowKernel
+    past: PastKernel
+    documents: WindowKernel
+
+
+SMALLEST_HEAD = 16  # that FlexAttention has kernels for
+
+
+def attention_kernels(capability: tuple[int, int] | None, *, half: bool, head_size: int,
+                      works: Callable[[WindowKernel], bool]) -> AttentionKernels:
+    """The fastest that work; none of windows is slower than the whole past at the shapes of the presets.
+
+    `capability`: compute capability of the CUDA device, None on a CPU; `half`: whether products are in bf16 or fp16;
+    `works`: whether a kernel is installed and computes correctly, asked of no more kernels than needed. cuDNN and
+    FlashAttention-3 are for 9.0, where they were measured. FlexAttention needs a GPU with bf16: a T4 (7.5) stays with
+    SDPA, in its memory-efficient kernel.
     """
     if capability is None:
-        return WindowKernel.SDPA
-    if cudnn and half and capability >= (9, 0) and head_size % 8 == 0 and head_size <= 128:
-        return WindowKernel.CUDNN
-    if compiled and capability >= (8, 0) and head_size >= 16:
-        return WindowKernel.FLEX
-    return WindowKernel.SDPA
+        return AttentionKernels(WindowKernel.SDPA, PastKernel.FLASH, WindowKernel.SDPA)
+    windows, documents = [], []
+    if capability == (9, 0) and half and head_size % 8 == 0 and head_size <= 128:
+        windows += [WindowKernel.CUDNN, WindowKernel.FA3]
+    if capability >= (8, 0) and head_size >= SMALLEST_HEAD:
+        windows.append(WindowKernel.FLEX)
+        documents.append(WindowKernel.FLEX)
+    past = PastKernel.EFFICIENT
+    if capability >= (8, 0) and half and head_size % 8 == 0 and head_size <= 256:
+        past = PastKernel.CUDNN if capability in ((9, 0), (10, 0)) and head_size <= 128 else PastKernel.FLASH
+    return AttentionKernels(next(filter(works, windows), WindowKernel.SDPA), past,
+                            next(filter(works, documents), WindowKernel.SDPA))
 
 
-def use_window_kernel(network: nn.Module, device: torch.device, dtype: torch.dtype, compiled: bool) -> WindowKernel:
-    """Choose the kernel of all layers with a window for training on `device`, with products in `dtype`."""
-    config: GPTConfig = network.config
+def use_attention_kernels(network: nn.Module, device: torch.device, dtype: torch.dtype,
+                          compiled: bool) -> AttentionKernels:
+    """Choose the kernels of all layers for training on `device`, with products in `dtype`."""
+    works = {WindowKernel.CUDNN: lambda: cudnn_attention.available(device),
+             WindowKernel.FA3: lambda: flash_attention.available(device),
+             WindowKernel.FLEX: lambda: compiled or _flex_works(device)}
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    kernel = window_kernel(capability, cudnn=cudnn_attention.available(device), compiled=compiled,
-                           half=dtype in (torch.bfloat16, torch.float16), head_size=config.head_size)
-    set_window_kernel(network, kernel, device)
-    return kernel
+    kernels = attention_kernels(capability, half=dtype in (torch.bfloat16, torch.float16),
+                                head_size=network.config.head_size, works=lambda kernel: works[kernel]())
+    set_attention_kernels(network, kernels.windows, kernels.documents, device)
+    return kernels
 
 
-def set_window_kernel(network: nn.Module, kernel: WindowKernel, device: torch.device) -> None:
-    """Have all layers with a window use `kernel`. Full rows only, which training and validation read: a sample grows
-    token by token, and cuDNN and FlexAttention would prepare a kernel for each length."""
+def set_attention_kernels(network: nn.Module, windows: WindowKernel, documents: WindowKernel,
+                          device: torch.device) -> None:
+    """Have all layers use these kernels. Full rows only, which training and validation read: a sample grows token by
+    token, and the kernels of a GPU would be prepared for each length."""
     config: GPTConfig = network.config
+    length, window = config.sequence_length, config.short_window_tokens
     windowed = windowed_attention
-    if kernel is WindowKernel.CUDNN:
-        windowed = _of_full_rows(cudnn_attention.windowed_attention, config.sequence_length, lambda: True)
-    elif kernel is WindowKernel.FLEX and set(config.windows) != {Window.LONG}:
-        attend = _flex(config.sequence_length, config.short_window_tokens, device)
-        windowed = _of_full_rows(attend, config.sequence_length, torch.compiler.is_compiling)
+    if windows is WindowKernel.CUDNN:
+        windowed = _of_full_rows(cudnn_attention.windowed_attention, length)
+    elif windows is WindowKernel.FA3:
+        windowed = _of_full_rows(flash_attention.windowed_attention, length)
+    elif windows is WindowKernel.FLEX and set(config.windows) != {Window.LONG}:
+        windowed = _of_full_rows(_flex(length, window, device), length)
     for attention in (module for module in network.modules() if isinstance(module, Attention)):
         attention.windowed = windowed
+    seen = {length if kind is Window.LONG else window for kind in config.windows}
+    network.document_kernel = _flex_within_documents(seen) if documents is WindowKernel.FLEX else None
 
 
-Windowed = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-
-
-def _of_full_rows(kernel: Windowed, length: int, usable: Callable[[], bool]) -> Windowed:
+def _of_full_rows(kernel: Windowed, length: int) -> Windowed:
     def windowed(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
-        attend = kernel if q_BHTK.size(2) == length and usable() else windowed_attention
+        attend = kernel if q_BHTK.size(2) == length else windowed_attention
         return attend(q_BHTK, k_BHTK, v_BHTK, window)
 
     return windowed
 
 
+_compiled = cache(torch.compile)  # on first use: importing the compiler takes seconds
+
+
+def _fused(function: Callable) -> Callable:
+    """The function compiled, also where the network around it is not."""
+    return function if torch.compiler.is_compiling() else _compiled(function)
+
+
 def _flex(length: int, window: int, device: torch.device) -> Windowed:
     blocks = create_block_mask(lambda row, head, query, key: (key <= query) & (query - key < window), None, None,
                                length, length, device=device)
-    return lambda q_BHTK, k_BHTK, v_BHTK, _: flex_attention(q_BHTK, k_BHTK, v_BHTK, block_mask=blocks)
+    return lambda q_BHTK, k_BHTK, v_BHTK, _: _fused(flex_attention)(q_BHTK, k_BHTK, v_BHTK, block_mask=blocks)
+
+
+def _flex_within_documents(windows: Iterable[int]) -> Callable[[Tensor], Windowed]:
+    """Makes of number_BT (model.documents) the attention within documents for layers with these windows."""
+    def kernel(number_BT: Tensor) -> Windowed:
+        blocks = {window: block_mask(number_BT, window, _fused(create_block_mask)) for window in windows}
+        return lambda q_BHTK, k_BHTK, v_BHTK, window: _fused(flex_attention)(
+            q_BHTK, k_BHTK, v_BHTK, block_mask=blocks[window])
+
+    return kernel
+
+
+def block_mask(number_BT: Tensor, window: int, create: Callable = create_block_mask) -> BlockMask:
+    """What `attention_in_stretches` masks, for FlexAttention."""
+    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        near = (key <= query) & (query - key < window)
+        return near & (number_BT[row, query] == number_BT[row, key])
+
+    B, T = number_BT.shape
+    return create(seen, B, None, T, T, device=number_BT.device)
+
+
+@cache
+def _flex_works(device: torch.device) -> bool:
+    """Whether FlexAttention compiles and computes correctly outside a compiled network: a compiler may be missing."""
+    try:
+        attend = _flex(cudnn_attention.EXAMPLE_LENGTH, cudnn_attention.EXAMPLE_WINDOW, device)
+        cudnn_attention.check_against_formulas(attend, device)
+    except Exception as error:
+        logging.getLogger(__name__).warning("FlexAttention is not used on %s: %s", device, error)
+        return False
+    return True

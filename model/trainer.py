@@ -22,7 +22,7 @@ from model.generate import generate
 from model.gpt import GPT, initialise
 from model.guard import LossGuard, TrainingError, objection
 from model.hardware import known_hardware
-from model.kernels import use_window_kernel
+from model.kernels import use_attention_kernels
 from model.loader import batch, pack_documents
 from model.loss_scale import LossScale
 from model.memory import all_or_nothing, within_memory
@@ -87,7 +87,7 @@ class Trainer:
         traceable = TYPES[precision] is torch.bfloat16 or self.config.model.mlp is not MLPKind.MOE
         compiled = config.execution.compile
         self.compiled = self.device.type == "cuda" and traceable if compiled is None else compiled
-        self.window_kernel = use_window_kernel(self.model, self.device, TYPES[precision], self.compiled)
+        self.kernels = use_attention_kernels(self.model, self.device, TYPES[precision], self.compiled)
         self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
         sharded = isinstance(self.model, FSDPModule)
@@ -118,7 +118,7 @@ class Trainer:
         """Put the settings from this step on into the run's record."""
         settings = {"device": self.device.type, "threads": torch.get_num_threads(), "processes": self.processes.count,
                     "deterministic": torch.are_deterministic_algorithms_enabled(),
-                    "window_kernel": self.window_kernel, "micro_batch_sequences": self.micro_batch_sequences}
+                    "window_kernel": self.kernels.windows, "micro_batch_sequences": self.micro_batch_sequences}
         self.run = self.run | {"execution": continued(self.run.get("execution", []), self.step, settings)}
 
     def write_run(self) -> None:

@@ -11,11 +11,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import model.gpt
 from flows.config import compose
-from model import footprint, joint_graph
+from model import footprint, joint_graph, kernels
 from model.config import GPTConfig, TrainConfig
 from model.footprint import held, optimizer_bytes
 from model.gpt import GPT, initialise
-from model.kernels import WindowKernel
+from model.kernels import AttentionKernels, PastKernel, WindowKernel
 from model.liveness import Allocations, storages
 from model.optim import Optimizer
 from model.plan import choose_micro_batch, memory_bytes
@@ -34,6 +34,8 @@ SHAPES = {
     "rest": {"smear": "embedding", "backout": True, "attention_gate": True, "partial_key_offset": True,
              "rotary_fraction": 0.5, "vocab_size": 300, "mlp": "moe", "balance": "loss", "activation": "swiglu"},
 }  # fmt: skip
+
+STRETCHES = AttentionKernels(WindowKernel.SDPA, PastKernel.FLASH, WindowKernel.SDPA)
 
 
 def configured(shape: str, precision: str, sequences: int, **changes: object) -> tuple[GPTConfig, TrainConfig]:
@@ -72,7 +74,7 @@ def test_what_a_cpu_saves_is_what_was_planned(shape: str, precision: str, sequen
 @pytest.mark.parametrize("shape", ["daily", "sparse"])
 def test_what_a_compiled_network_saves_is_what_was_planned(shape: str, monkeypatch: pytest.MonkeyPatch):
     """Compiled for a CPU, which computes windows by SDPA; its attention kernels save as much as a GPU's."""
-    monkeypatch.setattr(footprint, "window_kernel", lambda *device, **settings: WindowKernel.SDPA)
+    monkeypatch.setattr(footprint, "attention_kernels", lambda *device, **settings: STRETCHES)
     footprint._trace.cache_clear()
     config, train = configured(shape, "bf16", 4)
     config = dataclasses.replace(config, depth=2)
@@ -160,6 +162,15 @@ def test_daily_fits_an_h100():
     assert choose_micro_batch(run.model, run.train, 512, 20e9) is None
 
 
+def stretches_of_a_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+    """Attention within a window as it was when it was measured: all stretches of `window` tokens in one call."""
+    B, H, T, K = q.shape
+    q, k, v = (x.reshape(B * H, T // window, window, K) for x in (q, k, v))
+    k, v = (torch.cat((F.pad(x, (0, 0, 0, 0, 1, 0))[:, :-1], x), dim=2) for x in (k, v))
+    mask = torch.ones(1, T // window, window, 2 * window, dtype=torch.bool)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(B, H, T, K)
+
+
 def test_daily_with_an_fp32_stream_took_what_was_traced_and_measured(monkeypatch: pytest.MonkeyPatch,
                                                                      whole_logits: None):
     """Before its residual stream was bf16 and windows had a kernel: traces of it with torch alone (saved activations of
@@ -168,7 +179,8 @@ def test_daily_with_an_fp32_stream_took_what_was_traced_and_measured(monkeypatch
     monkeypatch.setattr(model.gpt, "_stream", lambda x_BTD: x_BTD)
     footprint._trace.cache_clear()
     assert daily(8, depth=4)["total"] == pytest.approx(10.74, rel=0.02)
-    monkeypatch.setattr(footprint, "window_kernel", lambda *device, **settings: WindowKernel.SDPA)
+    monkeypatch.setattr(footprint, "attention_kernels", lambda *device, **settings: STRETCHES)
+    monkeypatch.setattr(kernels, "windowed_attention", stretches_of_a_window)
     footprint._trace.cache_clear()
     assert daily(32, depth=4)["activations"] == pytest.approx(20.7, rel=0.03)
     assert daily(8, depth=4)["total"] == pytest.approx(11.2, rel=0.02)

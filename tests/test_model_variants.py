@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import cost
 from model.attention import Attention, windowed_attention
 from model.config import ConfigError, GPTConfig, parse
-from model.documents import Documents, block_mask
+from model.documents import Documents
 from model.gpt import GPT, initialise
+from model.kernels import block_mask
 from model.mlp import mixtures, rebalance
 from model.sparse_attention import sparse_attention
 
@@ -171,7 +172,7 @@ def plain_attention(module: Attention, x: torch.Tensor, table: torch.Tensor | No
     y = torch.stack(heads, 1)
     if module.window == "N":  # its other branches have a reference of their own below
         rows = [z[None].transpose(1, 2).repeat_interleave(H // z.size(1), 1) for z in (q, k, v)]
-        documents = Documents(tokens[None], 0, []) if c.document_mask == "own" else None
+        documents = Documents(tokens[None], 0) if c.document_mask == "own" else None
         far = sparse_attention(*rows, w["block_weights"], blocks=c.sparse_blocks, shared=H // J, documents=documents)
         gates = torch.sigmoid(linear("branch_gate", x[:, :12])).view(T, 3, H, 1)
         y = sum(gates[:, i] * z for i, z in enumerate((y, *(z[0].transpose(0, 1) for z in far))))
@@ -272,7 +273,7 @@ def test_flex_attention_is_masked_attention(window):
     # the compiled kernels and the gradient need a GPU; the mask is the same
     q, k, v = (normal(2, 3, 40, 16, seed=seed).detach() for seed in range(3))
     tokens = torch.randint(0, 9, (2, 40), generator=torch.Generator().manual_seed(0))
-    documents = Documents(tokens, 0, [])
+    documents = Documents(tokens, 0)
     flex = flex_attention(q, k, v, block_mask=block_mask(documents.number_BT, window))
     torch.testing.assert_close(documents.attention(q, k, v, window), flex)
 
