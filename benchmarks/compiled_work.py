@@ -218,7 +218,7 @@ def _of_operator(node: fx.Node) -> Iterator[tuple[str, int]]:
         window = node.args[-1] if "windowed" in name else T
         products = 5 if "backward" in name else 2
         yield "attention", 2 * products * K * B * H * scores(T, window)
-        yield "attention bytes", sum(tensor.nbytes for tensor in (*inputs, *outputs))
+        yield from (("attention bytes", tensor.nbytes) for tensor in (*inputs, *outputs))
 
 
 def scores(length: int, window: int) -> int:
