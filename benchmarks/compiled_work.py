@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-import numpy as np
 import torch
 import torch._inductor.fx_passes.post_grad as post_grad
 import torch._inductor.scheduler as scheduler
@@ -36,12 +35,9 @@ from model.config import GPTConfig, Precision, TrainConfig
 from model.fp8 import use_fp8
 from model.gpt import GPT
 from model.joint_graph import graphs_of
-from model.liveness import by_sequence
 from model.optim import Optimizer
 from model.precision import TYPES, autocast
 
-SEQUENCES = 7
-"""Traced: divides no size of a network but what grows with the micro-batch, and pads no product."""
 BLOCK = 128
 """Attention kernels skip blocks of so many queries and keys of which no score is read."""
 GPU = {"multi_processor_count": 132, "major": 9, "regs_per_multiprocessor": 65_536, "warp_size": 32,
@@ -49,11 +45,12 @@ GPU = {"multi_processor_count": 132, "major": 9, "regs_per_multiprocessor": 65_5
 """What Inductor asks of an H100 or an H200."""
 PRODUCTS = {"mm": 0, "bmm": 0, "_scaled_mm": 0, "addmm": 1, "baddbmm": 1}
 """Operators, and the place of the first matrix among their arguments."""
-SLOW = ("exp", "tanh", "prepare_softmax_online")
+SLOW = {"exp", "tanh", "prepare_softmax_online"}
+"""Operators of the loss."""
 
-Work = dict[str, np.ndarray]
-"""(fixed, for each sequence) by kind: FLOPs of `bf16 products`, `fp8 products` and `attention`, elements of `loss`, and
-bytes of `attention bytes`, `elementwise`, `rounding` (kernels that write an fp8 tensor transposed), `accumulation`."""
+Work = dict[str, float]
+"""By kind: FLOPs of `bf16 products`, `fp8 products` and `attention`, elements of `loss`, bytes of `attention bytes`,
+`elementwise`, `rounding` (kernels that write an fp8 tensor transposed) and `accumulation`."""
 
 
 def ours(model: GPTConfig, train: TrainConfig) -> Work:
@@ -63,14 +60,14 @@ def ours(model: GPTConfig, train: TrainConfig) -> Work:
         if train.precision is Precision.FP8:
             use_fp8(network, train.fp8_smallest_size)
         footprint._use_window_kernel(network, TYPES[train.precision])
-        return _work(network, model, autocast("cpu", train.precision))
+        return _work(network, model, train.micro_batch_sequences, autocast("cpu", train.precision))
 
 
 def nanochat(checkout: Path, model: GPTConfig, train: TrainConfig) -> Work:
     """Of nanochat's network of the same shape; its attention is traced as cuDNN's, which has the same inputs."""
     peer = _nanochat_network(checkout, model, train.precision)
     with FakeTensorMode():
-        return _work(_fake(peer), model, ExitStack())
+        return _work(_fake(peer), model, train.micro_batch_sequences, ExitStack())
 
 
 def update_of_ours(model: GPTConfig, train: TrainConfig) -> tuple[float, float]:
@@ -135,25 +132,25 @@ def _fake(network: nn.Module) -> nn.Module:
     return network
 
 
-def _work(network: nn.Module, model: GPTConfig, context: torch.autocast | ExitStack) -> Work:
-    tokens_BT = torch.zeros(SEQUENCES, model.sequence_length, dtype=torch.long)
+def _work(network: nn.Module, model: GPTConfig, sequences: int, context: torch.autocast | ExitStack) -> Work:
+    tokens_BT = torch.zeros(sequences, model.sequence_length, dtype=torch.long)
     names, tensors = zip(*network.named_parameters(), *network.named_buffers())
 
     def loss(x_BT: Tensor, y_BT: Tensor, *tensors: Tensor) -> Tensor:
         with context:
             return torch.func.functional_call(network, dict(zip(names, tensors)), (x_BT, y_BT))
 
-    work: Work = defaultdict(lambda: np.zeros(2))
+    work: Work = defaultdict(float)
     with mock.patch.object(post_grad, "prepare_softmax_extra_check", lambda match: True):  # asks for CUDA tensors
         for graph in graphs_of(loss, tokens_BT, tokens_BT.clone(), *tensors, cut=partition_fn):
-            for kind, amount in _of_graph(graph.owning_module, tokens_BT.numel() * model.vocab_size):
-                work[kind] += by_sequence(amount, SEQUENCES)
-    for parameter in network.parameters():  # the gradient is read twice and written once
-        work["accumulation"] += by_sequence(3 * parameter.nbytes, SEQUENCES)
-    return dict(work)
+            for kind, amount in _of_graph(graph.owning_module, model.vocab_size):
+                work[kind] += amount
+    # the gradient and the sum so far are read, the new sum is written
+    work["accumulation"] = 3 * sum(parameter.nbytes for parameter in network.parameters())
+    return work
 
 
-def _of_graph(module: fx.GraphModule, logits: int) -> Iterator[tuple[str, int]]:
+def _of_graph(module: fx.GraphModule, vocab_size: int) -> Iterator[tuple[str, int]]:
     """Kinds and amounts of the operations and kernels of a forward or backward graph."""
     mode = next(node.meta["val"].fake_mode for node in module.graph.nodes if isinstance(node.meta["val"], FakeTensor))
     with _gpu(), V.set_fake_mode(mode):
@@ -167,7 +164,7 @@ def _of_graph(module: fx.GraphModule, logits: int) -> Iterator[tuple[str, int]]:
             lowering.run(*inputs)
             lowering._update_scheduler()
             for kernel in lowering.scheduler.nodes:
-                yield from _of_kernel(kernel, logits)
+                yield from _of_kernel(kernel, vocab_size)
 
 
 @contextmanager
@@ -218,7 +215,7 @@ def _of_operator(node: fx.Node) -> Iterator[tuple[str, int]]:
         window = node.args[-1] if "windowed" in name else T
         products = 5 if "backward" in name else 2
         yield "attention", 2 * products * K * B * H * scores(T, window)
-        yield from (("attention bytes", tensor.nbytes) for tensor in (*inputs, *outputs))
+        yield "attention bytes", sum(tensor.nbytes for tensor in (*inputs, *outputs))
 
 
 def scores(length: int, window: int) -> int:
@@ -228,7 +225,7 @@ def scores(length: int, window: int) -> int:
     return seen * BLOCK**2
 
 
-def _of_kernel(kernel: scheduler.BaseSchedulerNode, logits: int) -> Iterator[tuple[str, int]]:
+def _of_kernel(kernel: scheduler.BaseSchedulerNode, vocab_size: int) -> Iterator[tuple[str, int]]:
     """Of a fused kernel, or of one that is neither a product nor attention."""
     if isinstance(kernel, scheduler.NopKernelSchedulerNode):
         return
@@ -245,7 +242,7 @@ def _of_kernel(kernel: scheduler.BaseSchedulerNode, logits: int) -> Iterator[tup
     kind = "elementwise"
     if "clone" in names and any(V.graph.get_dtype(name).itemsize == 1 for name in written):
         kind = "rounding"
-    if turns is not None and turns >= logits and names & set(SLOW):
+    if turns is not None and turns > vocab_size * BLOCK and names & SLOW:  # of logits, not of one number a token
         yield "loss", turns
         return
     uses = Counter(dependency.name for dependency in (*kernel.read_writes.reads, *kernel.read_writes.writes))
@@ -258,6 +255,5 @@ def _of_kernel(kernel: scheduler.BaseSchedulerNode, logits: int) -> Iterator[tup
 def at_depth(depth: int, parts: dict[int, Work]) -> Work:
     """Linear through the counts of two depths, which differ by a period of windows and value embeddings."""
     (first, start), (second, end) = parts.items()
-    nothing = np.zeros(2)
-    return {kind: start.get(kind, nothing) + (end[kind] - start.get(kind, nothing)) * (depth - first) / (second - first)
-            for kind in end}
+    return defaultdict(float, {kind: start[kind] + (end[kind] - start[kind]) * (depth - first) / (second - first)
+                               for kind in end})

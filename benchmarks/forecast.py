@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-
-import numpy as np
 
 from benchmarks import compiled_work
 from benchmarks.compiled_work import Work
@@ -29,7 +28,8 @@ from model.hardware import known_hardware
 
 GOAL = 1.0
 PRECISIONS = (Precision.BF16, Precision.FP8)
-KINDS = ("products", "attention", "elementwise", "accumulation")
+COLUMNS = ("products", "attention", "elementwise", "accumulation", "micro-batch", "update")
+"""In milliseconds: four kinds of kernels of a micro-batch, its wall time, and an update of the weights."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,14 @@ class Rates:
     wall: float
     """Wall time over the time of the kernels."""
 
-    def milliseconds(self, system: str, work: Work, sequences: int) -> dict[str, float]:
+    def milliseconds(self, system: str, work: Work) -> dict[str, float]:
         """Of the kernels of one micro-batch, by kind."""
-        amount = {kind: float(value @ np.array([1, sequences])) for kind, value in work.items()}
         seconds = {
-            "products": amount["bf16 products"] / self.bf16 + amount.get("fp8 products", 0.0) / self.fp8,
-            "attention": amount["attention"] / self.attention[system] + amount["attention bytes"] / self.memory,
-            "elementwise": (amount["elementwise"] / self.memory + amount.get("rounding", 0.0) / self.rounding
-                            + amount["loss"] / self.loss),
-            "accumulation": amount["accumulation"] / self.memory,
+            "products": work["bf16 products"] / self.bf16 + work["fp8 products"] / self.fp8,
+            "attention": work["attention"] / self.attention[system] + work["attention bytes"] / self.memory,
+            "elementwise": (work["elementwise"] / self.memory + work["rounding"] / self.rounding
+                            + work["loss"] / self.loss),
+            "accumulation": work["accumulation"] / self.memory,
         }
         return {kind: 1e3 * value for kind, value in seconds.items()}
 
@@ -79,19 +78,21 @@ class Counted:
     """daily or nanochat."""
     model: GPTConfig
     precision: Precision
+    sequences: int
+    """Of a micro-batch."""
     work: Work
     update: tuple[float, float]
     """FLOPs and bytes of the optimizer."""
 
-    def row(self, rates: Rates, sequences: int) -> dict[str, float]:
+    def row(self, rates: Rates) -> dict[str, float]:
         """Milliseconds by kind, of a micro-batch and of an update; tokens/s and MFU at the step of `daily`."""
-        kinds = rates.milliseconds(self.system, self.work, sequences)
+        kinds = rates.milliseconds(self.system, self.work)
         wall = rates.wall * sum(kinds.values())
         update = 1e3 * (self.update[0] / rates.bf16 + self.update[1] / rates.memory)
-        tokens = sequences * self.model.sequence_length
+        tokens = self.sequences * self.model.sequence_length
         rate = 1e3 * DAILY_STEP / (wall * DAILY_STEP / tokens + update)
         flops = cost.flops_per_token(self.model, self.model.sequence_length)
-        return kinds | {"wall": wall, "update": update, "tokens/s": rate,
+        return kinds | {"micro-batch": wall, "update": update, "tokens/s": rate,
                         "MFU %": 100 * rate * flops / known_hardware("H100").peak_flops}
 
 
@@ -104,28 +105,25 @@ def measured_kinds(profile: Finding) -> dict[str, float]:
             "elementwise": kinds["fused elementwise"], "accumulation": adds}  # fmt: skip
 
 
-def measured(findings: list[Finding], counted: Counted, sequences: int) -> tuple[Finding, Finding] | None:
+def measured(findings: list[Finding], counted: Counted) -> tuple[Finding, Finding] | None:
     """Newest step and profile of such a network on an H200."""
     what = {"daily": ("daily", "d4 cudnn", "d4 cudnn+fp8"), "nanochat": ("nanochat", "nanochat d4 fa3")}[counted.system]
     lines = [line for line in findings if "H200" in line["device"]]
     step = next(iter(newest(lines, "step", where=lambda line: line["what"] in what
                             and line["depth"] == counted.model.depth and line["precision"] == counted.precision
-                            and line["micro_batch"] == sequences)), None)
+                            and line["micro_batch"] == counted.sequences)), None)
     profiles = step and newest(lines, "profile", where=lambda line: (line["stage"], line["commit"])
                                == (step["stage"], step["commit"]))
     return (step, profiles[-1]) if profiles else None
 
 
-def fitted(findings: list[Finding], shallow: list[Counted], deep: list[Counted]) -> Rates:
+def fitted(findings: list[Finding], counted: list[Counted]) -> Rates:
     """Of an H200: products and attention from all networks measured there, whose FLOPs have not changed since; bytes
     and elements from nanochat alone, so that the elementwise time of ours is a forecast."""
-    rows = [(one, *found) for one in (*shallow, *deep) if (found := measured(findings, one, 8))]
+    rows = [(one, *found) for one in counted if (found := measured(findings, one))]
     peer = {one.precision: (one, profile) for one, _, profile in rows if one.system == "nanochat"}
     if set(peer) != set(PRECISIONS):
         raise LookupError(f"no results of nanochat in bf16 and fp8 on an H200 in {RESULTS}")
-
-    def amount(one: Counted, kind: str) -> float:
-        return float(one.work.get(kind, np.zeros(2)) @ np.array([1, 8]))
 
     def took(profile: Finding, kind: str) -> float:
         return measured_kinds(profile)[kind] / 1e3
@@ -133,20 +131,20 @@ def fitted(findings: list[Finding], shallow: list[Counted], deep: list[Counted])
     plain, plain_profile = peer[Precision.BF16]
     rounded, rounded_profile = peer[Precision.FP8]
     softmax = sum(row[1] for row in plain_profile["kernels"] if "softmax" in row[0]) / 1e3
-    loss = amount(plain, "loss") / softmax
-    memory = amount(plain, "elementwise") / (took(plain_profile, "elementwise") - softmax)
-    rest = took(rounded_profile, "elementwise") - amount(rounded, "loss") / loss
-    rest -= amount(rounded, "elementwise") / memory
-    bf16 = (sum(amount(one, "bf16 products") for one, *_ in rows if one.precision is Precision.BF16)
+    loss = plain.work["loss"] / softmax
+    memory = plain.work["elementwise"] / (took(plain_profile, "elementwise") - softmax)
+    rest = took(rounded_profile, "elementwise") - rounded.work["loss"] / loss
+    rest -= rounded.work["elementwise"] / memory
+    bf16 = (sum(one.work["bf16 products"] for one, *_ in rows if one.precision is Precision.BF16)
             / sum(took(profile, "products") for one, _, profile in rows if one.precision is Precision.BF16))
-    fp8 = (sum(amount(one, "fp8 products") for one, *_ in rows if one.precision is Precision.FP8)
-           / sum(took(profile, "products") - amount(one, "bf16 products") / bf16
+    fp8 = (sum(one.work["fp8 products"] for one, *_ in rows if one.precision is Precision.FP8)
+           / sum(took(profile, "products") - one.work["bf16 products"] / bf16
                  for one, _, profile in rows if one.precision is Precision.FP8))
     attention = {
-        system: sum(amount(one, "attention") for one, *_ in rows if one.system == system)
-        / sum(took(profile, "attention") - amount(one, "attention bytes") / memory
+        system: sum(one.work["attention"] for one, *_ in rows if one.system == system)
+        / sum(took(profile, "attention") - one.work["attention bytes"] / memory
               for one, _, profile in rows if one.system == system) for system in ("daily", "nanochat")}
-    return Rates(bf16, fp8, attention, memory, amount(rounded, "rounding") / rest, loss,
+    return Rates(bf16, fp8, attention, memory, rounded.work["rounding"] / rest, loss,
                  sum(step["micro_batch_ms"] for _, step, _ in rows) / sum(profile["busy_ms"] for *_, profile in rows))
 
 
@@ -154,46 +152,42 @@ def slower_memory(rates: Rates, factor: float) -> Rates:
     return replace(rates, memory=rates.memory / factor, rounding=rates.rounding / factor)
 
 
-def count(checkout: Path, depth: int) -> tuple[list[Counted], list[Counted]]:
-    """Both systems in both precisions: their 4 layers, and `depth` of them."""
+def count(checkout: Path, micro_batches: list[int]) -> list[Counted]:
+    """Both systems in both precisions: their first 4 layers, and all."""
     run = compose("daily", {})
-    model = replace(run.model.with_vocabulary(run.tokenizer.entries, run.model.eot_token), depth=depth)
-    shallow, deep = [], []
-    for precision in PRECISIONS:
-        train = replace(run.train, precision=precision)
-        systems: dict[str, tuple[Callable, Callable]] = {
-            "daily": (compiled_work.ours, compiled_work.update_of_ours),
-            "nanochat": (partial(compiled_work.nanochat, checkout),
-                         partial(compiled_work.update_of_nanochat, checkout))}
-        for system, (work, update) in systems.items():
-            parts = {layers: work(replace(model, depth=layers), train) for layers in (4, 8)}
-            for found, layers in ((shallow, 4), (deep, depth)):
-                network = replace(model, depth=layers)
-                found.append(Counted(system, network, precision, compiled_work.at_depth(layers, parts),
-                                     update(network, train)))
-            print(f"counted {system} in {precision}", file=sys.stderr)
-    return shallow, deep
+    model = run.model.with_vocabulary(run.tokenizer.entries, run.model.eot_token)
+    systems: dict[str, tuple[Callable, Callable]] = {
+        "daily": (compiled_work.ours, compiled_work.update_of_ours),
+        "nanochat": (partial(compiled_work.nanochat, checkout), partial(compiled_work.update_of_nanochat, checkout))}
+    counted = []
+    for (system, (work, update)), precision, sequences in product(systems.items(), PRECISIONS, micro_batches):
+        train = replace(run.train, precision=precision, micro_batch_sequences=sequences)
+        parts = {depth: work(replace(model, depth=depth), train) for depth in (4, 8)}
+        for depth in (4, model.depth):
+            network = replace(model, depth=depth)
+            counted.append(Counted(system, network, precision, sequences, compiled_work.at_depth(depth, parts),
+                                   update(network, train)))
+        print(f"counted {system} in {precision}, micro-batch {sequences}", file=sys.stderr)
+    return counted
 
 
-def table(counted: list[Counted], rates: Rates, micro_batches: list[int], findings: list[Finding]) -> str:
-    """A row for each network and micro-batch; below it what was measured on an H200, and the error of the forecast."""
+def table(counted: list[Counted], rates: Rates, findings: list[Finding]) -> str:
+    """A row for each; below it what was measured on an H200, and the error of the forecast."""
     rows = []
     for one in counted:
-        for sequences in micro_batches:
-            row = one.row(rates, sequences)
-            label = [f"{one.system}, {one.model.depth} layers", str(one.precision), sequences]
-            rows.append([*label, *(round(row[kind], 1) for kind in (*KINDS, "wall", "update")),
-                         f"{row['tokens/s']:,.0f}", round(row["MFU %"], 1)])
-            if found := measured(findings, one, sequences):
-                step, profile = found
-                real = measured_kinds(profile) | {"wall": step["micro_batch_ms"], "update": step["update_ms"]}
-                rows.append([f"measured, {step['commit']}", "", "", *(round(value, 1) for value in real.values()),
-                             f"{step['tokens_per_second']:,}", step.get("mfu") and round(100 * step["mfu"], 1)])
-                rows.append(["error of the forecast, %", "", "",
-                             *(f"{100 * (row[kind] / value - 1):+.1f}" for kind, value in real.items()),
-                             f"{100 * (row['tokens/s'] / step['tokens_per_second'] - 1):+.1f}", ""])
-    header = ["network", "precision", "micro-batch", *(f"{kind}, ms" for kind in KINDS), "micro-batch, ms",
-              "update, ms", "tokens/s", "MFU %"]
+        row = one.row(rates)
+        rows.append([f"{one.system}, {one.model.depth} layers", one.precision, one.sequences,
+                     *(f"{row[kind]:.1f}" for kind in COLUMNS), f"{row['tokens/s']:,.0f}", f"{row['MFU %']:.1f}"])
+        if found := measured(findings, one):
+            step, profile = found
+            real = measured_kinds(profile) | {"micro-batch": step["micro_batch_ms"], "update": step["update_ms"]}
+            mfu = step.get("mfu")
+            rows.append([f"measured, commit {step['commit']}", "", "", *(f"{value:.1f}" for value in real.values()),
+                         f"{step['tokens_per_second']:,}", f"{100 * mfu:.1f}" if mfu else "–"])
+            errors = [row[kind] / value - 1 for kind, value in real.items()]
+            errors.append(row["tokens/s"] / step["tokens_per_second"] - 1)
+            rows.append(["error of the forecast, %", "", "", *(f"{100 * error:+.1f}" for error in errors), ""])
+    header = ["network", "precision", "micro-batch", *(f"{column}, ms" for column in COLUMNS), "tokens/s", "MFU %"]
     return markdown_table(header, rows)
 
 
@@ -203,18 +197,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--micro-batch", type=int, nargs="+", default=[8, 16])
     arguments = parser.parse_args(argv)
     findings = read(sorted(RESULTS.glob("*.jsonl")))
-    shallow, deep = count(arguments.nanochat, compose("daily", {}).model.depth)
-    h200 = fitted(findings, shallow, deep)
-    print(f"Rates fitted to an H200: {h200}\n\n{table(shallow, h200, [8], findings)}\n")
-    print(table(deep, h200, arguments.micro_batch, findings), "\n")
-    gpus = {"an H100, rates assumed": ASSUMED,
-            "an H100, rates fitted to an H200": slower_memory(h200, BANDWIDTH["H200"] / BANDWIDTH["H100"])}
-    for name, rates in gpus.items():
-        print(f"{name}: {rates}\n\n{table(deep, rates, arguments.micro_batch, [])}\n")
-    for name, rates in (gpus | {"an H200": h200}).items():
+    counted = count(arguments.nanochat, arguments.micro_batch)
+    deep = [one for one in counted if one.model.depth > 4]
+    h200 = fitted(findings, counted)
+    h100 = slower_memory(h200, BANDWIDTH["H200"] / BANDWIDTH["H100"])
+    gpus = {"H100, assumed rates": (ASSUMED, deep), "H100, fitted rates": (h100, deep),
+            "H200, fitted rates": (h200, counted)}  # fmt: skip
+    for name, (rates, networks) in gpus.items():
+        print(f"{name}: {rates}\n\n{table(networks, rates, findings if rates is h200 else [])}\n")
+    for name, (rates, _) in gpus.items():
         for sequences in arguments.micro_batch:
-            speed = {one.system: one.row(rates, sequences)["tokens/s"] for one in deep
-                     if one.precision is Precision.FP8}
+            speed = {one.system: one.row(rates)["tokens/s"] for one in deep
+                     if one.precision is Precision.FP8 and one.sequences == sequences}
             print_goal(f"forecast of daily in fp8 over nanochat's ({name}, micro-batch {sequences})",
                        speed["daily"] / speed["nanochat"], GOAL)
     return 0
