@@ -140,13 +140,19 @@ def _work(network: nn.Module, model: GPTConfig, sequences: int, context: torch.a
         with context:
             return torch.func.functional_call(network, dict(zip(names, tensors)), (x_BT, y_BT))
 
-    work: Work = defaultdict(float)
-    with mock.patch.object(post_grad, "prepare_softmax_extra_check", lambda match: True):  # asks for CUDA tensors
-        for graph in graphs_of(loss, tokens_BT, tokens_BT.clone(), *tensors, cut=partition_fn):
-            for kind, amount in _of_graph(graph.owning_module, model.vocab_size):
-                work[kind] += amount
+    work = work_of(loss, model.vocab_size, tokens_BT, tokens_BT.clone(), *tensors)
     # the gradient and the sum so far are read, the new sum is written
     work["accumulation"] = 3 * sum(parameter.nbytes for parameter in network.parameters())
+    return work
+
+
+def work_of(loss: Callable[..., Tensor], vocab_size: int, *arguments: Tensor) -> Work:
+    """Of the forward and the backward pass of a function of fake tensors."""
+    work: Work = defaultdict(float)
+    with mock.patch.object(post_grad, "prepare_softmax_extra_check", lambda match: True):  # asks for CUDA tensors
+        for graph in graphs_of(loss, *arguments, cut=partition_fn):
+            for kind, amount in _of_graph(graph.owning_module, vocab_size):
+                work[kind] += amount
     return work
 
 

@@ -165,10 +165,21 @@ def count(checkout: Path, micro_batches: list[int]) -> list[Counted]:
         parts = {depth: work(replace(model, depth=depth), train) for depth in (4, 8)}
         for depth in (4, model.depth):
             network = replace(model, depth=depth)
+            expect_products(compiled_work.at_depth(depth, parts), network, sequences)
             counted.append(Counted(system, network, precision, sequences, compiled_work.at_depth(depth, parts),
                                    update(network, train)))
         print(f"counted {system} in {precision}, micro-batch {sequences}", file=sys.stderr)
     return counted
+
+
+def expect_products(work: Work, model: GPTConfig, sequences: int) -> None:
+    """Raise ValueError where the trace does not hold 6 FLOPs a token for each weight of a matrix, within 1 %."""
+    weights = cost.parameters(model)
+    multiplied = weights["matrices"] + weights["gates"] + model.padded_vocab_size * model.width
+    expected, found = 6 * multiplied * sequences * model.sequence_length, work["bf16 products"] + work["fp8 products"]
+    if abs(found / expected - 1) > 0.01:
+        raise ValueError(f"the trace has {found:.4g} FLOPs of products, {expected:.4g} are expected: "
+                         "benchmarks.compiled_work does not know an operator of this network or version of torch")
 
 
 def table(counted: list[Counted], rates: Rates, findings: list[Finding]) -> str:
