@@ -233,23 +233,32 @@ def load_nanochat(checkout: Path, windows: bool) -> object:
     return network
 
 
-def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: bool, what: str) -> None:
-    """Micro-batch and update of nanochat's network and optimizer at the shape of `daily`."""
-    network = load_nanochat(bench.options.nanochat, windows=True)
-    config = daily_network(depth).with_vocabulary(32_768 if cuda() else 512)
+def nanochat_network(module: object, config: GPTConfig) -> nn.Module:
+    """nanochat's network of this shape, on the device meta."""
     with torch.device("meta"):
-        peer = network.GPT(network.GPTConfig(
+        return module.GPT(module.GPTConfig(
             sequence_len=config.sequence_length, vocab_size=config.vocab_size, n_layer=config.depth,
             n_head=config.heads, n_kv_head=config.key_heads, n_embd=config.width,
             window_pattern=config.window_pattern))
+
+
+def use_nanochat_fp8(peer: nn.Module) -> None:
+    """As its training script does."""
+    converting = importlib.import_module("nanochat.fp8")
+    converting.convert_to_float8_training(
+        peer, config=converting.Float8LinearConfig.from_recipe_name("tensorwise"),
+        module_filter_fn=lambda module, name: isinstance(module, nn.Linear) and min(module.weight.shape) >= 128)
+
+
+def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: bool, what: str) -> None:
+    """Micro-batch and update of nanochat's network and optimizer at the shape of `daily`."""
+    config = daily_network(depth).with_vocabulary(32_768 if cuda() else 512)
+    peer = nanochat_network(load_nanochat(bench.options.nanochat, windows=True), config)
     peer.to_empty(device=device())
     peer.init_weights()
     optimizer = peer.setup_optimizer(weight_decay=0.1)
     if fp8:
-        converting = importlib.import_module("nanochat.fp8")
-        converting.convert_to_float8_training(
-            peer, config=converting.Float8LinearConfig.from_recipe_name("tensorwise"),
-            module_filter_fn=lambda module, name: isinstance(module, nn.Linear) and min(module.weight.shape) >= 128)
+        use_nanochat_fp8(peer)
     forward = torch.compile(peer, dynamic=False) if cuda() else peer
     x, y = (torch.randint(config.vocab_size, (micro_batch_sequences, config.sequence_length), device=device())
             for _ in range(2))
