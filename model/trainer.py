@@ -90,9 +90,10 @@ class Trainer:
         self.window_kernel = use_window_kernel(self.model, self.device, TYPES[precision], self.compiled)
         self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
-        sharded = isinstance(self.model, FSDPModule)
-        self.validated = torch.compile(self.model, dynamic=False) if self.compiled and not sharded else self.model
-        self.start_over()
+        self.sharded = isinstance(self.model, FSDPModule)
+        self.validated = torch.compile(self.model, dynamic=False) if self.compiled and not self.sharded else self.model
+        # a run that has begun reads its weights from a checkpoint, see resume()
+        self.start_over(drawn=not (self.recorded and (self.directory / "samples.json").exists()))
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
         self.run: dict = {}
         self.timing: Timing | None = None
@@ -125,11 +126,16 @@ class Trainer:
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json(self.directory / "run.json", self.run)
 
-    def start_over(self) -> None:
-        """Set weights, optimizer and counters to the beginning of the run."""
-        fresh = GPT(self.config.model)
-        initialise(fresh, self.config.train.seed)
-        load_weights(self.model, fresh.state_dict())
+    def start_over(self, drawn: bool = True) -> None:
+        """Set weights, optimizer and counters to the beginning of the run; without `drawn` leave the weights."""
+        seed = self.config.train.seed
+        if drawn and self.sharded:
+            fresh = GPT(self.config.model)
+            initialise(fresh, seed)
+            load_weights(self.model, fresh.state_dict())
+        elif drawn:
+            initialise(self.model, seed)
+        self.drawn = drawn
         self.optimizer = Optimizer(self.model, self.config.train)
         if self.compiled:
             self.optimizer.compile()
@@ -222,9 +228,9 @@ class Trainer:
                 loss = self.forward(x, y) / len(parts)
             (loss * self.loss_scale.scale if self.loss_scale else loss).backward()
             total += loss.detach()
-        loss = processes.sum_(total).item() / processes.count
         gradients = [parameter.grad for parameter in self.model.parameters()]
-        return loss, gradients, whole(torch.nn.utils.get_total_norm(gradients))
+        norm = whole(torch.nn.utils.get_total_norm(gradients))  # queued before the GPU is waited for
+        return processes.sum_(total).item() / processes.count, gradients, norm
 
     def unscale(self, gradients: list[torch.Tensor], grad_norm: torch.Tensor) -> bool:
         """Take the loss scale out of gradients and norm and move it; True when the gradients overflowed.
@@ -314,7 +320,7 @@ class Trainer:
 
     def whole_model(self) -> GPT:
         """The network as generate() can run it on one process."""
-        if not isinstance(self.model, FSDPModule):
+        if not self.sharded:
             return self.model
         model = GPT(self.config.model)
         load_weights(model, {name: tensor.cpu() for name, tensor in self.gathered(self.model.state_dict())})
@@ -323,6 +329,8 @@ class Trainer:
     def resume(self) -> list[str]:
         """Continue from the newest intact checkpoint, if any; why newer ones were passed over."""
         found, refused = checkpoint.latest(self.directory / "checkpoints")
+        if found is None and not self.drawn:
+            self.start_over()
         if found is not None:
             load_weights(self.model, found.weights)
             self.optimizer.load_state_tensors(found.optimizer)
