@@ -70,7 +70,8 @@ class Block(nn.Module):
 class _Undrawn(TorchFunctionMode):
     """torch's modules draw no first weights."""
 
-    def __torch_function__(self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Tensor:
+    def __torch_function__(self, function: Callable, types: tuple, args: tuple = (),
+                           kwargs: dict | None = None) -> object:
         kwargs = kwargs or {}
         first = getattr(function, "__module__", None) == "torch.nn.init"
         return kwargs["tensor"] if first else function(*args, **kwargs)
