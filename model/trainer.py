@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, cost
 from model.checkpoint import write_json
+from model.compiled import CompiledCode
 from model.config import ConfigError, MLPKind, Precision, Rows
 from model.device import free_bytes, prepare_device
 from model.fp8 import use_fp8
@@ -63,6 +64,18 @@ class Trainer:
         self.device, self.device_name, self.processes, differences = prepare_device(config.execution, executed)
         for sentence in differences:
             self.events.write("execution", message=sentence)
+        precision = config.train.precision
+        # torch can trace the products of a mixture of experts in bf16 only
+        traceable = TYPES[precision] is torch.bfloat16 or self.config.model.mlp is not MLPKind.MOE
+        compiled = config.execution.compile
+        self.compiled = self.device.type == "cuda" and traceable if compiled is None else compiled
+        self.compiled_code: CompiledCode | None = None
+        if self.compiled and config.execution.compile_cache:
+            try:
+                self.compiled_code = CompiledCode(Path(config.execution.compile_cache), precision)
+            except OSError as error:
+                self.events.write("execution", message=f"compiled code is not kept in "
+                                                       f"{config.execution.compile_cache}: {error.strerror}")
         hardware = known_hardware(self.device_name)
         self.peak_flops = config.execution.peak_flops or (hardware and hardware.peak_flops)
         self.usd_per_hour = config.execution.usd_per_hour
@@ -73,7 +86,6 @@ class Trainer:
             share = max(1, self.sequences // self.processes.count)
             most = choose_micro_batch(self.config.model, config.train, share, free_bytes(self.device)) or 1
         self.set_micro_batch(self.processes.smallest(most, self.device))
-        precision = config.train.precision
         self.autocast = autocast(self.device.type, precision)
         self.batches = Prefetch(
             partial(batch, self.shards["train"], config.train.seed, rank=self.processes.rank,
@@ -83,10 +95,6 @@ class Trainer:
         self.model = GPT(self.config.model).to(self.device)
         if precision is Precision.FP8:
             use_fp8(self.model, config.train.fp8_smallest_size)
-        # torch can trace the products of a mixture of experts in bf16 only
-        traceable = TYPES[precision] is torch.bfloat16 or self.config.model.mlp is not MLPKind.MOE
-        compiled = config.execution.compile
-        self.compiled = self.device.type == "cuda" and traceable if compiled is None else compiled
         self.window_kernel = use_window_kernel(self.model, self.device, TYPES[precision], self.compiled)
         self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
