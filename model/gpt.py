@@ -10,10 +10,12 @@ Shape suffixes: B batch, T tokens, D width, E size of keys and values, V vocabul
 
 import math
 from collections.abc import Callable
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.attention import Attention, queries, rms_norm, rotary_tables
 from model.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear
@@ -66,9 +68,29 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
-class GPT(nn.Module):
-    """The network. Weights are meaningless until `initialise` or a checkpoint has set them."""
+class _Undrawn(TorchFunctionMode):
+    """torch's modules draw no first weights."""
 
+    def __torch_function__(self, function: Callable, types: tuple, args: tuple = (),
+                           kwargs: dict | None = None) -> object:
+        kwargs = kwargs or {}
+        first = getattr(function, "__module__", None) == "torch.nn.init"
+        return kwargs["tensor"] if first else function(*args, **kwargs)
+
+
+def _undrawn(build: Callable[..., None]) -> Callable[..., None]:
+    @wraps(build)
+    def built(*arguments, **settings) -> None:
+        with _Undrawn():
+            build(*arguments, **settings)
+
+    return built
+
+
+class GPT(nn.Module):
+    """The network. Weights are whatever is in memory until `initialise` or a checkpoint has set them."""
+
+    @_undrawn
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
@@ -221,7 +243,8 @@ def initialise(model: GPT, seed: int) -> None:
             parameter.zero_()
         else:
             std = _standard_deviation(name, config, modern)
-            parameter.copy_(torch.empty(parameter.shape).normal_(generator=generator) * std)
+            values = parameter if parameter.device.type == "cpu" else torch.empty(parameter.shape)
+            parameter.copy_(values.normal_(generator=generator).mul_(std))
     for mixture in mixtures(model):
         mixture.balance_bias.zero_()
 

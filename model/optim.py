@@ -31,14 +31,52 @@ _PRODUCTS = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}  # el
 def orthogonalise(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
     """Nearest (semi-)orthogonal matrix of each: U V' of the SVD U S V'. A zero matrix stays zero."""
     tall = matrices_NRC.size(-2) > matrices_NRC.size(-1)
-    x = matrices_NRC.mT if tall else matrices_NRC  # the products below are of the smaller side
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) * _RELAXATION + 1e-7)).to(dtype)  # fp16 would lose small ones
+    size_N11 = matrices_NRC.norm(dim=(-2, -1), keepdim=True) * _RELAXATION + 1e-7
+    x = (matrices_NRC / size_N11).to(dtype)  # fp16 would lose small ones
+    x = x.mT if tall else x  # the products below are of the smaller side
     for iteration, (a, b, c) in enumerate(_POLAR_EXPRESS):
         if iteration < len(_POLAR_EXPRESS) - 1:
             a, b, c = a / _RELAXATION, b / _RELAXATION**3, c / _RELAXATION**5
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def direction_(gradients_NRC: Tensor, momentum_NRC: Tensor, square_NR1: Tensor | None, momentum: float | Tensor,
+               beta2: float | None, dtype: torch.dtype) -> Tensor:
+    """What Muon subtracts from matrices; moves their momentum and the running squares of their rows. Run eagerly, it
+    uses the memory of the gradients."""
+    momentum_NRC.lerp_(gradients_NRC, 1 - momentum)
+    compiled = torch.compiler.is_compiling()  # then what is written is no more than what is kept
+    nesterov_NRC = (Tensor.lerp if compiled else Tensor.lerp_)(gradients_NRC, momentum_NRC, momentum)
+    update_NRC = orthogonalise(nesterov_NRC, dtype).float()
+    return update_NRC if square_NR1 is None else _normalise_rows(update_NRC, square_NR1, beta2)
+
+
+def _normalise_rows(update_NRC: Tensor, square_NR1: Tensor, beta2: float) -> Tensor:
+    square_NR1.lerp_(update_NRC.square().mean(-1, keepdim=True), 1 - beta2)
+    # the first steps see too small a running mean; its common factor goes with the rescaling
+    normalised = update_NRC * square_NR1.clamp_min(1e-12).rsqrt()
+    before, after = (x.norm(dim=(-2, -1), keepdim=True) for x in (update_NRC, normalised))
+    return normalised * (before / after.clamp_min(1e-12))
+
+
+def subtract_(weight: Tensor, update: Tensor, rate: float | Tensor, decay: float | Tensor, cautious: bool) -> None:
+    """Decay a weight, if cautious only where the update also moves it towards 0, and subtract the update."""
+    if isinstance(decay, Tensor) or decay:
+        weight.mul_(1 - decay * (update * weight > 0) if cautious else 1 - decay)
+    if isinstance(rate, Tensor):
+        weight.sub_(rate * update)
+    else:
+        weight.add_(update, alpha=-rate)
+
+
+def update_(weights_NRC: Tensor, gradients_NRC: Tensor, momentum_NRC: Tensor, square_NR1: Tensor | None,
+            momentum: Tensor, rate: Tensor, decay: Tensor, beta2: float | None, dtype: torch.dtype,
+            cautious: bool) -> None:
+    """A step of Muon for all matrices of one shape. Its numbers are tensors: compiled code reads them each time."""
+    update_NRC = direction_(gradients_NRC, momentum_NRC, square_NR1, momentum, beta2, dtype)
+    subtract_(weights_NRC, update_NRC, rate, decay, cautious)
 
 
 class Muon:
@@ -53,7 +91,9 @@ class Muon:
     def __init__(self, parameters: list[nn.Parameter], weight_decay: float, dtype: torch.dtype,
                  beta2: float | None = None, cautious: bool = False) -> None:
         self.weight_decay, self.dtype, self.beta2, self.cautious = weight_decay, dtype, beta2, cautious
-        self.orthogonalise = orthogonalise
+        self.direction_, self.update_ = direction_, update_
+        self.weights: dict[str, Tensor] = {}
+        """By shape, where the matrices of a shape are one tensor."""
         self.groups: dict[str, list[nn.Parameter]] = {}
         for parameter in parameters:
             rows, columns = parameter.shape[-2:]
@@ -66,34 +106,44 @@ class Muon:
                 self.state[f"row_square.{shape}"] = torch.zeros_like(matrices[..., :1])
 
     @torch.no_grad()
+    def compile(self, backend: str) -> None:
+        """Compile the step, once a shape. The matrices of a shape become parts of one tensor, which few kernels update;
+        sharded ones stay as they are, and only the direction is compiled."""
+        self.direction_, self.update_ = (torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
+                                         for function in (direction_, update_))
+        for shape, group in self.groups.items():
+            if not isinstance(group[0], DTensor):
+                stack = self.weights[shape] = _stack(group)
+                for parameter, part in zip(group, rows_as(stack, group, stack)):
+                    parameter.data = part
+
+    @torch.no_grad()
     def step(self, learning_rate: float, momentum: float, decay_multiplier: float = 1.0) -> None:
         decay = learning_rate * self.weight_decay * decay_multiplier
         for shape, group in self.groups.items():
             stack = whole_matrices(_stack([parameter.grad for parameter in group]))
-            update_NRC, scale = self._direction(shape, local(stack), momentum)
-            updates, weights = rows_as(update_NRC, group, stack), [local(parameter) for parameter in group]
-            if self.cautious and decay:
-                torch._foreach_mul_(weights, [1 - decay * (update * weight > 0)
-                                              for update, weight in zip(updates, weights)])
-            elif decay:
-                torch._foreach_mul_(weights, 1 - decay)
-            torch._foreach_add_(weights, updates, alpha=-learning_rate * scale)
+            rate = learning_rate * self._scale(*group[0].shape[-2:])
+            if shape in self.weights:
+                numbers = (torch.tensor(number) for number in (momentum, rate, decay))
+                self.update_(self.weights[shape], stack, *self._state(shape), *numbers, self.beta2, self.dtype,
+                             self.cautious)
+                continue
+            update_NRC = self._direction(shape, local(stack), momentum)
+            for parameter, update in zip(group, rows_as(update_NRC, group, stack)):
+                subtract_(local(parameter), update, rate, decay, self.cautious)
 
-    def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> tuple[Tensor, float]:
-        """What is subtracted from the matrices of one shape, and its factor besides the rate."""
-        buffer = local(self.state[f"momentum.{shape}"]).lerp_(gradients_NRC, 1 - momentum)
-        update_NRC = self.orthogonalise(gradients_NRC.lerp_(buffer, momentum), self.dtype).float()
-        if self.beta2 is not None:
-            update_NRC = self._normalise_rows(update_NRC, local(self.state[f"row_square.{shape}"]))
-        # a tall matrix of orthonormal columns moves its output less: same RMS for every shape
-        return update_NRC, math.sqrt(max(1.0, update_NRC.size(-2) / update_NRC.size(-1)))
+    def _scale(self, rows: int, columns: int) -> float:
+        """Factor of the rate: a tall matrix of orthonormal columns moves its output less. Same RMS for every shape."""
+        return math.sqrt(max(1.0, rows / columns))
 
-    def _normalise_rows(self, update_NRC: Tensor, square_NR1: Tensor) -> Tensor:
-        square_NR1.lerp_(update_NRC.square().mean(-1, keepdim=True), 1 - self.beta2)
-        # the first steps see too small a running mean; its common factor goes with the rescaling
-        normalised = update_NRC * square_NR1.clamp_min(1e-12).rsqrt()
-        before, after = (x.norm(dim=(-2, -1), keepdim=True) for x in (update_NRC, normalised))
-        return normalised * (before / after.clamp_min(1e-12))
+    def _state(self, shape: str) -> tuple[Tensor, Tensor | None]:
+        square_NR1 = None if self.beta2 is None else local(self.state[f"row_square.{shape}"])
+        return local(self.state[f"momentum.{shape}"]), square_NR1
+
+    def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> Tensor:
+        """What is subtracted from the matrices of one shape, times the rate."""
+        number = momentum if self.direction_ is direction_ else torch.tensor(momentum)
+        return self.direction_(gradients_NRC, *self._state(shape), number, self.beta2, self.dtype)
 
 
 class Kron(Muon):
@@ -110,12 +160,18 @@ class Kron(Muon):
             for side in ("left", "right"):
                 self.state[f"{side}_curvature.{shape}"] = torch.zeros_like(zeros_NRC[:, :1, :1])
 
-    def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> tuple[Tensor, float]:
+    def compile(self, backend: str) -> None:
+        """Nothing: the products of the preconditioner are most of its step."""
+
+    def _scale(self, rows: int, columns: int) -> float:
+        return 1.0
+
+    def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> Tensor:
         names = ("momentum", "left", "right", "left_curvature", "right_curvature")
         buffer, *fit = (local(self.state[f"{name}.{shape}"]) for name in names)
         begun_N11 = (fit[0][:, :1, :1] != 0).float()  # a first gradient counts in full
         buffer.lerp_(gradients_NRC, 1 - momentum * begun_N11)
-        return whiten_(buffer, *fit), 1.0
+        return whiten_(buffer, *fit)
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
@@ -185,9 +241,9 @@ class Optimizer:
         self.adamw.step()
 
     def compile(self, backend: str = "inductor") -> None:
-        """Compile Muon's products, once a shape: no number of the schedule enters them, so none compiles again."""
+        """Compile Muon's step, once a shape: a number of the schedule enters as a tensor, so none compiles again."""
         if self.matrices is not None:
-            self.matrices.orthogonalise = torch.compile(orthogonalise, dynamic=False, fullgraph=True, backend=backend)
+            self.matrices.compile(backend)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything the next step depends on besides weights and configuration."""

@@ -31,6 +31,8 @@ class Execution:
     keeps the setting. A CPU always does."""
     compile: bool | None = None
     """Compile network and optimizer with torch.compile; null: on a GPU."""
+    compile_cache: str | None = None
+    """Folder in which compiled code is kept for later processes (model/compiled.py); null: where torch keeps it."""
     parallelism: Parallelism = Parallelism.DDP
     """What several processes share: ddp, gradients; fsdp, also weights and optimizer state, for models that
     one GPU cannot hold."""

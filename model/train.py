@@ -46,6 +46,7 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
     train: TrainConfig = trainer.config.train
     sample_every = trainer.config.execution.sample_every_steps
     window_steps, window_seconds = 0, 0.0  # since the last step line, without validation and saving
+    compiled_code = trainer.compiled_code if trainer.processes.first else None
     while trainer.step < trainer.steps:
         stopped, save = trainer.processes.any([stop(), trainer.checkpoint_is_due()], trainer.device)
         if stopped:
@@ -54,6 +55,9 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
         values = trainer.train_step()
         window_steps, window_seconds = window_steps + 1, window_seconds + time.perf_counter() - began
         at_end = trainer.step == trainer.steps
+        if compiled_code is not None:
+            compiled_code.record()  # everything that a training compiles was needed once
+            compiled_code = None
         if trainer.step % train.log_every_steps == 0 or trainer.step == 1 or at_end:
             rate = window_steps * train.tokens_per_step / window_seconds
             flops_rate = rate * trainer.run["flops_per_token"]

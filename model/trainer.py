@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, cost
 from model.checkpoint import write_json
+from model.compiled import CompiledCode
 from model.config import ConfigError, MLPKind, Precision, Rows
 from model.device import free_bytes, prepare_device
 from model.fp8 import use_fp8
@@ -63,6 +64,18 @@ class Trainer:
         self.device, self.device_name, self.processes, differences = prepare_device(config.execution, executed)
         for sentence in differences:
             self.events.write("execution", message=sentence)
+        precision = config.train.precision
+        # torch can trace the products of a mixture of experts in bf16 only
+        traceable = TYPES[precision] is torch.bfloat16 or self.config.model.mlp is not MLPKind.MOE
+        compiled = config.execution.compile
+        self.compiled = self.device.type == "cuda" and traceable if compiled is None else compiled
+        self.compiled_code: CompiledCode | None = None
+        if self.compiled and config.execution.compile_cache:
+            try:
+                self.compiled_code = CompiledCode(Path(config.execution.compile_cache), precision)
+            except OSError as error:
+                self.events.write("execution", message=f"compiled code is not kept in "
+                                                       f"{config.execution.compile_cache}: {error.strerror}")
         hardware = known_hardware(self.device_name)
         self.peak_flops = config.execution.peak_flops or (hardware and hardware.peak_flops)
         self.usd_per_hour = config.execution.usd_per_hour
@@ -73,7 +86,6 @@ class Trainer:
             share = max(1, self.sequences // self.processes.count)
             most = choose_micro_batch(self.config.model, config.train, share, free_bytes(self.device)) or 1
         self.set_micro_batch(self.processes.smallest(most, self.device))
-        precision = config.train.precision
         self.autocast = autocast(self.device.type, precision)
         self.batches = Prefetch(
             partial(batch, self.shards["train"], config.train.seed, rank=self.processes.rank,
@@ -83,16 +95,13 @@ class Trainer:
         self.model = GPT(self.config.model).to(self.device)
         if precision is Precision.FP8:
             use_fp8(self.model, config.train.fp8_smallest_size)
-        # torch can trace the products of a mixture of experts in bf16 only
-        traceable = TYPES[precision] is torch.bfloat16 or self.config.model.mlp is not MLPKind.MOE
-        compiled = config.execution.compile
-        self.compiled = self.device.type == "cuda" and traceable if compiled is None else compiled
         self.kernels = use_attention_kernels(self.model, self.device, TYPES[precision], self.compiled)
         self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
-        sharded = isinstance(self.model, FSDPModule)
-        self.validated = torch.compile(self.model, dynamic=False) if self.compiled and not sharded else self.model
-        self.start_over()
+        self.sharded = isinstance(self.model, FSDPModule)
+        self.validated = torch.compile(self.model, dynamic=False) if self.compiled and not self.sharded else self.model
+        # a run that has begun reads its weights from a checkpoint, see resume()
+        self.start_over(drawn=not (self.recorded and (self.directory / "samples.json").exists()))
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
         self.run: dict = {}
         self.timing: Timing | None = None
@@ -125,11 +134,16 @@ class Trainer:
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json(self.directory / "run.json", self.run)
 
-    def start_over(self) -> None:
-        """Set weights, optimizer and counters to the beginning of the run."""
-        fresh = GPT(self.config.model)
-        initialise(fresh, self.config.train.seed)
-        load_weights(self.model, fresh.state_dict())
+    def start_over(self, drawn: bool = True) -> None:
+        """Set weights, optimizer and counters to the beginning of the run; without `drawn` leave the weights."""
+        seed = self.config.train.seed
+        if drawn and self.sharded:
+            fresh = GPT(self.config.model)
+            initialise(fresh, seed)
+            load_weights(self.model, fresh.state_dict())
+        elif drawn:
+            initialise(self.model, seed)
+        self.drawn = drawn
         self.optimizer = Optimizer(self.model, self.config.train)
         if self.compiled:
             self.optimizer.compile()
@@ -222,9 +236,9 @@ class Trainer:
                 loss = self.forward(x, y) / len(parts)
             (loss * self.loss_scale.scale if self.loss_scale else loss).backward()
             total += loss.detach()
-        loss = processes.sum_(total).item() / processes.count
         gradients = [parameter.grad for parameter in self.model.parameters()]
-        return loss, gradients, whole(torch.nn.utils.get_total_norm(gradients))
+        norm = whole(torch.nn.utils.get_total_norm(gradients))  # queued before the GPU is waited for
+        return processes.sum_(total).item() / processes.count, gradients, norm
 
     def unscale(self, gradients: list[torch.Tensor], grad_norm: torch.Tensor) -> bool:
         """Take the loss scale out of gradients and norm and move it; True when the gradients overflowed.
@@ -314,7 +328,7 @@ class Trainer:
 
     def whole_model(self) -> GPT:
         """The network as generate() can run it on one process."""
-        if not isinstance(self.model, FSDPModule):
+        if not self.sharded:
             return self.model
         model = GPT(self.config.model)
         load_weights(model, {name: tensor.cpu() for name, tensor in self.gathered(self.model.state_dict())})
@@ -323,6 +337,8 @@ class Trainer:
     def resume(self) -> list[str]:
         """Continue from the newest intact checkpoint, if any; why newer ones were passed over."""
         found, refused = checkpoint.latest(self.directory / "checkpoints")
+        if found is None and not self.drawn:
+            self.start_over()
         if found is not None:
             load_weights(self.model, found.weights)
             self.optimizer.load_state_tensors(found.optimizer)

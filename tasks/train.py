@@ -111,6 +111,7 @@ def _execution(place: Place) -> dict[str, Any]:
     return {
         "device": place.device,
         "threads": place.workers,
+        "compile_cache": str(place.cache.resolve() / "compiled"),
         "checkpoint_every_minutes": place.checkpoint_every_minutes,
         "deterministic": place.deterministic,
         "usd_per_hour": place.usd_per_hour or None,
