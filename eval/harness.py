@@ -60,6 +60,7 @@ from eval.suites import (
 )
 from model.checkpoint import CheckpointError, load_final
 from model.config import ConfigError
+from model.device import let_segments_grow
 
 FEWSHOT_SEED = 1234
 """lm-eval's default, so that its sampler draws the examples it would draw there."""
@@ -199,6 +200,7 @@ class AnswerModel(TemplateLM):
 def prepare(config: ScoringConfig) -> torch.device:
     """The device to use, threads and arithmetic set; under `torchrun` the processes are connected."""
     execution = config.execution
+    let_segments_grow()
     name = execution.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
         raise HarnessError(f"execution.device is {name!r}: expected cpu, or cuda on a machine that has one")

@@ -19,6 +19,7 @@ from model.run import Execution
 def prepare_device(execution: Execution, recorded: dict) -> tuple[torch.device, str, Processes, list[str]]:
     """The device of this process, its name, the processes it trains with, and what differs from `recorded`, the
     settings with which the run was executed so far (empty: it begins), as sentences."""
+    let_segments_grow()
     cuda = torch.cuda.is_available() and execution.device != "cpu"
     if execution.device == "cuda" and not cuda:
         raise ConfigError("device is 'cuda', but torch finds no CUDA device")
@@ -49,6 +50,13 @@ def prepare_device(execution: Execution, recorded: dict) -> tuple[torch.device, 
     torch.set_float32_matmul_precision("high")
     torch.cuda.set_device(processes.local_rank)
     return torch.device("cuda"), torch.cuda.get_device_name(), processes, differences
+
+
+def let_segments_grow() -> None:
+    """Have torch's allocator of GPU memory enlarge what it has, unless the environment says how it works: tensors of
+    many sizes then leave fewer gaps that nothing fits into. Call it before CUDA is used."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def use_deterministic_algorithms(cuda: bool) -> None:

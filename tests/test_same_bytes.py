@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 
 from flows.config import compose
 from model.config import GPTConfig, TrainConfig
-from model.device import use_deterministic_algorithms
+from model.device import prepare_device, use_deterministic_algorithms
 from model.gpt import GPT
 from model.hardware import known_hardware
 from model.memory import out_of_memory
 from model.optim import Muon
 from model.plan import choose_micro_batch, memory_bytes, plan
-from model.run import RunConfig, read_config
+from model.run import Execution, RunConfig, read_config
 from model.shards import Dataset, Split, write_dataset, write_shard
 from model.train import TERMINATED, main, train
 
@@ -337,3 +337,17 @@ def test_the_deterministic_setting_of_a_gpu(monkeypatch: pytest.MonkeyPatch):
         assert not torch.backends.cuda.cudnn_sdp_enabled() and not torch.utils.deterministic.fill_uninitialized_memory
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_training_sets_the_allocator_unless_the_environment_does(monkeypatch: pytest.MonkeyPatch, name: str):
+    for variable in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    prepare_device(Execution(device="cpu", threads=torch.get_num_threads()), {})
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setenv(name, "backend:native")
+    prepare_device(Execution(device="cpu", threads=torch.get_num_threads()), {})
+    found = {variable: value for variable, value in os.environ.items() if variable.endswith("_ALLOC_CONF")}
+    assert found == {name: "backend:native"}
