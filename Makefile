@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-attention bench-contamination bench-coverage bench-eval bench-gpu bench-ladder bench-train lock clean
+.PHONY: daily test check up bench-attention bench-contamination bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-train lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -32,6 +32,9 @@ bench-coverage: $(VENV)/installed-dev  ## do intervals cover, and do tests alarm
 
 bench-eval: $(VENV)/installed-dev  ## seconds and scores beside lm-eval's hf backend
 	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.evaluation $(ARGS)
+
+bench-forecast: $(VENV)/installed  ## speed of daily beside nanochat's before a GPU is there; ARGS="--nanochat DIR"
+	$(BIN)/python -m benchmarks.forecast $(ARGS)
 
 bench-gpu: $(VENV)/installed  ## everything that only a GPU can show, at most 9 minutes, and docs/gpu.md; ARGS="--nanochat DIR"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -59,7 +59,7 @@ def ours(model: GPTConfig, train: TrainConfig) -> Work:
         network = GPT(model)
         if train.precision is Precision.FP8:
             use_fp8(network, train.fp8_smallest_size)
-        footprint._use_window_kernel(network, TYPES[train.precision])
+        footprint._use_attention_kernels(network, TYPES[train.precision])
         return _work(network, model, train.micro_batch_sequences, autocast("cpu", train.precision))
 
 

@@ -55,6 +55,7 @@ def test_a_whole_run_compiles_the_network_twice_and_nothing_again(
     first = len(graphs)
     networks = [graph for graph in graphs if graph.find_nodes(op="call_function", target=F.embedding)]
     assert len(networks) == 2, "one for training, one for validation"
+    assert first > 2, "the others are the optimizer's"
     trainer.train_step()
     with trainer.writer:
         trainer.save()

@@ -19,8 +19,6 @@ TRAIN = dict(seed=0, tokens=1000, tokens_per_step=100, micro_batch_sequences=1, 
 
 
 PRESETS = {
-    "daily": {"window_pattern": "SSSL", "value_embeddings": True, "residual_lambdas": True, "embedding_lambdas": True,
-              "softcap": 15.0},
     "gpt2": {"norm": "layer", "position": "learned", "activation": "gelu", "tied_head": True, "bias": True},
     "speedrun": {"smear": "embedding", "backout": True, "attention_gate": True, "partial_key_offset": True,
                  "rotary_fraction": 0.5, "window_pattern": "SL"},
