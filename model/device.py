@@ -1,9 +1,10 @@
 """The device of a training, and the settings that are fixed when a run begins because its bytes depend on them.
 
 The same threads, micro-batch, number of processes and kind of device give the same bytes; with others the result is the
-same up to rounding. run.json records them under `execution`, and a resumed run keeps threads and micro-batch. On a CPU
-every operation is deterministic. On a GPU sums in attention's and the embedding's backward pass, and the choice of
-compiled kernels by timing, are not, unless `execution.deterministic` asks for it.
+same up to rounding. run.json records them under `execution`, and a resumed run keeps its micro-batch and, with as many
+processes, its threads: they share the cores. On a CPU every operation is deterministic. On a GPU sums in attention's
+and the embedding's backward pass, and the choice of compiled kernels by timing, are not, unless
+`execution.deterministic` asks for it.
 """
 
 import os
@@ -26,7 +27,9 @@ def prepare_device(execution: Execution, recorded: dict) -> tuple[torch.device, 
     threads = execution.threads or torch.get_num_threads()
     deterministic = execution.deterministic or not cuda
     differences = []
-    if recorded.get("threads", threads) != threads:
+    processes = connect(cuda)
+    as_before = recorded.get("processes", processes.count) == processes.count
+    if as_before and recorded.get("threads", threads) != threads:
         differences.append(f"threads: the run keeps the {recorded['threads']} that it began with, {threads} are set "
                            f"now")
         threads = recorded["threads"]
@@ -40,14 +43,12 @@ def prepare_device(execution: Execution, recorded: dict) -> tuple[torch.device, 
     torch.set_num_threads(threads)
     if deterministic:
         use_deterministic_algorithms(cuda)
-    processes = connect(cuda)
-    if recorded.get("processes", processes.count) != processes.count:
+    if not as_before:
         differences.append(f"processes: {recorded['processes']} until now, {processes.count} from here on; the results "
                            f"agree up to rounding")
     if not cuda:
         return torch.device("cpu"), platform.processor() or platform.machine(), processes, differences
     torch.set_float32_matmul_precision("high")
-    torch.cuda.set_device(processes.local_rank)
     return torch.device("cuda"), torch.cuda.get_device_name(), processes, differences
 
 

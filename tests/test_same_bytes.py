@@ -236,7 +236,7 @@ def test_several_processes_record_the_halved_micro_batch_and_stop(shards: Path, 
     root = str(Path(sys.modules["model"].__file__).parents[1])
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": root})
     assert done.returncode != 0
-    assert "micro-batch of 4 sequences (CUDA out of memory.); start the run again, it resumes with 2" in done.stderr
+    assert "micro-batch of 4 sequences (CUDA out of memory.); started again, the run resumes with 2" in done.stderr
     assert micro_batches(config)[6] == 2
     assert train(config) == 0
     resumed = events(config, "resume")[0]["step"]
