@@ -22,7 +22,8 @@ from tasks.provenance import PROJECT
 TERMINATED = 128 + signal.SIGTERM
 """The exit code of a process that has ended because of SIGTERM (model/train.py, eval/command.py)."""
 SECONDS_TO_FOLLOW = 10.0
-"""For the others to end by themselves when one has failed. On a GPU they would wait for it until NCCL's limit."""
+"""For the others to end when one has failed, and for the first to write what it has begun to write. Those that wait for
+the one that failed do not end by themselves: on a GPU only after half an hour."""
 
 
 class Ranks:
@@ -80,14 +81,16 @@ class Ranks:
             raise
 
     def _watch(self, rank: int) -> None:
-        """When this process is the first to fail, give the others a moment to end, and then kill them."""
-        if self.processes[rank].wait() == 0:
+        """When this process is the first to fail, ask the others to end, and kill them if they do not."""
+        if (code := self.processes[rank].wait()) == 0:
             return
         with self.lock:
             if not self.killed:
                 self.failed.append(rank)
             if self.failed != [rank]:
                 return
+        if code not in (TERMINATED, -signal.SIGTERM):  # else all were asked
+            self.signal(signal.SIGTERM)
         deadline = time.monotonic() + SECONDS_TO_FOLLOW
         for process in self.processes:
             with suppress(subprocess.TimeoutExpired):
@@ -120,7 +123,7 @@ class Ranks:
         code = self.processes[rank].returncode
         self.errors[rank].seek(0)
         self.words = self.errors[rank].read().strip()
-        if code < 0 or code == TERMINATED:
+        if code < 0 or (code == TERMINATED and "error: " not in self.words):
             self.words += f"\nerror: {self._ended_by_signal(rank, code)}"
         return code
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -52,24 +53,24 @@ if "model.train" in sys.orig_argv and os.environ["RANK"] == "1":
 PROGRAM = """
 import json, os, signal, sys, time
 rank = int(os.environ["RANK"])
-act, *rest = json.load(open(sys.argv[1]))["acts"][rank]
 if rank == 0:
     print(json.dumps({"event": "began"}), flush=True)
-if act == "sleep":
-    time.sleep(rest[0])
-if act == "die":
-    os.kill(os.getpid(), signal.SIGKILL)
-if act == "fail":
-    time.sleep(rest[1])
-    print(rest[0], file=sys.stderr)
-    sys.exit(1)
+for act, value in json.load(open(sys.argv[1]))["acts"][rank]:
+    if act == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if act == "sleep":
+        time.sleep(value)
+    if act == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if act == "fail":
+        sys.exit(value)  # a text goes to stderr
 """
 PARENT = """
 import sys
 from pathlib import Path
 from tasks.process import run_module
 folder = Path(sys.argv[1])
-run_module("program", {"acts": [["sleep", 60], ["sleep", 2]]}, folder, lambda event: print("began", flush=True),
+run_module("program", {"acts": [[["sleep", 60]], [["sleep", 2]]]}, folder, lambda event: print("began", flush=True),
            folder / "device.lock", processes=2)
 """
 
@@ -173,18 +174,22 @@ def test_one_process_that_is_left_holds_the_device(program: Path):
     assert not Path(f"/proc/{second}/exe").exists()
 
 
+DEAF, DIE, OTHER = ["deaf", None], ["die", None], ["fail", "error: the other is gone"]
+
+
 @pytest.mark.parametrize(("acts", "message"), [
-    ([["sleep", 60], ["fail", "error: the value is 7", 0]], "the value is 7"),
-    ([["fail", "error: the other is gone", 1], ["fail", "error: the value is 7", 0]], "the value is 7"),
-    ([["sleep", 60], ["die"]], "process 2 of 2 of program was ended by SIGKILL; run again to resume"),
-    ([["die"], ["fail", "error: the other is gone", 0]], "process 1 of 2 of program was ended by SIGKILL; run again"),
+    ([[DEAF, ["sleep", 60]], [["sleep", 0.5], ["fail", "error: the value is 7"]]], "the value is 7"),
+    ([[DEAF, ["sleep", 1], OTHER], [["sleep", 0.5], ["fail", "error: the value is 7"]]], "the value is 7"),
+    ([[DEAF, ["sleep", 1], DIE], [["sleep", 0.5], OTHER]], "process 1 of 2 of program was ended by SIGKILL; run again"),
+    ([[["sleep", 60]], [["sleep", 0.5], DIE]], "process 2 of 2 of program was ended by SIGKILL; run again"),
 ])  # fmt: skip
 def test_the_process_that_failed_first_says_why(program: Path, monkeypatch, acts: list, message: str):
-    monkeypatch.setattr(ranks, "SECONDS_TO_FOLLOW", 2.0)
+    monkeypatch.setattr(ranks, "SECONDS_TO_FOLLOW", 3.0)
+    began = time.monotonic()
     with pytest.raises(ProcessError) as failure:
         run_module("program", {"acts": acts}, program, lambda event: None, processes=2)
     assert str(failure.value).startswith(message)
-    assert "\n" not in str(failure.value)
+    assert "\n" not in str(failure.value) and time.monotonic() - began < 50
 
 
 def test_how_many_processes_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
