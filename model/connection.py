@@ -25,6 +25,12 @@ def join(backend: str, rank: int, count: int) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST_WAIT)
 
 
+def leave() -> None:
+    """End the communication, if any, while all processes are still there: NCCL's own end at exit may hang."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def require_own_gpu(local_rank: int) -> None:
     """Refuse more processes on this machine than it has GPUs."""
     if local_rank >= (found := torch.cuda.device_count()):

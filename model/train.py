@@ -28,6 +28,7 @@ import torch
 from model import checkpoint
 from model.checkpoint import CheckpointError
 from model.config import ConfigError, TrainConfig
+from model.connection import leave
 from model.guard import TrainingError
 from model.hardware import HARDWARE, known_hardware
 from model.memory import SmallerMicroBatch, UpdateInterrupted, release_memory, too_large
@@ -98,7 +99,9 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
     events: list[tuple[str, dict]] = []
     while not _already_done(config):
         try:
-            return _train(config, stop, events)
+            code = _train(config, stop, events)
+            leave()
+            return code
         except UpdateInterrupted as error:
             events = error.events
         gc.unfreeze()
