@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from tasks.provenance import PROJECT
@@ -42,7 +42,7 @@ class Ranks:
         self.lock = threading.Lock()
         command = [sys.executable, "-m", module, str(config)]
         # the first process listens there for the others; it inherits the socket, so nobody else can take the port
-        with socket.create_server(("127.0.0.1", 0)) as listening:
+        with socket.create_server(("127.0.0.1", 0)) if count > 1 else nullcontext() as listening:
             for rank in range(count):
                 self.processes.append(self._start(command, rank, listening, descriptors))
         self.stdout = self.processes[0].stdout
@@ -51,30 +51,29 @@ class Ranks:
             watch.start()
 
     def _start(
-        self, command: list[str], rank: int, listening: socket.socket, descriptors: tuple[int, ...] | None
+        self, command: list[str], rank: int, listening: socket.socket | None, descriptors: tuple[int, ...] | None
     ) -> subprocess.Popen:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
-        count, first = len(self.errors), rank == 0
-        inherited = () if descriptors is None else descriptors
-        if count > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                            "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+        inherited = {"close_fds": False} if descriptors is None else {"pass_fds": descriptors}
+        if listening is not None:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(self.errors)),
+                            "LOCAL_WORLD_SIZE": str(len(self.errors)), "MASTER_ADDR": "127.0.0.1",
                             "MASTER_PORT": str(listening.getsockname()[1]),
-                            "MASTER_DESCRIPTOR": str(listening.fileno()) if first else ""}  # fmt: skip
-            if first:
-                inherited = (*inherited, listening.fileno())
-        listening.set_inheritable(count > 1 and first)
+                            "MASTER_DESCRIPTOR": "" if rank else str(listening.fileno())}  # fmt: skip
+            listening.set_inheritable(rank == 0)
+            if descriptors is not None and rank == 0:
+                inherited = {"pass_fds": (*descriptors, listening.fileno())}
         try:
             return subprocess.Popen(
                 command,
-                stdout=subprocess.PIPE if first else subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if rank else subprocess.PIPE,
                 stderr=self.errors[rank],
                 text=True,
                 cwd=PROJECT,
                 env=environment,
                 # a session of its own: a signal for all of this group is meant for this process alone
                 start_new_session=True,
-                **({"close_fds": False} if descriptors is None else {"pass_fds": inherited}),
+                **inherited,
             )
         except BaseException:
             self.signal(signal.SIGKILL)
