@@ -3,7 +3,7 @@
 * The official YAMLs are included and only pointed at local Parquet files: prompts are never re-written.
 * `AnswerModel` gives the log-likelihoods of lm-eval's `hf` backend on the same weights, in the same `precision`, but
   runs every shared beginning once and the vocabulary projection at answer positions only (`eval/scoring.py`).
-* Under `torchrun` each process scores its share, and the first one writes.
+* Several processes (started by tasks/ranks.py or `torchrun`) score a share each, and the first one writes.
 * Writes `samples.parquet` and `scores.json` (`eval/samples.py`): the same bytes on every run with the same
   execution; another batch size, thread count or device moves log-likelihoods by rounding only.
 """
@@ -60,7 +60,7 @@ from eval.suites import (
 )
 from model.checkpoint import CheckpointError, load_final
 from model.config import ConfigError
-from model.device import let_segments_grow
+from model.process import join, let_segments_grow, require_own_gpu
 
 FEWSHOT_SEED = 1234
 """lm-eval's default, so that its sampler draws the examples it would draw there."""
@@ -115,8 +115,8 @@ class HarnessConfig(ScoringConfig):
 class AnswerModel(TemplateLM):
     """A network as lm-eval sees it: log-likelihoods of answers only.
 
-    Every process of a `torchrun` builds all requests (rank and world size stay lm-eval's defaults) and `scorer`
-    shares out the work, so that few-shot examples are the same for any number of processes.
+    Each of several processes builds all requests (rank and world size stay lm-eval's defaults) and `scorer` shares
+    out the work, so that few-shot examples are the same for any number of processes.
     """
 
     def __init__(self, scorer: Scorer, encode: Encode, prefix_token: int) -> None:
@@ -198,7 +198,7 @@ class AnswerModel(TemplateLM):
 
 
 def prepare(config: ScoringConfig) -> torch.device:
-    """The device to use, threads and arithmetic set; under `torchrun` the processes are connected."""
+    """The device to use, threads and arithmetic set; several processes are connected."""
     execution = config.execution
     let_segments_grow()
     name = execution.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -210,12 +210,15 @@ def prepare(config: ScoringConfig) -> torch.device:
         torch.set_num_threads(execution.threads)
     os.environ.setdefault("RAYON_NUM_THREADS", str(torch.get_num_threads()))  # of tokenizers
     set_products(config.precision)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")  # scores travel, tensors do not
-    if name == "cpu":
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)  # Triton's kernels run on the current one, wherever their tensors are
+    rank, count, local_rank = (int(os.environ.get(variable, default)) for variable, default in
+                               (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    device = torch.device(name)
+    if name == "cuda":
+        require_own_gpu(local_rank)
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)  # Triton's kernels run on the current one, wherever their tensors are
+    if count > 1:
+        join("gloo", rank, count)  # scores travel, tensors do not
     return device
 
 
@@ -372,7 +375,7 @@ def templates_compiled_once() -> Iterator[None]:
         del environment.from_string
 
 
-EXPECTED = (HarnessError, SuiteError, OSError)
+EXPECTED = (HarnessError, SuiteError, ConfigError, OSError)
 
 if __name__ == "__main__":
     sys.exit(run(sys.argv[1:], HarnessConfig, evaluate_checkpoint, EXPECTED))

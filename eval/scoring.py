@@ -115,7 +115,7 @@ class Scorer:
     ) -> list[Score]:
         """Scores of `answers[i]`, read from the last positions of `inputs[i]` (which lacks the last token).
 
-        `report` gets the number of requests that are done. Under `torchrun` each process runs its share of rows.
+        `report` gets the number of requests that are done. Each of several processes runs its share of rows.
         """
         wanted: dict[Sequence, list[int]] = defaultdict(list)
         for number, sequence in enumerate(inputs):

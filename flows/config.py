@@ -80,7 +80,8 @@ class Form(BaseModel):
 
 
 class Execution(Form):
-    """Where and how the run is executed; part of no stage's key. Workers and device change results by rounding only."""
+    """Where and how the run is executed; part of no stage's key. Workers, device and processes change results by
+    rounding only."""
 
     store: str = Field(".daily-train", description="Where results are kept: a directory, or `s3://bucket/prefix`.")
     cache: str | None = Field(None, description="Local folder for work and copies. Empty: `cache` in a local store.")
@@ -88,6 +89,18 @@ class Execution(Form):
         None, ge=1, description="Processes and threads. Empty: one for each core. A resumed training keeps its number."
     )
     device: Literal["cpu", "cuda"] | None = Field(None, description="`cpu` or `cuda`. Empty: a GPU if any.")
+    processes: int | None = Field(
+        None,
+        ge=1,
+        description="How many processes train and score together, each on a GPU of its own; they share the workers. "
+        "Empty: one for each GPU, as far as they can share the sequences of a step equally; one on a CPU.",
+    )
+    parallelism: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="What several processes of a training share. `ddp`: each holds the whole network, and gradients "
+        "are averaged. `fsdp`: each holds a part of weights, gradients and optimizer state, for a network that one GPU "
+        "cannot hold; more traffic between them.",
+    )
     deterministic: bool = Field(
         False,
         description="Train on a GPU with slower algorithms that give the same bytes every time. A CPU always does.",

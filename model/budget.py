@@ -31,9 +31,10 @@ def main(argv: list[str]) -> int:
             raise
     else:
         steps, timing = trainer.steps, trainer.timing
-        print(json.dumps({"event": "budget", "steps": steps, "tokens": steps * config.train.tokens_per_step,
-                          "seconds_per_step": timing.step, "fixed_seconds": timing.fixed,
-                          "seconds": timing.seconds(steps), "device": trainer.device_name}), flush=True)
+        if trainer.processes.first:
+            print(json.dumps({"event": "budget", "steps": steps, "tokens": steps * config.train.tokens_per_step,
+                              "seconds_per_step": timing.step, "fixed_seconds": timing.fixed,
+                              "seconds": timing.seconds(steps), "device": trainer.device_name}), flush=True)
         return 0
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 1

@@ -1,9 +1,10 @@
 """The device of a training, and the settings that are fixed when a run begins because its bytes depend on them.
 
 The same threads, micro-batch, number of processes and kind of device give the same bytes; with others the result is the
-same up to rounding. run.json records them under `execution`, and a resumed run keeps threads and micro-batch. On a CPU
-every operation is deterministic. On a GPU sums in attention's and the embedding's backward pass, and the choice of
-compiled kernels by timing, are not, unless `execution.deterministic` asks for it.
+same up to rounding. run.json records them under `execution`, and a resumed run keeps its micro-batch and, with as many
+processes, its threads: they share the cores. On a CPU every operation is deterministic. On a GPU sums in attention's
+and the embedding's backward pass, and the choice of compiled kernels by timing, are not, unless
+`execution.deterministic` asks for it.
 """
 
 import os
@@ -13,6 +14,7 @@ import torch
 
 from model.parallel import Processes, connect
 from model.parsing import ConfigError
+from model.process import let_segments_grow
 from model.run import Execution
 
 
@@ -27,7 +29,9 @@ def prepare_device(execution: Execution, recorded: dict) -> tuple[torch.device, 
     threads = execution.threads or torch.get_num_threads()
     deterministic = execution.deterministic or not cuda
     differences = []
-    if recorded.get("threads", threads) != threads:
+    processes = connect(cuda)
+    as_before = recorded.get("processes", processes.count) == processes.count
+    if as_before and recorded.get("threads", threads) != threads:
         differences.append(f"threads: the run keeps the {recorded['threads']} that it began with, {threads} are set "
                            f"now")
         threads = recorded["threads"]
@@ -41,22 +45,13 @@ def prepare_device(execution: Execution, recorded: dict) -> tuple[torch.device, 
     torch.set_num_threads(threads)
     if deterministic:
         use_deterministic_algorithms(cuda)
-    processes = connect(cuda)
-    if recorded.get("processes", processes.count) != processes.count:
+    if not as_before:
         differences.append(f"processes: {recorded['processes']} until now, {processes.count} from here on; the results "
                            f"agree up to rounding")
     if not cuda:
         return torch.device("cpu"), platform.processor() or platform.machine(), processes, differences
     torch.set_float32_matmul_precision("high")
-    torch.cuda.set_device(processes.local_rank)
     return torch.device("cuda"), torch.cuda.get_device_name(), processes, differences
-
-
-def let_segments_grow() -> None:
-    """Have torch's allocator of GPU memory enlarge what it has, unless the environment says how it works: tensors of
-    many sizes then leave fewer gaps that nothing fits into. Call it before CUDA is used."""
-    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def use_deterministic_algorithms(cuda: bool) -> None:

@@ -28,6 +28,10 @@ class UpdateInterrupted(Exception):
         """What belongs into the metrics of the run when it has begun again."""
 
 
+class SmallerMicroBatch(TrainingError):
+    """One of several processes ran out of memory: all of them are to be started again with the recorded micro-batch."""
+
+
 def out_of_memory(error: BaseException | None) -> str | None:
     """The first line of torch's message when the GPU's memory ran out, also while something was compiled; else None."""
     while error is not None:
@@ -74,7 +78,8 @@ def all_or_nothing(trainer: "Trainer", update: Callable[[], None]) -> None:
 def _halve(trainer: "Trainer", reason: str) -> None:
     """Take half the sequences a micro-batch from here on, record it and give back the memory of what was begun.
 
-    One of several processes then stops the run: the others are in a step that they cannot take back.
+    One of several processes then stops the run: the others are in a step that they cannot take back. Whoever has
+    started them starts them again, and they resume with the recorded number.
     """
     before = trainer.micro_batch_sequences
     full = (f"the memory of {trainer.device_name} is full in step {trainer.step + 1} with a micro-batch of "
@@ -88,8 +93,9 @@ def _halve(trainer: "Trainer", reason: str) -> None:
         trainer.record_execution()
         trainer.write_run()
     if trainer.processes.count > 1:
-        what = "start the run again, it resumes with" if trainer.run else "set train.micro_batch_sequences to"
-        raise TrainingError(f"{full}; {what} {now}")
+        if trainer.run:
+            raise SmallerMicroBatch(f"{full}; started again, the run resumes with {now}")
+        raise TrainingError(f"{full}; set train.micro_batch_sequences to {now}")
     trainer.events.write("out_of_memory", step=trainer.step, micro_batch_sequences=now, before=before,
                          message=f"{full}; it has {now} from here on")
     trainer.model.zero_grad(set_to_none=True)

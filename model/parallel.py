@@ -1,10 +1,10 @@
-"""Data parallel training with torchrun: who this process is, sums over all processes, sharded tensors.
+"""Data parallel training: who this process is, sums over all processes, sharded tensors.
 
 Every process reads its part of each step's batch. With ddp it holds the whole model and averages
 gradients with the others; with fsdp it holds a share of the rows of every weight, gradient and
 optimizer state (FSDP2, arXiv 2304.11277), and weights are gathered block by block when they are
-needed. The update is the same either way. Without torchrun there is one process and nothing here
-communicates.
+needed. The update is the same either way. The processes are started by the flow (tasks/ranks.py) or
+by torchrun; without either there is one and nothing here communicates.
 """
 
 import os
@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from model.parsing import ConfigError
+from model.process import join, require_own_gpu
 
 
 class Parallelism(StrEnum):
@@ -77,7 +78,8 @@ class Processes:
             # zero_grad would then miss the gradients of its shards
             return fully_shard(model, reshard_after_forward=True)
         module = torch.compile(model) if compiled else model
-        return module if self.count == 1 else DistributedDataParallel(module, broadcast_buffers=False)
+        return module if self.count == 1 else DistributedDataParallel(
+            module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def turns(self, items: Iterable) -> Iterator[tuple[object, bool]]:
         """This process's share of the items, and whether it counts: where the last turn has too few, one
@@ -93,16 +95,19 @@ class Processes:
 
 
 def connect(cuda: bool) -> Processes:
-    """Join the processes that torchrun started, if it did."""
+    """Join the processes that were started together with this one, if any were."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes()
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(f"WORLD_SIZE is {count}, but {missing[0]} is not set: start with torchrun")
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
-    return Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
+    processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
+    if cuda:
+        require_own_gpu(processes.local_rank)
+        torch.cuda.set_device(processes.local_rank)
+    join("nccl" if cuda else "gloo", processes.rank, count)
+    return processes
 
 
 def shared_steps(sequences: int, micro_batch: int, processes: int) -> int:

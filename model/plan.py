@@ -16,21 +16,32 @@ MARGIN = 0.1  # of a GPU's memory, not planned with: CUDA's context, workspaces 
 CPU_TOKENS = 2048  # of a micro-batch on a CPU, where more is not faster; fixed, so that machines round alike
 
 
-def memory_bytes(model: GPTConfig, train: TrainConfig, device: str = "cuda") -> dict[str, int]:
+def memory_bytes(model: GPTConfig, train: TrainConfig, device: str = "cuda", sharers: int = 1) -> dict[str, int]:
     """Memory of one process that trains this network on `device` (cuda: compiled, cpu: eager), by what it is for.
 
     Weights, gradients and optimizer state are always there. Beside them a micro-batch needs activations, logits (both
     saved for the backward pass) and temporaries, all at once at its peak; a batch of the validation needs
     `validation`, a weight update `update`. `total` is the peak of all three. The first call for a network takes
     seconds; another micro_batch_sequences costs nothing.
+
+    `sharers`: processes that share weights, gradients and optimizer state (fsdp). A micro-batch then needs `gathered`
+    as well: outside the blocks all weights and gradients, of the blocks two with their gradients. That is derived from
+    how FSDP2 works, and has not been measured.
     """
     weights = 4 * cost.parameters(model)["total"]
     state, update = optimizer_bytes(model, replace(train, micro_batch_sequences=1))
     found = held(model, train, device)
-    peak = 2 * weights + state + max(found.step, found.validation, update)
+    gathered = 0
+    if sharers > 1:
+        outside = 4 * sum(cost.parameters(model)[role] for role in ("embedding", "position", "tables", "head"))
+        gathered = 2 * outside + 4 * (weights - outside) // model.depth
+        weights, state = -(-weights // sharers), -(-state // sharers)
+        update = min(update, 2 * update // sharers)  # a share of the matrices, and what the exchange copies
+    peak = 2 * weights + state + max(found.step + gathered, found.validation + gathered, update)
     return {"weights": weights, "gradients": weights, "optimizer": state, "activations": found.activations,
             "logits": found.logits, "temporaries": found.step - found.activations - found.logits,
-            "validation": found.validation, "update": update, "total": peak}  # fmt: skip
+            "validation": found.validation, "update": update} | (
+            {"gathered": gathered} if sharers > 1 else {}) | {"total": peak}  # fmt: skip
 
 
 def usable_bytes(memory: float) -> int:
@@ -38,14 +49,16 @@ def usable_bytes(memory: float) -> int:
     return int((1 - MARGIN) * memory)
 
 
-def choose_micro_batch(model: GPTConfig, train: TrainConfig, sequences: int, memory: float | None) -> int | None:
+def choose_micro_batch(
+    model: GPTConfig, train: TrainConfig, sequences: int, memory: float | None, sharers: int = 1
+) -> int | None:
     """The largest micro-batch that divides the `sequences` of a step and fits into the memory of a GPU, as far as that
-    may be used; None: not even 1. Where `memory` is None, on a CPU, a fixed number of tokens."""
+    may be used; None: not even 1. Where `memory` is None, on a CPU, a fixed number of tokens. `sharers`: as above."""
     sizes = [size for size in range(1, sequences + 1) if sequences % size == 0]
     if memory is None:
         return sizes[max(1, bisect_right(sizes, CPU_TOKENS, key=lambda size: size * model.sequence_length)) - 1]
     fitting = bisect_right(sizes, usable_bytes(memory), key=lambda size: memory_bytes(
-        model, replace(train, micro_batch_sequences=size))["total"])
+        model, replace(train, micro_batch_sequences=size), sharers=sharers)["total"])
     return sizes[fitting - 1] if fitting else None
 
 

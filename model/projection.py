@@ -1,12 +1,13 @@
 """What trainings need of this machine, before there is any data: `python -m model.projection CONFIG.json`.
 
-CONFIG.json holds `trainings`, a list of objects with `model` and `train`, and `execution` (model.run.Execution). One
-line of JSON is printed:
+CONFIG.json holds `trainings`, a list of objects with `model`, `train` and the number of `processes` that train
+together, and `execution` (model.run.Execution). One line of JSON is printed:
   device                cuda or cpu, and of a GPU its `name` and `device_bytes`
   torch, cuda           versions of torch and of the CUDA that it was built for (null: without CUDA)
   trainings             of each: `hours`, null for dollars without a price; on a GPU `micro_batch_sequences` (the
                         configured one, else the largest that fits), the bytes by what they are for (model.plan),
-                        `usable_bytes`, and `fitting_micro_batch`, null where not even one sequence fits
+                        `usable_bytes`, and `fitting_micro_batch`, null where not even one sequence fits; of one of
+                        several `processes`, which share what `parallelism` says
 """
 
 import json
@@ -21,6 +22,7 @@ import torch
 from model import cost
 from model.config import ConfigError, GPTConfig, Precision, TrainConfig
 from model.hardware import known_hardware
+from model.parallel import Parallelism
 from model.parsing import parse
 from model.plan import choose_micro_batch, memory_bytes, usable_bytes
 from model.precision import TYPES
@@ -28,10 +30,11 @@ from model.run import Execution
 
 MFU = 0.35  # of a known GPU: networks of 100 M weights and more reach it
 PRODUCT_SHARE = 0.6  # of what a matrix product reaches on any other device: a step is not products alone
+SEVERAL = 0.9  # of the sum of several GPUs
 SECONDS = 0.2  # to measure that
 
 
-def project(trainings: list[tuple[GPTConfig, TrainConfig]], execution: Execution) -> dict:
+def project(trainings: list[tuple[GPTConfig, TrainConfig, int]], execution: Execution) -> dict:
     """What is printed. Raises ConfigError for a training that cannot be."""
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
@@ -42,23 +45,28 @@ def project(trainings: list[tuple[GPTConfig, TrainConfig]], execution: Execution
         device_bytes = torch.cuda.get_device_properties(0).total_memory
         found |= {"name": torch.cuda.get_device_name(0), "device_bytes": device_bytes}
     found["trainings"] = [
-        {"hours": hours(model, train, found, execution.usd_per_hour)}
-        | (memory(model, train, found["device_bytes"]) if cuda else {})
-        for model, train in trainings]  # fmt: skip
+        {"hours": hours(model, train, found, execution.usd_per_hour, processes)}
+        | (memory(model, train, found["device_bytes"], processes, execution.parallelism) if cuda else {})
+        for model, train, processes in trainings]  # fmt: skip
     return found
 
 
-def hours(model: GPTConfig, train: TrainConfig, machine: dict, usd_per_hour: float | None) -> float | None:
-    """Of a training on this machine: its budget in hours or dollars, else FLOPs over the rate of the device."""
+def hours(
+    model: GPTConfig, train: TrainConfig, machine: dict, usd_per_hour: float | None, processes: int = 1
+) -> float | None:
+    """Of a training on this machine: its budget in hours or dollars, else FLOPs over the rate of the device, or of one
+    GPU for each process. On a CPU the processes share its threads."""
     cost.sequences_per_step(train, model)
     if train.budget_unit == "gpu_hours":
-        return train.gpu_hours
+        return train.gpu_hours / processes
     if train.budget_unit == "usd":
         return train.usd / usd_per_hour if usd_per_hour else None
     flops = (cost.resolve_steps(train, model) * train.tokens_per_step
              * cost.flops_per_token(model, model.sequence_length))  # fmt: skip
     hardware = known_hardware(machine.get("name", ""))
     rate = MFU * hardware.peak_flops if hardware else PRODUCT_SHARE * product_flops(machine["device"], train.precision)
+    if machine["device"] == "cuda" and processes > 1:
+        rate *= SEVERAL * processes
     return flops / rate / 3600
 
 
@@ -75,12 +83,18 @@ def product_flops(device: str, precision: Precision) -> float:
     return best
 
 
-def memory(model: GPTConfig, train: TrainConfig, device_bytes: int) -> dict:
+def memory(
+    model: GPTConfig, train: TrainConfig, device_bytes: int, processes: int = 1,
+    parallelism: Parallelism = Parallelism.DDP,
+) -> dict:  # fmt: skip
     """The memory of a training on a GPU, and the micro-batch that fits into it."""
-    fitting = choose_micro_batch(model, train, cost.sequences_per_step(train, model), device_bytes)
-    sequences = train.micro_batch_sequences or fitting or 1
-    return {"micro_batch_sequences": sequences, "fitting_micro_batch": fitting,
-            "memory_bytes": memory_bytes(model, replace(train, micro_batch_sequences=sequences)),
+    share = cost.sequences_per_step(train, model) // processes
+    sharers = processes if parallelism is Parallelism.FSDP else 1
+    fitting = choose_micro_batch(model, train, share, device_bytes, sharers)
+    sequences = min(train.micro_batch_sequences or fitting or 1, share)
+    return {"processes": processes, "parallelism": parallelism,
+            "micro_batch_sequences": sequences, "fitting_micro_batch": fitting,
+            "memory_bytes": memory_bytes(model, replace(train, micro_batch_sequences=sequences), sharers=sharers),
             "usable_bytes": usable_bytes(device_bytes)}  # fmt: skip
 
 
@@ -88,8 +102,8 @@ def main(argv: list[str]) -> int:
     """Command line; returns the exit code."""
     values = json.loads(Path(argv[0]).read_text())
     try:
-        trainings = [(parse(GPTConfig, training["model"], "model"), parse(TrainConfig, training["train"], "train"))
-                     for training in values["trainings"]]  # fmt: skip
+        trainings = [(parse(GPTConfig, training["model"], "model"), parse(TrainConfig, training["train"], "train"),
+                      training["processes"]) for training in values["trainings"]]  # fmt: skip
         print(json.dumps(project(trainings, parse(Execution, values["execution"], "execution"))))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,8 @@ CONFIG.json is a model.run.RunConfig. The run writes into its run_dir:
 Started again on the same run_dir, it continues after the last intact checkpoint. On the same kind of device with as
 many processes it ends with the same bytes as a run that was never stopped; on a GPU only with execution.deterministic.
 SIGTERM, or the death of whoever reads what is printed, saves and ends with exit code 143; an error that has a reason
-is one line on stderr and exit code 1.
+is one line on stderr and exit code 1. Exit code 75: the memory of one of several processes is full; started again,
+they resume with the smaller micro-batch that is recorded.
 """
 
 import argparse
@@ -29,16 +30,18 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError, TrainConfig
 from model.guard import TrainingError
 from model.hardware import HARDWARE, known_hardware
-from model.memory import UpdateInterrupted, release_memory, too_large
+from model.memory import SmallerMicroBatch, UpdateInterrupted, release_memory, too_large
 from model.metrics import MetricsLog, NoLog, read_lines
 from model.parallel import local
 from model.parsing import require
 from model.plan import plan
+from model.process import leave
 from model.run import RunConfig, check_same_run, literals, read_config
 from model.shards import ShardError
 from model.trainer import Trainer
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
+START_AGAIN = 75  # EX_TEMPFAIL
 
 
 def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bool:
@@ -78,7 +81,7 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
     gc.unfreeze()
     trainer.writer.wait()
     trainer.report_checkpoints(metrics)
-    trainer.processes.wait()  # torchrun ends everyone when one process has ended
+    trainer.processes.wait()  # when one process has ended, the others are ended soon
     return trainer.step == trainer.steps
 
 
@@ -100,7 +103,9 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
     events: list[tuple[str, dict]] = []
     while not _already_done(config):
         try:
-            return _train(config, stop, events)
+            code = _train(config, stop, events)
+            leave()
+            return code
         except UpdateInterrupted as error:
             events = error.events
         gc.unfreeze()
@@ -153,6 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mfu", type=float, help="share of its peak that the dry run assumes; else the known one")
     arguments = parser.parse_args(argv)
     signals: list[int] = []
+    code = 1
     signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     try:
         config = read_config(arguments.config)
@@ -164,13 +170,14 @@ def main(argv: list[str] | None = None) -> int:
         return train(config, stop=lambda: bool(signals))
     except (ConfigError, ShardError, CheckpointError, TrainingError) as error:
         message = str(error)
+        code = START_AGAIN if isinstance(error, SmallerMicroBatch) else 1
     except OSError as error:
         message = f"{error.filename or 'writing the run'}: {error.strerror}"
     except Exception as error:
         if (message := too_large(error)) is None:
             raise
     print(f"error: {message}", file=sys.stderr, flush=True)
-    return 1
+    return code
 
 
 if __name__ == "__main__":

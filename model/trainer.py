@@ -32,7 +32,7 @@ from model.mlp import mixtures, rebalance
 from model.multiple_choice import accuracy, read_items
 from model.optim import Optimizer
 from model.packing import Packing
-from model.parallel import load_weights, shared_steps, whole
+from model.parallel import Parallelism, load_weights, shared_steps, whole
 from model.plan import choose_micro_batch
 from model.precision import TYPES, autocast
 from model.prefetch import Prefetch
@@ -84,7 +84,8 @@ class Trainer:
         most = executed.get("micro_batch_sequences") or config.train.micro_batch_sequences
         if most is None:
             share = max(1, self.sequences // self.processes.count)
-            most = choose_micro_batch(self.config.model, config.train, share, free_bytes(self.device)) or 1
+            sharers = self.processes.count if config.execution.parallelism is Parallelism.FSDP else 1
+            most = choose_micro_batch(self.config.model, config.train, share, free_bytes(self.device), sharers) or 1
         self.set_micro_batch(self.processes.smallest(most, self.device))
         self.autocast = autocast(self.device.type, precision)
         self.batches = Prefetch(
@@ -360,4 +361,4 @@ class Trainer:
             checkpoint.publish_final(self.directory / "final", model, self.dataset.eot_token,
                                      self.dataset.tokenizer_sha256, result)
         metrics.write("done", **result, seconds=self.seconds())
-        self.processes.wait()  # torchrun ends everyone when one process has ended
+        self.processes.wait()  # when one process has ended, the others are ended soon

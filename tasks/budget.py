@@ -19,12 +19,13 @@ TIMED = ("gpu_hours", "usd")
 
 
 def in_tokens(
-    model: GPTConfig, config: TrainConfig, shards: Result, model_source: str, execution: dict[str, Any], place: Place
+    model: GPTConfig, config: TrainConfig, shards: Result, model_source: str, execution: dict[str, Any],
+    processes: int, place: Place,
 ) -> TrainConfig:
     """`config` with a budget in tokens instead of hours or dollars; one in tokens or FLOPs as it is.
 
-    `execution`: the trainer's settings (model.run.Execution). The stage's outputs: budget.json, the tokens, and the
-    recorded timing.json.
+    `execution`: the trainer's settings (model.run.Execution), for so many `processes`. The stage's outputs:
+    budget.json, the tokens, and the recorded timing.json.
     """
     if config.budget_unit not in TIMED:
         return config
@@ -46,7 +47,7 @@ def in_tokens(
             "execution": execution,
         }
         events: list[dict[str, Any]] = []
-        run_module("model.budget", run, work, events.append, place.device_lock)
+        run_module("model.budget", run, work, events.append, place.device_lock, processes=processes)
         [timing] = [event for event in events if event["event"] == "budget"]
         (out / "budget.json").write_text(json.dumps({"tokens": timing["tokens"]}))
         (out / "timing.json").write_text(json.dumps(timing))

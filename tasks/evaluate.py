@@ -20,6 +20,7 @@ from eval.markup import markdown_table
 from eval.precision import Precision, precision_of
 from eval.suites import SUITES, ZERO_SHOT, Shots
 from tasks.benchmarks import Items, find_items
+from tasks.devices import scoring_processes, threads_of_each
 from tasks.process import ProcessError, run_module
 from tasks.progress import Teller
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, read_json
@@ -68,13 +69,14 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
     stage = Stage(name="evaluate", version=VERSION, config=literal, inputs=inputs)
 
     def build(work: Path, out: Path) -> dict[str, Any]:
+        processes = scoring_processes(place)
         evaluation = {
             "checkpoint": str(materialise(model, place)),
             "tokenizer": str(materialise(tokenizer, place) / "tokenizer.json"),
             "benchmarks": str(items.folder(place, work / "benchmarks")),
             **literal,
             "out": str(out),
-            "execution": {"device": place.device, "threads": place.workers},
+            "execution": {"device": place.device, "threads": threads_of_each(processes, place)},
         }
         with Teller() as tell:
             report, done = progress_reporter(tell), {}
@@ -84,10 +86,10 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
                 if event["event"] == "done":
                     done.update(event)
 
-            run_module("eval.harness", evaluation, work, follow, place.device_lock)
+            run_module("eval.harness", evaluation, work, follow, place.device_lock, processes=processes)
         if note := _precision_note(config, done):
             logger().warning(note)
-        return {name: done[name] for name in ("device", "computed_in")}
+        return {name: done[name] for name in ("device", "computed_in")} | {"processes": processes}
 
     result = finish(stage, place, build)
     create_markdown_artifact(key="scores", description="Benchmark scores", markdown=describe(result, place))
@@ -121,6 +123,7 @@ def evaluate_folder(
     Writes scores.json and samples.parquet to `out` and returns the table with intervals. No stage: a folder's content
     has no key. Raises ProcessError with the harness's own sentence.
     """
+    processes = scoring_processes(place)
     items = find_items(config.suites, place, config.num_fewshot)
     folder = Path(model)
     if _is_ours(folder):
@@ -138,10 +141,10 @@ def evaluate_folder(
         settings = {
             "benchmarks": str(items.folder(place, work / "benchmarks")),
             "out": str(out.resolve()),
-            "execution": {"device": place.device, "threads": place.workers},
+            "execution": {"device": place.device, "threads": threads_of_each(processes, place)},
         }
-        done: dict[str, Any] = {}
-        run_module(module, which | _literal(config, items) | settings, work, done.update)  # the last event remains
+        done: dict[str, Any] = {}  # the last event remains
+        run_module(module, which | _literal(config, items) | settings, work, done.update, processes=processes)
     notes = [f"{name} is not scored: {reason}" for name, reason in items.missing.items()]
     if note := _precision_note(config, done):
         notes.append(note)

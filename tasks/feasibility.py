@@ -19,6 +19,7 @@ from prefect import task
 
 from model.config import GPTConfig, TrainConfig
 from tasks import provenance
+from tasks.devices import training_processes
 from tasks.process import run_module
 from tasks.source import model_source_digest
 from tasks.stage import STAGE_TASK, Place, logger, sha256_json
@@ -45,17 +46,21 @@ def check_trainings(trainings: Sequence[Training], tokenizer: TokenizerConfig, p
 
 def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Place) -> None:
     """Raise FeasibilityError when a training needs more memory than the GPU has, or all together more than
-    `place.max_hours`; not for trainings that the store holds already."""
+    `place.max_hours`; not for trainings that the store holds already. Raises ConfigError when `place.processes` cannot
+    train it."""
+    processes = tuple(training_processes(model, train, place) for model, train in trainings)
     driver = None if place.device == "cpu" else provenance.gpu_driver()
     resolved = tuple((replace(model, vocab_size=model.vocab_size or vocabulary, eot_token=model.eot_token or 0),
                       replace(train, seed=0)) for model, train in trainings)  # fmt: skip
     most_hours = sum(most_flops(model, train) for model, train in resolved) / ANY_CPU / 3600
     if driver is None and place.device != "cuda" and most_hours <= place.max_hours:
         return
-    paths = [place.cache / "plans" / f"{_key(training, driver, place)}.json" for training in resolved]
+    paths = [place.cache / "plans" / f"{_key(training, count, driver, place)}.json"
+             for training, count in zip(resolved, processes, strict=True)]  # fmt: skip
     found = [json.loads(path.read_text()) for path in paths if path.exists()]
     if len(found) < len(paths) or objection(found, driver, place):
-        found = _projected(resolved, place.device, place.workers, place.usd_per_hour or None)
+        found = _projected(resolved, processes, place.device, place.workers, place.usd_per_hour or None,
+                           place.parallelism)  # fmt: skip
         if reason := objection(found, driver, place):
             if not _trained(trainings, place):
                 raise FeasibilityError(reason)
@@ -121,8 +126,11 @@ def _too_large(projection: dict[str, Any]) -> str:
     advice = "not even one sequence fits: set a smaller model.depth, model.width or model.sequence_length"
     if fitting:
         advice = f"set train.micro_batch_sequences to {fitting}"
-    return (f"the training needs {_gigabytes(projection['memory_bytes']['total'])} GB of memory with a micro-batch of "
-            f"{projection['micro_batch_sequences']} sequences ({told}), but {projection['name']} has "
+    elif projection["processes"] > 1 and projection["parallelism"] == "ddp":
+        advice = "not even one sequence fits: set execution.parallelism to fsdp, or a smaller network"
+    each = " in each process" if projection["processes"] > 1 else ""
+    return (f"the training needs {_gigabytes(projection['memory_bytes']['total'])} GB of memory{each} with a "
+            f"micro-batch of {projection['micro_batch_sequences']} sequences ({told}), but {projection['name']} has "
             f"{_gigabytes(projection['device_bytes'])} GB, of which {_gigabytes(projection['usable_bytes'])} can be "
             f"used; {advice}")  # fmt: skip
 
@@ -135,23 +143,27 @@ def _number(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
-def _key(training: Training, driver: str | None, place: Place) -> str:
+def _key(training: Training, processes: int, driver: str | None, place: Place) -> str:
     model, train = training
-    machine = [place.device, place.workers, place.usd_per_hour, driver, *provenance.hardware()["gpus"]]
+    machine = [place.device, place.workers, processes, place.parallelism, place.usd_per_hour, driver,
+               *provenance.hardware()["gpus"]]  # fmt: skip
     return sha256_json({"model": asdict(model), "train": asdict(train), "model_source": model_source_digest(),
                         "torch": provenance.packages()["torch"], "machine": machine})  # fmt: skip
 
 
 @cache
 def _projected(
-    trainings: tuple[Training, ...], device: str | None, workers: int, usd_per_hour: float | None
+    trainings: tuple[Training, ...], processes: tuple[int, ...], device: str | None, workers: int,
+    usd_per_hour: float | None, parallelism: str,
 ) -> list[dict[str, Any]]:
     """What the child process finds for each training, with what it finds of the machine."""
     config = {
-        "trainings": [{"model": asdict(model), "train": asdict(train)} for model, train in trainings],
+        "trainings": [{"model": asdict(model), "train": asdict(train), "processes": count}
+                      for (model, train), count in zip(trainings, processes, strict=True)],
         "execution": {
             "device": None if device == "cuda" else device,  # where there is none, this says why
             "threads": workers,
+            "parallelism": parallelism,
             "usd_per_hour": usd_per_hour,
         },
     }

@@ -3,17 +3,14 @@
 The child gets one JSON file and prints one JSON object a line. On cancellation the whole process group gets
 SIGTERM, time to save that follows the size of its checkpoints, and then SIGKILL. A child that uses the device holds a
 lock of this machine, so that a second run waits; the kernel frees it when the last process that uses the device is
-gone, however it ended.
+gone, however it ended. A child may be several processes, one for each GPU (tasks/ranks.py).
 """
 
 import fcntl
 import json
 import math
-import os
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +18,7 @@ from typing import Any
 
 from tasks.grace import seconds_to_end
 from tasks.orphan import OrphanWatch
-from tasks.provenance import PROJECT
+from tasks.ranks import Ranks
 
 
 class ProcessError(Exception):
@@ -35,30 +32,23 @@ def run_module(
     on_event: Callable[[dict[str, Any]], None],
     lock: Path | None = None,
     prepare: Callable[[], None] = lambda: None,
+    processes: int = 1,
 ) -> None:
     """Run `python -m MODULE CONFIG.json` to its end, handing every JSON line of its output to `on_event`, and every
     other line as an event `output`.
 
     With a `lock` it waits until no other process on this machine holds that, after an event `waiting`. `prepare` is
-    called when the lock is held. A child that saves says by an event with `checkpoint_bytes` how much.
+    called when the lock is held. A child that saves says by an event with `checkpoint_bytes` how much. Of several
+    `processes` the output of the first is followed.
     Raises ProcessError when it fails.
     """
     work.mkdir(parents=True, exist_ok=True)
     config_file = work / f"{module.rsplit('.', 1)[-1]}.json"
     config_file.write_text(json.dumps(config, indent=1))
     checkpoint_bytes = 0
-    with _held(lock, on_event) as descriptors, tempfile.TemporaryFile("w+") as errors:
+    with _held(lock, on_event) as descriptors:
         prepare()
-        child = subprocess.Popen(
-            [sys.executable, "-m", module, str(config_file)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            cwd=PROJECT,
-            env={name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")},
-            start_new_session=True,
-            pass_fds=descriptors,
-        )
+        child = Ranks(module, config_file, processes, descriptors)
         try:
             watch = OrphanWatch()
             for line in child.stdout:
@@ -75,10 +65,8 @@ def run_module(
         except BaseException:
             _end(child, checkpoint_bytes, on_event)
             raise
-        errors.seek(0)
-        words = errors.read().strip()
     if code:
-        raise ProcessError(_last_words(module, code, words))
+        raise ProcessError(_last_words(module, code, child.words))
 
 
 @contextmanager
@@ -97,11 +85,11 @@ def _held(lock: Path | None, on_event: Callable[[dict[str, Any]], None]) -> Iter
         yield (file.fileno(),)
 
 
-def _end(child: subprocess.Popen, checkpoint_bytes: int, on_event: Callable[[dict[str, Any]], None]) -> None:
+def _end(child: Ranks, checkpoint_bytes: int, on_event: Callable[[dict[str, Any]], None]) -> None:
     """Ask the child to end and wait. Nobody reads its output any more: it is closed, so that no full pipe holds it."""
-    if child.poll() is not None:
+    if child.ended():
         return
-    os.killpg(child.pid, signal.SIGTERM)
+    child.signal(signal.SIGTERM)
     child.stdout.close()
     seconds = seconds_to_end(checkpoint_bytes)
     with suppress(Exception):  # it may be what failed
@@ -109,13 +97,11 @@ def _end(child: subprocess.Popen, checkpoint_bytes: int, on_event: Callable[[dic
     try:
         child.wait(seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
+        child.signal(signal.SIGKILL)
         child.wait()
 
 
 def _last_words(module: str, code: int, words: str) -> str:
-    if code < 0:
-        return f"{module} was ended by {signal.Signals(-code).name}; run again to resume"
     for line in reversed(words.splitlines()):
         if line.startswith("error: "):
             return line.removeprefix("error: ")

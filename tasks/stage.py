@@ -45,16 +45,20 @@ class StageError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where and how a run is executed: never part of any key. Workers and device change rounding in training and
-    scoring."""
+    """Where and how a run is executed: never part of any key. Workers, device and processes change rounding in
+    training and scoring."""
 
     store: Store
     cache: Path
     """Local folder for work in progress, downloads and copies of remote outputs."""
     workers: int
-    """Processes and threads that a stage may use; a resumed training keeps the number it began with."""
+    """Threads, and processes on a CPU, that a stage may use; a resumed training keeps the number it began with."""
     device: str | None = None
     """`cpu`, `cuda`, or None for the best there is."""
+    processes: int | None = None
+    """Processes that train and score; None: one for each GPU, or one on a CPU."""
+    parallelism: str = "ddp"
+    """What several processes of a training share: `ddp`, gradients; `fsdp`, also weights and optimizer state."""
     deterministic: bool = False
     """Train on a GPU with algorithms that give the same bytes every time."""
     benchmarks_dir: Path | None = None

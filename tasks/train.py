@@ -17,6 +17,7 @@ from model.config import GPTConfig, TrainConfig
 from tasks.benchmarks import Items
 from tasks.budget import in_tokens
 from tasks.checkpoints import clear, restore
+from tasks.devices import threads_of_each, training_processes
 from tasks.feasibility import require_feasible
 from tasks.process import run_module
 from tasks.progress import PROMPTS, Teller, TrainingProgress
@@ -47,7 +48,9 @@ def finished_training(
     model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, place: Place
 ) -> Result:
     """The stage itself. While it runs its checkpoints are in the store; afterwards they are not."""
-    config = in_tokens(model, config, shards, model_source_digest(), _execution(place), place)
+    processes = training_processes(model, config, place)
+    execution = _execution(processes, place)
+    config = in_tokens(model, config, shards, model_source_digest(), execution, processes, place)
     stage = Stage(
         name="train",
         version=VERSION,
@@ -59,7 +62,7 @@ def finished_training(
     def build(work: Path, out: Path) -> dict[str, Any]:
         encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
         require_feasible([(model, config)], encoder.get_vocab_size(), place)
-        return _train(stage, shards, encoder, items, place, work, out)
+        return _train(stage, shards, encoder, items, processes, place, work, out)
 
     result = finish(stage, place, build)
     clear(stage.key, place.store)
@@ -72,7 +75,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _train(
-    stage: Stage, shards: Result, encoder: Tokenizer, items: Items | None, place: Place, work: Path, out: Path
+    stage: Stage, shards: Result, encoder: Tokenizer, items: Items | None, processes: int, place: Place, work: Path,
+    out: Path,
 ) -> dict[str, Any]:
     run_dir = work / "run"  # outlives a killed process: the same command resumes from its last checkpoint
     run = {
@@ -81,11 +85,12 @@ def _train(
         "shards": str(materialise(shards, place)),
         "run_dir": str(run_dir),
         "sample_prompts": [encoder.encode(prompt, add_special_tokens=False).ids for prompt in PROMPTS],
-        "execution": _execution(place) | {"hellaswag": _hellaswag(items, encoder, place, work)},
+        "execution": _execution(processes, place) | {"hellaswag": _hellaswag(items, encoder, place, work)},
     }
     config = work / "train.json"
     config.write_text(json.dumps(run, indent=1))
-    supervised = {"config": str(config), "key": stage.key, "run_dir": str(run_dir), "store": place.store.url}
+    supervised = {"config": str(config), "processes": processes, "key": stage.key, "run_dir": str(run_dir),
+                  "store": place.store.url}  # fmt: skip
     tracking = Tracking(place.tracker, place.cache / "tracking", stage.key, stage.config)
     with Teller() as tell, tracking:
         progress = TrainingProgress(run_dir, encoder.decode, tell)
@@ -106,11 +111,12 @@ def _train(
     return {"device": progress.device, "execution": json.loads((run_dir / "run.json").read_text())["execution"]}
 
 
-def _execution(place: Place) -> dict[str, Any]:
+def _execution(processes: int, place: Place) -> dict[str, Any]:
     """The settings of this machine as the trainer knows them."""
     return {
         "device": place.device,
-        "threads": place.workers,
+        "threads": threads_of_each(processes, place),
+        "parallelism": place.parallelism,
         "compile_cache": str(place.cache.resolve() / "compiled"),
         "checkpoint_every_minutes": place.checkpoint_every_minutes,
         "deterministic": place.deterministic,

@@ -36,9 +36,9 @@ from eval.suites import SUITES, Shots, SuiteError, chosen_items, write_rows
 from model.checkpoint import FinalModel, load_final, publish_final
 from model.config import Activation, GPTConfig, Norm, Position
 from model.gpt import GPT, initialise
+from tasks.process import run_module
 
 WORDS = ["the", "a", "cat", "dog", "runs", "sees", "small", "old", "house", "tree", "and", "if", "river", "stone"]
-PYTHON = [sys.executable, "-m"]
 NETWORK = GPTConfig(
     depth=2,
     width=32,
@@ -227,9 +227,13 @@ def test_few_shot_prompts_are_those_lm_evals_sampler_makes(inputs, gpt2, tmp_pat
 
 
 def test_two_processes_give_the_scores_of_one(inputs, scored, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
-    done = _command(inputs, tmp_path, command=command)
-    assert done.returncode == 0, done.stderr
+    events: list[dict] = []
+    run_module("eval.harness", _values(inputs, tmp_path), tmp_path, events.append, tmp_path / "lock", processes=2)
+    assert events[-2]["done"] == events[-2]["total"] > 0
+    assert [event["event"] for event in events].count("done") == 1 and events[-1]["tokens"] > 0
+    one, two = (json.loads((path / "scores.json").read_text())["scores"] for path in (scored, tmp_path / "out"))
+    assert [[score["task"], score["metric"], score["value"]] for score in one] == [
+        [score["task"], score["metric"], pytest.approx(score["value"], abs=1e-6)] for score in two]
     before, after = (pq.read_table(path / "samples.parquet").to_pylist() for path in (scored, tmp_path / "out"))
     assert len(before) == len(after) == 6 * 12
     for one, two in zip(before, after, strict=True):
@@ -410,10 +414,8 @@ def test_batches_do_not_change_scores(inputs, scored, tmp_path):
         assert one["choice_logprobs"] == pytest.approx(two["choice_logprobs"], abs=1e-4)
 
 
-def _command(
-    inputs: HarnessConfig, directory: Path, command: list[str] = PYTHON, **changes: object
-) -> subprocess.CompletedProcess:
-    values = {
+def _values(inputs: HarnessConfig, directory: Path) -> dict:
+    return {
         "checkpoint": str(inputs.checkpoint),
         "tokenizer": str(inputs.tokenizer),
         "benchmarks": str(inputs.benchmarks),
@@ -423,8 +425,11 @@ def _command(
         "out": str(directory / "out"),
         "execution": {"device": "cpu", "threads": 1, "batch_tokens": 1000},
     }
-    (directory / "config.json").write_text(json.dumps(values | changes))
-    arguments = [*command, "eval.harness", str(directory / "config.json")]
+
+
+def _command(inputs: HarnessConfig, directory: Path, **changes: object) -> subprocess.CompletedProcess:
+    (directory / "config.json").write_text(json.dumps(_values(inputs, directory) | changes))
+    arguments = [sys.executable, "-m", "eval.harness", str(directory / "config.json")]
     return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 

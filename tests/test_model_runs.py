@@ -248,6 +248,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(one, two):
     shutil.rmtree(run_dir / "final")
     assert main([str(two)]) == 0
     assert events(run_dir, "resume")[0]["step"] == 20
+    assert "processes: 2 until now, 1 from here on" in events(run_dir, "execution")[0]["message"]
     assert_same_curve(one, run_dir)
     after = load_file(run_dir / "final" / "model.safetensors")
     assert all(torch.allclose(before[name], after[name], atol=1e-3) for name in before)
