@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from model.plan import choose_micro_batch, memory_bytes, plan
 from model.run import RunConfig, read_config
 from model.shards import Dataset, Split, write_dataset, write_shard
 from model.train import TERMINATED, main, train
+from tests.trainings import fill_the_second_memory, train_together
 
 VOCAB, STEPS = 64, 24
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "mlp": "moe", "experts": 4,
@@ -220,23 +220,10 @@ def test_memory_that_runs_out_in_the_compiler_is_recognised():
 
 
 def test_several_processes_record_the_halved_micro_batch_and_stop(shards: Path, tmp_path: Path):
-    program = tmp_path / "full.py"
-    program.write_text(
-        "import os, sys, torch\nfrom model.gpt import GPT\nfrom model.train import main\n"
-        "forward, calls = GPT.forward, []\n"
-        "def limited(self, x, *rest, **settings):\n"
-        "    calls.append(x) if torch.is_grad_enabled() else None\n"
-        "    if len(calls) > 12 and len(x) > 2 and os.environ['RANK'] == '1':\n"
-        "        raise torch.OutOfMemoryError('CUDA out of memory.')\n"
-        "    return forward(self, x, *rest, **settings)\n"
-        "GPT.forward = limited\nsys.exit(main(sys.argv[1:]))\n")
     config = run_config(tmp_path, shards, "run", micro_batch_sequences=4, checkpoint_every_steps=2)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program),
-               str(tmp_path / "run.json")]
-    root = str(Path(sys.modules["model"].__file__).parents[1])
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": root})
-    assert done.returncode != 0
-    assert "micro-batch of 4 sequences (CUDA out of memory.); start the run again, it resumes with 2" in done.stderr
+    ended = train_together(tmp_path / "run.json", 2, prepare=fill_the_second_memory)
+    assert [training.process.exitcode for training in ended] == [1, 1]
+    assert "micro-batch of 4 sequences (CUDA out of memory.); start the run again, it resumes with 2" in ended[1].errors
     assert micro_batches(config)[6] == 2
     assert train(config) == 0
     resumed = events(config, "resume")[0]["step"]

@@ -1,0 +1,99 @@
+"""Trainings in processes of their own, forked from one that has imported torch, which takes each two seconds else."""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from torch.distributed import TCPStore
+
+from model.gpt import GPT
+from model.train import main
+from model.trainer import Trainer
+
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload([__name__])
+
+
+def _train(config: str, output: Connection, errors: str, environment: dict[str, str],
+           prepare: Callable[[], None] | None) -> None:
+    os.setpgrp()
+    os.environ.update(environment)
+    sys.stderr = open(errors, "a")  # noqa: SIM115
+    os.dup2(output.fileno(), 1)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if prepare is not None:
+        prepare()
+    sys.exit(main([config]))
+
+
+class Training:
+    """`python -m model.train CONFIG`, as soon as it could be without the imports."""
+
+    def __init__(self, config: Path, environment: dict[str, str] | None = None,
+                 prepare: Callable[[], None] | None = None) -> None:
+        self._errors = config.with_suffix(f".errors{(environment or {}).get('RANK', '')}")
+        self._output, output = _FORKED.Pipe(duplex=False)
+        arguments = (str(config), output, str(self._errors), environment or {}, prepare)
+        self.process = _FORKED.Process(target=_train, args=arguments)
+        self.process.start()
+        output.close()
+        self.lines = open(self._output.fileno(), closefd=False)  # noqa: SIM115
+
+    def end(self) -> int:
+        """Read to its end; the exit code."""
+        self.lines.read()
+        self.lines.close()
+        self._output.close()
+        self.process.join()
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.end()
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text()
+
+
+def train_together(config: Path, processes: int, prepare: Callable[[], None] | None = None) -> list[Training]:
+    """The ended processes of one training, started as torchrun does; what one of them fails for, all fail for."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+                   "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    trainings = [Training(config, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, prepare)
+                 for rank in range(processes)]
+    for training in trainings:
+        training.end()
+    return trainings
+
+
+def linger() -> None:
+    """Let each step from the 40th on take a second: the training is killed before its end, however busy the machine."""
+    step = Trainer.train_step
+
+    def slowed(self: Trainer) -> dict:
+        if self.step >= 40:
+            time.sleep(1)
+        return step(self)
+
+    Trainer.train_step = slowed
+
+
+def fill_the_second_memory() -> None:
+    """Let the second process run out of memory with more than two sequences, from its 13th pass on."""
+    forward, passes = GPT.forward, []
+
+    def limited(self: GPT, tokens_BT: torch.Tensor, *rest: object, **settings: object) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            passes.append(len(tokens_BT))
+        if len(passes) > 12 and len(tokens_BT) > 2 and os.environ["RANK"] == "1":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, tokens_BT, *rest, **settings)
+
+    GPT.forward = limited
