@@ -22,7 +22,8 @@ SUITE_NAMES = ("arc_challenge", "winogrande", "truthfulqa")
 
 
 def _words(generator: np.random.Generator, count: int) -> str:
-    return " ".join("".join(generator.choice(list("abcdefghij"), 6)) for _ in range(count))
+    letters = generator.integers(ord("a"), ord("k"), (count, 6), dtype=np.uint8)
+    return " ".join(word.tobytes().decode() for word in letters)
 
 
 def _prose(seed: int, paragraphs: int = 12) -> str:

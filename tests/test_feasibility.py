@@ -47,8 +47,8 @@ def files(folder: Path) -> list[str]:
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
     """Calls `daily-train run` and returns the line that it ends with; `tools` is a folder of programs it finds."""
     def call(*arguments: str, tools: Path | None = None) -> str:
-        for kept in (provenance.hardware, provenance.gpu_driver, feasibility._projected):
-            kept.cache_clear()
+        provenance.hardware.cache_clear()
+        provenance.gpu_driver.cache_clear()
         with monkeypatch.context() as changed:
             if tools is not None:
                 changed.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
@@ -57,6 +57,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
         assert said.count("\n") == 1, said
         return said
 
+    feasibility._projected.cache_clear()
     yield call
     for kept in (provenance.hardware, provenance.gpu_driver, feasibility._projected):
         kept.cache_clear()

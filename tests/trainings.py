@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+import torch._dynamo  # as the first optimizer of a process would
 from torch.distributed import TCPStore
 
 from model.gpt import GPT
