@@ -63,7 +63,7 @@ NETWORK = GPTConfig(
 
 def _rows(name: str, generator: np.random.Generator, count: int | None = None) -> list[dict]:
     def text(count: int) -> str:
-        return " ".join(generator.choice(WORDS, count))
+        return " ".join(WORDS[number] for number in generator.integers(len(WORDS), size=count).tolist())
 
     rows = []
     for item in range(count or SUITES[name].rows):

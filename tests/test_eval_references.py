@@ -17,7 +17,7 @@ WORDS = ["the", "a", "Cat", "dog", "runs", "sees", "small", "old", "House", "tre
 
 def _rows(name: str, generator: np.random.Generator) -> list[dict]:
     def text(count: int) -> str:
-        return " ".join(generator.choice(WORDS, count))
+        return " ".join(WORDS[number] for number in generator.integers(len(WORDS), size=count).tolist())
 
     rows = []
     for item in range(SUITES[name].rows):

@@ -72,7 +72,7 @@ def digest(run_dir: Path) -> str:
 def interrupt(training: Training, run_dir: Path, chance: random.Random) -> str:
     """Stop a run at a random moment; how."""
     process, how = training.process, chance.choice(["SIGTERM", "SIGKILL", "SIGKILL in a write"])
-    wait = time.monotonic() + chance.uniform(0.05, 0.4)
+    wait = time.monotonic() + chance.uniform(0.03, 0.25)
     metrics = run_dir / "metrics.jsonl"
     size = metrics.stat().st_size if metrics.exists() else 0
     while process.is_alive() and not (metrics.exists() and metrics.stat().st_size not in (0, size)):
