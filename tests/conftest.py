@@ -94,7 +94,7 @@ def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
         "s3", endpoint_url=environment["AWS_ENDPOINT_URL_S3"], region_name="us-east-1",
         aws_access_key_id=key, aws_secret_access_key=secret,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while True:
         try:
             client.create_bucket(Bucket=BUCKET)

@@ -191,7 +191,7 @@ def test_memory_that_runs_out_outside_of_a_step(shards: Path, tmp_path: Path, mo
 def test_memory_that_runs_out_while_speed_is_measured(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                       place: str):
     failed = fail_above(monkeypatch, 4, 5) if place == "gradients" else tear_update(monkeypatch, 2)
-    config = run_config(tmp_path, shards, "run", tokens=None, gpu_hours=1.0 / 3600)
+    config = run_config(tmp_path, shards, "run", tokens=None, gpu_hours=1.0)
     assert train(config, stop_at(1)) == TERMINATED
     assert failed == [8] and micro_batches(config) == {0: 4} and len(events(config, "out_of_memory")) == 1
 
