@@ -70,16 +70,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a Prefect server for all runs but the first."""
-    with temporary_settings({PREFECT_HOME: tmp_path_factory.mktemp("server")}):
-        running = SubprocessASGIServer()
-        running.start(SECONDS)
-        yield running.api_url
-        running.stop()
-
-
-@pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Store:
     """An uninterrupted run into an empty local store."""
     root = tmp_path_factory.mktemp("first")
@@ -87,6 +77,16 @@ def first(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Store:
     assert "| arc_easy" in output
     assert "report: " in output
     return Store(root)
+
+
+@pytest.fixture(scope="module")
+def server(first: Store, home: Path) -> Iterator[str]:
+    """Address of a Prefect server for all runs but the first, which has made its database."""
+    with temporary_settings({PREFECT_HOME: home}):
+        running = SubprocessASGIServer()
+        running.start(SECONDS)
+        yield running.api_url
+        running.stop()
 
 
 def test_the_report_says_what_a_reader_needs(first: Store):

@@ -279,7 +279,8 @@ def test_a_record_of_an_earlier_version_is_resumed(shards: Path, tmp_path: Path)
 
 
 def test_an_empty_micro_batch_is_what_fits_and_stays(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = run_config(tmp_path, shards, "run", micro_batch_sequences=None, tokens_per_step=192, tokens=STEPS * 192)
+    config = run_config(tmp_path, shards, "run", model={"depth": 1, "mlp": "dense"}, micro_batch_sequences=None,
+                        tokens_per_step=192, tokens=STEPS * 192)
     model = config.model.with_vocabulary(VOCAB)
     needed = memory_bytes(model, replace(config.train, micro_batch_sequences=6))["total"]
     monkeypatch.setattr("model.trainer.free_bytes", lambda device: needed / 0.9 + 1)
