@@ -417,7 +417,7 @@ def test_command_line(documents, benchmarks, tmp_path):
         "suites": ["winogrande"],
         "config": {"ngram": 8},
         "seed": 1,
-        "workers": 2,
+        "workers": 1,
         "out": str(tmp_path / "out"),
     }
 
