@@ -77,6 +77,7 @@ def test_two_children_with_one_lock_never_run_together(slow: Path):
     for thread in threads:
         thread.start()
     waited = waits.wait(60)
+    time.sleep(0.5)  # in which it would begin
     (slow / "go").touch()
     for thread in threads:
         thread.join()
