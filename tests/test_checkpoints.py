@@ -25,11 +25,11 @@ from tasks.store import Digest, LocalStore, digest_file
 from tasks.train import finished_training, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-VOCAB = 32
+VOCAB, STEPS = 32, 100
 MODEL = GPTConfig(depth=2, width=32, heads=2, sequence_length=16)
-TRAIN = TrainConfig(seed=1, tokens=300 * 128, tokens_per_step=128, micro_batch_sequences=8, learning_rate=0.02,
+TRAIN = TrainConfig(seed=1, tokens=STEPS * 128, tokens_per_step=128, micro_batch_sequences=8, learning_rate=0.02,
                     embedding_learning_rate=0.1, head_learning_rate=0.02, scalar_learning_rate=0.01,
-                    validation_every_steps=100, validation_tokens=256, checkpoint_every_steps=5, log_every_steps=50,
+                    validation_every_steps=50, validation_tokens=256, checkpoint_every_steps=5, log_every_steps=50,
                     sample_tokens=4)
 
 # In the trainer's process.
@@ -102,7 +102,7 @@ def test_another_machine_goes_on_from_the_store_to_the_same_bytes(machines: tupl
 
     result = trained(second)
     resumed = [event["step"] for event in read_metrics(materialise(result, second)) if event["event"] == "resume"]
-    assert resumed and 5 <= resumed[0] < 300
+    assert resumed and 5 <= resumed[0] < STEPS
     assert list(second.store.list("checkpoints")) == []
     straight = trained(open_place(str(tmp_path / "other"), None, 1, "cpu", None, 0.0))
     assert result.digest == straight.digest
