@@ -101,7 +101,7 @@ def slow_store(s3_environment: dict[str, str]) -> Iterator[str]:
     network.listener.close()
 
 
-def wait_until(what: object, seconds: float = 120) -> None:
+def wait_until(what: object, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, f"not within {seconds} s"
