@@ -23,6 +23,7 @@ from tasks.checkpoints import KEPT, Uploads, restore
 from tasks.stage import Place, Result, Stage, finish, materialise, open_place
 from tasks.store import Digest, LocalStore, digest_file
 from tasks.train import finished_training, read_metrics
+from tests.lingering import SITE
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB, STEPS = 32, 100
@@ -31,14 +32,6 @@ TRAIN = TrainConfig(seed=1, tokens=STEPS * 128, tokens_per_step=128, micro_batch
                     embedding_learning_rate=0.1, head_learning_rate=0.02, scalar_learning_rate=0.01,
                     validation_every_steps=50, validation_tokens=256, checkpoint_every_steps=5, log_every_steps=50,
                     sample_tokens=4)
-
-# In the trainer's process.
-LINGER = """
-import sys
-if "model.train" in sys.orig_argv:
-    from tests.trainings import linger
-    linger()
-"""
 
 
 def write_shards(work: Path, out: Path) -> None:
@@ -88,7 +81,7 @@ def test_another_machine_goes_on_from_the_store_to_the_same_bytes(machines: tupl
     first, second = machines
     program = f"from tests.test_checkpoints import *; trained(open_place({first.store.url!r}, {str(first.cache)!r}, " \
               f"1, 'cpu', None, 0.0))"
-    (tmp_path / "sitecustomize.py").write_text(LINGER)
+    (tmp_path / "sitecustomize.py").write_text(SITE.format(seconds=1))
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     lost = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, start_new_session=True,
                             env=environment)

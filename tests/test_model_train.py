@@ -21,7 +21,8 @@ from model.gpt import GPT, initialise
 from model.shards import Dataset, ShardSet, Split, write_dataset, write_shard
 from model.train import main
 from model.validation import validate
-from tests.trainings import Training, linger
+from tests.lingering import linger
+from tests.trainings import Training
 
 VOCAB, SEQUENCE = 32, 16
 STEPS = 120

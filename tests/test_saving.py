@@ -39,7 +39,7 @@ grace.SECONDS *= {SECOND}
 grace.BYTES_PER_SECOND *= {BYTE / SECOND}
 if "model.train" in sys.orig_argv:
     from model import checkpoint
-    from tests.trainings import linger
+    from tests.lingering import linger
     linger()
     write = checkpoint.write_tensors
 

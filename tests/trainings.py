@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch.distributed import TCPStore
 
 from model.gpt import GPT
 from model.train import main
-from model.trainer import Trainer
 
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload([__name__])
@@ -72,18 +70,6 @@ def train_together(config: Path, processes: int, prepare: Callable[[], None] | N
     for training in trainings:
         training.end()
     return trainings
-
-
-def linger() -> None:
-    """Let each step from the 40th on take a second: the training is killed before its end, however busy the machine."""
-    step = Trainer.train_step
-
-    def slowed(self: Trainer) -> dict:
-        if self.step >= 40:
-            time.sleep(1)
-        return step(self)
-
-    Trainer.train_step = slowed
 
 
 def fill_the_second_memory() -> None:
