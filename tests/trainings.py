@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch.distributed import TCPStore
 from model.gpt import GPT
 from model.train import main
 
+SECONDS = 300
+"""The longest that a training may take to end, on a loaded machine."""
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload([__name__])
 
@@ -44,11 +47,14 @@ class Training:
         self.lines = open(self._output.fileno(), closefd=False)  # noqa: SIM115
 
     def end(self) -> int:
-        """Read to its end; the exit code."""
+        """Read to its end; the exit code, that of SIGKILL when it does not end by itself."""
+        limit = threading.Timer(SECONDS, self.process.kill)
+        limit.start()
         self.lines.read()
         self.lines.close()
         self._output.close()
         self.process.join()
+        limit.cancel()
         return self.process.exitcode
 
     def kill(self) -> None:
