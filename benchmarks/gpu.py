@@ -13,6 +13,8 @@ import platform
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -73,6 +75,16 @@ def completed(results: Path, at_commit: str | None) -> set[str]:
     return {line["stage"] for line in recorded if line["finding"] == "completed" and line["commit"] == at_commit}
 
 
+def context(cuda: bool) -> BaseContext:
+    """How stages start: each in a new interpreter, or, where no GPU could be harmed by it, forked from a process that
+    has imported torch."""
+    if cuda:
+        return get_context("spawn")
+    forking = get_context("forkserver")
+    forking.set_forkserver_preload([gpu_stages.__name__, gpu_race.__name__])
+    return forking
+
+
 def main(argv: list[str] | None = None, stages: list[Stage] = STAGES) -> int:
     arguments, began = parse(argv, [stage.name for stage in stages]), time.time()
     about = machine(arguments.commit)
@@ -94,7 +106,8 @@ def main(argv: list[str] | None = None, stages: list[Stage] = STAGES) -> int:
         keep({"stage": "machine", "finding": "machine"})
         memory = about["memory_gb"]
         run_stages(chosen, arguments, 60 * arguments.minutes - (time.time() - began),
-                   memory and memory - RESERVED_GIGABYTES, arguments.together if memory else 1, keep)
+                   memory and memory - RESERVED_GIGABYTES, arguments.together if memory else 1, keep,
+                   context(memory is not None))
     return 0
 
 

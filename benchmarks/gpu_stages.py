@@ -114,7 +114,7 @@ def started(bench: Bench, config: RunConfig) -> Trainer:
               micro_batch=train.micro_batch_sequences, build_s=round(built - began, 1),
               first_step_s=round(compiled - built, 1), losses=[round(loss, 4) for loss in losses], peak_gb=gigabytes(),
               weights_and_optimizer_gb=gigabytes(peak=False),
-              planned_gb=round(memory_bytes(trainer.config.model, train)["total"] / 1e9, 2))
+              planned_gb=round(memory_bytes(trainer.config.model, train, device().type)["total"] / 1e9, 2))
     return trainer
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ SECONDS_TO_IDLE = 0.5
 """After the other stages are suspended: their queued kernels finish."""
 SECONDS_TO_END = 1.0
 """Before the deadline, for ending children."""
+SPAWN = get_context("spawn")
 
 Finding = dict[str, Any]
 
@@ -98,10 +100,10 @@ def _main(stage: Stage, options: Any, deadline: float, compile_threads: int, con
 
 
 def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: float | None, together: int,
-               on_finding: Callable[[Finding], None]) -> None:
+               on_finding: Callable[[Finding], None], context: BaseContext = SPAWN) -> None:
     """Run stages in the given order of value, at most `together` at once and within `gigabytes` of GPU memory
-    (null: not limited). Returns after at most `seconds`."""
-    context, deadline = get_context("spawn"), time.time() + seconds - SECONDS_TO_END
+    (null: not limited), in processes of `context`. Returns after at most `seconds`."""
+    deadline = time.time() + seconds - SECONDS_TO_END
     waiting, running = list(stages), []
     compile_threads = max(1, (os.cpu_count() or 1) // together)
     timed: _Child | None = None
@@ -111,17 +113,19 @@ def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: flo
         used = sum(child.stage.gigabytes for child in running)
         return not running or (len(running) < together and (gigabytes is None or used + stage.gigabytes <= gigabytes))
 
-    def signal_others(number: int) -> None:
-        for child in running:
-            if child is not timed and child.process.is_alive():
-                os.kill(child.process.pid, number)
+    def signal_others(number: int) -> bool:
+        """Whether there are any."""
+        others = [child.process.pid for child in running if child is not timed and child.process.is_alive()]
+        for process in others:
+            os.kill(process, number)
+        return bool(others)
 
     def begin_next_timing() -> None:
         nonlocal timed
         timed = queue.pop(0) if queue else None
         if timed:
-            signal_others(signal.SIGSTOP)
-            time.sleep(SECONDS_TO_IDLE)
+            if signal_others(signal.SIGSTOP):
+                time.sleep(SECONDS_TO_IDLE)
             timed.connection.send("go")
 
     def stop_timing() -> None:

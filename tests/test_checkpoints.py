@@ -23,12 +23,14 @@ from tasks.checkpoints import KEPT, Uploads, restore
 from tasks.stage import Place, Result, Stage, finish, materialise, open_place
 from tasks.store import Digest, LocalStore, digest_file
 from tasks.train import finished_training, read_metrics
+from tests.lingering import SITE
 
-VOCAB = 32
+ROOT = Path(__file__).resolve().parents[1]
+VOCAB, STEPS = 32, 100
 MODEL = GPTConfig(depth=2, width=32, heads=2, sequence_length=16)
-TRAIN = TrainConfig(seed=1, tokens=300 * 128, tokens_per_step=128, micro_batch_sequences=8, learning_rate=0.02,
+TRAIN = TrainConfig(seed=1, tokens=STEPS * 128, tokens_per_step=128, micro_batch_sequences=8, learning_rate=0.02,
                     embedding_learning_rate=0.1, head_learning_rate=0.02, scalar_learning_rate=0.01,
-                    validation_every_steps=100, validation_tokens=256, checkpoint_every_steps=5, log_every_steps=50,
+                    validation_every_steps=50, validation_tokens=256, checkpoint_every_steps=5, log_every_steps=50,
                     sample_tokens=4)
 
 
@@ -79,8 +81,11 @@ def test_another_machine_goes_on_from_the_store_to_the_same_bytes(machines: tupl
     first, second = machines
     program = f"from tests.test_checkpoints import *; trained(open_place({first.store.url!r}, {str(first.cache)!r}, " \
               f"1, 'cpu', None, 0.0))"
-    lost = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
+    (tmp_path / "sitecustomize.py").write_text(SITE.format(seconds=1))
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    lost = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, start_new_session=True,
+                            env=environment)
+    deadline = time.monotonic() + 300
     while not uploaded(first):
         assert lost.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
@@ -90,7 +95,7 @@ def test_another_machine_goes_on_from_the_store_to_the_same_bytes(machines: tupl
 
     result = trained(second)
     resumed = [event["step"] for event in read_metrics(materialise(result, second)) if event["event"] == "resume"]
-    assert resumed and 5 <= resumed[0] < 300
+    assert resumed and 5 <= resumed[0] < STEPS
     assert list(second.store.list("checkpoints")) == []
     straight = trained(open_place(str(tmp_path / "other"), None, 1, "cpu", None, 0.0))
     assert result.digest == straight.digest
@@ -175,7 +180,9 @@ class HeldStore(LocalStore):
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_store_that_is_slow_holds_one_checkpoint_and_the_newest(tmp_path: Path, keep: bool):
+def test_a_store_that_is_slow_holds_one_checkpoint_and_the_newest(
+    tmp_path: Path, keep: bool, monkeypatch: pytest.MonkeyPatch
+):
     store, warnings = HeldStore(str(tmp_path / "store")), []
     run_dir = run_folder(tmp_path / "cache", range(1, 6))
     uploads = Uploads("k", run_dir, store, warnings.append)
@@ -184,7 +191,8 @@ def test_a_store_that_is_slow_holds_one_checkpoint_and_the_newest(tmp_path: Path
         assert store.reached.wait(60)
     staged = sorted(path.name for path in uploads.staging.iterdir())
     assert staged == ["step_000000001", "step_000000005"]
-    threading.Timer(0.2, store.go.set).start()
+    shutdown = uploads.pool.shutdown
+    monkeypatch.setattr(uploads.pool, "shutdown", lambda: (store.go.set(), shutdown()))  # when close() waits for it
     uploads.close(keep=keep)
     assert [key.split("/")[2] for key in store.list("checkpoints") if key.endswith("/uploaded.json")] == (
         ["step_000000001", "step_000000005"] if keep else ["step_000000001"]

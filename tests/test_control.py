@@ -23,10 +23,11 @@ from tasks.stage import transient
 from tasks.store import StoreError, open_store
 
 SLOW = """
-import json, sys, time
+import json, os, sys, time
 config = json.load(open(sys.argv[1]))
 print(json.dumps({"event": "began", "at": time.monotonic()}), flush=True)
-time.sleep(config["seconds"])
+while not os.path.exists(config["until"]):
+    time.sleep(0.02)
 print(json.dumps({"event": "ended", "at": time.monotonic()}), flush=True)
 """
 PARENT = """
@@ -34,7 +35,7 @@ import sys
 from pathlib import Path
 from tasks.process import run_module
 folder = Path(sys.argv[1])
-run_module("slow", {"seconds": 2}, folder, lambda event: print(event, flush=True), folder / "device.lock")
+run_module("slow", {"until": sys.argv[2]}, folder, lambda event: print(event, flush=True), folder / "device.lock")
 """
 ORPHAN = """
 import logging, sys
@@ -62,31 +63,48 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_two_children_with_one_lock_never_run_together(slow: Path):
     events: dict[str, list[dict]] = {"a": [], "b": []}
+    waits = threading.Event()
+
+    def keep(name: str, event: dict) -> None:
+        events[name].append(event)
+        if event["event"] == "waiting":
+            waits.set()
 
     def work(name: str) -> None:
-        run_module("slow", {"seconds": 0.5}, slow / name, events[name].append, slow / "device.lock")
+        run_module("slow", {"until": str(slow / "go")}, slow / name, partial(keep, name), slow / "device.lock")
 
     threads = [threading.Thread(target=work, args=(name,)) for name in events]
     for thread in threads:
         thread.start()
+    waited = waits.wait(60)
+    time.sleep(0.5)  # in which it would begin
+    (slow / "go").touch()
     for thread in threads:
         thread.join()
+    assert waited, "the second does not wait for the first"
     spans = sorted([e["at"] for e in found if "at" in e] for found in events.values())
     assert spans[0][1] <= spans[1][0]
     assert sum(e["event"] == "waiting" for found in events.values() for e in found) == 1
 
 
 def test_a_child_that_outlives_its_parent_still_holds_the_device(slow: Path):
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(slow)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", PARENT, str(slow), str(slow / "go")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert "began" in parent.stdout.readline()
-    killed = time.monotonic()
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    events: list[dict] = []
-    run_module("slow", {"seconds": 0}, slow / "next", events.append, slow / "device.lock")
+    events, released = [], []
+
+    def keep(event: dict) -> None:
+        events.append(event)
+        if not released:
+            released.append(time.monotonic())
+            (slow / "go").touch()
+
+    run_module("slow", {"until": str(slow / "go")}, slow / "next", keep, slow / "device.lock")
     assert [event["event"] for event in events] == ["waiting", "began", "ended"]
-    assert events[1]["at"] - killed > 1
+    assert events[1]["at"] > released[0]
 
 
 def test_a_log_line_that_nobody_reads_ends_nothing(tmp_path: Path):

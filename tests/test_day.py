@@ -1,10 +1,14 @@
 """A day of `daily` fits an H100 and 24 hours at the measured speed, and its rates are those of the scaling rule."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.day import CHECKPOINT_SECONDS, CHECKPOINT_STALL, SECONDS, Speed, main, simulate
 from flows.config import compose
 from model.config import TrainConfig
+from model.hardware import known_hardware
+from model.plan import memory_bytes, plan
 from model.scaling import learning_rates_for, sized
 
 
@@ -14,6 +18,20 @@ def test_the_day_of_daily_on_an_h100(capsys: pytest.CaptureFixture):
     goals = {line.split(":")[0]: line.rsplit(" ", 1)[1] for line in told.splitlines() if line.startswith("goal ")}
     assert goals["goal planned peak, GB"] == goals["goal whole run, hours"] == "met"
     assert "derived from an H200" in told and "| whole run |" in told
+
+
+@pytest.mark.parametrize("preset", ["daily", "nanopoor"])
+def test_a_preset_for_a_gpu_takes_the_largest_micro_batch_that_leaves_a_margin(preset: str):
+    run = compose(preset, {"model": {"vocab_size": 32_768}})
+    hardware = known_hardware("T4" if preset == "nanopoor" else "H100")
+    found = plan(run.model, run.train, hardware, 0.5)
+    chosen, sequences = found["micro_batch_sequences"], run.train.tokens_per_step // run.model.sequence_length
+    assert run.train.micro_batch_sequences is None and sequences % chosen == 0
+    assert found["memory_bytes"]["total"] <= 0.9 * hardware.memory_bytes and found["fits"]
+    larger = next((size for size in range(chosen + 1, sequences + 1) if sequences % size == 0), None)
+    if larger is not None:
+        train = replace(run.train, micro_batch_sequences=larger)
+        assert memory_bytes(run.model, train)["total"] > 0.9 * hardware.memory_bytes
 
 
 def test_a_simulated_training_by_hand():

@@ -1,6 +1,7 @@
 """The check finds what was planted, stays silent on clean prose, and does not break on hostile text."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,12 +18,14 @@ from eval.references import Reference, Severity, Text, references
 from eval.suites import SUITES, normalise, write_rows
 from eval.words import words
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ContaminationConfig(control_items=20)
 SUITE_NAMES = ("arc_challenge", "winogrande", "truthfulqa")
 
 
 def _words(generator: np.random.Generator, count: int) -> str:
-    return " ".join("".join(generator.choice(list("abcdefghij"), 6)) for _ in range(count))
+    letters = generator.integers(ord("a"), ord("k"), (count, 6), dtype=np.uint8)
+    return " ".join(word.tobytes().decode() for word in letters)
 
 
 def _prose(seed: int, paragraphs: int = 12) -> str:
@@ -107,19 +110,21 @@ def test_clean_prose_has_no_hit(items):
     ],
 )
 def test_planted_items_are_found_where_they_stand(items, form):
-    for number in (0, 5, 1250, 2600):  # the first has four words, which only match as a whole
-        planted = form(items[number].forms[0].text)
-        text = f"{_prose(7)}\n\n{planted}\n\n{_prose(8)}"
-        findings = check([("clean", _prose(9)), ("dirty", text)], items, CONFIG)
-        dirty = [found for found in findings.verdicts if found.verdict is Verdict.CONTAMINATED]
-        assert dirty[0].kind is Kind.EXACT and findings.flagged == [("dirty", "", number)]
-        assert [found.reference for found in dirty] == [items[number]]
-        best = dirty[0].best
-        assert (best.document, dirty[0].documents, dirty[0].coverage) == ("dirty", 1, 1.0)
-        assert best.overlap.run == dirty[0].longest_run == dirty[0].item_words == len(words(planted))
-        assert words(text[best.start : best.end]) == words(planted)
+    numbers = (0, 5, 1250, 2600)  # the first has four words, which only match as a whole
+    planted = {number: form(items[number].forms[0].text) for number in numbers}
+    texts = {str(number): f"{_prose(7)}\n\n{planted[number]}\n\n{_prose(8)}" for number in numbers}
+    findings = check([("clean", _prose(9)), *texts.items()], items, CONFIG)
+    assert sorted(findings.flagged) == sorted((str(number), "", number) for number in numbers)
+    dirty = [found for found in findings.verdicts if found.verdict is Verdict.CONTAMINATED]
+    assert [found.reference for found in dirty] == [items[number] for number in numbers]
+    for number, found in zip(numbers, dirty, strict=True):
+        best, text = found.best, texts[str(number)]
+        assert found.kind is Kind.EXACT
+        assert (best.document, found.documents, found.coverage) == (str(number), 1, 1.0)
+        assert best.overlap.run == found.longest_run == found.item_words == len(words(planted[number]))
+        assert words(text[best.start : best.end]) == words(planted[number])
         assert text.encode()[best.overlap.start : best.overlap.end].decode() == text[best.start : best.end]
-        assert words(best.snippet[1]) == words(planted)
+        assert words(best.snippet[1]) == words(planted[number])
 
 
 def test_thresholds():
@@ -294,38 +299,43 @@ def _command(documents, benchmarks, out: Path, workers: int) -> CommandConfig:
     )
 
 
-def test_results_do_not_depend_on_workers(documents, benchmarks, items, tmp_path):
-    outputs = []
-    for workers in (1, 2):
-        done = scan_files(_command(documents, benchmarks, tmp_path / str(workers), workers))
-        assert done["documents"] == 40
-        outputs.append({path.name: path.read_bytes() for path in (tmp_path / str(workers)).iterdir()})
+@pytest.fixture(scope="module")
+def whole(documents, benchmarks, tmp_path_factory) -> Path:
+    """What one worker finds, in a scan that is never killed."""
+    out = tmp_path_factory.mktemp("whole")
+    assert scan_files(_command(documents, benchmarks, out, 1))["documents"] == 40
+    return out
+
+
+def test_results_do_not_depend_on_workers(whole, documents, benchmarks, items, tmp_path):
+    assert scan_files(_command(documents, benchmarks, tmp_path / "2", 2))["documents"] == 40
+    outputs = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (whole, tmp_path / "2")]
     assert outputs[0] == outputs[1]
     expected = {"verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json"}
     assert set(outputs[0]) == expected
 
-    verdicts = pq.read_table(tmp_path / "1" / "verdicts.parquet").to_pylist()
+    verdicts = pq.read_table(whole / "verdicts.parquet").to_pylist()
     assert len(verdicts) == len(items)
     dirty = [(row["item"], row["document"], row["documents"]) for row in verdicts if row["verdict"] == "contaminated"]
     assert dirty == [(20, "doc4", 1), (30, "doc11", 2)]
-    matches = [json.loads(line) for line in (tmp_path / "1" / "matches.jsonl").read_text().splitlines()]
+    matches = [json.loads(line) for line in (whole / "matches.jsonl").read_text().splitlines()]
     assert [match["document"] for match in matches[:2]] == ["doc11", "doc33"]  # the longer item first
     for match in matches:
         assert words(match["document_text"]["match"]) == words(match["item_text"]["match"])
-    flagged = pq.read_table(tmp_path / "1" / "flagged.parquet").to_pylist()
+    flagged = pq.read_table(whole / "flagged.parquet").to_pylist()
     assert [tuple(row.values()) for row in flagged] == [
         ("doc4", "0.parquet", "arc_challenge", 20),
         ("doc11", "0.parquet", "arc_challenge", 30),
         ("doc33", "1.parquet", "arc_challenge", 30),
     ]
-    coverage = json.loads((tmp_path / "1" / "coverage.json").read_text())
+    coverage = json.loads((whole / "coverage.json").read_text())
     assert coverage["control"]["arc_challenge"]["verbatim"] == {"planted": 20, "found": 20}
     suite = coverage["suites"]["arc_challenge"]
     assert (suite["items"], suite["checkable"], suite["uncheckable"]) == (1172, 1171, [1])
     assert (suite["clean"], suite["contaminated"]) == (1169, 2)
     assert suite["by_kind"] == {"clean": 1169, "exact": 2, "uncheckable": 1}
     assert coverage["suites"]["arc_challenge:train"]["severity"] == "train"
-    sweep = json.loads((tmp_path / "1" / "sweep.json").read_text())
+    sweep = json.loads((whole / "sweep.json").read_text())
     runs = {row["run"]: row["contaminated"] for row in sweep if row["suite"] == "arc_challenge" and "run" in row}
     longest = max(row["longest_run"] for row in verdicts)
     assert (runs[8], runs[longest], runs.get(longest + 1, 0)) == (2, 1, 0)
@@ -339,10 +349,24 @@ def _runs(process: int) -> bool:
         return False
 
 
-def test_a_killed_scan_continues(documents, benchmarks, tmp_path):
+# In the worker: every row group but the first takes seconds, so that a kill comes before the last.
+SLOW = """
+import sys, time
+if "spawn_main" in " ".join(sys.orig_argv):
+    from eval import documents
+    read, groups = documents.read_documents, []
+
+    def read_slowly(group):
+        groups.append(group)
+        time.sleep(2 * (len(groups) > 1))
+        return read(group)
+
+    documents.read_documents = read_slowly
+"""
+
+
+def test_a_killed_scan_continues(whole, documents, benchmarks, tmp_path):
     """kill -9 in the middle, then the same command: the same bytes as a scan that was never killed."""
-    whole = tmp_path / "whole"
-    scan_files(_command(documents, benchmarks, whole, 1))
     config = {
         "documents": [str(path) for path in documents],
         "benchmarks": str(benchmarks),
@@ -355,9 +379,11 @@ def test_a_killed_scan_continues(documents, benchmarks, tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     arguments = [sys.executable, "-m", "eval.contamination", str(tmp_path / "config.json")]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, env=environment)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list((tmp_path / "scanned").glob("*/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.002)
     workers = {int(pid) for pid in children.read_text().split()}
@@ -369,7 +395,7 @@ def test_a_killed_scan_continues(documents, benchmarks, tmp_path):
         time.sleep(0.05)
     results = sorted((tmp_path / "scanned").glob("*/*.jsonl"))
     times = {path: path.stat().st_mtime_ns for path in results}
-    assert times
+    assert 1 <= len(times) < 8
     for path in results[2:]:  # as if the kill had come earlier than it could be timed
         path.unlink()
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
@@ -391,7 +417,7 @@ def test_command_line(documents, benchmarks, tmp_path):
         "suites": ["winogrande"],
         "config": {"ngram": 8},
         "seed": 1,
-        "workers": 2,
+        "workers": 1,
         "out": str(tmp_path / "out"),
     }
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,8 +21,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from eval.command import CommandError, parse
+from eval.command import CommandError, parse, run
 from eval.harness import (
+    EXPECTED,
     Execution,
     HarnessConfig,
     HarnessError,
@@ -39,6 +41,8 @@ from model.gpt import GPT, initialise
 from tasks.process import run_module
 
 WORDS = ["the", "a", "cat", "dog", "runs", "sees", "small", "old", "house", "tree", "and", "if", "river", "stone"]
+QUICK = tuple(name for name in SUITES if name != "hellaswag")
+"""Where all suites do not matter: lm-eval takes seconds to load the ten thousand items of HellaSwag."""
 NETWORK = GPTConfig(
     depth=2,
     width=32,
@@ -59,7 +63,7 @@ NETWORK = GPTConfig(
 
 def _rows(name: str, generator: np.random.Generator, count: int | None = None) -> list[dict]:
     def text(count: int) -> str:
-        return " ".join(generator.choice(WORDS, count))
+        return " ".join(WORDS[number] for number in generator.integers(len(WORDS), size=count).tolist())
 
     rows = []
     for item in range(count or SUITES[name].rows):
@@ -228,14 +232,15 @@ def test_few_shot_prompts_are_those_lm_evals_sampler_makes(inputs, gpt2, tmp_pat
 
 def test_two_processes_give_the_scores_of_one(inputs, scored, tmp_path):
     events: list[dict] = []
-    run_module("eval.harness", _values(inputs, tmp_path), tmp_path, events.append, tmp_path / "lock", processes=2)
+    values = _values(inputs, tmp_path) | {"suites": list(QUICK)}
+    run_module("eval.harness", values, tmp_path, events.append, tmp_path / "lock", processes=2)
     assert events[-2]["done"] == events[-2]["total"] > 0
     assert [event["event"] for event in events].count("done") == 1 and events[-1]["tokens"] > 0
     one, two = (json.loads((path / "scores.json").read_text())["scores"] for path in (scored, tmp_path / "out"))
-    assert [[score["task"], score["metric"], score["value"]] for score in one] == [
+    assert [[score["task"], score["metric"], score["value"]] for score in one if score["suite"] in QUICK] == [
         [score["task"], score["metric"], pytest.approx(score["value"], abs=1e-6)] for score in two]
-    before, after = (pq.read_table(path / "samples.parquet").to_pylist() for path in (scored, tmp_path / "out"))
-    assert len(before) == len(after) == 6 * 12
+    before, after = (_samples(path, QUICK) for path in (scored, tmp_path / "out"))
+    assert len(before) == len(after) == 5 * 12
     for one, two in zip(before, after, strict=True):
         assert one["choice_logprobs"] == pytest.approx(two["choice_logprobs"], abs=1e-4)
 
@@ -407,11 +412,15 @@ def test_the_subset_is_fixed_by_seed_and_suite():
 
 
 def test_batches_do_not_change_scores(inputs, scored, tmp_path):
-    other = replace(inputs, out=tmp_path, execution=replace(inputs.execution, batch_tokens=1))
+    other = replace(inputs, suites=QUICK, out=tmp_path, execution=replace(inputs.execution, batch_tokens=1))
     evaluate_checkpoint(other)
-    before, after = (pq.read_table(path / "samples.parquet").to_pylist() for path in (scored, tmp_path))
+    before, after = (_samples(path, QUICK) for path in (scored, tmp_path))
     for one, two in zip(before, after, strict=True):
         assert one["choice_logprobs"] == pytest.approx(two["choice_logprobs"], abs=1e-4)
+
+
+def _samples(directory: Path, suites: tuple[str, ...]) -> list[dict]:
+    return [row for row in pq.read_table(directory / "samples.parquet").to_pylist() if row["suite"] in suites]
 
 
 def _values(inputs: HarnessConfig, directory: Path) -> dict:
@@ -433,19 +442,25 @@ def _command(inputs: HarnessConfig, directory: Path, **changes: object) -> subpr
     return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
-def test_another_process_writes_the_same_bytes(inputs, scored, tmp_path):
-    done = _command(inputs, tmp_path)
+def test_another_process_writes_the_same_bytes(inputs, tmp_path):
+    evaluate_checkpoint(replace(inputs, suites=QUICK, out=tmp_path / "here"))
+    done = _command(inputs, tmp_path, suites=list(QUICK))
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[-2]["done"] == events[-2]["total"] > 0 and events[-1]["event"] == "done"
     for name in ("samples.parquet", "scores.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (scored / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
 
 
-def test_errors_are_one_line(inputs, tmp_path):
-    done = _command(inputs, tmp_path, batch=3)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: config.json has the unknown key 'batch'") and done.stderr.count("\n") == 1
+def test_errors_are_one_line(inputs, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(_values(inputs, tmp_path) | {"batch": 3}))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run([str(tmp_path / "config.json")], HarnessConfig, evaluate_checkpoint, EXPECTED) == 1
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    error = capsys.readouterr().err
+    assert error.startswith("error: config.json has the unknown key 'batch'") and error.count("\n") == 1
     with pytest.raises(CommandError, match=r"^c\.precision must be one of fp32, tf32, bf16, found 'fp64'$"):
         parse(HarnessConfig, {"checkpoint": "a", "tokenizer": "b", "benchmarks": "c", "suites": [], "seed": 0,
                               "items_per_suite": None, "precision": "fp64"}, "c")

@@ -28,7 +28,8 @@ _TEXTS = st.text(_CHARACTERS, max_size=40)
 
 
 def _words(generator: np.random.Generator, count: int) -> str:
-    return " ".join("".join(generator.choice(list("abcdefghij"), 6)) for _ in range(count))
+    letters = generator.integers(ord("a"), ord("k"), (count, 6), dtype=np.uint8)
+    return " ".join(word.tobytes().decode() for word in letters)
 
 
 def _reference(text: str, number: int = 0) -> Reference:

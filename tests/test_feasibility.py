@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deployments.cli import main
 from flows.config import Execution, Preset, compose, place_of
 from flows.daily import daily_train
 from model import cost
@@ -41,17 +43,24 @@ def files(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.is_file()]
 
 
-def cli(*arguments: str, path: str = "", **environment: str) -> tuple[str, float]:
-    """The last line that `daily-train` writes, and the seconds of processor time that it took."""
-    given = {**os.environ, **environment, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
-    before = os.times()
-    done = subprocess.run([sys.executable, "-m", "deployments.cli", "run", *arguments], cwd=ROOT, env=given,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    after = os.times()
-    assert done.returncode == 1, done.stdout
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    seconds = after.children_user + after.children_system - before.children_user - before.children_system
-    return done.stderr, seconds
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Calls `daily-train run` and returns the line that it ends with; `tools` is a folder of programs it finds."""
+    def call(*arguments: str, tools: Path | None = None) -> str:
+        provenance.hardware.cache_clear()
+        provenance.gpu_driver.cache_clear()
+        with monkeypatch.context() as changed:
+            if tools is not None:
+                changed.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+            assert main(["run", *arguments]) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1, said
+        return said
+
+    feasibility._projected.cache_clear()
+    yield call
+    for kept in (provenance.hardware, provenance.gpu_driver, feasibility._projected):
+        kept.cache_clear()
 
 
 @pytest.fixture
@@ -76,24 +85,30 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_the_daily_preset_on_a_machine_without_a_gpu(tmp_path: Path):
-    said, seconds = cli("--preset", "daily", "--store", str(tmp_path / "store"))
-    assert "is projected to take" in said and "hours on the CPU of this machine" in said
-    assert "more than max_hours 48; raise max_hours, choose a smaller preset or budget, or use a machine with" in said
-    assert "Traceback" not in said and seconds < 15
+    command = [sys.executable, "-m", "deployments.cli", "run", "--preset", "daily", "--store", str(tmp_path / "store")]
+    before = os.times()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    after = os.times()
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stdout + done.stderr
+    assert "is projected to take" in done.stderr and "hours on the CPU of this machine" in done.stderr
+    assert ("more than max_hours 48; raise max_hours, choose a smaller preset or budget, or use a machine with"
+            in done.stderr)
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    assert seconds < 15, "of processor time"
     assert files(tmp_path) == []
 
 
-def test_a_gpu_that_torch_does_not_see_is_named_with_driver_and_wheel(tmp_path: Path):
-    tool = tmp_path / "bin" / "nvidia-smi"
+def test_a_gpu_that_torch_does_not_see_is_named_with_driver_and_wheel(tmp_path: Path, refused: Callable[..., str]):
+    tool, store = tmp_path / "bin" / "nvidia-smi", ["--store", str(tmp_path / "store")]
     tool.parent.mkdir()
     tool.write_text(SMI)
     tool.chmod(0o755)
-    said, _ = cli("--store", str(tmp_path / "store"), path=str(tool.parent))  # the default preset of a machine with one
+    said = refused(*store, tools=tool.parent)  # the default preset of a machine with one
     assert "hours on the CPU of this machine" in said and "finds no GPU although this machine has one" in said
     assert "built without CUDA" in said and "install the wheel of torch" in said
-    said, _ = cli("--preset", "smoke", "--device", "cuda", "--store", str(tmp_path / "store"), path=str(tool.parent))
+    said = refused("--preset", "smoke", "--device", "cuda", *store, tools=tool.parent)
     assert "device is 'cuda', but torch" in said and "finds no GPU although this machine has one" in said
-    said, _ = cli("--preset", "smoke", "--device", "cuda", "--store", str(tmp_path / "store"))
+    said = refused("--preset", "smoke", "--device", "cuda", *store)
     assert said == "daily-train: error: device is 'cuda', but this machine has no NVIDIA GPU\n"
     assert files(tmp_path / "store") == []
 

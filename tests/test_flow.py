@@ -6,11 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_HOME, temporary_settings
+
+from deployments.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ["evaluation.items_per_suite=4", 'evaluation.suites=["arc_easy","winogrande"]', "train.tokens=40960"]
@@ -18,15 +23,16 @@ STAGES = ["download", "tokenizer", "shard", "contamination", "train", "evaluate"
 SECONDS = 300
 
 
-def daily_train(
-    *arguments: str, home: Path, environment: dict[str, str] | None = None, changes: tuple[str, ...] = ()
-) -> subprocess.Popen:
-    """`daily-train run` on the smoke preset as a person starts it, with a Prefect home of its own."""
+def daily_train(*arguments: str, home: Path, server: str | None = None, changes: tuple[str, ...] = ()
+                ) -> subprocess.Popen:
+    """`daily-train run` on the smoke preset as a person starts it, with a Prefect home of its own; without the address
+    of a server it starts one for itself, which takes seconds."""
     command = [sys.executable, "-m", "deployments.cli", "run", "--preset", "smoke", "--workers", "1", *arguments]
     for change in [*FAST, *changes]:
         command += ["--set", change]
-    given = {**os.environ, **(environment or {}), "PREFECT_HOME": str(home)}
-    given.pop("PREFECT_API_URL", None)
+    given = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": server or ""}
+    if server is None:
+        del given["PREFECT_API_URL"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=ROOT, env=given, text=True, start_new_session=True, **pipes)
 
@@ -49,6 +55,10 @@ class Store:
     def keys(self) -> dict[str, list[str]]:
         return {stage: [manifest["key"] for manifest in self.manifests(stage)] for stage in [*STAGES, "report"]}
 
+    def times(self) -> dict[Path, int]:
+        """When each file of each stage was written."""
+        return {path: path.stat().st_mtime_ns for path in self.root.glob("stages/**/*") if path.is_file()}
+
     def digests(self, stage: str) -> dict[str, str]:
         outputs = self.manifests(stage)[0]["outputs"]
         return {output["path"]: output["sha256"] for output in outputs if not output["recorded"]}
@@ -67,6 +77,16 @@ def first(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Store:
     assert "| arc_easy" in output
     assert "report: " in output
     return Store(root)
+
+
+@pytest.fixture(scope="module")
+def server(first: Store, home: Path) -> Iterator[str]:
+    """Address of a Prefect server for all runs but the first, which has made its database."""
+    with temporary_settings({PREFECT_HOME: home}):
+        running = SubprocessASGIServer()
+        running.start(SECONDS)
+        yield running.api_url
+        running.stop()
 
 
 def test_the_report_says_what_a_reader_needs(first: Store):
@@ -97,18 +117,16 @@ def test_the_report_says_what_a_reader_needs(first: Store):
     assert row["bits_per_byte"] == report["validation"]["bits_per_byte"]
 
 
-def test_the_same_command_skips_everything_and_execution_changes_no_key(first: Store, home: Path):
-    before = first.keys()
-    began = time.monotonic()
-    output = finished(daily_train("--store", str(first.root), "--workers", "2", home=home))
+def test_the_same_command_skips_everything_and_execution_changes_no_key(first: Store, home: Path, server: str):
+    before, written = first.keys(), first.times()
+    output = finished(daily_train("--store", str(first.root), "--workers", "2", home=home, server=server))
     assert "9 of 9 were skipped" in output
-    assert first.keys() == before
-    assert time.monotonic() - began < 120  # a skipped run that trains again takes longer than that
+    assert first.keys() == before and first.times() == written
 
 
-def test_another_learning_rate_runs_training_and_what_follows_and_nothing_before(first: Store, home: Path):
+def test_another_learning_rate_runs_training_and_what_follows_and_nothing_before(first: Store, home: Path, server: str):
     before = first.keys()
-    finished(daily_train("--store", str(first.root), home=home, changes=("train.learning_rate=0.015",)))
+    finished(daily_train("--store", str(first.root), home=home, server=server, changes=("train.learning_rate=0.015",)))
     added = {stage: len(keys) - len(before[stage]) for stage, keys in first.keys().items()}
     assert added == {**dict.fromkeys(STAGES, 0), "train": 1, "evaluate": 1, "report": 1}
     [new] = set(first.keys()["report"]) - set(before["report"])
@@ -122,9 +140,7 @@ def test_another_learning_rate_runs_training_and_what_follows_and_nothing_before
 
 def test_a_finished_run_is_exported_by_its_name(first: Store, tmp_path: Path):
     run = first.keys()["report"][0]
-    command = [sys.executable, "-m", "deployments.cli", "export", run[:12], str(tmp_path / "out")]
-    done = subprocess.run([*command, "--store", str(first.root)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main(["export", run[:12], str(tmp_path / "out"), "--store", str(first.root)]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     [download] = first.manifests("download")
     [lock] = [output["sha256"] for output in download["outputs"] if output["path"] == "lock.json"]
@@ -136,9 +152,11 @@ def test_a_finished_run_is_exported_by_its_name(first: Store, tmp_path: Path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "daily_train"
 
 
-def test_killed_in_mid_training_it_resumes_to_the_same_bytes_in_another_store(first: Store, home: Path, tmp_path: Path):
+def test_killed_in_mid_training_it_resumes_to_the_same_bytes_in_another_store(
+    first: Store, home: Path, server: str, tmp_path: Path
+):
     second = Store(tmp_path / "second")
-    process = daily_train("--store", str(second.root), home=home)
+    process = daily_train("--store", str(second.root), home=home, server=server)
     deadline = time.monotonic() + SECONDS
     metrics: list[Path] = []
     while not (metrics and '"checkpoint"' in metrics[0].read_text()):
@@ -152,7 +170,7 @@ def test_killed_in_mid_training_it_resumes_to_the_same_bytes_in_another_store(fi
     assert process.returncode == 1 and "SIGKILL" in output and "run again to resume" in output
     assert second.manifests("train") == []
 
-    assert "resume {'step'" in finished(daily_train("--store", str(second.root), home=home))
+    assert "resume {'step'" in finished(daily_train("--store", str(second.root), home=home, server=server))
     for stage in ("download", "tokenizer", "shard"):
         assert second.digests(stage) == first.digests(stage)
     mine = second.manifests("train")[0]
@@ -163,8 +181,8 @@ def test_killed_in_mid_training_it_resumes_to_the_same_bytes_in_another_store(fi
     assert second.keys()["report"][0] in first.keys()["report"]
 
 
-@pytest.fixture
-def leaky(first: Store, tmp_path: Path) -> tuple[str, str]:
+@pytest.fixture(scope="module")
+def leaky(first: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """A corpus in which documents 3 and 17 hold an ARC item each, as `--set` of its source."""
     items = pq.read_table(next(first.root.glob("stages/benchmarks/*/*/arc_easy.parquet"))).to_pylist()
     prose = "We hold the public interest to be the first interest. " * 40
@@ -173,16 +191,24 @@ def leaky(first: Store, tmp_path: Path) -> tuple[str, str]:
         row = items[item]
         answer = row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
         texts[document] += f"{row['question']} {answer} {texts[document]}"
-    path = tmp_path / "leaky.jsonl"
+    path = tmp_path_factory.mktemp("leaky") / "leaky.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = json.dumps({"kind": "files", "path": str(path)})
-    return f"data.source={source}", 'evaluation.suites=["arc_easy"]'
+    return (f"data.source={source}", 'evaluation.suites=["arc_easy"]', "tokenizer.vocab_size=300",
+            "data.validation_fraction=0.1")
 
 
-def test_refuse_ends_before_training_and_shows_the_table(leaky: tuple[str, str], home: Path, tmp_path: Path):
-    store = Store(tmp_path / "store")
-    changes = (*leaky, 'contamination.mode="refuse"', "tokenizer.vocab_size=300", "data.validation_fraction=0.1")
-    process = daily_train("--store", str(store.root), home=home, changes=changes)
+@pytest.fixture(scope="module")
+def leaked(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Of the runs on that corpus: what the first has found out about it, the second need not."""
+    return Store(tmp_path_factory.mktemp("leaked"))
+
+
+def test_refuse_ends_before_training_and_shows_the_table(
+    leaky: tuple[str, ...], leaked: Store, home: Path, server: str
+):
+    store, changes = leaked, (*leaky, 'contamination.mode="refuse"')
+    process = daily_train("--store", str(store.root), home=home, server=server, changes=changes)
     output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert "the training text contains benchmark items (arc_easy 2)" in output
@@ -190,12 +216,11 @@ def test_refuse_ends_before_training_and_shows_the_table(leaky: tuple[str, str],
 
 
 def test_filter_drops_the_documents_and_the_second_check_finds_nothing(
-    leaky: tuple[str, str], home: Path, tmp_path: Path
+    leaky: tuple[str, ...], leaked: Store, home: Path, server: str, capsys: pytest.CaptureFixture
 ):
-    store = Store(tmp_path / "store")
-    changes = (*leaky, 'contamination.mode="filter"', "tokenizer.vocab_size=300", "data.validation_fraction=0.1")
-    changes = (*changes, "train.tokens=4096", "train.validation_tokens=512")
-    output = finished(daily_train("--store", str(store.root), home=home, changes=changes))
+    store = leaked
+    changes = (*leaky, 'contamination.mode="filter"', "train.tokens=4096", "train.validation_tokens=512")
+    output = finished(daily_train("--store", str(store.root), home=home, server=server, changes=changes))
     assert "2 documents that contaminate benchmark items were dropped" in output
     [filtered], [raw] = store.manifests("filter"), store.manifests("download")
     assert {o["path"]: o["sha256"] for o in filtered["outputs"] if o["path"].startswith("train")} != {
@@ -206,8 +231,5 @@ def test_filter_drops_the_documents_and_the_second_check_finds_nothing(
         for path in store.root.glob("stages/contamination/*/*/coverage.json")
     ]
     assert sorted(counts) == [0, 2]
-    explained = subprocess.run(
-        [sys.executable, "-m", "deployments.cli", "explain", "arc_easy:10", "--store", str(store.root)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert explained.stdout.startswith("arc_easy:10  clean")
+    assert main(["explain", "arc_easy:10", "--store", str(store.root)]) == 0
+    assert capsys.readouterr().out.startswith("arc_easy:10  clean")

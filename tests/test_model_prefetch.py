@@ -86,6 +86,6 @@ def test_training_ends_with_the_message_when_a_shard_vanishes(shards, tmp_path):
             break
     path = shards / "train_000000.bin"
     path.unlink()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert errors == f"error: {path}: cannot be read: No such file or directory\n"

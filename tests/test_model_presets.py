@@ -14,9 +14,9 @@ from model.train import main
 
 VOCAB = 32
 TINY = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 32, "vocab_size": VOCAB}
-SHORT = {"tokens": 150 * 256, "tokens_per_step": 256, "micro_batch_sequences": 8, "warmup_steps": 5,
+SHORT = {"tokens": 40 * 256, "tokens_per_step": 256, "micro_batch_sequences": 8, "warmup_steps": 5,
          "precision": "fp32",
-         "validation_every_steps": 150, "validation_tokens": 1024, "checkpoint_every_steps": 1000, "sample_tokens": 1}
+         "validation_every_steps": 40, "validation_tokens": 1024, "checkpoint_every_steps": 1000, "sample_tokens": 1}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,6 @@ def test_dry_run_needs_a_vocabulary_and_keeps_an_hourly_budget(tmp_path, capsys)
     assert main([str(write_config(tmp_path, "/nonexistent", "daily", {}, {})), "--dry-run"]) == 1
     assert "vocab_size is null" in capsys.readouterr().err
     changes = {"tokens": None, "gpu_hours": 24.0, "precision": "bf16"}
-    path = write_config(tmp_path, "/nonexistent", "daily", TINY | {"depth": 8}, changes)
+    path = write_config(tmp_path, "/nonexistent", "daily", TINY, changes)
     assert main([str(path), "--dry-run"]) == 0
     assert 23.9 < json.loads(capsys.readouterr().out)["gpu_hours"] <= 24

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -22,6 +21,7 @@ from model import checkpoint
 from model.guard import LossGuard
 from model.shards import Dataset, Split, write_dataset, write_shard
 from model.train import main
+from tests.trainings import Training, train_together
 
 VOCAB, SEQUENCE = 32, 16
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": SEQUENCE, "window_pattern": "SL",
@@ -69,16 +69,10 @@ def digest(run_dir: Path) -> str:
     return hashlib.sha256(b"".join((run_dir / name).read_bytes() for name in names)).hexdigest()
 
 
-def start_quietly(config: str) -> None:
-    os.setpgrp()
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    sys.exit(main([config]))
-
-
-def interrupt(process: multiprocessing.Process, run_dir: Path, chance: random.Random) -> str:
+def interrupt(training: Training, run_dir: Path, chance: random.Random) -> str:
     """Stop a run at a random moment; how."""
-    how = chance.choice(["SIGTERM", "SIGKILL", "SIGKILL in a write"])
-    wait = time.monotonic() + chance.uniform(0.05, 0.4)
+    process, how = training.process, chance.choice(["SIGTERM", "SIGKILL", "SIGKILL in a write"])
+    wait = time.monotonic() + chance.uniform(0.03, 0.25)
     metrics = run_dir / "metrics.jsonl"
     size = metrics.stat().st_size if metrics.exists() else 0
     while process.is_alive() and not (metrics.exists() and metrics.stat().st_size not in (0, size)):
@@ -90,7 +84,7 @@ def interrupt(process: multiprocessing.Process, run_dir: Path, chance: random.Ra
             pass
     if process.is_alive():
         os.kill(process.pid, signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL)
-    process.join()
+    training.end()
     return how
 
 
@@ -100,19 +94,16 @@ def test_twenty_interruptions_end_in_the_bytes_of_the_run_without_any(shards, tm
     by_time = {"checkpoint_every_minutes": 1e-3}  # beside those by step
     config = write_config(tmp_path, shards, "interrupted", by_time, precision=precision)
     run_dir = tmp_path / "interrupted"
-    context = multiprocessing.get_context("forkserver")  # torch is imported once, not twenty times
-    context.set_forkserver_preload(["model.train"])
     chance, done = random.Random(precision), []
     while len(done) < 20:
-        process = context.Process(target=start_quietly, args=(str(config),))
-        process.start()
-        how = interrupt(process, run_dir, chance)
-        if process.exitcode == 0:  # too fast for so many: begin again, the interruptions so far count
+        training = Training(config)
+        how = interrupt(training, run_dir, chance)
+        if training.process.exitcode == 0:  # too fast for so many: begin again, the interruptions so far count
             assert digest(run_dir) == digest(tmp_path / "straight")
             for path in sorted(run_dir.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             continue
-        assert process.exitcode in (-signal.SIGKILL, 128 + signal.SIGTERM, -signal.SIGTERM)
+        assert training.process.exitcode in (-signal.SIGKILL, 128 + signal.SIGTERM, -signal.SIGTERM)
         done.append(how)
     assert main([str(config)]) == 0
     assert digest(run_dir) == digest(tmp_path / "straight")
@@ -192,15 +183,21 @@ def test_zero_gradient_stops(shards, tmp_path, capsys, monkeypatch):
 
 # three experts, three layers: what two processes cannot share evenly
 UNEVEN = {"depth": 3, "experts": 3}
-SHORT = {"tokens": 40 * 128, "validation_every_steps": 20, "validation_tokens": 192, "checkpoint_every_steps": 20,
+SHORT = {"tokens": 20 * 128, "validation_every_steps": 10, "validation_tokens": 192, "checkpoint_every_steps": 10,
          "grad_clip": 1.0, "cautious_decay": True, "weight_decay": 0.1}
 
 
-def torchrun(config: Path, processes: int) -> subprocess.CompletedProcess:
+def torchrun(config: Path, processes: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
                "-m", "model.train", str(config)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+
+
+def forked(config: Path, processes: int) -> None:
+    for training in train_together(config, processes):
+        assert training.process.exitcode == 0, training.errors
 
 
 @pytest.fixture(scope="module")
@@ -219,13 +216,12 @@ def assert_same_curve(one: Path, other: Path) -> None:
     assert all(record.pop("execution") for record in records) and records[0] == records[1]
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+@pytest.fixture(scope="module", params=[("ddp", torchrun), ("fsdp", forked)], ids=["ddp", "fsdp"])
 def two(request, shards, tmp_path_factory) -> Path:
     """The configuration of the same run, done by two processes."""
-    directory = tmp_path_factory.mktemp("two")
-    config = write_config(directory, shards, "run", {"parallelism": request.param}, UNEVEN, **SHORT)
-    done = torchrun(config, 2)
-    assert done.returncode == 0, done.stderr
+    directory, (parallelism, started) = tmp_path_factory.mktemp("two"), request.param
+    config = write_config(directory, shards, "run", {"parallelism": parallelism}, UNEVEN, **SHORT)
+    started(config, 2)
     return config
 
 
@@ -247,7 +243,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(one, two):
     before = load_file(run_dir / "final" / "model.safetensors")
     shutil.rmtree(run_dir / "final")
     assert main([str(two)]) == 0
-    assert events(run_dir, "resume")[0]["step"] == 20
+    assert events(run_dir, "resume")[0]["step"] == 10
     assert "processes: 2 until now, 1 from here on" in events(run_dir, "execution")[0]["message"]
     assert_same_curve(one, run_dir)
     after = load_file(run_dir / "final" / "model.safetensors")
@@ -257,15 +253,14 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(one, two):
 def test_two_processes_go_on_sharded_from_the_checkpoint_of_one(one, shards, tmp_path):
     shutil.copytree(one, tmp_path / "run", ignore=shutil.ignore_patterns("final"))
     execution = {"parallelism": "fsdp", "checkpoint_every_minutes": 1e-4}
-    done = torchrun(write_config(tmp_path, shards, "run", execution, UNEVEN, **SHORT), 2)
-    assert done.returncode == 0, done.stderr
-    assert events(tmp_path / "run", "resume")[0]["step"] == 20
+    forked(write_config(tmp_path, shards, "run", execution, UNEVEN, **SHORT), 2)
+    assert events(tmp_path / "run", "resume")[0]["step"] == 10
     assert_same_curve(one, tmp_path / "run")
-    by_time = [line["step"] for line in events(tmp_path / "run", "checkpoint") if line["step"] % 20]
+    by_time = [line["step"] for line in events(tmp_path / "run", "checkpoint") if line["step"] % 10]
     assert by_time, "the first process's clock decides for both, which gather the tensors together"
 
 
 def test_processes_that_cannot_share_a_step_are_refused(shards, tmp_path):
-    done = torchrun(write_config(tmp_path, shards, "run", tokens_per_step=64, tokens=6400), 3)
-    assert done.returncode != 0
-    assert "3 processes cannot share the 4 sequences" in done.stderr
+    ended = train_together(write_config(tmp_path, shards, "run", tokens_per_step=64, tokens=6400), 3)
+    assert [training.process.exitcode for training in ended] == [1, 1, 1]
+    assert all("3 processes cannot share the 4 sequences" in training.errors for training in ended)

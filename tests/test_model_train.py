@@ -6,8 +6,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -23,9 +21,11 @@ from model.gpt import GPT, initialise
 from model.shards import Dataset, ShardSet, Split, write_dataset, write_shard
 from model.train import main
 from model.validation import validate
+from tests.lingering import linger
+from tests.trainings import Training
 
 VOCAB, SEQUENCE = 32, 16
-STEPS = 120  # enough that a process killed at its third checkpoint is not at the end
+STEPS = 120
 OUTPUTS = ("final/model.safetensors", "final/config.json", "samples.json", "run.json")
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": SEQUENCE}
 TRAIN = {"seed": 1, "tokens": STEPS * 128, "tokens_per_step": 128, "micro_batch_sequences": 4, "optimizer": "muon",
@@ -70,13 +70,8 @@ def events(run_dir: Path, name: str) -> list[dict]:
     return [line for line in lines if line["event"] == name]
 
 
-def start(config: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "model.train", str(config)], stdout=subprocess.PIPE, text=True,
-                            env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])})
-
-
-def wait_for(process: subprocess.Popen, event: str, times: int) -> None:
-    for line in process.stdout:
+def wait_for(training: Training, event: str, times: int) -> None:
+    for line in training.lines:
         times -= json.loads(line)["event"] == event
         if times == 0:
             return
@@ -137,12 +132,10 @@ def test_finished_run_is_not_run_again(uninterrupted, shards, capsys):
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
 
 
-def kill_after_two_checkpoints(config: Path, run_dir: Path) -> None:
-    process = start(config)
-    wait_for(process, "checkpoint", 2)
-    process.kill()
-    process.wait()
-    assert not (run_dir / "final").exists(), "killed too late to test anything"
+def kill_after(checkpoints: int, config: Path) -> None:
+    training = Training(config, prepare=linger)
+    wait_for(training, "checkpoint", checkpoints)
+    training.kill()
 
 
 def test_two_runs_are_bit_identical(uninterrupted, shards, tmp_path):
@@ -152,7 +145,7 @@ def test_two_runs_are_bit_identical(uninterrupted, shards, tmp_path):
 
 def test_killed_run_resumes_to_the_same_bytes(uninterrupted, shards, tmp_path):
     config = write_config(tmp_path, shards)
-    kill_after_two_checkpoints(config, tmp_path / "run")
+    kill_after(2, config)
     assert main([str(config)]) == 0
     assert events(tmp_path / "run", "resume")[0]["step"] >= 20
     assert digests(tmp_path / "run") == digests(uninterrupted)
@@ -162,11 +155,10 @@ def test_killed_run_resumes_to_the_same_bytes(uninterrupted, shards, tmp_path):
 
 def test_sigterm_saves_and_resumes_to_the_same_bytes(uninterrupted, shards, tmp_path):
     config = write_config(tmp_path, shards)
-    process = start(config)
-    wait_for(process, "step", 3)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode == 143
+    training = Training(config, prepare=linger)
+    wait_for(training, "step", 3)
+    training.process.terminate()
+    assert training.end() == 143
     stopped = events(tmp_path / "run", "interrupted")[0]["step"]
     assert main([str(config)]) == 0
     assert events(tmp_path / "run", "resume")[0]["step"] == stopped < STEPS
@@ -178,7 +170,7 @@ def test_a_run_resumes_from_a_checkpoint_by_time_to_the_same_bytes(shards, tmp_p
     assert main([str(write_config(tmp_path, shards, "straight", **never))]) == 0
     assert events(tmp_path / "straight", "checkpoint") == [], "the default is minutes"
     config = write_config(tmp_path, shards, execution={"checkpoint_every_minutes": 1e-4}, **never)
-    kill_after_two_checkpoints(config, tmp_path / "run")
+    kill_after(2, config)
     assert main([str(config)]) == 0
     assert 2 <= events(tmp_path / "run", "resume")[0]["step"] < STEPS
     assert digests(tmp_path / "run") == digests(tmp_path / "straight")
@@ -203,17 +195,9 @@ def test_a_checkpoint_by_time_that_is_slow_to_write_holds_nothing_up(shards, tmp
     assert saved[1] >= STEPS // 2, "not those by step either: the one that is written is about as new"
 
 
-def interrupt_after(shards: Path, tmp_path: Path, checkpoints: int) -> Path:
-    config = write_config(tmp_path, shards)
-    process = start(config)
-    wait_for(process, "checkpoint", checkpoints)
-    process.kill()
-    process.wait()
-    return config
-
-
 def test_damaged_checkpoint_falls_back_to_the_one_before(uninterrupted, shards, tmp_path):
-    config = interrupt_after(shards, tmp_path, 3)
+    config = write_config(tmp_path, shards)
+    kill_after(3, config)
     newest = sorted((tmp_path / "run" / "checkpoints").glob("step_*"))[-1]
     data = bytearray((newest / "optimizer.safetensors").read_bytes())
     data[-1] ^= 1

@@ -31,7 +31,7 @@ BYTES = 245_768  # of a checkpoint here
 BYTE = BYTES / 14e9  # of the real world, here
 SLOW = 200e6 * BYTE / SECOND  # bytes a second
 
-# In every process: the limits, scaled; in the trainer: a slow disk.
+# In every process: the limits, scaled; in the trainer: a slow disk, and no end before the signal.
 SITE = f"""
 import sys, time
 from tasks import grace
@@ -39,6 +39,8 @@ grace.SECONDS *= {SECOND}
 grace.BYTES_PER_SECOND *= {BYTE / SECOND}
 if "model.train" in sys.orig_argv:
     from model import checkpoint
+    from tests.lingering import linger
+    linger()
     write = checkpoint.write_tensors
 
     def write_slowly(path, tensors):
@@ -99,7 +101,7 @@ def slow_store(s3_environment: dict[str, str]) -> Iterator[str]:
     network.listener.close()
 
 
-def wait_until(what: object, seconds: float = 120) -> None:
+def wait_until(what: object, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, f"not within {seconds} s"

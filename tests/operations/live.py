@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 
+from tests.lingering import SITE
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300  # the longest that anything may take on a loaded machine
 SECRETS = {"HF_TOKEN": "hf_QkZpT3JTZWNyZXQ", "DAILY_TRAIN_NOTIFY": "https-token-9f2c7d41"}
@@ -188,9 +190,11 @@ def daily_train_up(folder: Path, credentials: dict[str, str], store: str) -> Ite
     threading.Thread(target=receiver.serve_forever, daemon=True).start()
     port = free_port()
     hook = f"http://127.0.0.1:{receiver.server_port}/{SECRETS['DAILY_TRAIN_NOTIFY']}"
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SITE.format(seconds=0.2))
     environment = {
         **os.environ, **credentials, **SECRETS, **SECONDS_BETWEEN, "DAILY_TRAIN_NOTIFY": hook,
-        "PREFECT_HOME": str(folder / "home"),
+        "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}",
     }  # fmt: skip
     environment.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)]

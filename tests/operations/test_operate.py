@@ -77,7 +77,7 @@ def test_overlapping_runs_queue_and_a_cancelled_one_saves_and_resumes(up: Up):
     wait_for(lambda: any(event["event"] == "checkpoint" for event in up.events()))
     assert "](data:image/png;base64," in wait_for(lambda: up.artifact(first, "loss-so-far"))["data"]
     up.cancel(first)
-    names = wait_for(lambda: "interrupted" in (seen := [event["event"] for event in up.events()]) and seen, 30)
+    names = wait_for(lambda: "interrupted" in (seen := [event["event"] for event in up.events()]) and seen)
     assert up.ended(first)["type"] == "CANCELLED"
     place = names.index("interrupted")  # what follows is the queued run, whose turn has come
     saved, end = up.events()[place - 1 : place + 1]
@@ -102,7 +102,7 @@ def test_a_run_survives_its_server_and_its_worker_and_can_still_be_cancelled(up:
     up.in_training(run)
     up.kill("prefect server start")
     step = up.events()[-1]["step"]
-    wait_for(lambda: up.state(run)["type"] == "UNKNOWN", 60)
+    wait_for(lambda: up.state(run)["type"] == "UNKNOWN")
     up.kill("prefect worker start")
     wait_for(lambda: up.state(run)["type"] == "RUNNING")  # `up` has started the server again
     assert wait_for(lambda: [e for e in up.events() if e["event"] == "checkpoint" and e["step"] > step + 20])
@@ -115,9 +115,9 @@ def test_a_run_survives_its_server_and_its_worker_and_can_still_be_cancelled(up:
     up.cancel(run)
     state = up.ended(run)
     assert (state["type"], state["message"]) == ("CANCELLED", "The run had lost its worker and stopped itself.")
-    wait_for(lambda: not up.processes("model.train"), 30)
+    wait_for(lambda: not up.processes("model.train"))
     assert up.events()[-1]["event"] == "interrupted"
-    wait_for(lambda: not up.processes("prefect.engine", run), 30)
+    wait_for(lambda: not up.processes("prefect.engine", run))
     assert up.state(run)["type"] == "CANCELLED"  # nothing that ends later has called it a crash
 
 
