@@ -4,10 +4,10 @@ import multiprocessing
 import os
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import torch
 import torch._dynamo  # as the first optimizer of a process would
 from torch.distributed import TCPStore
 
@@ -19,22 +19,26 @@ _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload([__name__])
 
 
-def _train(config: str, output: Connection, errors: str, environment: dict[str, str]) -> None:
+def _train(config: str, output: Connection, errors: str, environment: dict[str, str],
+           prepare: Callable[[], None] | None) -> None:
     os.setpgrp()
     os.environ.update(environment)
     sys.stderr = open(errors, "a")  # noqa: SIM115
     os.dup2(output.fileno(), 1)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if prepare is not None:
+        prepare()
     sys.exit(main([config]))
 
 
 class Training:
     """`python -m model.train CONFIG`, as soon as it could be without the imports."""
 
-    def __init__(self, config: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, config: Path, environment: dict[str, str] | None = None,
+                 prepare: Callable[[], None] | None = None) -> None:
         self._errors = config.with_suffix(f".errors{(environment or {}).get('RANK', '')}")
         self._output, output = _FORKED.Pipe(duplex=False)
-        arguments = (str(config), output, str(self._errors), environment or {})
+        arguments = (str(config), output, str(self._errors), environment or {}, prepare)
         self.process = _FORKED.Process(target=_train, args=arguments)
         self.process.start()
         output.close()
