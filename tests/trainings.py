@@ -8,7 +8,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import torch._dynamo  # as the first optimizer of a process would
+import torch._dynamo  # noqa: F401 (as the first optimizer of a process would)
 from torch.distributed import TCPStore
 
 from model.train import main
