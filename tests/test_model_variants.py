@@ -5,12 +5,11 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import cost
-from model.attention import Attention, windowed_attention
+from model.attention import Attention
 from model.config import ConfigError, GPTConfig, parse
 from model.documents import Documents
 from model.gpt import GPT, initialise
@@ -284,14 +283,6 @@ def assert_same_with_gradients(ours, theirs, inputs, atol=1e-5):
     for mine, reference in zip(torch.autograd.grad((ours * weights).sum(), inputs, retain_graph=True),
                                torch.autograd.grad((theirs * weights).sum(), inputs, retain_graph=True)):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=atol)
-
-
-@pytest.mark.parametrize("window", [1, 5, 8, 23, 24, 100])
-def test_windowed_attention_is_masked_attention(window):
-    q, k, v = (normal(2, 3, 24, 8, seed=seed) for seed in range(3))
-    distance = torch.arange(24)[:, None] - torch.arange(24)
-    masked = F.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance < window))
-    assert_same_with_gradients(windowed_attention(q, k, v, window), masked, (q, k, v))
 
 
 @pytest.mark.parametrize(("size", "blocks", "length"), [(4, 2, 24), (5, 1, 23), (8, 9, 24), (8, 2, 6)])
