@@ -72,12 +72,12 @@ class Processes:
         if self.count > 1 and parallelism is Parallelism.FSDP:
             for block in model.blocks:
                 if compiled:
-                    block.compile()  # inside the gathering of its weights, which cannot be compiled
+                    block.compile(dynamic=False)  # inside the gathering of its weights, which cannot be compiled
                 fully_shard(block)
             # the root would keep its weights whole after a forward pass without a backward one, and
             # zero_grad would then miss the gradients of its shards
             return fully_shard(model, reshard_after_forward=True)
-        module = torch.compile(model) if compiled else model
+        module = torch.compile(model, dynamic=False) if compiled else model
         return module if self.count == 1 else DistributedDataParallel(
             module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
