@@ -20,7 +20,7 @@ from pathlib import Path
 from model.checkpoint import file_sha256, write_json
 from model.config import Precision
 
-FOLDERS_KEPT = 4
+KEPT_FOLDERS = 4
 """Folders; those whose use began the longest ago are deleted."""
 _FILES, _LOCK = "files.json", "in-use.lock"
 _CHOSEN = "TORCHINDUCTOR_CACHE_DIR" in os.environ  # torch sets it as well, when it imports the compiler
@@ -81,7 +81,7 @@ def _remove_damaged(folder: Path) -> None:
 def _remove_old(folder: Path) -> None:
     """All but the newest folders, unless a process uses them."""
     with suppress(OSError):  # several processes may do this
-        for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-FOLDERS_KEPT]:
+        for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT_FOLDERS]:
             with (old / _LOCK).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(old)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 import model.compiled
-from model.compiled import FOLDERS_KEPT, CompiledCode
+from model.compiled import KEPT_FOLDERS, CompiledCode
 from model.config import GPTConfig, Precision
 from model.fp8 import use_fp8
 from model.gpt import GPT, initialise
@@ -57,14 +57,14 @@ def test_what_is_kept_is_used_again_and_nothing_of_it_when_a_file_is_damaged(tmp
 
 
 def test_only_the_newest_folders_stay_and_those_in_use(tmp_path: Path):
-    for age in range(1, FOLDERS_KEPT + 3):
+    for age in range(1, KEPT_FOLDERS + 3):
         (tmp_path / f"old_{age}").mkdir()
         os.utime(tmp_path / f"old_{age}", (1e9 - age, 1e9 - age))
     code = CompiledCode(tmp_path, Precision.BF16)
-    newest = {f"old_{age}" for age in range(1, FOLDERS_KEPT)}
-    assert {path.name for path in tmp_path.iterdir()} == {code.folder.name} | newest
+    newest = {code.folder.name} | {f"old_{age}" for age in range(1, KEPT_FOLDERS)}
+    assert {path.name for path in tmp_path.iterdir()} == newest
     os.utime(code.folder, (0, 0))
-    for number in range(FOLDERS_KEPT):
+    for number in range(KEPT_FOLDERS):
         (tmp_path / f"new_{number}").mkdir()
     CompiledCode(tmp_path, Precision.FP8)
     assert code.folder.exists()

@@ -176,3 +176,9 @@ def test_generation_is_seeded_greedy_at_zero_and_stops():
     assert generate(model, prompt, 12, seed=1, stop_token=sampled[3]) == sampled[: sampled.index(sampled[3])]
     with pytest.raises(ConfigError, match="101"):
         generate(model, [101], 1, seed=0)
+
+
+def test_a_network_draws_no_weights_of_its_own():
+    before = torch.get_rng_state()
+    GPT(GPTConfig(**GPT2))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -253,6 +254,14 @@ def test_a_resumed_run_keeps_its_threads_and_its_bytes(shards: Path, tmp_path: P
     assert event["step"] == 3 and event["message"] == "threads: the run keeps the 2 that it began with, 1 are set now"
     assert record(resumed)["execution"] == record(straight)["execution"]
     assert result(resumed) == result(straight)
+
+
+def test_a_run_that_lost_its_checkpoints_begins_again(shards: Path, tmp_path: Path):
+    straight, lost = (run_config(tmp_path, shards, name, tokens=4 * 256) for name in ("straight", "lost"))
+    assert train(straight) == 0 and train(lost, stop_at(2)) == TERMINATED
+    shutil.rmtree(Path(lost.run_dir) / "checkpoints")
+    assert train(lost) == 0
+    assert result(lost) == result(straight)
 
 
 def test_a_record_of_an_earlier_version_is_resumed(shards: Path, tmp_path: Path):
