@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from model import checkpoint
 from model.guard import LossGuard
 from model.shards import Dataset, Split, write_dataset, write_shard
+from model.timing import Timing, measure
 from model.train import main
 from tests.trainings import Training, train_together
 
@@ -110,11 +111,21 @@ def test_twenty_interruptions_end_in_the_bytes_of_the_run_without_any(shards, tm
     assert len(set(done)) == 3
 
 
-def test_hours_become_steps_once(shards, tmp_path, capsys):
+def test_hours_become_steps_once(shards, tmp_path, capsys, monkeypatch):
+    timings = []
+
+    def at_most(trainer) -> Timing:
+        """What is measured; on a loaded machine still enough for some steps."""
+        found = measure(trainer)
+        timings.append(Timing(step=min(found.step, 0.05), fixed=min(found.fixed, 0.5)))
+        return timings[-1]
+
+    monkeypatch.setattr("model.trainer.measure", at_most)
     config = write_config(tmp_path, shards, "run", tokens=None, gpu_hours=1.5 / 3600)
     assert main([str(config)]) == 0
-    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    run, [timing] = json.loads((tmp_path / "run" / "run.json").read_text()), timings
     assert run["budget"] == {"unit": "gpu_hours", "value": 1.5 / 3600} and run["steps"] > 5
+    assert 0 <= 1.5 - timing.seconds(run["steps"]) < timing.step
     assert run["tokens"] == run["steps"] * 128
     assert events(tmp_path / "run", "done")[0]["seconds"] < 10
     for directory in ("final", "checkpoints"):  # started again it keeps its steps, and ends as it did
@@ -123,7 +134,7 @@ def test_hours_become_steps_once(shards, tmp_path, capsys):
         (tmp_path / "run" / directory).rmdir()
     before = events(tmp_path / "run", "done")[0]["loss"]
     assert main([str(config)]) == 0
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == run
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == run and len(timings) == 1
     assert events(tmp_path / "run", "done")[0]["loss"] == before
 
 
