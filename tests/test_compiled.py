@@ -12,7 +12,7 @@ from model.compiled import KEPT_FOLDERS, CompiledCode
 from model.config import GPTConfig, Precision
 from model.fp8 import use_fp8
 from model.gpt import GPT, initialise
-from model.kernels import WindowKernel, set_window_kernel
+from model.kernels import WindowKernel, set_attention_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_torch_may_keep_the_whole_training_graph(tmp_path: Path, recorded: bool,
     network = GPT(GPTConfig(depth=2, width=32, heads=2, sequence_length=16, vocab_size=40, window_pattern="SL"))
     initialise(network, 0)
     use_fp8(network, 32)
-    set_window_kernel(network, WindowKernel.CUDNN, torch.device("cpu"))
+    set_attention_kernels(network, WindowKernel.CUDNN, WindowKernel.SDPA, torch.device("cpu"))
     found = []
 
     def backend(graph: fx.GraphModule, inputs: list) -> fx.GraphModule:

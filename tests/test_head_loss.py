@@ -69,7 +69,7 @@ def test_daily_saves_no_logits_and_nothing_large_in_fp32():
     config, sequences = compose("daily", {"model": {"depth": 4, "vocab_size": 32_768}}).model, 7
     with FakeTensorMode(), footprint._Kernels("cuda"):
         network = GPT(config)
-        footprint._use_window_kernel(network, torch.bfloat16)
+        footprint._use_attention_kernels(network, torch.bfloat16)
         tokens_BT = torch.zeros(sequences, config.sequence_length, dtype=torch.long)
         saved, _ = footprint._compiled_network(network, tokens_BT, autocast("cpu", "bf16"))
     fixed, each = sum(by_sequence(size, sequences) for size, _ in saved)
