@@ -166,7 +166,7 @@ class GPT(nn.Module):
             places = slice(length) if tree is None else tree.position_BT
             rotary = self.rotary_cos[places], self.rotary_sin[places]
         documents = self.documents(tokens_BT) if tree is None else tree
-        x_BTD = embedding_BTD = middle_BTD = self.embed(tokens_BT, documents)
+        x_BTD = embedding_BTD = middle_BTD = _stream(self.embed(tokens_BT, documents))
         for layer, block in enumerate(self.blocks):
             if config.residual_lambdas:
                 x_BTD = self.residual_lambdas[layer] * x_BTD

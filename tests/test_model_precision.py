@@ -17,6 +17,7 @@ from model.gpt import GPT, initialise
 from model.loss_scale import LossScale
 from model.metrics import MetricsLog
 from model.parsing import ConfigError
+from model.precision import autocast
 from model.run import read_config
 from model.shards import Dataset, Split, write_dataset, write_shard
 from model.train import main
@@ -276,3 +277,17 @@ def test_fp8_training_follows_bf16(shards, tmp_path):
     assert losses[1][-1] < 2.5
     final = checkpoint.load_final(tmp_path / "fp8" / "final")
     assert not any(isinstance(module, Float8Linear) for module in final.model.modules())
+
+
+@pytest.mark.parametrize("components", [
+    {"position": "learned", "norm": "layer"},
+    {"smear": "embedding", "backout": True, "residual_lambdas": True, "embedding_lambdas": True}])
+def test_the_residual_stream_is_in_bf16_where_products_are(components):
+    config = GPTConfig(depth=3, width=32, heads=2, sequence_length=8, vocab_size=16, eot_token=0, **components)
+    network, tokens_BT, types = GPT(config), torch.arange(8)[None], []
+    initialise(network, 0)
+    for module in (*network.blocks, network.final_norm):
+        module.register_forward_pre_hook(lambda module, inputs: types.append(inputs[0].dtype))
+    with autocast("cpu", "bf16"):
+        network(tokens_BT, tokens_BT)
+    assert types == 4 * [torch.bfloat16]
