@@ -28,27 +28,30 @@ class HeadLoss(torch.autograd.Function):
         counted_P1 = (targets_P != IGNORED_TARGET)[:, None]
         share_P1 = counted_P1 / counted_P1.sum()
         loss = torch.zeros((), device=h_PD.device)
-        to_head_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        to_h_PD = []
+        to_h_PD, to_head_VD = [], None
         for h, targets, share in zip(*(x.split(TOKENS_AT_ONCE) for x in (h_PD, targets_P[:, None], share_P1))):
-            logits, slope, targets = (h @ head_VD.mT)[:, :vocab_size].float(), share, targets.clamp_min(0)
+            logits, targets = (h @ head_VD.mT)[:, :vocab_size].float(), targets.clamp_min(0)
             if softcap is not None:
-                logits = logits.div_(softcap).tanh_()
-                slope = (1 - logits.square()).mul_(share)
-                logits = logits.mul_(softcap)
-            # logsumexp, as Inductor recognises it: it then reads the logits once ("online softmax")
+                tanh = logits.div_(softcap).tanh_()
+                logits = softcap * tanh
+            # softmax, as Inductor recognises it: it then reads the logits once for maximum and sum ("online softmax")
             largest, right = logits.amax(-1, keepdim=True), logits.gather(-1, targets)
-            log_sum = largest + (logits - largest).exp_().sum(-1, keepdim=True).log_()
-            loss = loss + ((log_sum - right) * share).sum()
-            to_right = ((right - log_sum).exp() - 1) * (slope if softcap is None else slope.gather(-1, targets))
-            to_logits = logits.sub_(log_sum).exp_().mul_(slope).to(h.dtype).scatter_(-1, targets, to_right.to(h.dtype))
-            to_logits = F.pad(to_logits, (0, len(head_VD) - vocab_size))  # products of odd sizes are slow
+            exponentials = (logits - largest).exp_()
+            total = exponentials.sum(-1, keepdim=True)
+            loss = loss + ((largest + total.log() - right) * share).sum()
+            to_logits, to_right = exponentials.mul_(share / total), ((right - largest).exp() / total - 1) * share
+            if softcap is not None:
+                to_logits, to_right = to_logits.mul_(1 - tanh.square_()), to_right * (1 - (right / softcap).square())
+            to_logits = to_logits.to(h.dtype).scatter_(-1, targets, to_right.to(h.dtype))
+            if vocab_size < len(head_VD):  # products of odd sizes are slow
+                to_logits = F.pad(to_logits, (0, len(head_VD) - vocab_size))
             to_h_PD.append(to_logits @ head_VD)
-            to_head_VD += to_logits.mT @ h
-        ctx.save_for_backward(torch.cat(to_h_PD), to_head_VD.to(weight_VD.dtype))
+            part_VD = to_logits.mT @ h
+            to_head_VD = part_VD if to_head_VD is None else to_head_VD.float().add_(part_VD)
+        ctx.save_for_backward(torch.cat(to_h_PD), to_head_VD)
         return loss
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         to_h_PD, to_head_VD = ctx.saved_tensors
-        return to_h_PD * gradient, to_head_VD * gradient, None, None, None
+        return to_h_PD * gradient, to_head_VD * gradient[None], None, None, None  # the latter in fp32
