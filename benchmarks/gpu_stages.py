@@ -3,9 +3,15 @@ at equal shapes. Without a GPU every stage runs at a tiny size.
 """
 
 import importlib
+import json
+import os
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +27,7 @@ from eval.arithmetic import set_products
 from eval.network import Checkpoint
 from eval.precision import Precision as ScoringPrecision
 from eval.scoring import Scorer
-from model import cost
+from model import cost, flash_attention
 from model.checkpoint import FinalModel
 from model.config import GPTConfig, Precision, TrainConfig
 from model.gpt import GPT
@@ -212,14 +218,54 @@ def same_bytes(bench: Bench, deterministic: bool) -> None:
     surroundings(bench, trainer)
 
 
+def compiler_options(bench: Bench, **options: bool) -> None:
+    """Four layers of `daily` in fp8, with these options of torch's compiler."""
+    for name, value in options.items():
+        setattr(torch._inductor.config, name, value)
+    precision, sequences = ("fp8", DAILY_MICRO_BATCH) if cuda() else ("fp32", 2)
+    trainer = started(bench, training(bench, daily_network(4), precision, sequences, 2))
+    measure_step(bench, trainer, " ".join(["4 layers", *options]))
+
+
+def program(bench: Bench) -> None:
+    """`python -m model.train` on four layers of `daily`, twice in processes of its own: the second has the compiled
+    code of the first."""
+    config = training(bench, daily_network(4), "fp8" if cuda() else "fp32", DAILY_MICRO_BATCH if cuda() else 2, 2)
+    config = replace(config, train=replace(config.train, tokens=10 * config.train.tokens_per_step, warmup_steps=2,
+                                           log_every_steps=1),
+                     execution=replace(config.execution, compile_cache=str(bench.folder / "compiled")))
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    for start in (1, 2):
+        run = replace(config, run_dir=str(bench.folder / f"program-{start}"))
+        path = bench.folder / f"program-{start}.json"
+        path.write_text(json.dumps(asdict(run)))
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-m", "model.train", str(path)], env=environment, check=False,
+                              cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
+        took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        steps = [line for line in lines if line["event"] == "step"]
+        bench.say("program", start=start, exit_code=done.returncode, seconds=round(took, 1),
+                  cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+                  first_step_s=steps and steps[0]["seconds"], last_step_s=steps and steps[-1]["seconds"],
+                  losses=[line["loss"] for line in steps], stderr=done.stderr[-600:],
+                  kernels={name: value for name, value in lines[0].items() if name.endswith("kernel")} if lines else {},
+                  events=[line for line in lines if line["event"] not in ("step", "start", "samples")][:12],
+                  kept_files=len(list((bench.folder / "compiled").rglob("*"))))
+
+
 def load_nanochat(checkout: Path, windows: bool) -> object:
-    """nanochat's network module; with `windows` its attention runs torch's variable-length kernel where its own
-    FlashAttention-3 is missing, because plain SDPA with a mask would make nanochat look slower than it is."""
+    """nanochat's network module; with `windows` its attention runs FlashAttention-3 from flash_attn_interface where the
+    hub that it takes it from is out of reach, or else torch's variable-length kernel, because plain SDPA with a mask
+    would make nanochat look slower than it is."""
     if str(checkout) not in sys.path:
         sys.path.insert(0, str(checkout))
     network = importlib.import_module("nanochat.gpt")
     fallback = importlib.import_module("nanochat.flash_attention")
     if windows and cuda() and not fallback.HAS_FA3:
+        with suppress(ImportError):
+            fallback.flash_attn.flash_attn_func = importlib.import_module(flash_attention.PACKAGE).flash_attn_func
+            return network
         from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
 
         def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, window_size: tuple[int, int]) -> Tensor:
@@ -350,15 +396,16 @@ def scoring(bench: Bench) -> None:
 
 STAGES = [
     Stage("ceilings", ceilings, 6, 15),
-    Stage("daily-bf16", daily_bf16, 74, 120),
-    Stage("attention", attention, 8, 40),
-    Stage("daily-fp8", daily_fp8, 62, 120),
-    Stage("nanochat-bf16", nanochat_bf16, 74, 100),
+    Stage("daily-fp8", daily_fp8, 52, 100),
     Stage("nanochat-fp8", nanochat_fp8, 74, 100),
+    Stage("attention", attention, 8, 40),
+    Stage("daily-bf16", daily_bf16, 64, 100),
+    Stage("nanochat-bf16", nanochat_bf16, 74, 100),
+    Stage("compiler", compiler_options, 14, 60),
+    Stage("compiler-tuned", partial(compiler_options, coordinate_descent_tuning=True), 14, 60),
+    Stage("compiler-pointwise", partial(compiler_options, max_autotune_pointwise=True), 14, 60),
+    Stage("program", program, 14, 60),
     Stage("scoring", scoring, 20, 60),
     Stage("bytes", partial(same_bytes, deterministic=False), 16, 60),
     Stage("bytes-deterministic", partial(same_bytes, deterministic=True), 16, 60),
 ]
-
-
-

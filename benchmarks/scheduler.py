@@ -117,7 +117,10 @@ def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: flo
         """Whether there are any."""
         others = [child.process.pid for child in running if child is not timed and child.process.is_alive()]
         for process in others:
-            os.kill(process, number)
+            try:
+                os.killpg(process, number)  # with the programs that it runs
+            except ProcessLookupError:
+                os.kill(process, number)  # it has no group of its own yet
         return bool(others)
 
     def begin_next_timing() -> None:
