@@ -116,7 +116,7 @@ def started(bench: Bench, config: RunConfig) -> Trainer:
     compiled = time.perf_counter()
     losses += [trainer.train_step()["loss"] for _ in range(2)]
     train = trainer.config.train
-    bench.say("start", depth=config.model.depth, precision=str(train.precision),
+    bench.say("start", depth=config.model.depth, windows=trainer.kernels.windows, precision=str(train.precision),
               micro_batch=train.micro_batch_sequences, build_s=round(built - began, 1),
               first_step_s=round(compiled - built, 1), losses=[round(loss, 4) for loss in losses], peak_gb=gigabytes(),
               weights_and_optimizer_gb=gigabytes(peak=False),
@@ -218,13 +218,16 @@ def same_bytes(bench: Bench, deterministic: bool) -> None:
     surroundings(bench, trainer)
 
 
-def compiler_options(bench: Bench, **options: bool) -> None:
-    """Four layers of `daily` in fp8, with these options of torch's compiler."""
+def four_layers(bench: Bench, what: str, flash: bool = True, **options: bool) -> None:
+    """Four layers of `daily` in fp8, with these options of torch's compiler; without FlashAttention-3 if not
+    `flash`."""
     for name, value in options.items():
         setattr(torch._inductor.config, name, value)
+    if not flash:
+        flash_attention.available = lambda device: False
     precision, sequences = ("fp8", DAILY_MICRO_BATCH) if cuda() else ("fp32", 2)
     trainer = started(bench, training(bench, daily_network(4), precision, sequences, 2))
-    measure_step(bench, trainer, " ".join(["4 layers", *options]))
+    measure_step(bench, trainer, what)
 
 
 def program(bench: Bench) -> None:
@@ -396,15 +399,18 @@ def scoring(bench: Bench) -> None:
 
 STAGES = [
     Stage("ceilings", ceilings, 6, 15),
-    Stage("daily-fp8", daily_fp8, 52, 100),
-    Stage("nanochat-fp8", nanochat_fp8, 74, 100),
+    Stage("daily-fp8", daily_fp8, 58, 100),
+    Stage("nanochat-fp8", nanochat_fp8, 58, 100),
     Stage("attention", attention, 8, 40),
-    Stage("daily-bf16", daily_bf16, 64, 100),
-    Stage("nanochat-bf16", nanochat_bf16, 74, 100),
-    Stage("compiler", compiler_options, 14, 60),
-    Stage("compiler-tuned", partial(compiler_options, coordinate_descent_tuning=True), 14, 60),
-    Stage("compiler-pointwise", partial(compiler_options, max_autotune_pointwise=True), 14, 60),
-    Stage("program", program, 14, 60),
+    Stage("daily-bf16", daily_bf16, 60, 100),
+    Stage("nanochat-bf16", nanochat_bf16, 70, 100),
+    Stage("four-layers", partial(four_layers, what="4 layers"), 12, 60),
+    Stage("four-layers-cudnn", partial(four_layers, what="4 layers, cuDNN", flash=False), 12, 60),
+    Stage("compiler-tuned", partial(four_layers, what="4 layers, coordinate_descent_tuning",
+                                    coordinate_descent_tuning=True), 12, 60),
+    Stage("compiler-pointwise", partial(four_layers, what="4 layers, max_autotune_pointwise",
+                                        max_autotune_pointwise=True), 12, 60),
+    Stage("program", program, 12, 60),
     Stage("scoring", scoring, 20, 60),
     Stage("bytes", partial(same_bytes, deterministic=False), 16, 60),
     Stage("bytes-deterministic", partial(same_bytes, deterministic=True), 16, 60),

@@ -73,7 +73,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.config, self.window = config, config.windows[layer]
-        self.windowed = windowed_attention  # training on a GPU has a faster one (model.kernels)
+        self.attend = windowed_attention  # training on a GPU has a faster one (model.kernels)
         D, H, J, K = config.width, config.heads, config.key_heads, config.head_size
         self.query = nn.Linear(D, D, bias=config.bias)
         if config.attention is AttentionKind.MLA:
@@ -141,13 +141,9 @@ class Attention(nn.Module):
         q_BHTK, k_BJTK, v_BJTK = (x.to(v_BTJK.dtype).transpose(1, 2) for x in (q_BTHK, k_BTJK, v_BTJK))
         shared = config.heads // config.key_heads
         k_BHTK, v_BHTK = (x.repeat_interleave(shared, 1) if shared > 1 else x for x in (k_BJTK, v_BJTK))
-        if documents is not None:
-            span = k_BHTK.size(2) if self.window is Window.LONG else min(config.short_window_tokens, k_BHTK.size(2))
-            y_BHTK = documents.attention(q_BHTK, k_BHTK, v_BHTK, span)
-        elif self.window is Window.LONG:
-            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
-        else:
-            y_BHTK = self.windowed(q_BHTK, k_BHTK, v_BHTK, config.short_window_tokens)
+        span = k_BHTK.size(2) if self.window is Window.LONG else min(config.short_window_tokens, k_BHTK.size(2))
+        attend = self.attend if documents is None else documents.attention
+        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, span)
         if self.window is Window.SPARSE:
             gates_3BHT1 = torch.sigmoid(self.branch_gate(gate_input)).view(B, T, 3, -1).permute(2, 0, 3, 1)[..., None]
             compressed, selected = sparse_attention(

@@ -13,17 +13,29 @@ checked without the GPU. Shape suffixes: P tokens, D inputs, E outputs.
 import torch
 from torch import Tensor, nn
 
+from model.choices import Activation
+from model.mlp import MLP
 from model.parsing import ConfigError
+from model.rounding import relu_squared
 
 MULTIPLE = 16  # of every size of a product, asked for by the hardware
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2  # more precision; more range
+SAMPLED = 16
+"""Of so many tokens one is read for the scale of the largest gradient: to read all costs 2 % of a training step."""
+MARGIN = 64
+"""Times its largest number is where that scale ends: e5m2 has 32 powers of 2. What is larger becomes the largest."""
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x in fp8 and the fp32 scale that gives x back: x is about x8 * scale."""
     largest = torch.finfo(dtype).max
-    scale = x.abs().max().float().clamp_min(1e-12) / largest
+    scale = _scale(x.abs().max().float(), dtype)
     return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
+
+
+def _scale(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    """That makes this number the largest of the type."""
+    return largest.clamp_min(1e-12) / torch.finfo(dtype).max
 
 
 def _product(a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, dtype: torch.dtype, fast: bool) -> Tensor:
@@ -54,6 +66,36 @@ class _Product(torch.autograd.Function):
         return to_x_PD, to_weight_ED.to(w_dtype), None
 
 
+class _ReluSquaredMLP(torch.autograd.Function):
+    """project(relu(expand(x))²) with the six products in fp8, and the largest tensors rounded in one pass each."""
+
+    @staticmethod
+    def forward(ctx, x_PD: Tensor, expand_MD: Tensor, project_DM: Tensor, dtype: torch.dtype) -> Tensor:
+        (x8_PD, x_scale), (e8_MD, e_scale), (p8_DM, p_scale) = (quantise(x, FORWARD) for x in (
+            x_PD, expand_MD, project_DM))
+        h_PM = _product(x8_PD, x_scale, e8_MD.mT, e_scale, dtype, fast=True)
+        y_scale = _scale(h_PM.max().float().relu().square(), FORWARD)
+        y8_PM, y8_MP = relu_squared(h_PM, None, y_scale, FORWARD)
+        ctx.save_for_backward(x8_PD, x_scale, e8_MD, e_scale, h_PM, y8_MP, y_scale, p8_DM, p_scale)
+        ctx.dtypes = x_PD.dtype, expand_MD.dtype
+        return _product(y8_PM, y_scale, p8_DM.mT, p_scale, dtype, fast=True)
+
+    @staticmethod
+    def backward(ctx, gradient_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x8_PD, x_scale, e8_MD, e_scale, h_PM, y8_MP, y_scale, p8_DM, p_scale = ctx.saved_tensors
+        x_dtype, w_dtype = ctx.dtypes
+        dtype = gradient_PD.dtype
+        g8_PD, g_scale = quantise(gradient_PD, BACKWARD)
+        dy_PM = _product(g8_PD, g_scale, p8_DM, p_scale, dtype, fast=False)
+        to_project_DM = _product(g8_PD.mT, g_scale, y8_MP.mT, y_scale, dtype, fast=False)
+        some_h, some_dy = h_PM[::SAMPLED].float(), dy_PM[::SAMPLED].float()
+        h_scale = _scale(MARGIN * (2 * some_h.relu() * some_dy).abs().max(), BACKWARD)
+        dh8_PM, dh8_MP = relu_squared(h_PM, dy_PM, h_scale, BACKWARD)
+        to_x_PD = _product(dh8_PM, h_scale, e8_MD, e_scale, x_dtype, fast=False)
+        to_expand_MD = _product(dh8_MP, h_scale, x8_PD, x_scale, dtype, fast=False)
+        return to_x_PD, to_expand_MD.to(w_dtype), to_project_DM.to(w_dtype), None
+
+
 class Float8Linear(nn.Linear):
     """nn.Linear with fp8 products under autocast while gradients are recorded, which is in training only.
 
@@ -63,17 +105,33 @@ class Float8Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
         x_PD = x.flatten(0, -2)
-        in_training = torch.is_autocast_enabled(device) and torch.is_grad_enabled()
-        if not in_training or len(x_PD) % MULTIPLE:
+        if not _in_training(x_PD):
             return super().forward(x)
-        dtype = torch.get_autocast_dtype(device)
+        dtype = torch.get_autocast_dtype(x.device.type)
         # autocast squares in fp32: an fp32 input would get an fp32 gradient, of twice the memory
         y_PE = _Product.apply(x_PD.to(dtype), self.weight, dtype)
         if self.bias is not None:
             y_PE = y_PE + self.bias.to(dtype)
         return y_PE.unflatten(0, x.shape[:-1])
+
+
+class Float8MLP(MLP):
+    """MLP of ReLU² whose layers are Float8Linear, with products in fp8 where those have them."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_PD = x_BTD.flatten(0, -2)
+        if not _in_training(x_PD):
+            return super().forward(x_BTD)
+        dtype = torch.get_autocast_dtype(x_BTD.device.type)
+        y_PD = _ReluSquaredMLP.apply(x_PD.to(dtype), self.expand.weight, self.project.weight, dtype)
+        return y_PD.unflatten(0, x_BTD.shape[:-1])
+
+
+def _in_training(x_PD: Tensor) -> bool:
+    """Whether a layer multiplies this input in fp8."""
+    recorded = torch.is_autocast_enabled(x_PD.device.type) and torch.is_grad_enabled()
+    return recorded and len(x_PD) % MULTIPLE == 0
 
 
 def use_fp8(model: nn.Module, smallest_size: int) -> None:
@@ -94,3 +152,7 @@ def use_fp8(model: nn.Module, smallest_size: int) -> None:
                           f"fp8_smallest_size {smallest_size}, both multiples of {MULTIPLE}")
     for layer in chosen:
         layer.__class__ = Float8Linear  # nothing but forward differs: parameters and names stay
+    for layer in model.blocks.modules():
+        if (type(layer) is MLP and layer.activation is Activation.RELU2 and layer.expand.bias is None
+                and type(layer.expand) is type(layer.project) is Float8Linear):
+            layer.__class__ = Float8MLP

@@ -70,7 +70,7 @@ def attention_kernels(capability: tuple[int, int] | None, *, half: bool, head_si
         return AttentionKernels(WindowKernel.SDPA, PastKernel.FLASH, WindowKernel.SDPA)
     windows, documents = [], []
     if capability == (9, 0) and half and head_size % 8 == 0 and head_size <= 128:
-        windows += [WindowKernel.CUDNN, WindowKernel.FA3]
+        windows += [WindowKernel.FA3, WindowKernel.CUDNN]
     if capability >= (8, 0) and head_size >= SMALLEST_HEAD:
         windows.append(WindowKernel.FLEX)
         documents.append(WindowKernel.FLEX)
@@ -108,7 +108,9 @@ def set_attention_kernels(network: nn.Module, windows: WindowKernel, documents: 
     elif windows is WindowKernel.FLEX and set(config.windows) != {Window.LONG}:
         windowed = _of_full_rows(_flex(length, window, device), length)
     for attention in (module for module in network.modules() if isinstance(module, Attention)):
-        attention.windowed = windowed
+        # FlashAttention-3 is faster for the whole past as well
+        every = windows is WindowKernel.FA3 or attention.window is not Window.LONG
+        attention.attend = windowed if every else windowed_attention
     seen = {length if kind is Window.LONG else window for kind in config.windows}
     network.document_kernel = _flex_within_documents(seen) if documents is WindowKernel.FLEX else None
 

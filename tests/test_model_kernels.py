@@ -1,13 +1,11 @@
 """The kernels of attention are chosen by a table, and every kernel computes the same attention."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn  # noqa: F401 (registers the operator that FlashAttention-3 answers)
 
 from benchmarks.attention import presets_with_windows, scores_a_query
 from flows.config import compose
@@ -97,7 +95,7 @@ def test_flex_attention_always_gets_the_mask_of_the_window():
     model = random_network(sequence_length=32, window_pattern="NL", short_window=8)
     set_attention_kernels(model, WindowKernel.FLEX, WindowKernel.SDPA, torch.device("cpu"))
     q, k, v = (torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
-    compiled = torch.compile(lambda q, k, v: model.blocks[0].attention.windowed(q, k, v, 8), backend="eager")
+    compiled = torch.compile(lambda q, k, v: model.blocks[0].attention.attend(q, k, v, 8), backend="eager")
     torch.testing.assert_close(compiled(q, k, v), windowed_attention(q, k, v, 8))
 
 
@@ -154,29 +152,27 @@ class FlashOnCPU:
         self.library.impl("_flash_attention_forward", self.forward, "CPU")
         self.library.impl("_flash_attention_backward", self.backward, "CPU")
 
-    @staticmethod
-    def sequences(starts: Tensor, *tensors_NHK: Tensor) -> Iterator[list[Tensor]]:
-        for begin, end in zip(starts.tolist(), starts[1:].tolist()):
-            yield [x[begin:end].transpose(0, 1)[None] for x in tensors_NHK]
-
-    @staticmethod
-    def joined(parts: list[Tensor]) -> Tensor:
-        return torch.cat([part[0].transpose(0, 1) for part in parts])
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, key_starts: Tensor, longest: int, *rest: object,
-                window_size_left: int, window_size_right: int, **options: object) -> tuple[Tensor, ...]:
-        assert starts.dtype is torch.int32 and q.dtype is torch.bfloat16 and window_size_right == 0
-        assert longest == (starts[1:] - starts[:-1]).max() and starts[-1] == len(q)
-        y, stats = zip(*(cudnn_attention._forward_formulas(*part, window_size_left + 1 + self.extra)
-                         for part in self.sequences(starts, q, k, v)))
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, starts: None, key_starts: None, longest: int, longest_key: int,
+                dropout: float, whole: bool, with_mask: bool, *, window_size_left: int, window_size_right: int,
+                **options: object) -> tuple[Tensor, ...]:
+        assert q.dtype is torch.bfloat16 and q.is_contiguous() and (longest, window_size_right) == (q.size(1), 0)
+        assert whole == (window_size_left == -1) and starts is None
+        y, stats = cudnn_attention._forward_formulas(*self.heads_first(q, k, v), self.window(q, window_size_left))
         empty = q.new_empty(0)
-        return self.joined(y), self.joined(stats)[..., 0].T.contiguous(), empty, empty, empty
+        return y.transpose(1, 2), stats[..., 0], empty, empty, empty
 
-    def backward(self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, stats: Tensor, starts: Tensor,
-                 *rest: object, window_size_left: int, **options: object) -> list[Tensor]:
-        parts = self.sequences(starts, dy, q, k, v, y, stats.T[..., None])
-        gradients = (cudnn_attention._backward_formulas(*part, window_size_left + 1 + self.extra) for part in parts)
-        return [self.joined(x) for x in zip(*gradients)]
+    def backward(self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, stats: Tensor, *rest: object,
+                 window_size_left: int, **options: object) -> list[Tensor]:
+        gradients = cudnn_attention._backward_formulas(*self.heads_first(dy, q, k, v, y), stats[..., None],
+                                                       self.window(q, window_size_left))
+        return [x.transpose(1, 2) for x in gradients]
+
+    @staticmethod
+    def heads_first(*tensors_BTHK: Tensor) -> list[Tensor]:
+        return [x.transpose(1, 2) for x in tensors_BTHK]
+
+    def window(self, q_BTHK: Tensor, left: int) -> int:
+        return (q_BTHK.size(1) if left < 0 else left + 1) + self.extra
 
 
 @pytest.fixture
