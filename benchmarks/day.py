@@ -69,7 +69,8 @@ def measured_speed(hardware: Hardware, precision: str) -> Speed:
         if not steps or not validations:
             continue
         step = steps[-1]
-        profiles = newest(lines, "profile", "stage", where=lambda line, step=step: line["stage"] == step["stage"])
+        profiles = newest(lines, "profile", where=lambda line, step=step: (line["stage"], line["commit"])
+                          == (step["stage"], step["commit"]))
         kinds = profiles[-1]["kinds"]
         share = sum(kinds[kind] for kind in BOUND_BY_MEMORY) / sum(kinds.values())
         factor = 1 + share * (slower - 1)

@@ -109,8 +109,8 @@ def section(device: str, findings: list[Finding]) -> str:
                 line["padded_seconds"] / line["seconds"], line["largest_difference"]]
                for line in newest(findings, "scoring", "precision")]
     around = [[line["stage"], line["finding"], line["seconds"]]
-              for name in ("validation", "samples", "checkpoint, until training goes on",
-                           "checkpoint, until it is written", "resume")
+              for name in ("validation, with its compilation", "validation", "samples",
+                           "checkpoint, until training goes on", "checkpoint, until it is written", "resume")
               for line in newest(findings, name, "stage")]
     bits = [[line["stage"], "yes" if line["same_bytes"] else "no", line["largest_weight_difference"]]
             for line in newest(findings, "repeated after resuming", "stage")]

@@ -182,7 +182,8 @@ def surroundings(bench: Bench, trainer: Trainer) -> None:
         synchronise()
         bench.say(finding, seconds=round(time.perf_counter() - began, 3), **values)
 
-    timed("validation", lambda: trainer.validate(_Events(bench)), tokens=trainer.config.train.validation_tokens)
+    for finding in ("validation, with its compilation", "validation"):
+        timed(finding, lambda: trainer.validate(_Events(bench)), tokens=trainer.config.train.validation_tokens)
     bench.say("memory after validation", peak_gb=gigabytes())
     timed("samples", lambda: trainer.sample("untrained"))
     timed("checkpoint, until training goes on", trainer.save)
@@ -400,10 +401,10 @@ def scoring(bench: Bench) -> None:
 
 STAGES = [
     Stage("ceilings", ceilings, 6, 15),
-    Stage("daily-fp8", daily_fp8, 58, 100),
+    Stage("daily-fp8", daily_fp8, 62, 100),
     Stage("nanochat-fp8", nanochat_fp8, 58, 100),
     Stage("attention", attention, 8, 40),
-    Stage("daily-bf16", daily_bf16, 60, 100),
+    Stage("daily-bf16", daily_bf16, 71, 100),
     Stage("nanochat-bf16", nanochat_bf16, 70, 100),
     Stage("four-layers", partial(four_layers, what="4 layers"), 12, 60),
     Stage("four-layers-cudnn", partial(four_layers, what="4 layers, cuDNN", flash=False), 12, 60),

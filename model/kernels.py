@@ -2,9 +2,10 @@
 
 Kernels of forward and backward of one layer of `daily` (8 x 2048 tokens, 12 heads of 128, window 512, bf16) on an H200,
 torch 2.11, in ms: cuDNN 0.64, FlexAttention 0.93, SDPA over the whole past 0.94, FlashAttention-2 0.99. A micro-batch
-of four such layers: FlashAttention-3 32.5, cuDNN 32.6, FlexAttention 33.1, no windows 33.6, FlashAttention-2 34.9
-(docs/gpu.md). FlashAttention-2 is therefore not in the table: on 9.0 it is slower than no window, and on 8.x nobody has
-measured it against FlexAttention.
+of 16 sequences and 24 layers takes 4.8 ms of 250 less with FlashAttention-3 than with cuDNN; of 8 sequences and four
+layers: FlashAttention-3 32.5, cuDNN 32.6, FlexAttention 33.1, no windows 33.6, FlashAttention-2 34.9 (docs/gpu.md).
+FlashAttention-2 is therefore not in the table: on 9.0 it is slower than no window, and on 8.x nobody has measured it
+against FlexAttention.
 """
 
 import logging
@@ -37,8 +38,9 @@ class WindowKernel(StrEnum):
 
 
 class PastKernel(StrEnum):
-    """What scaled_dot_product_attention runs for the whole past; torch chooses it."""
+    """What runs for the whole past: FlashAttention-3, or what torch chooses in scaled_dot_product_attention."""
 
+    FA3 = "fa3"
     CUDNN = "cudnn"
     FLASH = "flash"
     """FlashAttention-2; torch's own flash kernel on a CPU."""
@@ -77,8 +79,9 @@ def attention_kernels(capability: tuple[int, int] | None, *, half: bool, head_si
     past = PastKernel.EFFICIENT
     if capability >= (8, 0) and half and head_size % 8 == 0 and head_size <= 256:
         past = PastKernel.CUDNN if capability in ((9, 0), (10, 0)) and head_size <= 128 else PastKernel.FLASH
-    return AttentionKernels(next(filter(works, windows), WindowKernel.SDPA), past,
-                            next(filter(works, documents), WindowKernel.SDPA))
+    chosen = next(filter(works, windows), WindowKernel.SDPA)
+    past = PastKernel.FA3 if chosen is WindowKernel.FA3 else past
+    return AttentionKernels(chosen, past, next(filter(works, documents), WindowKernel.SDPA))
 
 
 def use_attention_kernels(network: nn.Module, device: torch.device, dtype: torch.dtype,

@@ -25,14 +25,14 @@ TABLE = [
     ((8, 0), ALL, True, 128, "flex", "flash", "flex"),  # A100
     ((8, 0), set(), True, 128, "sdpa", "flash", "sdpa"),  # without a compiler
     ((8, 9), ALL, True, 128, "flex", "flash", "flex"),  # L4
-    ((9, 0), ALL, True, 128, "cudnn", "cudnn", "flex"),  # H100
-    ((9, 0), {"fa3", "flex"}, True, 128, "fa3", "cudnn", "flex"),  # without nvidia-cudnn-frontend
+    ((9, 0), ALL, True, 128, "fa3", "fa3", "flex"),  # H100
+    ((9, 0), {"cudnn", "flex"}, True, 128, "cudnn", "cudnn", "flex"),  # without FlashAttention-3
     ((9, 0), {"flex"}, True, 128, "flex", "cudnn", "flex"),
     ((9, 0), {"cudnn"}, True, 64, "cudnn", "cudnn", "sdpa"),
     ((9, 0), ALL, False, 128, "flex", "efficient", "flex"),  # fp32
     ((9, 0), ALL, True, 256, "flex", "flash", "flex"),
     ((9, 0), ALL, True, 20, "flex", "efficient", "flex"),
-    ((9, 0), ALL, True, 8, "cudnn", "cudnn", "sdpa"),
+    ((9, 0), ALL, True, 8, "fa3", "fa3", "sdpa"),
     ((10, 0), ALL, True, 128, "flex", "cudnn", "flex"),  # B200: nothing else was measured there
     ((12, 0), ALL, True, 128, "flex", "flash", "flex"),
 ]

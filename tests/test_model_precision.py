@@ -12,10 +12,11 @@ from torch import nn
 
 from model import checkpoint, fp8, loss_scale
 from model.config import GPTConfig, parse
-from model.fp8 import BACKWARD, FORWARD, Float8Linear, quantise, use_fp8
+from model.fp8 import BACKWARD, FORWARD, Float8Linear, Float8MLP, quantise, use_fp8
 from model.gpt import GPT, initialise
 from model.loss_scale import LossScale
 from model.metrics import MetricsLog
+from model.mlp import MLP
 from model.parsing import ConfigError
 from model.precision import autocast
 from model.run import read_config
@@ -200,6 +201,48 @@ def test_fp8_products_are_within_the_rounding_error_and_are_fp8(bias):
         # rounding errors add up like noise: eps / sqrt(12 * 2) of a number for each of the two
         expected = sum(torch.finfo(dtype).eps ** 2 / 24 for dtype in (left_dtype, right_dtype)) ** 0.5
         assert 0.6 * expected < relative < 1.6 * expected, name
+
+
+def float8_mlp() -> Float8MLP:
+    config = GPTConfig(depth=1, width=64, heads=2, sequence_length=16, vocab_size=32, activation="relu2")
+    network = GPT(config)
+    with torch.no_grad():
+        for number, parameter in enumerate(network.blocks.parameters()):
+            parameter.copy_(normal(*parameter.shape, seed=number) / parameter.shape[-1] ** 0.5)
+    use_fp8(network, 32)
+    return network.blocks[0].mlp
+
+
+def test_the_mlp_of_relu_squared_multiplies_in_fp8_as_its_layers_do():
+    mlp = float8_mlp()
+    assert type(mlp) is Float8MLP
+    x, gradient = normal(4, 64, 64, seed=8), 1e-3 * normal(4, 64, 64, seed=9).bfloat16()
+    results = {}
+    for way in ("exact", "layers", "together"):
+        mlp.zero_grad()
+        inputs = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=way != "exact"):
+            y = MLP.forward(mlp, inputs) if way != "together" else mlp(inputs)
+        y.backward(gradient.float() if way == "exact" else gradient)
+        results[way] = [y.detach().float(), inputs.grad, mlp.expand.weight.grad, mlp.project.weight.grad]
+    errors = {way: [((ours - exact).norm() / exact.norm()).item()
+                    for ours, exact in zip(results[way], results["exact"], strict=True)]
+              for way in ("layers", "together")}
+    assert all(0.02 < error < 0.12 for error in errors["together"]), "that of fp8"
+    for layers, together in zip(errors["layers"], errors["together"]):
+        assert together == pytest.approx(layers, rel=0.05), "a wider scale of the gradients costs nothing"
+
+
+def test_a_gradient_far_above_those_that_its_scale_was_read_from_becomes_the_largest():
+    mlp = float8_mlp()
+    gradient = normal(32, 64, seed=3).bfloat16()
+    gradient[1] *= 1e4  # of token 1, which is not read
+    x = normal(32, 64, seed=4).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        mlp(x).backward(gradient)
+    sizes = x.grad.norm(dim=-1)
+    assert torch.isfinite(mlp.expand.weight.grad).all() and sizes[1] == sizes.max()
+    assert sizes[1] < 1e3 * sizes[::2].mean() < 1e4 * sizes[::2].mean()
 
 
 def test_fp8_is_for_training_products_of_whole_tiles_only():
