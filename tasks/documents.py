@@ -85,7 +85,7 @@ class FilesSource(BaseModel):
         DOCUMENT_FILES,
         min_length=1,
         description="Which files of a folder hold documents, as shell patterns of their names, or, with a slash, of "
-        "their paths in the folder. Hidden files and folders never do.",
+        "their paths in the folder (`*` matches slashes, too). Hidden files and folders never do.",
     )
     notes: tuple[str, ...] = Field(
         NOTES, description="Which text files (.txt, .text, .md) of a folder are about the corpus and left out."
