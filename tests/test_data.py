@@ -103,8 +103,12 @@ def test_bad_files_are_named_with_the_value(tmp_path: Path):
 def test_a_lone_surrogate_is_named_with_its_document(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "bad \\ud800"}\n')
     config = DataConfig(source=FilesSource(path=str(tmp_path / "a.jsonl")), validation_fraction=0.4)
-    with pytest.raises(SourceError, match=r"a\.jsonl:1': character 4"):
+    with pytest.raises(SourceError, match=r"a\.jsonl:1': character 4 of it is the lone surrogate"):
         write_documents(config, tmp_path, tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "fine", "id": "bad \\ud800"}\n')
+    source = FilesSource(path=str(tmp_path / "a.jsonl"), id_column="id")
+    with pytest.raises(SourceError, match="character 4 of its id is the lone surrogate"):
+        write_documents(config.model_copy(update={"source": source}), tmp_path, tmp_path)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """A corpus from a folder: which files are documents, what is left out by name, and what a corpus is identified by."""
 
 import codecs
+import hashlib
 import importlib
 import json
 import logging
 import os
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,13 +15,13 @@ import pytest
 
 from tasks import documents
 from tasks.contamination import write_filtered
-from tasks.documents import FilesSource, HubSource, SourceError, files_of, lock, read
+from tasks.documents import FilesSource, HubSource, SourceError, WheelSource, files_of, lock, read
 from tasks.download import SCHEMA, DataConfig, documents_files, write_documents
 from tasks.stage import Place, StageError
 from tasks.store import LocalStore
 
 download = importlib.import_module("tasks.download")
-NOT_TEXT = "\ufeff"
+MARK = "\ufeff"
 DOCUMENTS = {"a.txt": "first", "deep/b.TXT": "second", "deep/er/c.md": "third", "z.jsonl": '{"text": "fourth"}\n'}
 OTHERS = {
     "README.md": "about", "deep/ReadMe.txt": "about", "deep/NOTES.md": "about", "LICENSE.txt": "about",
@@ -74,8 +76,8 @@ def test_subfolders_are_read_in_order_and_every_other_file_is_named_with_its_rea
 
 
 def test_patterns_and_notes_can_be_set(folder: Path):
-    assert [name for name, _ in texts(folder, patterns=["deep/*.md"], notes=[])] == ["deep/NOTES.md", "deep/er/c.md"]
-    with pytest.raises(SourceError, match=r"no file of this folder holds documents: 3 left out, hidden: .*15 left out, matches no"):
+    assert [name for name, _ in texts(folder, patterns=["deep/*.MD"], notes=[])] == ["deep/NOTES.md", "deep/er/c.md"]
+    with pytest.raises(SourceError, match=r"holds documents: 3 left out, hidden: .*15 left out, matches no"):
         texts(folder, patterns=["*.html"])
 
 
@@ -85,7 +87,7 @@ def test_hidden_files_notes_and_times_are_no_part_of_a_corpus(kind: str, folder:
         return lock(source(folder) if kind == "files" else HubSource(id=str(folder)), tmp_path)
 
     before = locked()
-    write(folder, {".git/HEAD.txt": "y", ".cache/huggingface/b.metadata": "1", ".new": "x", "b.parquet.lock": ""})
+    write(folder, {".git/HEAD.txt": "y", ".cache/huggingface/b.metadata": "1", ".new": "x", "b.parquet.lock": "x"})
     os.utime(folder / "a.txt", (1, 1))
     if kind == "files":
         write(folder, {"README.md": "more", "new.csv": "x"})
@@ -97,9 +99,9 @@ def test_hidden_files_notes_and_times_are_no_part_of_a_corpus(kind: str, folder:
 
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path):
     write(tmp_path, {
-        "a.txt": f"{NOT_TEXT}{NOT_TEXT}text", "b.jsonl": f'{NOT_TEXT}{{"text": "text"}}\n{{"text": "{NOT_TEXT}text"}}\n'
+        "a.txt": f"{MARK}{MARK}text", "b.jsonl": f'{MARK}{{"text": "text"}}\n{{"text": "{MARK}text"}}\n'
     })  # fmt: skip
-    pq.write_table(pa.table({"text": [f"{NOT_TEXT}text"]}), tmp_path / "c.parquet")
+    pq.write_table(pa.table({"text": [f"{MARK}text"]}), tmp_path / "c.parquet")
     assert [text for _, text in texts(tmp_path)] == ["text"] * 4
 
 
@@ -114,6 +116,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path):
         ("a.jsonl", b'{"text": null}', r"a\.jsonl: row 0: 'text' is None, not text"),
         ("a.jsonl", b'{"text": "x", "id": null}', r"a\.jsonl: row 0: 'id' is None, expected an id"),
         ("a.jsonl", b'{"text": "x", "id": 1.0}', r"a\.jsonl: row 0: 'id' is 1\.0, expected an id"),
+        ("a.jsonl", b'{"text": "x", "id": true}', r"a\.jsonl: row 0: 'id' is True, expected an id"),
         ("a.jsonl", b'{"text": "x", "no": 1}', r"a\.jsonl: row 0: there is no column 'id'"),
         ("a\udcff.txt", b"x", r"a\\xff\.txt': the name of the file is not valid UTF-8"),
     ],
@@ -213,3 +216,15 @@ def test_log_and_manifest_name_what_was_left_out(
     write(folder, {"a.txt": "changed"})
     with pytest.raises(SourceError, match="changed while they were read"):
         download.download.fn(config, place)
+
+
+def test_members_of_a_wheel_in_several_folders_have_ids_of_their_own(tmp_path: Path):
+    path = tmp_path / "wheels" / ("0" * 64) / "x.whl"
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("x/one/a.txt", "x/two/a.txt", "x/two/"):
+            archive.writestr(name, f"{MARK}text" if name.endswith("txt") else "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.parent.rename(path.parent.with_name(digest))
+    found = list(read(WheelSource(requirement="x==1", sha256=digest, members="x/*"), tmp_path))
+    assert [(document.id, document.text) for document in found] == [("one/a.txt", "text"), ("two/a.txt", "text")]

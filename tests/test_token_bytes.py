@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.shards import ShardSet, read_dataset
-from tasks import shard
+from tasks import shard, tokenizer
 from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, write_shards
-from tasks.stage import StageError
+from tasks.stage import Place, StageError
+from tasks.store import LocalStore
 from tasks.token_bytes import TokenizerError, check_tokenizer
-from tasks.tokenizer import load_tokenizer, train_bpe
+from tasks.tokenizer import TokenizerConfig, build_tokenizer, load_tokenizer, train_bpe
 
 TEXTS = [f"Fellow citizens, speech {number}: the Union — naïve 日本 🚂.\n\n" for number in range(20)]
 HOSTILE = [
@@ -109,6 +110,7 @@ REFUSED: dict[str, tuple[list[Edit], str]] = {
     "lstrip": ([added("<x>", lstrip=True)], "added token '<x>' has lstrip"),
     "rstrip": ([added("<x>", rstrip=True)], "added token '<x>' has rstrip"),
     "ambiguous": ([added("Ġ", 221)], "added token 'Ġ' decodes to ' '"),
+    "longer than uint16": ([added("x" * 65_536)], "token 'xxxxxxxxxxxxxxxxxxxx'… is longer than 65,535 bytes"),
     "special from text": ([added("a", 65, special=True)], "special token 'a' is also made from text"),
     "end of text from text": (
         [model("ignore_merges", True), field("pre_tokenizer", BYTE_LEVEL | {"use_regex": False})],
@@ -181,3 +183,22 @@ def test_every_document_is_compared_with_its_tokens(
     monkeypatch.setattr(shard, "check_tokenizer", lambda made, name: None)
     with pytest.raises(StageError, match=r"document 400: its \d tokens stand for"):
         encode(tokenizer, texts, tmp_path)
+
+
+def test_a_finished_stage_of_an_earlier_release_is_checked_too(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tokenizer, "create_markdown_artifact", lambda **_: None)
+    path = edited(trained, [model("dropout", 0.5)], tmp_path)
+    config, place = TokenizerConfig(kind="file", path=str(path)), Place(
+        store=LocalStore(str(tmp_path / "store")), cache=tmp_path / "cache", workers=1
+    )
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: its BPE dropout of 0\.5"):
+        build_tokenizer.fn(config, None, place)
+    assert not list(tmp_path.glob("store/stages/*/*/manifest.json"))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(tokenizer, "check_tokenizer", lambda made, name: None)
+        build_tokenizer.fn(config, None, place)
+    assert list(tmp_path.glob("store/stages/*/*/manifest.json"))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: its BPE dropout of 0\.5"):
+        build_tokenizer.fn(config, None, place)
