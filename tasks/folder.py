@@ -14,8 +14,8 @@ from pathlib import Path
 DOCUMENT_FILES = ("*.parquet", "*.jsonl", "*.ndjson", "*.txt", "*.text", "*.md")
 PLAIN_TEXT = (".txt", ".text", ".md")
 NOTES = (
-    "*readme*", "read_me*", "read-me*", "license*", "licence*", "copying*", "notice*", "changelog*", "citation*",
-    "authors*", "contributing*", "notes.*", "note.*", "todo.*",
+    "*readme*", "read_me*", "read-me*", "license*", "licence*", "copying.*", "notice.*", "changelog.*", "citation.*",
+    "authors.*", "contributing.*", "notes.*", "note.*", "todo.*",
 )  # fmt: skip
 NAMED = 100
 
