@@ -49,7 +49,8 @@ from model.checkpoint import publish_final
 from model.config import Activation, GPTConfig, Norm, Position
 from model.gpt import GPT, initialise
 from tasks.store import digest_file
-from tasks.tokenizer import END_OF_TEXT, _texts, train_bpe
+from tasks.token_bytes import END_OF_TEXT
+from tasks.tokenizer import _texts, train_bpe
 
 BATCH_SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
 PROBE_ITEMS = {"cpu": 8, "cuda": 128}

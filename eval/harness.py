@@ -228,6 +228,12 @@ def require_finite(parameters: Iterable[tuple[str, torch.Tensor]], source: Path 
             raise HarnessError(f"{source}: {name} holds values that are not finite")
 
 
+def require_steady(tokenizer: Tokenizer, source: str | Path) -> None:
+    """Refuse a tokenizer that draws its tokens at random: scores would be random, too."""
+    if dropout := getattr(tokenizer.model, "dropout", None):
+        raise HarnessError(f"{source}: its tokenizer has a BPE dropout of {dropout:.4g}, so scores would be random")
+
+
 def load_model(config: HarnessConfig) -> AnswerModel:
     """The checkpoint, checked: right tokenizer, finite weights. Raises `HarnessError` naming the file."""
     device = prepare(config)
@@ -244,6 +250,7 @@ def load_model(config: HarnessConfig) -> AnswerModel:
         )
     require_finite(final.model.named_parameters(), config.checkpoint / "model.safetensors")
     tokenizer = Tokenizer.from_str(definition.decode())
+    require_steady(tokenizer, config.tokenizer)
     if tokenizer.get_vocab_size() > final.model.config.vocab_size:
         raise HarnessError(
             f"{config.tokenizer}: {tokenizer.get_vocab_size()} tokens, "

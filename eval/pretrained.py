@@ -28,6 +28,7 @@ from eval.harness import (
     evaluate_model,
     prepare,
     require_finite,
+    require_steady,
     tokenized_on_all_threads,
 )
 from eval.prefixes import Batch
@@ -115,6 +116,8 @@ def load_pretrained(config: PretrainedConfig) -> AnswerModel:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise HarnessError(f"{config.model}: cannot be loaded by transformers: {reason}") from error
     require_finite(model.named_parameters(), config.model)
+    if tokenizer.is_fast:
+        require_steady(tokenizer.backend_tokenizer, config.model)
     vocabulary = model.get_input_embeddings().weight.size(0)
     if len(tokenizer) > vocabulary:
         raise HarnessError(f"{config.model}: its tokenizer has {len(tokenizer)} tokens, its model {vocabulary}")

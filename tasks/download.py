@@ -2,22 +2,26 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
-from eval.markup import code, markdown_table, passage, untrusted
-from tasks.documents import Document, Source, SourceError, lock, read
-from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, read_json
+from eval.markup import code, code_block, markdown_table, passage, untrusted
+from tasks.documents import Document, FilesSource, Source, SourceError, files_of, lock, read
+from tasks.folder import left_out, left_out_sentences
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, read_json
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "val")
 ROWS_PER_GROUP = 256
+IDS_AT_ONCE = 2**16
 BYTES_PER_FILE = 256 * 2**20
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 
@@ -38,24 +42,37 @@ def download(config: DataConfig, place: Place) -> Result:
     """Fetch the documents and split them. Outputs: train_*.parquet, val_*.parquet (id, text, source), lock.json."""
     identity = {"source": lock(config.source, place.cache), "validation_fraction": config.validation_fraction}
     stage = Stage(name="download", version=VERSION, config=identity, inputs={})
-    result = finish(stage, place, lambda _, out: write_documents(config, place.cache, out))
+    found = files_of(config.source) if isinstance(config.source, FilesSource) else []
+    for sentence in left_out_sentences(found):
+        logger().warning("download: %s", sentence)
+
+    def build(_: Path, out: Path) -> dict[str, Any]:
+        write_documents(config, place.cache, out)
+        if json.loads((out / "lock.json").read_text())["source"] != json.loads(json.dumps(identity["source"])):
+            raise SourceError("the source's files changed while they were read; run again")
+        return {"left_out": left_out(found)}
+
+    result = finish(stage, place, build)
     create_markdown_artifact(key="documents", description="What was downloaded", markdown=describe(result, place))
     return result
 
 
 def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
-    """Read all documents once, in constant memory, into parquet files of each split; empty ones are counted."""
+    """Read all documents once, in the memory of one file and 8 bytes a document, into parquet files of each split;
+    empty ones are counted. Raises SourceError for an id that two documents have."""
     parts = {split: _Part(out, split) for split in SPLITS}
-    empty, samples = 0, []
+    empty, samples, ids = 0, [], _Ids()
     for document in read(config.source, cache):
         _refuse_lone_surrogates(document)
         if not document.text.strip():
             empty += 1
             continue
         split = "val" if is_validation(document.text, config.validation_fraction) else "train"
+        ids.add(document)
         parts[split].add(document)
         if len(samples) < 3:
             samples.append({"id": document.id, "start": document.text[:600]})
+    ids.check()
     counts = {split: part.close() for split, part in parts.items()}
     for split, count in counts.items():
         if not count["documents"]:
@@ -74,13 +91,43 @@ def is_validation(text: str, fraction: float) -> bool:
 
 
 def _refuse_lone_surrogates(document: Document) -> None:
-    try:
-        document.text.encode()
-    except UnicodeEncodeError as error:
-        raise SourceError(
-            f"{document.source}: document {document.id}: character {error.start} is the lone surrogate "
-            f"{document.text[error.start]!r}, which no UTF-8 text can hold"
-        ) from error
+    for value, what in ((document.id, "its id"), (document.text, "it")):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise SourceError(
+                f"{document.source}: document {document.id!r}: character {error.start} of {what} is the lone surrogate "
+                f"{value[error.start]!r}, which no UTF-8 text can hold"
+            ) from error
+
+
+class _Ids:
+    """Refuses an id that stands twice. What it keeps of each is a digest of 8 bytes: equal ones of different ids would
+    refuse a corpus wrongly, with a chance of 3 in a million at 10 million documents."""
+
+    def __init__(self) -> None:
+        self.known = np.empty(0, dtype=np.uint64)
+        self.new: list[Document] = []
+
+    def add(self, document: Document) -> None:
+        self.new.append(replace(document, text=""))
+        if len(self.new) == IDS_AT_ONCE:
+            self.check()
+
+    def check(self) -> None:
+        digests = [hashlib.blake2b(document.id.encode(), digest_size=8).digest() for document in self.new]
+        new = np.frombuffer(b"".join(digests), dtype=np.uint64)
+        unique, first = np.unique(new, return_index=True)
+        again = np.isin(new, self.known)
+        again |= ~np.isin(np.arange(len(new)), first)
+        if again.any():
+            document = self.new[int(again.argmax())]
+            raise SourceError(
+                f"{document.source}: the id {document.id!r} is that of two documents; ids must be unique, or dropping "
+                "one document would drop the other: choose another id_column, or none"
+            )
+        self.known = np.sort(np.concatenate([self.known, unique]), kind="stable")
+        self.new = []
 
 
 class _Part:
@@ -146,6 +193,8 @@ def describe(result: Result, place: Place) -> str:
     lines = [
         f"{found['empty_documents']} empty documents were left out.",
         markdown_table(["split", "documents", "bytes"], rows),
+        *(f"Left out: {group['files']}, {group['reason']}:\n\n{code_block(chr(10).join(group['first']))}"
+          for group in result.manifest.provenance.get("left_out", [])),
         "**Lock**",
         *lock_tables(found["source"]),
     ]

@@ -24,11 +24,11 @@ from model.shards import write_shard
 from tasks.download import SPLITS, documents_files
 from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise, read_json
 from tasks.store import digest_file
-from tasks.tokenizer import END_OF_TEXT, load_tokenizer, token_byte_lengths
+from tasks.token_bytes import END_OF_TEXT, check_tokenizer, token_bytes
+from tasks.tokenizer import load_tokenizer
 
 VERSION = 1
 DOCUMENTS_PER_BATCH = 256
-ROUND_TRIPS = 16
 
 
 class ShardConfig(BaseModel):
@@ -62,10 +62,12 @@ def write_shards(
     os.environ.setdefault("RAYON_NUM_THREADS", str(workers))  # read once, when the library's pool starts
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     tokenizer = load_tokenizer(tokenizer_file)
+    check_tokenizer(tokenizer, str(tokenizer_file))
+    table = token_bytes(tokenizer)
     began = time.monotonic()
-    writers = {split: _write_split(config, documents, split, tokenizer, out) for split in SPLITS}
+    writers = {split: _write_split(config, documents, split, tokenizer, table, out) for split in SPLITS}
     seconds = time.monotonic() - began
-    np.array(token_byte_lengths(tokenizer), dtype="<u2").tofile(out / "token_bytes.bin")
+    np.array([len(text) for text in table], dtype="<u2").tofile(out / "token_bytes.bin")
     description = {
         "vocab_size": tokenizer.get_vocab_size(),
         "eot_token": tokenizer.token_to_id(END_OF_TEXT),
@@ -79,19 +81,18 @@ def write_shards(
     return {"megabytes_per_second": round(megabytes / seconds, 3), "encode_seconds": round(seconds, 3)}
 
 
-def _write_split(config: ShardConfig, documents: Path, split: str, tokenizer: Tokenizer, out: Path) -> "_Writer":
+def _write_split(
+    config: ShardConfig, documents: Path, split: str, tokenizer: Tokenizer, table: list[bytes], out: Path
+) -> "_Writer":
     writer = _Writer(out, split, config.tokens_per_shard, tokenizer)
-    checked = 0
     rows = _rows(documents_files(documents, split))
     while batch := list(islice(rows, DOCUMENTS_PER_BATCH)):
         texts = [text for _, text in batch]
         encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for (name, text), encoding in zip(batch, encodings, strict=True):
-            ids = encoding.ids
-            if checked < ROUND_TRIPS:
-                _check_round_trip(tokenizer, name, text, ids)
-                checked += 1
-            writer.add(name, np.array(ids, dtype=np.uint16), len(text.encode()))
+            ids, content = encoding.ids, text.encode()
+            require_same_bytes(name, ids, table, content)
+            writer.add(name, np.array(ids, dtype=np.uint16), len(content))
     writer.close()
     return writer
 
@@ -103,9 +104,19 @@ def _rows(files: list[Path]) -> Iterator[tuple[str, str]]:
                 yield from zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True)
 
 
-def _check_round_trip(tokenizer: Tokenizer, name: str, text: str, ids: list[int]) -> None:
-    if tokenizer.decode(ids, skip_special_tokens=False) != text:
-        raise StageError(f"document {name}: its {len(ids)} tokens do not decode to its text; the tokenizer loses bytes")
+def require_same_bytes(name: str, ids: list[int], table: list[bytes], content: bytes) -> None:
+    """Refuse a document whose tokens do not stand for exactly its bytes; `table` holds the bytes of every id.
+
+    Equal content means equal length, so the bytes of all tokens of a split are the bytes of its text.
+    """
+    found = b"".join(map(table.__getitem__, ids))
+    if found != content:
+        at = next((at for at, (one, two) in enumerate(zip(found, content, strict=False)) if one != two), len(found))
+        raise StageError(
+            f"document {name}: its {len(ids):,} tokens stand for {len(found):,} bytes, its text has {len(content):,}; "
+            f"from byte {at:,} they say {found[at : at + 20]!r} instead of {content[at : at + 20]!r}: "
+            "the tokenizer does not keep every byte"
+        )
 
 
 class _Writer:

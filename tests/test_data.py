@@ -12,22 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 
 from model.shards import ShardSet, read_dataset, read_index
 from tasks import wheels
 from tasks.documents import FilesSource, HubSource, SourceError, WheelSource, lock, read
 from tasks.download import DataConfig, documents_files, is_validation, write_documents
 from tasks.shard import ShardConfig, write_shards
-from tasks.tokenizer import (
-    END_OF_TEXT,
-    TokenizerConfig,
-    TokenizerError,
-    check_tokenizer,
-    load_tokenizer,
-    token_byte_lengths,
-    train_bpe,
-)
+from tasks.token_bytes import END_OF_TEXT, TokenizerError, check_tokenizer, token_bytes
+from tasks.tokenizer import TokenizerConfig, load_tokenizer, train_bpe
 
 TEXTS = [f"Fellow citizens, speech {number}: the Union — “strong” — naïve 日本 🚂.\n\n" * 3 for number in range(60)]
 
@@ -86,7 +79,7 @@ def test_a_hub_revision_that_can_move_is_refused(revision: str | None):
 
 def test_bad_files_are_named_with_the_value(tmp_path: Path):
     path = parquet(tmp_path / "a.parquet", column="body")
-    with pytest.raises(SourceError, match=r"a\.parquet: there is no text column 'text'; it has 'body', 'number'"):
+    with pytest.raises(SourceError, match=r"a\.parquet: there is no column 'text'; it has 'body', 'number'"):
         files(path)
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
     with pytest.raises(SourceError, match=r"b\.jsonl: row 1: 'text' is 3, not text"):
@@ -110,8 +103,12 @@ def test_bad_files_are_named_with_the_value(tmp_path: Path):
 def test_a_lone_surrogate_is_named_with_its_document(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "bad \\ud800"}\n')
     config = DataConfig(source=FilesSource(path=str(tmp_path / "a.jsonl")), validation_fraction=0.4)
-    with pytest.raises(SourceError, match=r"a\.jsonl:1: character 4"):
+    with pytest.raises(SourceError, match=r"a\.jsonl:1': character 4 of it is the lone surrogate"):
         write_documents(config, tmp_path, tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "fine", "id": "bad \\ud800"}\n')
+    source = FilesSource(path=str(tmp_path / "a.jsonl"), id_column="id")
+    with pytest.raises(SourceError, match="character 4 of its id is the lone surrogate"):
+        write_documents(config.model_copy(update={"source": source}), tmp_path, tmp_path)
 
 
 @pytest.fixture
@@ -182,8 +179,8 @@ def test_training_twice_gives_the_same_tokenizer(bpe: Tokenizer):
 def test_every_text_comes_back_and_its_bytes_add_up(bpe: Tokenizer, text: str):
     ids = bpe.encode(text, add_special_tokens=False).ids
     assert bpe.decode(ids, skip_special_tokens=False) == text
-    lengths = token_byte_lengths(bpe)
-    assert sum(lengths[number] for number in ids) == len(text.encode())
+    table = token_bytes(bpe)
+    assert b"".join(table[number] for number in ids) == text.encode()
 
 
 def test_a_document_cannot_write_the_token_that_separates_documents(bpe: Tokenizer, tmp_path: Path):
@@ -198,12 +195,6 @@ def test_tokenizers_that_break_a_contract_are_refused(bpe: Tokenizer, tmp_path: 
     huge = Tokenizer(models.BPE({str(number): number for number in range(65_537)}, []))
     with pytest.raises(TokenizerError, match=r"65,537 is over 65,536.*uint16"):
         check_tokenizer(huge, "huge")
-    with pytest.raises(TokenizerError, match="endoftext"):
-        check_tokenizer(Tokenizer(models.BPE({"a": 0}, [])), "bare")
-    lossy = train_bpe(iter(TEXTS), 400, 1)
-    lossy.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(TokenizerError, match="lossless"):
-        check_tokenizer(lossy, "lossy")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path / "tokenizer.json")

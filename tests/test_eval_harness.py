@@ -500,6 +500,16 @@ def test_weights_that_are_not_finite_are_refused(inputs, tmp_path):
         load_model(replace(inputs, checkpoint=tmp_path / "broken"))
 
 
+def test_a_tokenizer_with_dropout_is_refused(inputs, tmp_path):
+    tokenizer = Tokenizer.from_file(str(inputs.tokenizer))
+    tokenizer.model.dropout = 0.5
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    digest = hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
+    publish_final(tmp_path / "random", load_model(inputs).scorer.network._model, 0, digest, {})
+    with pytest.raises(HarnessError, match=r"tokenizer\.json: its tokenizer has a BPE dropout of 0\.5"):
+        load_model(replace(inputs, checkpoint=tmp_path / "random", tokenizer=tmp_path / "tokenizer.json"))
+
+
 def test_a_model_too_short_for_an_answer_is_refused(inputs, tmp_path):
     network = GPT(replace(NETWORK, sequence_length=2))
     initialise(network, 0)

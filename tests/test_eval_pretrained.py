@@ -210,3 +210,7 @@ def test_models_that_cannot_be_scored_are_refused(folder, tmp_path):
     tokenizer.save_pretrained(tmp_path / "small")
     with pytest.raises(HarnessError, match=r"small: its tokenizer has 257 tokens, its model 200"):
         load_pretrained(_config(tmp_path / "small", tmp_path))
+    tokenizer.backend_tokenizer.model.dropout = 0.1
+    tokenizer.save_pretrained(tmp_path / "small")
+    with pytest.raises(HarnessError, match=r"small: its tokenizer has a BPE dropout of 0\.1, so scores would"):
+        load_pretrained(_config(tmp_path / "small", tmp_path))

@@ -18,7 +18,8 @@ from model.checkpoint import publish_final
 from model.config import GPTConfig, parse
 from model.generate import generate
 from model.gpt import GPT
-from tasks.tokenizer import END_OF_TEXT, train_bpe
+from tasks.token_bytes import END_OF_TEXT
+from tasks.tokenizer import train_bpe
 
 BASE = dict(depth=3, width=32, heads=4, sequence_length=24)
 GPT2 = dict(norm="layer", position="learned", activation="gelu", qk_norm=False, tied_head=True, bias=True,

@@ -39,7 +39,7 @@ def write_directory(directory: Path, documents: list, shard_size: int = 16, voca
             here = [i for i in range(len(documents)) if first <= starts[i] < last]
             write_shard(directory, split, number, stream[first:last],
                         np.array([starts[i] - first for i in here]), [ids[i] for i in here])
-    split = Split(documents=len(documents), tokens=len(stream), bytes=2 * len(stream), shards=shards)
+    split = Split(documents=len(documents), tokens=len(stream), bytes=2 * (len(stream) - len(documents)), shards=shards)
     token_bytes = np.array([0] + [2] * (vocab_size - 1))
     write_dataset(directory, Dataset(vocab_size, EOT, "abc", {"train": split, "val": split}, token_bytes))
     return stream
@@ -166,5 +166,14 @@ def test_writer_refuses_what_breaks_the_contract(tmp_path):
 def test_description_round_trip(directory):
     dataset = read_dataset(directory)
     assert (dataset.vocab_size, dataset.eot_token, dataset.tokenizer_sha256) == (1000, 0, "abc")
-    assert dataset.splits["val"] == Split(documents=3, tokens=44, bytes=88, shards=3)
+    assert dataset.splits["val"] == Split(documents=3, tokens=44, bytes=82, shards=3)
     assert dataset.token_bytes.tolist() == [0] + [2] * 999
+
+
+def test_bytes_of_tokens_that_are_not_those_of_the_text_are_refused(directory, monkeypatch):
+    monkeypatch.setattr("model.shards.CHECKED_TOKENS", 7)  # in several pieces, across the edges of shards
+    shards, token_bytes = ShardSet(directory, "val"), read_dataset(directory).token_bytes
+    shards.check_bytes(token_bytes)
+    token_bytes[7] += 1  # of the last document
+    with pytest.raises(ShardError, match=r"split 'val' stand for 94 bytes, by shards\.json its text has 82"):
+        shards.check_bytes(token_bytes)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -261,6 +262,13 @@ def test_full_disk_is_one_line_and_leaves_no_half_checkpoint(shards, tmp_path, c
     assert code == 1
     assert "step_000000010" in one_line_error(capsys)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_bytes_of_tokens_that_are_not_those_of_the_text_are_refused(shards, tmp_path, capsys):
+    directory = shutil.copytree(shards, tmp_path / "shards")
+    np.array([0] + [3] * (VOCAB - 1), dtype="<u2").tofile(directory / "token_bytes.bin")
+    assert main([str(write_config(tmp_path, directory))]) == 1
+    assert "its text has 3998: bits per byte would be wrong" in one_line_error(capsys)
 
 
 def test_bits_per_byte_by_hand(shards):

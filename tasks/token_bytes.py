@@ -1,0 +1,138 @@
+"""The bytes of text that each token stands for, and the tokenizers for which these can be proven.
+
+Bits per byte are those of the text only if tokens stand for exactly the bytes of the text, the same ones every time.
+A byte-level BPE has this property (Radford et al. 2019): each character of a token's string is one byte. Every other
+part of a tokenizer that could change, drop or add text is refused here by its name, and the shard stage compares the
+bytes of the tokens of every document with its text.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+LARGEST_VOCABULARY, GPT2_VOCABULARY = 65_536, 50_257
+LONGEST_TOKEN_BYTES = 2**16 - 1
+CUTS_ONLY = ("Split", "Digits", "Punctuation")
+NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+
+
+class TokenizerError(Exception):
+    """A tokenizer cannot be loaded or does not fit the project's contracts."""
+
+
+def _byte_characters() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for: GPT-2's `bytes_to_unicode`, inverted."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + number): byte for number, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_characters()
+
+
+def token_bytes(made: Tokenizer) -> list[bytes]:
+    """The bytes of text that each id stands for; none for special tokens. `check_tokenizer` comes first."""
+    decoder = made.get_added_tokens_decoder()
+    added = {number: b"" if token.special else token.content.encode() for number, token in decoder.items()}
+    strings = {number: string for string, number in made.get_vocab().items() if number not in added}
+    table = added | {number: bytes(BYTE_OF[character] for character in string) for number, string in strings.items()}
+    return [table[number] for number in range(made.get_vocab_size())]
+
+
+def check_tokenizer(made: Tokenizer, name: str) -> None:
+    """Refuse, naming the property, what shards, training and bits per byte cannot work with."""
+    if reason := next(_reasons(made), None):
+        raise TokenizerError(f"tokenizer {name}: {reason}")
+
+
+def _reasons(made: Tokenizer) -> Iterator[str]:
+    """What breaks a contract, one sentence each; only the first is sure to make sense."""
+    if (size := made.get_vocab_size()) > LARGEST_VOCABULARY:
+        yield f"a vocabulary of {size:,} is over {LARGEST_VOCABULARY:,}: shards hold tokens as uint16"
+    yield from _parts_that_change_text(json.loads(made.to_str()))
+    yield from _vocabulary(made)
+    yield from _added_tokens(made)
+
+
+def _parts_that_change_text(spec: dict[str, Any]) -> Iterator[str]:
+    """`spec` is the content of tokenizer.json. A post-processor is never applied: documents get no special tokens."""
+    for part in _flat(spec["normalizer"], "normalizers"):
+        yield f"its normalizer {part['type']} changes text, so that bits per byte would be those of another text"
+    model = spec["model"]
+    if model["type"] != "BPE":
+        yield f"its model is {model['type']}; only a byte-level BPE is known to lose no bytes"
+    if model.get("dropout"):
+        yield f"its BPE dropout of {model['dropout']} makes tokens random; set model.dropout to null in tokenizer.json"
+    if model.get("byte_fallback"):
+        yield "its byte fallback (tokens such as <0x0A>) counts bytes otherwise than a byte-level BPE does"
+    for field in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(field):
+            yield f"its {field} {model[field]!r} stands in tokens and not in text"
+    for field, effect in (("truncation", "cut"), ("padding", "lengthen")):
+        if spec[field]:
+            yield f"its {field} is on and would {effect} documents; set {field} to null in tokenizer.json"
+    *cuts, last = _flat(spec["pre_tokenizer"], "pretokenizers") or [{"type": "missing"}]
+    if last["type"] != "ByteLevel":
+        yield f"its last pre-tokenizer is {last['type']}; only ByteLevel makes every byte of a text a token"
+    if last.get("add_prefix_space"):
+        yield "its ByteLevel pre-tokenizer has add_prefix_space, which adds a space to documents"
+    for part in cuts:
+        if part["type"] not in CUTS_ONLY:
+            known = ", ".join(CUTS_ONLY)
+            yield f"its pre-tokenizer {part['type']} may drop or change characters; known to only cut are {known}"
+        elif part.get("behavior") == "Removed":
+            yield f"its pre-tokenizer {part['type']} has behavior Removed, which drops characters"
+    decoder = [part["type"] for part in _flat(spec["decoder"], "decoders")]
+    if decoder != ["ByteLevel"]:
+        yield f"its decoder is {' and '.join(decoder) or 'missing'}; only ByteLevel is the inverse of its pre-tokenizer"
+
+
+def _flat(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    """The parts of a sequence of sequences, in order."""
+    if part is None:
+        return []
+    return [leaf for child in part[inner] for leaf in _flat(child, inner)] if part["type"] == "Sequence" else [part]
+
+
+def _vocabulary(made: Tokenizer) -> Iterator[str]:
+    vocabulary, size = made.get_vocab(), made.get_vocab_size()
+    strings: dict[int, str] = {}
+    for string, number in sorted(vocabulary.items(), key=lambda entry: entry[1]):
+        if number in strings:
+            yield f"its id {number} stands for both {strings[number]!r} and {string!r}"
+        strings[number] = string
+    if holes := set(range(size)) - set(strings):
+        yield f"its ids have holes: of {size:,} tokens the largest id is {max(strings):,}, and no token is {min(holes)}"
+    added = {token.content for token in made.get_added_tokens_decoder().values()}
+    for string in made.get_vocab(with_added_tokens=False):
+        if string not in added and not BYTE_OF.keys() >= set(string):
+            yield f"its token {string!r} has characters that stand for no byte in a byte-level vocabulary"
+    absent = {byte for character, byte in BYTE_OF.items() if character not in vocabulary} - NEVER_IN_UTF8
+    if absent:
+        yield f"its vocabulary lacks {len(absent)} of the bytes of UTF-8 text, such as {min(absent):#04x}"
+    longest = max(vocabulary, key=len)
+    if len(longest.encode()) > LONGEST_TOKEN_BYTES:
+        yield f"its token {longest[:20]!r}… is longer than {LONGEST_TOKEN_BYTES:,} bytes"
+
+
+def _added_tokens(made: Tokenizer) -> Iterator[str]:
+    """Added tokens are found in a text as they are written; special ones are never looked for in documents."""
+    added = made.get_added_tokens_decoder()
+    if END_OF_TEXT not in made.get_vocab():
+        yield f"there is no {END_OF_TEXT} token to start documents with"
+    if END_OF_TEXT not in (token.content for token in added.values() if token.special):
+        yield f"{END_OF_TEXT} is not a special token, so that a document that contains it would end there"
+    for number, token in added.items():
+        content, told = token.content, f"its added token {token.content!r}"
+        if token.special:
+            if number in made.encode(content, add_special_tokens=False).ids:
+                yield f"its special token {content!r} is also made from text that contains it"
+            continue
+        for side in ("lstrip", "rstrip"):
+            if getattr(token, side):
+                yield f"{told} has {side}, which takes white space that it does not stand for"
+        if made.decode([number], skip_special_tokens=False) != content:
+            yield f"{told} decodes to {made.decode([number], skip_special_tokens=False)!r}"
