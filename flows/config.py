@@ -29,6 +29,7 @@ from pydantic import (
     model_serializer,
 )
 
+from eval.findings import ContaminationError
 from flows.effects import without_effect
 from model.config import BUDGETS, ConfigError, GPTConfig, TrainConfig, parse
 from tasks import provenance
@@ -270,10 +271,10 @@ def as_json(config: RunConfig) -> str:
 
 
 def _section(kind: type[Section], values: dict[str, Any], name: str) -> Section:
-    if is_dataclass(kind):
-        return parse(kind, values, name)
     try:
-        return kind.model_validate(values)
+        return parse(kind, values, name) if is_dataclass(kind) else kind.model_validate(values)
+    except ContaminationError as error:
+        raise ConfigError(f"{name}: {error}") from None
     except ValidationError as error:
         raise ConfigError(one_sentence(kind, error, name)) from None
 
