@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pydantic import Field
 
 from eval.markup import markdown_table
 from eval.precision import Precision, precision_of
-from eval.suites import SUITES, ZERO_SHOT, Shots
+from eval.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
 from tasks.benchmarks import Items, find_items
 from tasks.devices import scoring_processes, threads_of_each
 from tasks.process import ProcessError, run_module
@@ -26,7 +27,7 @@ from tasks.progress import Teller
 from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, read_json
 
-VERSION = 3
+VERSION = 4
 
 
 class EvaluationConfig(Settings):
@@ -70,7 +71,7 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
         **{name: result.digest for name, result in items.shots.items()},
     }
     literal = _literal(config, items)
-    stage = Stage(name="evaluate", version=VERSION, config=literal, inputs=inputs)
+    stage = Stage(name="evaluate", version=VERSION, config=literal | {"versions": defining_versions()}, inputs=inputs)
 
     def build(work: Path, out: Path) -> dict[str, Any]:
         processes = scoring_processes(place)
@@ -100,16 +101,21 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
     return result
 
 
+def defining_versions() -> dict[str, Any]:
+    """The versions that say what a score is: lm-eval writes prompts, choices and few-shot examples, and what we compute
+    of them has versions of its own. Of other packages a newer version computes the same, up to rounding (torch), or a
+    golden test fails (tokenizers: tokens of a text; numpy: the subset of items); transformers is used by no stage."""
+    return {"lm_eval": version("lm_eval"), "metrics": METRIC_VERSIONS}
+
+
 def _literal(config: EvaluationConfig, items: Items) -> dict[str, Any]:
-    literal = {
+    return {
         "items_per_suite": config.items_per_suite,
         "seed": config.seed,
         "suites": sorted(items.results),
         "num_fewshot": dataclasses.asdict(config.num_fewshot),
+        "precision": config.precision.value,
     }
-    if config.precision is not Precision.FP32:  # the precision of every key from before there was a choice
-        literal["precision"] = config.precision.value
-    return literal
 
 
 def _precision_note(config: EvaluationConfig, done: dict[str, Any]) -> str | None:

@@ -21,7 +21,7 @@ from model.config import ConfigError, GPTConfig, TrainConfig
 from tasks import provenance
 from tasks.devices import training_processes
 from tasks.process import run_module
-from tasks.source import model_source_digest
+from tasks.source import NOT_TRAINING, model_source_digest
 from tasks.stage import STAGE_TASK, Place, logger, sha256_json
 from tasks.tokenizer import TokenizerConfig
 
@@ -149,8 +149,8 @@ def _key(training: Training, processes: int, driver: str | None, place: Place) -
     model, train = training
     machine = [place.device, place.workers, processes, place.parallelism, place.usd_per_hour, driver,
                *provenance.hardware()["gpus"]]  # fmt: skip
-    return sha256_json({"model": asdict(model), "train": asdict(train), "model_source": model_source_digest(),
-                        "torch": provenance.packages()["torch"], "machine": machine})  # fmt: skip
+    return sha256_json({"model": asdict(model), "train": asdict(train), "torch": provenance.packages()["torch"],
+                        "model_source": model_source_digest(*NOT_TRAINING), "machine": machine})  # fmt: skip
 
 
 @cache

@@ -150,6 +150,14 @@ class Made(Exception):
     """Instead of building a stage."""
 
 
+OUTPUTS = ("tokenizer.json", "model.safetensors", "config.json")
+FINISHED = Result(
+    manifest=Manifest(key="", stage="", version=1, config={}, inputs={}, attempt="",
+                      outputs=tuple(Output(path=name, bytes=1, sha256="0") for name in OUTPUTS)),
+    skipped=True, seconds=0.0,
+)  # fmt: skip
+
+
 def stage_of(section: str, run: RunConfig, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
     """The stage that a section of the configuration belongs to."""
 
@@ -159,26 +167,22 @@ def stage_of(section: str, run: RunConfig, monkeypatch: pytest.MonkeyPatch, fold
     for module in (contamination, download, evaluate, shard, tokenizer, train):
         monkeypatch.setattr(module, "finish", made)
     monkeypatch.setattr(train, "in_tokens", lambda model, config, *_: config)
-    outputs = tuple(Output(path=name, bytes=1, sha256="0") for name in ("tokenizer.json", "model.safetensors",
-                                                                        "config.json"))  # fmt: skip
-    manifest = Manifest(key="", stage="", version=1, config={}, inputs={}, attempt="", outputs=outputs)
-    result = Result(manifest=manifest, skipped=True, seconds=0.0)
-    items = Items(dict.fromkeys(run.evaluation.suites, result), {}, {})
+    done, items = FINISHED, Items(dict.fromkeys(run.evaluation.suites, FINISHED), {}, {})
     place = place_of(Execution(store=str(folder), device="cpu", workers=1), {})
     with pytest.raises(Made) as caught:
         match section:
             case "data":
                 download.download.fn(run.data, place)
             case "tokenizer":
-                tokenizer.build_tokenizer.fn(run.tokenizer, result, place)
+                tokenizer.build_tokenizer.fn(run.tokenizer, done, place)
             case "shard":
-                shard.build_shards.fn(run.shard, result, result, place)
+                shard.build_shards.fn(run.shard, done, done, place)
             case "model" | "train":
-                train.finished_training(run.model, run.train, result, result, None, place)
+                train.finished_training(run.model, run.train, done, done, None, place)
             case "contamination":
-                contamination.check_contamination.fn(run.contamination, result, items, place)
+                contamination.check_contamination.fn(run.contamination, done, items, place)
             case "evaluation":
-                evaluate.evaluate_model.fn(run.evaluation, result, result, items, place)
+                evaluate.evaluate_model.fn(run.evaluation, done, done, items, place)
     return caught.value.args[0]
 
 
@@ -275,7 +279,8 @@ def test_a_value_of_another_type_is_refused(section: str, field: str):
 def test_settings_beside_a_run_refuse_the_same(kind, tmp_path: Path):
     (tmp_path / "a.txt").write_text("a")
     whole = {WheelSource: {"requirement": "a==1", "sha256": "0" * 64, "members": "*"},
-             FilesSource: {"path": str(tmp_path)}, HubSource: {"id": "a/b", "revision": "0" * 40}}.get(kind, {})  # fmt: skip
+             HubSource: {"id": "a/b", "revision": "0" * 40},
+             FilesSource: {"path": str(tmp_path)}}.get(kind, {})  # fmt: skip
     kind(**whole)
     for name, field in kind.model_fields.items():
         for value in wrong_values(field.annotation):
