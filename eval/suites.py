@@ -13,7 +13,6 @@ import zlib
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -99,8 +98,6 @@ class Suite:
 @dataclass(frozen=True, kw_only=True)
 class Shots:
     """Solved examples of the train split before every question; TruthfulQA brings its own six."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # where it is part of a form
 
     arc_easy: int = 0
     arc_challenge: int = 0

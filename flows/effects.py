@@ -40,14 +40,14 @@ ACTS_WHEN: dict[str, Condition] = {
     "model.rotary_fraction": (
         lambda run: run.model.position is Position.ROTARY
         and (run.model.attention is AttentionKind.MHA or run.model.rotary_fraction <= 0.5),
-        "model.position is rotary, and up to 0.5 where model.attention is mla",
+        "model.position is rotary, at most 0.5 if model.attention is mla",
     ),
     "model.partial_key_offset": (lambda run: Window.LONG in run.model.windows, "a layer has the window L"),
     "model.qk_scale": (lambda run: run.model.qk_norm, "model.qk_norm is true"),
     "model.short_window": (
         lambda run: {Window.SHORT, Window.SPARSE} & set(run.model.windows)
         and (run.model.short_window or 0) <= run.model.sequence_length,
-        "a layer has the window S or N, and up to model.sequence_length",
+        "a layer has the window S or N and it is at most model.sequence_length",
     ),
     "model.sparse_block": _SPARSE,
     "model.sparse_blocks": _SPARSE,

@@ -64,6 +64,11 @@ class HubSource(Settings):
 
     @model_validator(mode="after")
     def _pinned(self) -> "HubSource":
+        if Path(self.id).exists() and self.revision is not None:
+            raise ValueError(
+                f"hub dataset {self.id!r}: revision {self.revision!r} has no effect, because {self.id} is a folder of "
+                "this machine, which is what is read; leave the revision out, or run where there is no such folder"
+            )
         if not Path(self.id).exists() and not COMMIT.fullmatch(self.revision or ""):
             raise ValueError(
                 f"hub dataset {self.id!r}: revision {self.revision!r} is not a 40-digit commit; a branch or tag can "

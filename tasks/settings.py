@@ -22,14 +22,14 @@ class Settings(BaseModel):
         return values
 
 
-def _require_types(annotations: dict[str, Any], values: dict[str, Any]) -> None:
+def _require_types(annotations: dict[str, Any], values: dict[str, Any], section: str = "") -> None:
     for name in values.keys() & annotations.keys():
         annotation = annotations[name]
         for item in values[name] if isinstance(values[name], list | tuple) else [values[name]]:
-            _require_type(name, item, scalar_types(annotation))
+            _require_type(section + name, item, scalar_types(annotation))
             for part in filter(dataclasses.is_dataclass, (annotation, *get_args(annotation))):
                 if isinstance(item, dict):
-                    _require_types(get_type_hints(part), item)
+                    _require_types(get_type_hints(part), item, f"{section}{name}.")
 
 
 def _require_type(name: str, value: Any, known: set[type]) -> None:
@@ -38,7 +38,7 @@ def _require_type(name: str, value: Any, known: set[type]) -> None:
         expected = " or ".join(told for kind, told in SCALARS.items() if kind in known) or "a section"
         raise ValueError(f"{name} must be {expected}, but it is {value!r}")
     if value == "":
-        raise ValueError(f"{name} must not be empty; leave it out for its default")
+        raise ValueError(f"{name} must not be empty")
 
 
 def scalar_types(annotation: Any) -> set[type]:

@@ -100,6 +100,11 @@ def write_tokenizer(config: TokenizerConfig, documents: Result, place: Place, ou
         case TokenizerKind.TRAIN:
             files = documents_files(materialise(documents, place), "train")
             made = train_bpe(_texts(files, config.training_bytes), config.vocab_size, place.workers)
+            if made.get_vocab_size() < config.vocab_size:
+                raise TokenizerError(
+                    f"tokenizer.vocab_size is {config.vocab_size}, but the text it is trained on gives "
+                    f"{made.get_vocab_size()} entries; set that, or give more text"
+                )
         case TokenizerKind.FILE:
             made = load_tokenizer(_existing(config.path))
         case TokenizerKind.GPT2:

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
 
 from deployments import cli
+from eval.suites import ZERO_SHOT
 from flows.compare import compare_designs
 from flows.config import FORMS, Execution, Preset, RunConfig, changes_of, compose, forms_of, place_of
 from flows.daily import daily_train
@@ -25,6 +28,7 @@ from tasks.documents import FilesSource, HubSource, WheelSource
 from tasks.settings import scalar_types
 from tasks.stage import Manifest, Output, Result, Stage
 from tasks.study import StudyConfig
+from tasks.tokenizer import TokenizerError
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(RunConfig)}
 FIELDS = [(section, name) for section, kind in SECTIONS.items() for name in get_type_hints(kind) if name in
@@ -381,7 +385,7 @@ def test_an_ablation_trains_without_what_it_leaves_out(monkeypatch: pytest.Monke
         (["run", "--set", 'evaluation.num_fewshot={"arc_easy": 1, "arc_easy": 2}'], "'arc_easy' is given twice"),
         (["run", "--set", "model.softcap="], "model: softcap must be of type float, but it is ''"),
         (["run", "--set", "evaluation.num_fewshot.arc_esay=5"], "arc_esay"),
-        (["run", "--set", "evaluation.num_fewshot.arc_easy=true"], "arc_easy must be a whole number, but it is True"),
+        (["run", "--set", "evaluation.num_fewshot.arc_easy=true"], "num_fewshot.arc_easy must be a whole number"),
         (["run", "--set", "evaluation.suites=[\"arc_easy\"]", "--set", "evaluation.num_fewshot.hellaswag=5"],
          "num_fewshot.hellaswag is 5, but hellaswag is not one of the suites"),
         (["run", "--workers", "true"], "workers must be a whole number, but it is True"),
@@ -399,6 +403,29 @@ def test_the_command_line_refuses_what_it_would_drop(arguments: list[str], messa
     assert cli.main([*arguments, *preset, "--store", str(tmp_path / "store")]) == 1
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_vocabulary_that_the_text_cannot_fill_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    pq.write_table(pa.table({"text": ["as many words as these"]}), tmp_path / "train_000000.parquet")
+    monkeypatch.setattr(tokenizer, "materialise", lambda *_: tmp_path)
+    place = place_of(Execution(store=str(tmp_path / "store"), workers=1), {})
+    for size in (260, 4096):
+        config = compose("smoke", {"tokenizer": {"vocab_size": size}}).tokenizer
+        if size == 260:
+            tokenizer.write_tokenizer(config, FINISHED, place, tmp_path)
+        else:
+            with pytest.raises(TokenizerError, match=r"vocab_size is 4096, but the text .* gives \d+ entries"):
+                tokenizer.write_tokenizer(config, FINISHED, place, tmp_path)
+
+
+def test_a_revision_of_a_local_folder_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"revision '0+' has no effect, because"):
+        compose("smoke", {"data": {"source": {"kind": "hub", "id": str(tmp_path), "revision": "0" * 40}}})
+
+
+def test_the_form_sends_no_few_shot_examples_that_a_preset_has():
+    """It sends the zeros of num_fewshot even when nobody touched them."""
+    assert all(compose(preset, {}).evaluation.num_fewshot == ZERO_SHOT for preset in Preset)
 
 
 def test_a_comparison_refuses_a_seed_of_one_design():
