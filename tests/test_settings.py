@@ -429,9 +429,10 @@ def test_the_form_sends_no_few_shot_examples_that_a_preset_has():
     assert all(compose(preset, {}).evaluation.num_fewshot == ZERO_SHOT for preset in Preset)
 
 
-def test_a_comparison_refuses_a_seed_of_one_design():
+def test_a_comparison_refuses_a_seed_of_one_design(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("flows.compare.check_trainings", lambda *_: pytest.fail("it went on"))
     with pytest.raises(ConfigError, match=r"train\.seed has no effect"):
-        compare_designs.fn(preset=Preset.smoke, train=FORMS["train"](seed=5))
+        compare_designs.fn(preset=Preset.smoke, train=FORMS["train"](seed=5), execution=Execution(store=str(tmp_path)))
 
 
 def test_the_study_and_a_preset_keep_null(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
