@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,7 +26,7 @@ from eval.findings import ContaminationError
 from eval.ledger import leaderboard, leaderboard_page
 from eval.report import notes, score_table
 from eval.suites import SUITES, SuiteError
-from flows.config import FORMS, Execution, Preset, compose, one_sentence, place_of
+from flows.config import FORMS, Execution, Preset, compose, forms_of, one_sentence, place_of
 from flows.daily import daily_train
 from flows.study import contamination_study
 from model.config import ConfigError
@@ -37,6 +37,7 @@ from tasks.explain import explain_item
 from tasks.feasibility import FeasibilityError, require_feasible
 from tasks.process import ProcessError
 from tasks.report import Published, read_ledger, report_pages
+from tasks.settings import Settings, scalar_types
 from tasks.stage import StageError
 from tasks.store import StoreError
 from tasks.study import StudyConfig
@@ -60,6 +61,8 @@ EXPECTED = (
     UpError,
     WheelError,
 )
+
+Section = TypeVar("Section", bound=Settings)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -150,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     scores.add_argument("--tokenizer", type=Path, metavar="FILE", help="of a finished model, if not in its folder")
     scores.add_argument("--suites", nargs="+", default=list(SUITES), metavar="SUITE", help=f"of {', '.join(SUITES)}")
     scores.add_argument("--items", type=int, metavar="N", help="a fixed random subset of N items a suite; default: all")
-    scores.add_argument("--seed", type=int, default=0, help="chooses the subset (default: %(default)s)")
+    scores.add_argument("--seed", type=int, help="chooses the subset (default: 0)")
     scores.add_argument("--num-fewshot", nargs="+", default=[], metavar="SUITE=N", help="examples before questions")
     scores.add_argument("--precision", default="fp32", help="fp32, tf32 (a GPU's faster products) or bf16 (default: "
                                                             "%(default)s)")
@@ -213,30 +216,50 @@ def _execution_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _execution(arguments: argparse.Namespace) -> Execution:
-    given = {name: getattr(arguments, name) for name in Execution.model_fields}
+    return _settings(Execution, "execution", arguments)
+
+
+def _settings(kind: type[Section], section: str, arguments: argparse.Namespace) -> Section:
+    """A section whose every field is an option of the same name."""
+    texts = {name: getattr(arguments, name) for name in kind.model_fields}
     try:
-        return Execution(**{name: value for name, value in given.items() if value is not None})
+        return kind(**{name: text if str in scalar_types(kind.model_fields[name].annotation) else _value(text)
+                       for name, text in texts.items() if text is not None})  # fmt: skip
     except ValidationError as error:
-        raise ConfigError(one_sentence(Execution, error, "execution")) from None
+        raise ConfigError(one_sentence(kind, error, section)) from None
 
 
 def _changes(assignments: list[str]) -> dict[str, dict[str, Any]]:
-    """`a.b=1` and `a.b.c=x` as nested dictionaries; a value that is not JSON is taken as text."""
+    """`a.b=1` and `a.b.c=x` as nested dictionaries. Raises ConfigError for a setting that is given twice."""
     changes: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         names = path.split(".")
         if not equals or len(names) < 2:
             raise ConfigError(f"--set {assignment!r}: expected SECTION.FIELD=VALUE")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
         level = changes
         for name in names[:-1]:
             level = level.setdefault(name, {})
-        level[names[-1]] = value
+            if not isinstance(level, dict):
+                raise ConfigError(f"--set {assignment!r}: {path.rpartition('.')[0]} is given already, as {level!r}")
+        if names[-1] in level:
+            raise ConfigError(f"--set {assignment!r}: {path} is given already, as {level[names[-1]]!r}")
+        level[names[-1]] = _value(text)
     return changes
+
+
+def _value(text: str) -> Any:
+    """A value that is given as JSON; one that is not JSON is taken as text."""
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except json.JSONDecodeError:
+        return text
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name in {name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1}:
+        raise ConfigError(f"{name!r} is given twice in {json.dumps(dict(pairs))}")
+    return dict(pairs)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -249,7 +272,7 @@ def _run(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     published = daily_train(
         preset=Preset(arguments.preset),
-        **{name: FORMS[name](**fields) for name, fields in changes.items()},
+        **forms_of(changes, daily_train),
         execution=execution,
     )
     _summary(published, time.monotonic() - began)
@@ -258,16 +281,13 @@ def _run(arguments: argparse.Namespace) -> None:
 def _study(arguments: argparse.Namespace) -> None:
     changes = _changes(arguments.set)
     compose(arguments.preset, changes)
-    given = {name: getattr(arguments, name) for name in StudyConfig.model_fields}
-    try:
-        study = StudyConfig(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise ConfigError(one_sentence(StudyConfig, error, "study")) from None
+    study = _settings(StudyConfig, "study", arguments)
+    forms = forms_of(changes, contamination_study)
     _shorten_expected_errors()
     page = contamination_study(
         preset=Preset(arguments.preset),
         study=study,
-        **{name: FORMS[name](**fields) for name, fields in changes.items()},
+        **forms,
         execution=_execution(arguments),
     )
     print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
@@ -286,12 +306,14 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.seed is not None and arguments.items is None:
+        raise ConfigError(f"--seed {arguments.seed} has no effect without --items: all items are scored")
     shots = _changes([f"num_fewshot.{pair}" for pair in arguments.num_fewshot]).get("num_fewshot", {})
     try:
         config = EvaluationConfig(
             suites=arguments.suites,
             items_per_suite=arguments.items,
-            seed=arguments.seed,
+            seed=arguments.seed or 0,
             num_fewshot=shots,
             precision=arguments.precision,
         )

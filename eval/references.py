@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from eval.suites import Suite, gold, normalise, read_parquet, read_rows, suite_named
+from eval.suites import Suite, gold, read_rows, read_train, suite_named
 from eval.words import words
 
 
@@ -69,8 +69,7 @@ def references(benchmarks: Path, suites: Iterable[str]) -> list[Reference]:
 
 
 def _train_references(suite: Suite, path: Path) -> list[Reference]:
-    table = read_parquet(path)
-    rows = normalise(table, replace(suite, rows=table.num_rows), str(path)).to_pylist()
+    rows = read_train(path, suite).to_pylist()
     return [
         replace(reference(suite, item, row), suite=f"{suite.name}:train", severity=Severity.TRAIN)
         for item, row in enumerate(rows)

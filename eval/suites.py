@@ -10,14 +10,15 @@ Reading the sources is in `eval/sources.py`. Item ids are row numbers: lm-eval's
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from string import ascii_uppercase
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from eval.rows import flaw, repetitions, with_a_right_answer, with_types
 
 
 class SuiteError(ValueError):
@@ -240,7 +241,8 @@ def normalise(table: pa.Table, suite: Suite, source: str, split: Split = Split.I
     """Rows with exactly `suite.schema`: other columns dropped, ARC labels lettered A.., every row checked.
 
     `source` names the file in errors. Raises `SuiteError` for a missing column, a value of the wrong type, a row
-    that lm-eval would score wrongly, or a row count other than the official one.
+    that lm-eval would score wrongly, or a row count other than the official one; of the split that is scored also for
+    an empty text, equal choices and an item that is there twice (`eval/rows.py`).
     """
     missing = [name for name in suite.schema.names if name not in table.column_names]
     if missing:
@@ -248,46 +250,29 @@ def normalise(table: pa.Table, suite: Suite, source: str, split: Split = Split.I
             f"{source}: column {missing[0]!r} is missing for {suite.name}: "
             f"found {table.column_names}, expected {suite.schema.names}"
         )
+    if twice := [name for name in suite.schema.names if table.column_names.count(name) > 1]:
+        raise SuiteError(f"{source}: column {twice[0]!r} is there more than once: found {table.column_names}")
     if table.num_rows != suite.rows_of(split):
         raise SuiteError(f"{source}: {table.num_rows} rows found, {suite.rows_of(split)} expected for {suite.name}")
     rows = table.select(suite.schema.names).to_pylist()
     for item, row in enumerate(rows):
         try:
-            rows[item] = _checked(row, suite)
-        except (ValueError, TypeError, KeyError) as error:
+            rows[item] = with_a_right_answer(with_types(row, suite.schema))
+        except ValueError as error:
             raise SuiteError(f"{source}: row {item} of {suite.name}: {error}") from error
-    try:
-        return pa.Table.from_pylist(rows, schema=suite.schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise SuiteError(f"{source}: a value of {suite.name} has the wrong type: {error}") from error
+        if split is Split.ITEMS and (reason := flaw(rows[item])):
+            raise SuiteError(f"{source}: row {item} of {suite.name}: {reason}")
+    if split is Split.ITEMS and (pair := next(repetitions(rows), None)):
+        raise SuiteError(f"{source}: rows {pair[0]} and {pair[1]} of {suite.name} have the same {pair[2]}")
+    return pa.Table.from_pylist(rows, schema=suite.schema)
 
 
-def _checked(row: dict, suite: Suite) -> dict:
-    empty = [name for name, value in row.items() if value is None]
-    if empty:
-        raise ValueError(f"{empty[0]} is null")
-    if suite.schema is _ARC:
-        labels, texts = row["choices"]["label"], row["choices"]["text"]
-        if len(labels) != len(texts) or labels.count(row["answerKey"]) != 1:
-            raise ValueError(f"answerKey {row['answerKey']!r} and {len(texts)} choices labelled {labels}")
-        letters = list(ascii_uppercase[: len(labels)])
-        answer = letters[labels.index(row["answerKey"])]
-        row = row | {"choices": {"text": texts, "label": letters}, "answerKey": answer}
-    elif suite.schema is _HELLASWAG:
-        if len(row["endings"]) != 4 or row["label"] not in ("0", "1", "2", "3"):
-            raise ValueError(f"label {row['label']!r} with {len(row['endings'])} endings, expected 0..3 with 4")
-    elif suite.schema is _WINOGRANDE:
-        if row["answer"] not in ("1", "2") or "_" not in row["sentence"]:
-            raise ValueError(f"answer {row['answer']!r}, sentence {row['sentence']!r}: expected 1 or 2, and a _")
-    else:
-        for name in ("mc1_targets", "mc2_targets"):
-            choices, labels = row[name]["choices"], row[name]["labels"]
-            if len(choices) != len(labels) or set(labels) - {0, 1} or 1 not in labels:
-                raise ValueError(f"{name} has {len(choices)} choices and labels {labels}")
-        # lm-eval's mc1 task takes choice 0 as the right one without looking at the labels.
-        if row["mc1_targets"]["labels"][0] != 1 or sum(row["mc1_targets"]["labels"]) != 1:
-            raise ValueError(f"mc1_targets labels {row['mc1_targets']['labels']}: expected 1, 0, 0, ...")
-    return row
+def read_train(path: Path, suite: Suite) -> pa.Table:
+    """The normalised rows of a released train split, however many; raises `SuiteError` naming the file."""
+    table = read_parquet(path)
+    if not table.num_rows:
+        raise SuiteError(f"{path}: there are no rows")
+    return normalise(table, replace(suite, train_rows=table.num_rows), str(path), Split.SHOTS)
 
 
 def write_rows(table: pa.Table, path: Path) -> None:

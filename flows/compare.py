@@ -22,7 +22,7 @@ from flows.config import (
     place_of,
     run_name,
 )
-from model.config import TrainConfig
+from model.config import ConfigError, TrainConfig
 from tasks.comparison import CompareConfig, publish_comparison
 from tasks.download import download
 from tasks.feasibility import check_trainings
@@ -56,6 +56,8 @@ def compare_designs(
         compare: Seeds, and the budgets that the baseline is trained for.
         execution: Store, workers, device and price. Part of no key; workers and device change results by rounding only.
     """
+    if train.seed is not None:
+        raise ConfigError("train.seed has no effect: both designs have the baseline's seeds, compare.seeds of them")
     baseline = compose(preset, changes_of(data=data))
     other = compose(candidate or preset, changes_of(train=train, model=model))
     place = place_of(execution, dict(os.environ))
@@ -89,4 +91,5 @@ def compare_designs(
 def as_changes(train: TrainChanges, model: ModelChanges) -> str:
     """The candidate's changes in words."""
     changes = changes_of(train=train, model=model)
-    return ", ".join(f"{name}.{field}={value}" for name, fields in changes.items() for field, value in fields.items())
+    return ", ".join(f"{name}.{field}={'null' if value is None else value}"
+                     for name, fields in changes.items() for field, value in fields.items())  # fmt: skip

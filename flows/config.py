@@ -15,8 +15,9 @@ from dataclasses import dataclass, is_dataclass
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
+from prefect import Flow
 from prefect.runtime import flow_run
 from pydantic import (
     BaseModel,
@@ -28,11 +29,14 @@ from pydantic import (
     model_serializer,
 )
 
+from eval.findings import ContaminationError
+from flows.effects import without_effect
 from model.config import BUDGETS, ConfigError, GPTConfig, TrainConfig, parse
 from tasks import provenance
 from tasks.contamination import CheckConfig
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig
+from tasks.settings import Settings
 from tasks.shard import ShardConfig
 from tasks.stage import Place, open_place
 from tasks.tokenizer import TokenizerConfig
@@ -59,24 +63,35 @@ class RunConfig:
 
 def _plain_fields(schema: dict[str, Any]) -> None:
     """Show an optional number, text or choice as an empty field of its kind; with null it would be a switch between
-    kinds. A truth value and a choice of forms stay switches: the form sends them even when nobody touched them."""
+    kinds. The form sends a switch even when nobody touched it: a truth value becomes a choice of true and false, and a
+    choice of forms stays a switch with an empty side."""
     for field in schema["properties"].values():
         kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
-        if len(kinds) == 1 and kinds[0].get("type") != "boolean":
+        if len(kinds) == 1:
             del field["anyOf"]
-            field.update(kinds[0])
+            field.update({"enum": [True, False]} if kinds[0].get("type") == "boolean" else kinds[0])
             if field.get("default", ...) is None:
                 del field["default"]
 
 
-class Form(BaseModel):
-    """A section of the custom-run form: what is left empty is not given at all."""
+class Form(Settings):
+    """A section of the custom-run form: a field that is left empty is not given at all, null is a value like any other.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_plain_fields)
+    The form sends null for one kind of field that nobody touched, a choice of forms, where no preset has null.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_plain_fields)
 
     @model_serializer(mode="wrap")
     def _given(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in serialise(self).items() if value is not None}
+        untouched = {name for name, field in type(self).model_fields.items()
+                     if getattr(self, name) is None and _is_choice_of_forms(field.annotation)}  # fmt: skip
+        given = self.model_fields_set - untouched
+        return {name: value for name, value in serialise(self).items() if name in given}
+
+
+def _is_choice_of_forms(annotation: Any) -> bool:
+    return sum(isinstance(part, type) and issubclass(part, BaseModel) for part in get_args(annotation)) > 1
 
 
 class Execution(Form):
@@ -202,15 +217,34 @@ def compose(preset: str, changes: dict[str, dict[str, Any]]) -> RunConfig:
         section = values.setdefault(name, {})
         if name == "train" and any(changed.get(unit) is not None for unit in BUDGETS):
             section = {field: value for field, value in section.items() if field not in BUDGETS}
+        if name == "tokenizer" and changed.get("kind", section.get("kind")) != section.get("kind"):
+            section = {}  # the preset's size is that of a tokenizer that it trains, its path that of one it loads
         values[name] = {**section, **changed}
     if unknown := sorted(set(values) - set(sections)):
         raise ConfigError(f"{path.name}: unknown section {unknown[0]!r}; known are {', '.join(sections)}")
-    return RunConfig(**{name: _section(kind, values.get(name, {}), name) for name, kind in sections.items()})
+    run = RunConfig(**{name: _section(kind, values.get(name, {}), name) for name, kind in sections.items()})
+    if reason := without_effect(run, changes):
+        raise ConfigError(reason)
+    return run
 
 
 def changes_of(**sections: BaseModel) -> dict[str, dict[str, Any]]:
-    """What a filled form changes: the fields that are not empty."""
+    """What filled forms change: the fields that are not empty."""
     return {name: form.model_dump(mode="json") for name, form in sections.items()}
+
+
+def forms_of(changes: dict[str, dict[str, Any]], flow: Flow) -> dict[str, BaseModel]:
+    """The filled forms of a flow's parameters. Raises ConfigError for a section that the flow does not have."""
+    known = [name for name in FORMS if name in flow.parameters.properties]
+    for name in changes.keys() - set(known):
+        raise ConfigError(f"{flow.name} has no section {name!r}; known are {', '.join(known)}")
+    forms = {}
+    for name, fields in changes.items():
+        try:
+            forms[name] = FORMS[name](**fields)
+        except ValidationError as error:
+            raise ConfigError(one_sentence(FORMS[name], error, name)) from None
+    return forms
 
 
 def place_of(execution: Execution, environment: dict[str, str]) -> Place:
@@ -237,10 +271,10 @@ def as_json(config: RunConfig) -> str:
 
 
 def _section(kind: type[Section], values: dict[str, Any], name: str) -> Section:
-    if is_dataclass(kind):
-        return parse(kind, values, name)
     try:
-        return kind.model_validate(values)
+        return parse(kind, values, name) if is_dataclass(kind) else kind.model_validate(values)
+    except ContaminationError as error:
+        raise ConfigError(f"{name}: {error}") from None
     except ValidationError as error:
         raise ConfigError(one_sentence(kind, error, name)) from None
 

@@ -287,7 +287,7 @@ class TrainConfig:
     validation_every_steps: int
     """Steps between validations; step 0 and the last step are always validated."""
     validation_tokens: int
-    """Tokens of the validation split that are read, from its start."""
+    """Tokens of the validation split that are read, from its start; all of it where it has fewer."""
     checkpoint_every_steps: int
     """Steps between checkpoints."""
     log_every_steps: int = 10

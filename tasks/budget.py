@@ -12,15 +12,15 @@ from typing import Any
 
 from model.config import BUDGETS, GPTConfig, TrainConfig
 from tasks.process import run_module
+from tasks.source import model_source_digest
 from tasks.stage import Place, Result, Stage, finish, logger, materialise
 
-VERSION = 1
+VERSION = 2
 TIMED = ("gpu_hours", "usd")
 
 
 def in_tokens(
-    model: GPTConfig, config: TrainConfig, shards: Result, model_source: str, execution: dict[str, Any],
-    processes: int, place: Place,
+    model: GPTConfig, config: TrainConfig, shards: Result, execution: dict[str, Any], processes: int, place: Place
 ) -> TrainConfig:
     """`config` with a budget in tokens instead of hours or dollars; one in tokens or FLOPs as it is.
 
@@ -29,11 +29,12 @@ def in_tokens(
     """
     if config.budget_unit not in TIMED:
         return config
+    priced = ["hardware.py"] if config.budget_unit == "usd" else []  # its list prices
     stage = Stage(
         name="budget",
         version=VERSION,
         config={"model": asdict(model), "train": asdict(config)},
-        inputs={"shards": shards.digest, "model_source": model_source},
+        inputs={"shards": shards.digest, "model_source": model_source_digest("budget.py", *priced)},
         recorded=frozenset({"timing.json"}),
     )
 

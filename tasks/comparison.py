@@ -5,19 +5,18 @@ from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from eval.multiplier import Training, compare, render_comparison
+from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
 from tasks.train import read_metrics
 
 VERSION = 1
 
 
-class CompareConfig(BaseModel):
+class CompareConfig(Settings):
     """How often, and at which budgets, the designs are trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seeds: int = Field(3, ge=1, le=20, description="Seeds of each training; from two on there are intervals.")
     budgets: tuple[float, ...] = Field(

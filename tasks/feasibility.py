@@ -17,11 +17,11 @@ from typing import Any
 
 from prefect import task
 
-from model.config import GPTConfig, TrainConfig
+from model.config import ConfigError, GPTConfig, TrainConfig
 from tasks import provenance
 from tasks.devices import training_processes
 from tasks.process import run_module
-from tasks.source import model_source_digest
+from tasks.source import NOT_TRAINING, model_source_digest
 from tasks.stage import STAGE_TASK, Place, logger, sha256_json
 from tasks.tokenizer import TokenizerConfig
 
@@ -48,6 +48,8 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
     """Raise FeasibilityError when a training needs more memory than the GPU has, or all together more than
     `place.max_hours`; not for trainings that the store holds already. Raises ConfigError when `place.processes` cannot
     train it."""
+    if not place.usd_per_hour and any(train.budget_unit == "usd" for _, train in trainings):
+        raise ConfigError("a budget in dollars needs the price of the machine: execution.usd_per_hour is 0")
     processes = tuple(training_processes(model, train, place) for model, train in trainings)
     driver = None if place.device == "cpu" else provenance.gpu_driver()
     resolved = tuple((replace(model, vocab_size=model.vocab_size or vocabulary, eot_token=model.eot_token or 0),
@@ -147,8 +149,8 @@ def _key(training: Training, processes: int, driver: str | None, place: Place) -
     model, train = training
     machine = [place.device, place.workers, processes, place.parallelism, place.usd_per_hour, driver,
                *provenance.hardware()["gpus"]]  # fmt: skip
-    return sha256_json({"model": asdict(model), "train": asdict(train), "model_source": model_source_digest(),
-                        "torch": provenance.packages()["torch"], "machine": machine})  # fmt: skip
+    return sha256_json({"model": asdict(model), "train": asdict(train), "torch": provenance.packages()["torch"],
+                        "model_source": model_source_digest(*NOT_TRAINING), "machine": machine})  # fmt: skip
 
 
 @cache

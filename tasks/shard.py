@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tokenizers import Tokenizer
 
 from eval.markup import markdown_table
 from model.shards import write_shard
 from tasks.download import SPLITS, documents_files
+from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise, read_json
 from tasks.store import digest_file
 from tasks.token_bytes import END_OF_TEXT, check_tokenizer, token_bytes
@@ -31,10 +32,8 @@ VERSION = 1
 DOCUMENTS_PER_BATCH = 256
 
 
-class ShardConfig(BaseModel):
+class ShardConfig(Settings):
     """How tokens are cut into files."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokens_per_shard: int = Field(ge=1024, le=2**30, description="Tokens a shard file holds (2 bytes each).")
 

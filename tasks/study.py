@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from eval.figures import inline, study_figure
 from eval.references import references
@@ -18,15 +18,14 @@ from eval.suites import SUITES, chosen_items
 from tasks.benchmarks import Items
 from tasks.download import SCHEMA
 from tasks.evaluate import EvaluationConfig
+from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
 
 VERSION = 1
 
 
-class StudyConfig(BaseModel):
+class StudyConfig(Settings):
     """Which items are planted, and how often."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     suite: str = Field("arc_easy", description="The suite whose items are planted.")
     items: int = Field(100, ge=2, description="How many of its scored items are planted.")

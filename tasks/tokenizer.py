@@ -10,12 +10,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eval.markup import code_block, markdown_table
 from tasks.documents import COMMIT
 from tasks.download import documents_files
+from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
 from tasks.store import digest_file
 from tasks.token_bytes import (
@@ -46,10 +47,8 @@ class TokenizerKind(StrEnum):
     HUB = "hub"
 
 
-class TokenizerConfig(BaseModel):
+class TokenizerConfig(Settings):
     """Which tokenizer the run uses."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: TokenizerKind = Field(description="Train a BPE, take GPT-2's, or load one from a file or the hub.")
     vocab_size: int | None = Field(
@@ -105,6 +104,11 @@ def write_tokenizer(config: TokenizerConfig, documents: Result, place: Place, ou
         case TokenizerKind.TRAIN:
             files = documents_files(materialise(documents, place), "train")
             made = train_bpe(_texts(files, config.training_bytes), config.vocab_size, place.workers)
+            if made.get_vocab_size() < config.vocab_size:
+                raise TokenizerError(
+                    f"tokenizer.vocab_size is {config.vocab_size}, but the text it is trained on gives "
+                    f"{made.get_vocab_size()} entries; set that, or give more text"
+                )
         case TokenizerKind.FILE:
             made = load_tokenizer(_existing(config.path))
         case TokenizerKind.GPT2:

@@ -26,7 +26,7 @@ from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materi
 from tasks.tokenizer import load_tokenizer
 from tasks.tracking import Tracking
 
-VERSION = 1
+VERSION = 2
 
 
 @task(name="train", **STAGE_TASK)
@@ -50,7 +50,7 @@ def finished_training(
     """The stage itself. While it runs its checkpoints are in the store; afterwards they are not."""
     processes = training_processes(model, config, place)
     execution = _execution(processes, place)
-    config = in_tokens(model, config, shards, model_source_digest(), execution, processes, place)
+    config = in_tokens(model, config, shards, execution, processes, place)
     stage = Stage(
         name="train",
         version=VERSION,

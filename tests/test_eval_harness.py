@@ -67,13 +67,14 @@ def _rows(name: str, generator: np.random.Generator, count: int | None = None) -
 
     rows = []
     for item in range(count or SUITES[name].rows):
-        texts = [text(1 + int(generator.integers(5))) for _ in range(4)]
+        texts = [f"{text(1 + int(generator.integers(5)))} {end}" for end in WORDS[:4]]  # no two are the same
         if name.startswith("arc"):
             choices = {"text": texts, "label": list("ABCD")}
             rows.append({"id": str(item), "question": text(9), "choices": choices, "answerKey": "ABCD"[item % 4]})
         elif name == "hellaswag":
+            asked = {"activity_label": text(1), "ctx_a": text(8), "ctx_b": "it"}
             rows.append(
-                {"ind": item, "activity_label": text(1), "ctx_a": text(8), "ctx_b": "it", "ctx": "", "endings": texts}
+                {"ind": item, **asked, "ctx": f"{asked['ctx_a']} it", "endings": texts}
                 | {"source_id": str(item // 2), "split": "val", "split_type": "zeroshot", "label": str(item % 4)}
             )
         elif name == "winogrande":

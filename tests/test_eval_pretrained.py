@@ -95,8 +95,8 @@ def folder(tmp_path_factory):
 def test_the_command_scores_a_folder_and_says_how_sure_it_is(folder, tmp_path, capsys):
     suite = SUITES["winogrande"]
     words = np.random.default_rng(0).choice(["cat", "dog", "tree", "house", "runs", "sleeps"], (suite.rows, 6)).tolist()
-    rows = [{"sentence": f"the {a} {b} the _ {c} and {d}", "option1": e, "option2": f, "answer": "1"}
-            for a, b, c, d, e, f in words]
+    rows = [{"sentence": f"the {a} {b} the _ {c} and {d} {item}", "option1": e, "option2": f"{f} too", "answer": "1"}
+            for item, (a, b, c, d, e, f) in enumerate(words)]
     write_rows(pa.Table.from_pylist(rows, schema=suite.schema), tmp_path / "rows" / suite.file_name)
     command = ["evaluate", str(folder), "--suites", "winogrande", "--items", "9", "--out", str(tmp_path / "out")]
     command += ["--benchmarks-dir", str(tmp_path / "rows"), "--store", str(tmp_path / "store"), "--device", "cpu"]

