@@ -16,12 +16,15 @@ import pyarrow as pa
 from scipy.special import stdtr, stdtrit
 
 from eval.precision import precision_of
-from eval.stats import FEWEST_ITEMS, clustered_standard_error, t_interval
+from eval.stats import DIFFERENCES, FEWEST_ITEMS, changes, interval, quantile, spread
 from eval.suites import METRIC_VERSIONS, Metric
 
 LEVEL = 0.05
 """False-alarm rate of every test, and of all tests against one earlier run together in its verdict."""
 POWER = 0.8
+FEWEST_CHANGES = 7.906
+"""Changed answers, all for the better or all for the worse, of which 6 or more are seen in 80 of 100 repetitions
+(Poisson): the fewest with which McNemar's exact test reaches 5 %."""
 GOLD = "gold_probability"
 
 
@@ -92,19 +95,28 @@ def mcnemar(better: int, worse: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def paired(differences: list[float], clusters: list[str]) -> dict[str, Any]:
-    """n, mean difference, standard_error, interval, p (Student's t over clusters) and the smallest `detectable`
-    difference: what a two-sided 5 % test would have seen in 80 of 100 repetitions."""
-    n, groups = len(differences), len(set(clusters))
-    mean, error = float(np.mean(differences)), clustered_standard_error(differences, clusters)
-    row = {"n": n, "difference": mean, "standard_error": error, "interval": None, "p": None, "detectable": None}
-    if error is None:
+def paired(differences: list[float], clusters: list[str], yes_no: bool = False) -> dict[str, Any]:
+    """n, mean difference, standard_error, interval (or None, with the reason in `no_interval`), p by Student's t and
+    the smallest `detectable` difference: what a two-sided 5 % test would have seen in 80 of 100 repetitions.
+
+    Answers that are `yes_no` are tested with the mean and the error of `eval.stats.changes`; a difference of so few
+    answers that McNemar's test cannot see it is not detectable. Raises `StatsError`.
+    """
+    found = spread(differences, clusters)
+    limits, reason = interval(differences, clusters, DIFFERENCES)
+    row = {"n": len(differences), "difference": found.mean, "standard_error": found.error, "interval": limits,
+           "no_interval": reason, "p": None, "detectable": None}  # fmt: skip
+    if limits is None:
         return row
-    p = 1.0 if mean == 0 else 0.0
-    if error > 0:
-        p = float(2 * stdtr(groups - 1, -abs(mean) / error))
-    quantiles = float(stdtrit(groups - 1, 1 - LEVEL / 2) + stdtrit(groups - 1, POWER))
-    return row | {"interval": list(t_interval(mean, error, groups)), "p": p, "detectable": quantiles * error}
+    mean, error, n = found.mean, found.error, found.effective
+    if found.constant:
+        p, seen = 1.0 if mean == 0 else min(1.0, 2 * 0.5**n), 0.0  # of signs: all clusters on one side
+    else:
+        if yes_no:
+            mean, error, n = changes(differences, found)
+        p = float(2 * stdtr(found.degrees, -abs(mean) / error))
+        seen = (quantile(1 - LEVEL, found.degrees) + float(stdtrit(found.degrees, POWER))) * error
+    return row | {"p": p, "detectable": (max(seen, min(1.0, FEWEST_CHANGES / n)) if yes_no else seen) or None}
 
 
 def compare(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
@@ -127,8 +139,9 @@ def compare(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
             omitted[task] = f"{len(common)} items were scored in both, fewer than {FEWEST_ITEMS}"
         else:
             pairs = [(values[item][0], old[item][0]) for item in common]
-            row = paired([new - before for new, before in pairs], [values[item][1] for item in common])
-            if all(value in (0.0, 1.0) for pair in pairs for value in pair):
+            yes_no = all(value in (0.0, 1.0) for pair in pairs for value in pair)
+            row = paired([new - before for new, before in pairs], [values[item][1] for item in common], yes_no)
+            if yes_no:
                 better = sum(new > before for new, before in pairs)
                 worse = sum(new < before for new, before in pairs)
                 row |= {"better": better, "worse": worse, "mcnemar_p": mcnemar(better, worse)}
@@ -169,6 +182,8 @@ def regressed(against: list[dict[str, Any]]) -> list[str]:
     return sorted({name for entry in entries for name in entry.get("regressed", [])})
 
 
-def detectable_alone(standard_error: float) -> float:
-    """The smallest difference from a fixed number (chance, a published score) that a score with this error shows."""
-    return float(stdtrit(math.inf, 1 - LEVEL / 2) + stdtrit(math.inf, POWER)) * standard_error
+def detectable_alone(interval: list[float]) -> float:
+    """The smallest difference from a fixed number (chance, a published score) that a score with this 95 % interval
+    shows."""
+    normal = quantile(1 - LEVEL)
+    return (interval[1] - interval[0]) / 2 * (normal + float(stdtrit(math.inf, POWER))) / normal

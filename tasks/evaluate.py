@@ -16,6 +16,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.context import TaskRunContext
 from pydantic import BaseModel, ConfigDict, Field
 
+from eval.comparison import interval_text
 from eval.markup import markdown_table
 from eval.precision import Precision, precision_of
 from eval.suites import SUITES, ZERO_SHOT, Shots
@@ -25,7 +26,7 @@ from tasks.process import ProcessError, run_module
 from tasks.progress import Teller
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, read_json
 
-VERSION = 3
+VERSION = 4
 
 
 class EvaluationConfig(BaseModel):
@@ -181,7 +182,7 @@ def _table(found: dict[str, Any]) -> str:
     header = ["task", "metric", "n", "score, %", "95 % interval", "chance, %", "bits per byte", "cut"]
     rows = [
         [score["task"], score["metric"], score["n"], f"{100 * score['value']:.2f}",
-         None if score["interval"] is None else "{:.2f} to {:.2f}".format(*(100 * end for end in score["interval"])),
+         interval_text(score),
          f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"], score["truncated"]]
         for score in found["scores"]
     ]

@@ -21,6 +21,7 @@ from tasks.evaluate import EvaluationConfig
 from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
 
 VERSION = 1
+STUDY_VERSION = 2
 
 
 class StudyConfig(BaseModel):
@@ -83,7 +84,7 @@ def publish_study(
     arms = {"with": with_copies, "without": without}
     inputs = {f"{arm} {seed}": result.digest for arm, results in arms.items() for seed, result in enumerate(results)}
     literal = {**config.model_dump(mode="json"), "planted": planted}
-    stage = Stage(name="study", version=VERSION, config=literal, inputs=inputs)
+    stage = Stage(name="study", version=STUDY_VERSION, config=literal, inputs=inputs)
 
     def build(_: Path, out: Path) -> None:
         tables = {arm: [_samples(result, place) for result in results] for arm, results in arms.items()}
