@@ -22,9 +22,6 @@ from eval.suites import METRIC_VERSIONS, Metric
 LEVEL = 0.05
 """False-alarm rate of every test, and of all tests against one earlier run together in its verdict."""
 POWER = 0.8
-FEWEST_CHANGES = 7.906
-"""Changed answers, all for the better or all for the worse, of which 6 or more are seen in 80 of 100 repetitions
-(Poisson): the fewest with which McNemar's exact test reaches 5 %."""
 GOLD = "gold_probability"
 
 
@@ -99,8 +96,9 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
     """n, mean difference, standard_error, interval (or None, with the reason in `no_interval`), p by Student's t and
     the smallest `detectable` difference: what a two-sided 5 % test would have seen in 80 of 100 repetitions.
 
-    Answers that are `yes_no` are tested with the mean and the error of `eval.stats.changes`; a difference of so few
-    answers that McNemar's test cannot see it is not detectable. Raises `StatsError`.
+    Answers that are `yes_no` are tested with the mean and the error of `eval.stats.changes`. A difference of theirs is
+    itself made of changed answers, which add to the error (Connor 1987, Biometrics 43): where none has changed, 7.8
+    would have to. Raises `StatsError`.
     """
     found = spread(differences, clusters)
     limits, reason = interval(differences, clusters, DIFFERENCES)
@@ -108,15 +106,18 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
            "no_interval": reason, "p": None, "detectable": None}  # fmt: skip
     if limits is None:
         return row
-    mean, error, n = found.mean, found.error, found.effective
+    mean, error, n, degrees = found.mean, found.error, found.effective, found.degrees
     if found.constant:
-        p, seen = 1.0 if mean == 0 else min(1.0, 2 * 0.5**n), 0.0  # of signs: all clusters on one side
+        p, degrees = 1.0 if mean == 0 else min(1.0, 2 * 0.5**n), math.inf  # of signs: all clusters on one side
     else:
         if yes_no:
             mean, error, n = changes(differences, found)
-        p = float(2 * stdtr(found.degrees, -abs(mean) / error))
-        seen = (quantile(1 - LEVEL, found.degrees) + float(stdtrit(found.degrees, POWER))) * error
-    return row | {"p": p, "detectable": (max(seen, min(1.0, FEWEST_CHANGES / n)) if yes_no else seen) or None}
+        p = float(2 * stdtr(degrees, -abs(mean) / error))
+    errors = quantile(1 - LEVEL, degrees) + float(stdtrit(degrees, POWER))
+    if yes_no:
+        changed, per_answer = float(np.mean(np.square(differences))), n / errors**2 + 1
+        return row | {"p": p, "detectable": min(1.0, (1 + math.sqrt(1 + 4 * changed * per_answer)) / (2 * per_answer))}
+    return row | {"p": p, "detectable": errors * error or None}
 
 
 def compare(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
@@ -158,10 +159,12 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
     tested = sorted((max(row["p"], row.get("mcnemar_p", 0.0)), number)
                     for number, row in enumerate(rows) if row["p"] is not None)
     found: dict[str, list[str]] = {"regressed": [], "improved": []}
+    significant = []
     for place, (p, number) in enumerate(tested):
         if p * (len(tested) - place) > LEVEL:
             break
-        row = rows[number]
+        significant.append(number)
+    for row in (rows[number] for number in sorted(significant)):
         found["regressed" if row["difference"] < 0 else "improved"].append(f"{row['suite']} {row['metric']}")
     match bool(found["regressed"]), bool(found["improved"]):
         case True, True:

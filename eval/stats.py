@@ -227,7 +227,8 @@ def changes(values: Sequence[float], found: Spread) -> tuple[float, float, float
     turned wrong (Bonett and Price 2012, Statistical Methods in Medical Research 21): of as many independent answers
     as would have the error of `found`, which is the third value. Of few changes Student's t alone knows too little."""
     square = float(np.mean(np.square(values)))
-    n = min((square - found.mean**2) / found.error**2, found.items)
+    n = (square - found.mean**2) / found.error**2 * found.clusters / (found.clusters - 1)
+    n = min(n, found.items)
     mean = found.mean * n / (n + 2)
     return mean, math.sqrt(((square * n + 2) / (n + 2) - mean**2) / (n + 2)), n
 

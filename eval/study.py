@@ -59,8 +59,8 @@ def effects(found: dict[tuple[str, int], dict[str, Gain]], suite: str, planted: 
             mean = float(np.mean([value for value, _ in values])) if values else None
             limits, reason = interval([v for v, _ in values], [c for _, c in values], bounds)
             rows.append({"measure": measure, "group": name, "n": len(values), "gain": mean, **_limits(limits, reason)})
-        difference, *found = difference_of_means(by_group[PLANTED], by_group[REST], bounds)
-        answers[measure] = {"difference": difference, **_limits(*found)}
+        difference, limits, reason = difference_of_means(by_group[PLANTED], by_group[REST], bounds)
+        answers[measure] = {"difference": difference, **_limits(limits, reason)}
     return {"groups": rows, "planted_over_rest": answers}
 
 
