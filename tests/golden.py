@@ -166,12 +166,11 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         now = _text(values(Path(folder)))
     before = FILE.read_text() if FILE.exists() else ""
-    for line in difflib.unified_diff(before.splitlines(), now.splitlines(), "golden.json", "now", n=1, lineterm=""):
-        print(line)
     if arguments == ["--write"]:
         FILE.write_text(now)
-        return 0
-    return int(now != before)
+    for line in difflib.unified_diff(before.splitlines(), now.splitlines(), "golden.json", "now", n=1, lineterm=""):
+        print(line)
+    return int(now != before and arguments != ["--write"])
 
 
 def _text(found: dict[str, Any]) -> str:
