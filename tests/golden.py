@@ -52,7 +52,8 @@ def initial_weights(preset: str) -> dict[str, list[float]]:
         model = GPT(config)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty([min(SLICE, size) for size in parameter.shape])))
+            shape = [min(SLICE, size) for size in parameter.shape] if parameter.ndim > 1 else parameter.shape
+            setattr(module, name, nn.Parameter(torch.empty(shape)))
     initialise(model, 1)
     roles = defaultdict(list)
     for name, parameter in model.named_parameters():
