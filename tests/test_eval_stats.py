@@ -83,6 +83,11 @@ def test_intervals_have_their_published_limits():
     values = [1.0] * 20 + [-1.0] * 6 + [0.0] * 124
     mean, error, _ = changes(values, spread(values, range(150)))
     assert (mean, error) == pytest.approx((14 / 152, math.sqrt(28 - 14**2 / 152) / 152), rel=1e-9)
+    # in 10 clusters Student's quantile of 9 degrees of freedom around them
+    clusters = np.random.default_rng(0).permutation(150) % 10
+    low, high = interval(values, clusters.tolist(), DIFFERENCES)[0]
+    mean, error, _ = changes(values, spread(values, clusters.tolist()))
+    assert (low, high) == pytest.approx((mean - 2.2622 * error, mean + 2.2622 * error), rel=1e-4)
 
 
 @pytest.mark.parametrize("n", [30, 150])
