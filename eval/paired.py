@@ -108,7 +108,7 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
         return row
     mean, error, n, degrees = found.mean, found.error, found.effective, found.degrees
     if found.constant:
-        p, degrees = 1.0 if mean == 0 else min(1.0, 2 * 0.5**n), math.inf  # of signs: all clusters on one side
+        p, degrees = 1.0 if abs(mean) < 1e-9 else min(1.0, 2 * 0.5**n), math.inf  # of signs: all clusters on one side
     else:
         if yes_no:
             mean, error, n = changes(differences, found)

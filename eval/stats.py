@@ -29,6 +29,7 @@ SCORES = (0.0, 1.0)
 DIFFERENCES = (-1.0, 1.0)
 """Bounds of differences of scores."""
 _RANDOM_SUBSETS = 1000
+_MANY = 1000
 _METRICS = ("acc", "acc_norm", "mc1", "mc2")
 
 
@@ -63,7 +64,7 @@ class Spread:
     @property
     def constant(self) -> bool:
         """Whether all clusters have one mean, so that their spread is not known."""
-        return self.error is not None and self.error < 1e-12
+        return self.error is not None and self.error < 1e-9
 
 
 def spread(values: Sequence[float], clusters: Sequence) -> Spread:
@@ -149,8 +150,10 @@ def share_interval(successes: float, n: float) -> tuple[float, float]:
     """The wider of Wilson's and the mid-p limit on each side.
 
     Wilson's alone covers 84 % where 0.17 successes are expected, the mid-p's 92 % where 3 are; this one covers 93.3 %
-    at the least, and is Wilson's to the third digit where both are many.
+    at the least, and is Wilson's where right and wrong answers are many.
     """
+    if min(successes, n - successes) > _MANY:
+        return wilson_interval(successes, n)
     ends = wilson_interval(successes, n), mid_p_interval(successes, n)
     return min(low for low, _ in ends), max(high for _, high in ends)
 

@@ -170,6 +170,10 @@ def test_the_section_says_where_there_is_no_interval_and_why():
     one = evaluation(right)
     alone = replace(one, samples=one.samples.set_column(12, "cluster", pa.array(["one"] * 60)))
     entry = {"roles": ["best"], "run": "r" * 64, "preset": "daily", "finished": "now", "commit": "c"}
-    text = "\n".join(comparison_section([entry | compare(alone, alone)], []))
+    scores = [{"suite": "s", "metric": "a", "value": 0.5, "interval": [0.4, 0.6]},
+              {"suite": "s", "metric": "b", "value": 0.0, "interval": None}]  # fmt: skip
+    text = "\n".join(comparison_section([entry | compare(alone, alone)], scores))
+    # (1.960 + 0.842) / 1.960 of half the interval
+    assert "a distance from chance of so many points (80 % power, two-sided 5 % test): s a 14.3." in text
     assert text.count("| cannot be given: the 60 items are one cluster | – |") == 2
     assert text.count("| cannot be given |\n") == 2 and "nothing to compare" in text

@@ -118,6 +118,10 @@ def test_no_interval_is_empty_or_leaves_out_why_there_is_none():
         (low, high), _ = few([value] * 400, bounds=bounds)
         assert bounds[0] <= low <= value <= high <= bounds[1]
         assert high - low == pytest.approx((bounds[1] - bounds[0]) * 3.69 / 400, rel=0.01)
+    tiny = np.random.default_rng(0).random(400) * 1e-3
+    for noise in (1e-6 * tiny, tiny):  # equal but for rounding, and not
+        low, high = few((0.3 + noise).tolist())[0]
+        assert (high - low > 5e-3) == (noise is not tiny) and low < 0.3 + noise.mean() < high
     twins, _ = few([0.0, 1.0] * 50, [item // 2 for item in range(100)])  # always one of two: no spread to go by
     assert twins == pytest.approx([0.5 - 3.69 / 100, 0.5 + 3.69 / 100], abs=2e-3)
 
