@@ -108,7 +108,8 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
         return row
     mean, error, n, degrees = found.mean, found.error, found.effective, found.degrees
     if found.constant:
-        p, degrees = 1.0 if abs(mean) < 1e-9 else min(1.0, 2 * 0.5**n), math.inf  # of signs: all clusters on one side
+        # of signs: all clusters are on one side
+        p, degrees, error = 1.0 if limits[0] <= 0 <= limits[1] else 2 * 0.5**n, math.inf, None
     else:
         if yes_no:
             mean, error, n = changes(differences, found)
@@ -117,7 +118,7 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
     if yes_no:
         changed, per_answer = float(np.mean(np.square(differences))), n / errors**2 + 1
         return row | {"p": p, "detectable": min(1.0, (1 + math.sqrt(1 + 4 * changed * per_answer)) / (2 * per_answer))}
-    return row | {"p": p, "detectable": errors * error or None}
+    return row | {"p": p, "detectable": None if error is None else errors * error}
 
 
 def compare(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def test_differences_that_do_not_vary():
     # McNemar's test needs 6 changes of one kind, and more so that there are 6 in 80 of 100 repetitions
     six = brentq(lambda mean: poisson.sf(5, mean) - POWER, 1, 30)
     assert paired([0.0] * 400, range(400), True)["detectable"] == pytest.approx(six / 400, rel=0.03)
-    assert paired([0.0] * 40, names)["detectable"] is None
+    for equal in (0.0, 0.1, 0.01):
+        graded = paired([equal] * 40, names)
+        assert graded["detectable"] is None and (graded["p"] < 1e-9) == (equal == 0.1)
     few = paired([1.0] * 3 + [0.0] * 397, range(400), True)
     assert few["p"] > 0.05 and few["interval"][0] < 0 and few["detectable"] > six / 400
     alone = paired([1.0, 1.0], ["a", "a"])
