@@ -1,5 +1,6 @@
 """Identity, skipping, verification and rebuilding of stages."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -140,6 +141,15 @@ def test_a_manifest_that_does_not_match_its_own_hash_is_not_trusted(place: Place
     manifest_of(place).write_text(json.dumps(written | change))
     again = finish(STAGE, place, build)
     assert (again.skipped, build.runs, again.manifest.provenance["run"]) == (False, 2, 2)
+
+
+def test_the_manifest_of_another_stage_is_not_taken_for_this_one(place: Place):
+    build = Build()
+    finish(STAGE, place, build)
+    other = dataclasses.replace(STAGE, config={"a": 2})
+    shutil.copytree(manifest_of(place).parent, manifest_of(place).parents[1] / other.key)
+    again = finish(other, place, build)
+    assert (again.skipped, again.manifest.key, build.runs) == (False, other.key, 2)
 
 
 def test_damage_between_check_and_use_is_refused_by_name_and_mended_by_the_next_run(place: Place):
