@@ -16,7 +16,7 @@ import pyarrow as pa
 from scipy.special import stdtr, stdtrit
 
 from eval.precision import precision_of
-from eval.stats import DIFFERENCES, FEWEST_ITEMS, changes, interval, quantile, spread
+from eval.stats import DIFFERENCES, FEWEST_ITEMS, changes, interval, quantile, require_score, spread
 from eval.suites import METRIC_VERSIONS, Metric
 
 LEVEL = 0.05
@@ -79,6 +79,7 @@ def per_item(samples: pa.Table) -> PerItem:
         values[GOLD] = gold_probability(row["choice_logprobs"], row["gold"])
         for metric, value in values.items():
             if value is not None:
+                require_score(row, metric, value)
                 found.setdefault((row["suite"], row["task"], metric), {})[row["item"]] = value, row["cluster"]
     return found
 

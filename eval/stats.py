@@ -265,9 +265,16 @@ def _joined(samples: pa.Table, verdicts: pa.Table) -> dict[tuple[str, str, str],
             raise StatsError(f"item {row['item']} of {row['suite']} was scored but has no contamination verdict")
         for metric in _METRICS:
             if row[metric] is not None:
+                require_score(row, metric, row[metric])
                 scores = scored.setdefault((row["suite"], row["task"], metric), [])
                 scores.append((row[metric], row["cluster"], verdict_of[key]))
     return scored
+
+
+def require_score(row: dict[str, Any], metric: str, value: float) -> None:
+    """Raises `StatsError` naming the item of a row of samples whose value is not between 0 and 1."""
+    if not -1e-9 <= value <= 1 + 1e-9:
+        raise StatsError(f"{row['task']}: {metric} of item {row['item']} is {value}, expected 0 to 1")
 
 
 def scores_by_verdict(samples: pa.Table, verdicts: pa.Table) -> list[dict]:

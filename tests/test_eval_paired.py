@@ -14,6 +14,7 @@ from eval.comparison import comparison_section
 from eval.ledger import earlier_runs
 from eval.paired import POWER, Evaluation, compare, gold_probability, mcnemar, paired, per_item, regressed, verdict
 from eval.samples import SAMPLES_SCHEMA
+from eval.stats import StatsError
 
 SIMULATED = {scenario.name: scenario for scenario in SCENARIOS}
 
@@ -135,6 +136,8 @@ def test_a_verdict_holds_over_all_rows_together():
 def test_scores_follow_from_the_samples_alone():
     assert gold_probability([math.log(0.2), math.log(0.6)], [0]) == pytest.approx(0.25)
     assert gold_probability([-1000.0, -1001.0, -1000.0], [0, 2]) == pytest.approx(2 / (2 + math.exp(-1)))
+    with pytest.raises(StatsError, match="winogrande: acc of item 1 is nan, expected 0 to 1"):
+        per_item(evaluation([1.0, math.nan]).samples)
     values = per_item(evaluation([1.0, 0.0]).samples)
     assert values["winogrande", "winogrande", "acc"] == {0: (1.0, "0"), 1: (0.0, "1")}
     gold = values["winogrande", "winogrande", "gold_probability"]

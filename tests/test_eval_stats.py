@@ -177,5 +177,7 @@ def test_clusters_widen_the_interval():
 def test_no_contaminated_item_and_missing_verdict():
     rows = scores_by_verdict(_samples([1.0, 0.0]), _verdicts(["clean", "clean"]))
     assert rows[2]["n"] == 0 and rows[2]["value"] is None and rows[2]["interval"] is None
+    with pytest.raises(StatsError, match="t: acc of item 1 is nan, expected 0 to 1"):
+        scores_by_verdict(_samples([1.0, math.nan]), _verdicts(["clean", "clean"]))
     with pytest.raises(StatsError, match="item 1 of s"):
         scores_by_verdict(_samples([1.0, 0.0]), _verdicts(["clean"]))
