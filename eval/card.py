@@ -98,7 +98,7 @@ def _scores(report: dict[str, Any]) -> list[str]:
         rows.append([
             score["suite"], score["metric"], how.get("num_fewshot", {}).get(score["task"]),
             f"{score['n']:,} of {score['n_total']:,}", f"{100 * score['value']:.2f}",
-            interval_text(score.get("interval")),
+            interval_text(score),
             f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"],
         ])  # fmt: skip
     told = (f"By lm-eval's task definitions, version {how.get('lm_eval', 'not recorded')}, in {precision_of(how)}; "

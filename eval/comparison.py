@@ -20,18 +20,21 @@ def comparison_section(against: list[dict[str, Any]], scores: list[dict[str, Any
 def alone(scores: list[dict[str, Any]]) -> str:
     """What each score by itself can tell from a fixed number, such as chance."""
     told = [
-        f"{score['suite']} {score['metric']} {100 * detectable_alone(score['standard_error']):.1f}"
+        f"{score['suite']} {score['metric']} {100 * detectable_alone(score['interval']):.1f}"
         for score in scores
-        if score["value"] is not None and score["standard_error"]
+        if score["value"] is not None and score["interval"]
     ]
     if not told:
         return ""
     return f"Each score could have seen a distance from chance of so many points ({_power()}): {', '.join(told)}."
 
 
-def interval_text(interval: list[float] | None) -> str | None:
-    """An interval of shares in per cent."""
-    return None if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+def interval_text(row: dict[str, Any], sign: str = "", interval: str = "interval") -> str:
+    """The `interval` of a row in per cent, or that there is none and why."""
+    if row.get(interval):
+        low, high = (100 * limit for limit in row[interval])
+        return f"{low:{sign}.2f} to {high:{sign}.2f}"
+    return f"cannot be given: {row['no_interval']}" if row.get("no_interval") else "cannot be given"
 
 
 def _compared(entry: dict[str, Any]) -> list[str]:
@@ -42,11 +45,11 @@ def _compared(entry: dict[str, Any]) -> list[str]:
             row["metric"].replace("_", " ") if row["metric"].startswith("gold") else row["metric"],
             row["n"],
             f"{100 * row['difference']:+.2f}",
-            None if row["interval"] is None else "{:+.2f} to {:+.2f}".format(*(100 * end for end in row["interval"])),
+            interval_text(row, "+"),
             None if row["p"] is None else _p(row["p"]),
             f"{row['better']:,} / {row['worse']:,}" if "better" in row else None,
             _p(row["mcnemar_p"]) if "mcnemar_p" in row else None,
-            None if row["detectable"] is None else f"{100 * row['detectable']:.2f}",
+            "cannot be given" if row["detectable"] is None else f"{100 * row['detectable']:.2f}",
         ]
         for row in entry["rows"]
     ]

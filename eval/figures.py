@@ -48,10 +48,13 @@ def score_figure(scores: list[dict[str, Any]]) -> bytes:
     models = list(dict.fromkeys(anchor.model for anchor in ANCHORS))
     shown = set()
     for row, score in enumerate(scores):
-        low, high = score["interval"] or (score["value"], score["value"])
-        axes.plot([100 * low, 100 * high], [row, row], color=BLUE, linewidth=2)
-        label = "this run, 95 % interval" if row == 0 else None
-        axes.plot(100 * score["value"], row, "o", color=BLUE, label=label)
+        fill, label = "full", "this run, 95 % interval"
+        if score["interval"]:
+            axes.plot([100 * limit for limit in score["interval"]], [row, row], color=BLUE, linewidth=2)
+        else:
+            fill, label = "none", "this run, no interval"
+        axes.plot(100 * score["value"], row, "o", color=BLUE, fillstyle=fill, label=None if label in shown else label)
+        shown.add(label)
         chance = 100 * score["chance"]
         axes.plot([chance] * 2, [row - 0.3, row + 0.3], color=GREY, linestyle="--", label=None if row else "chance")
         for anchor in ANCHORS:
@@ -62,7 +65,8 @@ def score_figure(scores: list[dict[str, Any]]) -> bytes:
                 axes.plot(100 * anchor.value, row + 0.24, marker, color=ORANGE, fillstyle="none", label=label)
     axes.set_yticks(range(len(scores)), [f"{score['suite']} {score['metric']}" for score in scores])
     axes.set_ylim(len(scores) - 0.5, -0.5)
-    axes.set_xlim(0, max([60.0, *(10 * math.ceil(10 * (score["interval"] or [0, 0])[1]) for score in scores)]))
+    highest = [max([score["value"], *(score["interval"] or [])]) for score in scores]
+    axes.set_xlim(0, max([60.0, *(10 * math.ceil(10 * value) for value in highest)]))
     axes.set_xlabel("per cent")
     axes.grid(axis="x", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=3)
@@ -93,10 +97,10 @@ def study_figure(groups: list[dict[str, Any]]) -> bytes:
     figure = Figure(figsize=(9, 0.5 * len(names) + 1.4), dpi=110, layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
         for row in (row for row in groups if row["measure"] == measure and row["gain"] is not None):
-            low, high = row["interval"] or (row["gain"], row["gain"])
             place = names.index(row["group"])
-            axes.plot([low, high], [place, place], color=BLUE, linewidth=2)
-            axes.plot(row["gain"], place, "o", color=BLUE)
+            if row["interval"]:
+                axes.plot(row["interval"], [place, place], color=BLUE, linewidth=2)
+            axes.plot(row["gain"], place, "o", color=BLUE, fillstyle="full" if row["interval"] else "none")
         axes.axvline(0, color=GREY, linestyle="--")
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel(f"gain in {measure.replace('_', ' ')}")

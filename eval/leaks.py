@@ -5,6 +5,7 @@ Every word of a document or an item is untrusted here and escaped.
 
 from typing import Any
 
+from eval.comparison import interval_text
 from eval.markup import CONTROL, markdown_table, untrusted
 
 SHOWN_MATCHES = 10
@@ -73,8 +74,8 @@ def effects_section(effects: list[dict[str, Any]]) -> list[str]:
         if row["too_few"]:
             rows.append([*counts, "too few to say", None, None, None, None])
         else:
-            shown = [_points(row["difference"]), _range(row["difference_interval"]), _points(row["gain"])]
-            rows.append([*counts, *shown, _range(row["gain_interval"]), _range(row["random"])])
+            shown = [_points(row["difference"]), interval_text(row, "+", "difference_interval"), _points(row["gain"])]
+            rows.append([*counts, *shown, interval_text(row, "+", "gain_interval"), interval_text(row, "+", "random")])
     return ["What contaminated items do to the scores:", markdown_table(header, rows)]
 
 
@@ -107,7 +108,3 @@ def _bold(text: dict[str, str]) -> str:
 
 def _points(share: float) -> str:
     return f"{100 * share:+.2f}"
-
-
-def _range(interval: list[float] | None) -> str | None:
-    return None if interval is None else f"{_points(interval[0])} to {_points(interval[1])}"

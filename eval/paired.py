@@ -16,7 +16,7 @@ import pyarrow as pa
 from scipy.special import stdtr, stdtrit
 
 from eval.precision import precision_of
-from eval.stats import FEWEST_ITEMS, clustered_standard_error, t_interval
+from eval.stats import DIFFERENCES, FEWEST_ITEMS, changes, interval, quantile, require_score, spread
 from eval.suites import METRIC_VERSIONS, Metric
 
 LEVEL = 0.05
@@ -79,6 +79,7 @@ def per_item(samples: pa.Table) -> PerItem:
         values[GOLD] = gold_probability(row["choice_logprobs"], row["gold"])
         for metric, value in values.items():
             if value is not None:
+                require_score(row, metric, value)
                 found.setdefault((row["suite"], row["task"], metric), {})[row["item"]] = value, row["cluster"]
     return found
 
@@ -92,19 +93,33 @@ def mcnemar(better: int, worse: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def paired(differences: list[float], clusters: list[str]) -> dict[str, Any]:
-    """n, mean difference, standard_error, interval, p (Student's t over clusters) and the smallest `detectable`
-    difference: what a two-sided 5 % test would have seen in 80 of 100 repetitions."""
-    n, groups = len(differences), len(set(clusters))
-    mean, error = float(np.mean(differences)), clustered_standard_error(differences, clusters)
-    row = {"n": n, "difference": mean, "standard_error": error, "interval": None, "p": None, "detectable": None}
-    if error is None:
+def paired(differences: list[float], clusters: list[str], yes_no: bool = False) -> dict[str, Any]:
+    """n, mean difference, standard_error, interval (or None, with the reason in `no_interval`), p by Student's t and
+    the smallest `detectable` difference: what a two-sided 5 % test would have seen in 80 of 100 repetitions.
+
+    Answers that are `yes_no` are tested with the mean and the error of `eval.stats.changes`. A difference of theirs is
+    itself made of changed answers, which add to the error (Connor 1987, Biometrics 43): where none has changed, 7.8
+    would have to. Raises `StatsError`.
+    """
+    found = spread(differences, clusters)
+    limits, reason = interval(differences, clusters, DIFFERENCES)
+    row = {"n": len(differences), "difference": found.mean, "standard_error": found.error, "interval": limits,
+           "no_interval": reason, "p": None, "detectable": None}  # fmt: skip
+    if limits is None:
         return row
-    p = 1.0 if mean == 0 else 0.0
-    if error > 0:
-        p = float(2 * stdtr(groups - 1, -abs(mean) / error))
-    quantiles = float(stdtrit(groups - 1, 1 - LEVEL / 2) + stdtrit(groups - 1, POWER))
-    return row | {"interval": list(t_interval(mean, error, groups)), "p": p, "detectable": quantiles * error}
+    mean, error, n, degrees = found.mean, found.error, found.effective, found.degrees
+    if found.constant:
+        # of signs: all clusters are on one side
+        p, degrees, error = 1.0 if limits[0] <= 0 <= limits[1] else 2 * 0.5**n, math.inf, None
+    else:
+        if yes_no:
+            mean, error, n = changes(differences, found)
+        p = float(2 * stdtr(degrees, -abs(mean) / error))
+    errors = quantile(1 - LEVEL, degrees) + float(stdtrit(degrees, POWER))
+    if yes_no:
+        changed, per_answer = float(np.mean(np.square(differences))), n / errors**2 + 1
+        return row | {"p": p, "detectable": min(1.0, (1 + math.sqrt(1 + 4 * changed * per_answer)) / (2 * per_answer))}
+    return row | {"p": p, "detectable": None if error is None else errors * error}
 
 
 def compare(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
@@ -127,8 +142,9 @@ def compare(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
             omitted[task] = f"{len(common)} items were scored in both, fewer than {FEWEST_ITEMS}"
         else:
             pairs = [(values[item][0], old[item][0]) for item in common]
-            row = paired([new - before for new, before in pairs], [values[item][1] for item in common])
-            if all(value in (0.0, 1.0) for pair in pairs for value in pair):
+            yes_no = all(value in (0.0, 1.0) for pair in pairs for value in pair)
+            row = paired([new - before for new, before in pairs], [values[item][1] for item in common], yes_no)
+            if yes_no:
                 better = sum(new > before for new, before in pairs)
                 worse = sum(new < before for new, before in pairs)
                 row |= {"better": better, "worse": worse, "mcnemar_p": mcnemar(better, worse)}
@@ -145,10 +161,12 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
     tested = sorted((max(row["p"], row.get("mcnemar_p", 0.0)), number)
                     for number, row in enumerate(rows) if row["p"] is not None)
     found: dict[str, list[str]] = {"regressed": [], "improved": []}
+    significant = []
     for place, (p, number) in enumerate(tested):
         if p * (len(tested) - place) > LEVEL:
             break
-        row = rows[number]
+        significant.append(number)
+    for row in (rows[number] for number in sorted(significant)):
         found["regressed" if row["difference"] < 0 else "improved"].append(f"{row['suite']} {row['metric']}")
     match bool(found["regressed"]), bool(found["improved"]):
         case True, True:
@@ -169,6 +187,8 @@ def regressed(against: list[dict[str, Any]]) -> list[str]:
     return sorted({name for entry in entries for name in entry.get("regressed", [])})
 
 
-def detectable_alone(standard_error: float) -> float:
-    """The smallest difference from a fixed number (chance, a published score) that a score with this error shows."""
-    return float(stdtrit(math.inf, 1 - LEVEL / 2) + stdtrit(math.inf, POWER)) * standard_error
+def detectable_alone(interval: list[float]) -> float:
+    """The smallest difference from a fixed number (chance, a published score) that a score with this 95 % interval
+    shows."""
+    normal = quantile(1 - LEVEL)
+    return (interval[1] - interval[0]) / 2 * (normal + float(stdtrit(math.inf, POWER))) / normal

@@ -43,7 +43,7 @@ def joined_scores(
     rows = []
     for score in scores:
         row = dict(score)
-        row["interval"] = parts[score["task"], score["metric"], "all"]["interval"]
+        row |= {name: parts[score["task"], score["metric"], "all"][name] for name in ("interval", "no_interval")}
         row[GOLD] = float(np.mean([value for value, _ in items[score["suite"], score["task"], GOLD].values()]))
         for name in ITEM_SETS[1:]:
             part = parts[score["task"], score["metric"], name]
@@ -71,8 +71,8 @@ def score_table(scores: list[dict[str, Any]]) -> str:
             [
                 *name,
                 f"{score['n']:,}" + (f" of {score['n_total']:,}" if score["subset"] else ""),
-                f"{100 * score['value']:.2f} ± {100 * (score['standard_error'] or 0):.2f}",
-                interval_text(score["interval"]),
+                _with_error(score),
+                interval_text(score),
                 f"{100 * score['chance']:.2f}",
             ]
         )
@@ -189,6 +189,11 @@ def _samples(samples: list[dict[str, str]]) -> list[str]:
         lines += ["Untrained:", passage(sample["prompt"] + sample["untrained"])]
         lines += ["Trained:", passage(sample["prompt"] + sample["trained"])]
     return lines
+
+
+def _with_error(score: dict[str, Any]) -> str:
+    error = score["standard_error"]
+    return f"{100 * score['value']:.2f}" + (" ± –" if error is None else f" ± {100 * error:.2f}")
 
 
 def _part(part: dict[str, Any]) -> str:

@@ -93,6 +93,7 @@ def score_rows(suite: Suite, task: BenchmarkTask, samples: list[dict], truncated
                 "value": found["value"],
                 "standard_error": found["standard_error"],
                 "interval": found["interval"],
+                "no_interval": found["no_interval"],
                 "chance": float(np.mean([share / count for share, count in zip(right, choices)])),
                 "gold_bits_per_byte": nats / (math.log(2) * length),
                 "truncated": truncated,

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from eval.markup import markdown_table
-from eval.stats import clustered_standard_error, mean_difference, normal_interval
+from eval.stats import DIFFERENCES, difference_of_means, interval
 
 PLANTED, REST = "planted items", "rest of their suite"
-MEASURES = ("gold_bits_per_byte", "accuracy")
-"""Bits per byte of the right answers, where a gain is a reduction, and the task's first metric."""
+MEASURES = {"gold_bits_per_byte": None, "accuracy": DIFFERENCES}
+"""Bits per byte of the right answers, where a gain is a reduction, and the task's first metric, with their bounds."""
 _METRICS = ("acc", "mc1", "mc2")
 
 Gain = tuple[float, str]
@@ -53,28 +53,26 @@ def effects(found: dict[tuple[str, int], dict[str, Gain]], suite: str, planted: 
         name = PLANTED if item in planted_items else REST if item[0] == suite else item[0]
         groups.setdefault(name, []).append(item)
     rows, answers = [], {}
-    for measure in MEASURES:
+    for measure, bounds in MEASURES.items():
         by_group = {name: [found[item][measure] for item in items] for name, items in groups.items()}
         for name, values in by_group.items():
             mean = float(np.mean([value for value, _ in values])) if values else None
-            error = clustered_standard_error([v for v, _ in values], [c for _, c in values]) if values else None
-            rows.append({"measure": measure, "group": name, "n": len(values), "gain": mean, **_interval(mean, error)})
-        difference, error = mean_difference(by_group[PLANTED], by_group[REST])
-        answers[measure] = {"difference": difference, **_interval(difference, error)}
+            limits, reason = interval([v for v, _ in values], [c for _, c in values], bounds)
+            rows.append({"measure": measure, "group": name, "n": len(values), "gain": mean, **_limits(limits, reason)})
+        difference, limits, reason = difference_of_means(by_group[PLANTED], by_group[REST], bounds)
+        answers[measure] = {"difference": difference, **_limits(limits, reason)}
     return {"groups": rows, "planted_over_rest": answers}
 
 
-def _interval(value: float | None, error: float | None) -> dict[str, Any]:
-    if value is None or error is None:
-        return {"interval": None, "excludes_zero": None}
-    low, high = normal_interval(value, error)
-    return {"interval": [low, high], "excludes_zero": not low <= 0 <= high}
+def _limits(interval: list[float] | None, reason: str | None) -> dict[str, Any]:
+    excludes = None if interval is None else not interval[0] <= 0 <= interval[1]
+    return {"interval": interval, "no_interval": reason, "excludes_zero": excludes}
 
 
 def render_study(study: dict[str, Any]) -> str:
     """The study as Markdown."""
     rows = [
-        [row["measure"].replace("_", " "), row["group"], row["n"], _signed(row["gain"]), _span(row["interval"])]
+        [row["measure"].replace("_", " "), row["group"], row["n"], _signed(row["gain"]), _span(row)]
         for row in study["groups"]
     ]
     lines = [
@@ -85,10 +83,10 @@ def render_study(study: dict[str, Any]) -> str:
     if study["copies"] == 0:
         lines.append("This is an A/A run: nothing was planted, the two trainings differ in their seed alone.")
     for measure, answer in study["planted_over_rest"].items():
-        told = {True: "excludes zero", False: "includes zero", None: "cannot be given"}[answer["excludes_zero"]]
+        told = {True: ", which excludes zero", False: ", which includes zero", None: ""}[answer["excludes_zero"]]
         lines.append(
             f"**Planted over rest, {measure.replace('_', ' ')}: {_signed(answer['difference'])}**, "
-            f"95 % interval {_span(answer['interval'])}, which {told}."
+            f"95 % interval {_span(answer)}{told}."
         )
     lines.append(markdown_table(["measure", "items", "n", "gain", "95 % interval"], rows))
     lines.append("![gains](study.png)")
@@ -99,5 +97,7 @@ def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.4f}"
 
 
-def _span(interval: Sequence[float] | None) -> str:
-    return "–" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+def _span(row: dict[str, Any]) -> str:
+    if row["interval"] is None:
+        return f"cannot be given: {row['no_interval']}"
+    return "{:+.4f} to {:+.4f}".format(*row["interval"])

@@ -17,6 +17,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.context import TaskRunContext
 from pydantic import Field
 
+from eval.comparison import interval_text
 from eval.markup import markdown_table
 from eval.precision import Precision, precision_of
 from eval.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
@@ -195,7 +196,7 @@ def _table(found: dict[str, Any]) -> str:
     header = ["task", "metric", "n", "score, %", "95 % interval", "chance, %", "bits per byte", "cut"]
     rows = [
         [score["task"], score["metric"], score["n"], f"{100 * score['value']:.2f}",
-         None if score["interval"] is None else "{:.2f} to {:.2f}".format(*(100 * end for end in score["interval"])),
+         interval_text(score),
          f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"], score["truncated"]]
         for score in found["scores"]
     ]

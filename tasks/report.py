@@ -26,7 +26,7 @@ from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, lo
 from tasks.store import digest_file
 from tasks.train import read_metrics
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)

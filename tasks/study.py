@@ -22,6 +22,7 @@ from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
 
 VERSION = 1
+STUDY_VERSION = 2
 
 
 class StudyConfig(Settings):
@@ -82,7 +83,7 @@ def publish_study(
     arms = {"with": with_copies, "without": without}
     inputs = {f"{arm} {seed}": result.digest for arm, results in arms.items() for seed, result in enumerate(results)}
     literal = {**config.model_dump(mode="json"), "planted": planted}
-    stage = Stage(name="study", version=VERSION, config=literal, inputs=inputs)
+    stage = Stage(name="study", version=STUDY_VERSION, config=literal, inputs=inputs)
 
     def build(_: Path, out: Path) -> None:
         tables = {arm: [_samples(result, place) for result in results] for arm, results in arms.items()}

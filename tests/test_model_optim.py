@@ -116,6 +116,41 @@ def test_muon_step_has_the_same_size_for_every_shape_and_decays():
     torch.testing.assert_close(decayed.detach(), torch.full((4, 4), 0.95))
 
 
+def test_each_role_moves_at_its_own_rate():
+    model = GPT(GPTConfig(depth=1, width=16, heads=2, sequence_length=8, vocab_size=40, norm="layer", bias=True))
+    initialise(model, 0)
+    rates = {"learning_rate": 0.3, "embedding_learning_rate": 0.1, "head_learning_rate": 0.01,
+             "scalar_learning_rate": 0.002}  # fmt: skip
+    chosen = Optimizer(model, config(optimizer="adamw", **rates))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    chosen.step(0.5)
+    for name, value in model.named_parameters():
+        role = "scalar" if value.ndim == 1 else "embedding" if "embedding" in name else name.split(".")[0]
+        rate = 0.5 * rates.get(f"{role}_learning_rate", rates["learning_rate"])  # AdamW's first step is of size 1
+        torch.testing.assert_close(before[name] - value, torch.full_like(value, rate), rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("beta2", [None, 0.9])
+def test_muon_subtracts_the_orthogonalised_nesterov_momentum(beta2):
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(8, 32, generator=generator))
+    muon = Muon([weight], weight_decay=0.3, dtype=torch.float32, beta2=beta2, cautious=True)
+    expected, momentum, square = weight.detach().clone(), torch.zeros(8, 32), torch.zeros(8, 1)
+    for share in (0.6, 0.8, 0.9):
+        gradient = torch.randn(8, 32, generator=generator)
+        weight.grad = gradient.clone()
+        muon.step(0.05, momentum=share)
+        momentum = share * momentum + (1 - share) * gradient
+        update = orthogonalise((share * momentum + (1 - share) * gradient)[None], torch.float32)[0]
+        if beta2 is not None:
+            square = beta2 * square + (1 - beta2) * update.square().mean(1, keepdim=True)
+            update = update / square.sqrt() * (update.norm() / (update / square.sqrt()).norm())
+        expected -= 0.05 * 0.3 * expected * (update * expected > 0) + 0.05 * update
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", ["muon", "psgd", "adamw"])
 def test_weight_decay_reaches_only_its_roles(optimizer):
     model = GPT(GPTConfig(depth=1, width=16, heads=2, sequence_length=8, vocab_size=40, norm="layer", bias=True))

@@ -40,6 +40,14 @@ def test_rows_are_full_start_with_documents_and_use_none_twice(lengths, before, 
     assert unused < 2 * row, "what is left over does not fill a row, or one and a cropped document"
 
 
+def test_the_longest_that_fits_is_placed_and_the_shortest_that_is_left_is_cropped():
+    packing = pack(np.array([0, 9, 16, 22, 26]), 31, 12)  # of 9, 7, 6, 4 and 5 tokens
+    rows = [packing.pieces(row) for row in range(len(packing))]
+    # 9, and 3 of the 4; then 7 and 5; of the 6 no row can be made
+    assert rows == [[(0, 9), (22, 25)], [(9, 16), (26, 31)]]
+    assert packing.cropped == pytest.approx(7 / 31)
+
+
 def test_nothing_is_cropped_where_everything_fits():
     lengths = [7, 3, 5, 5, 10, 1, 9, 2, 2, 6] * 1000
     packing = pack(np.cumsum([0, *lengths[:-1]]), sum(lengths), 10)

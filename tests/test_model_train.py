@@ -339,13 +339,31 @@ def test_the_start_says_how_large_a_checkpoint_is(uninterrupted):
     assert start["checkpoint_bytes"] == size - headers
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "state"])
+def flip_last_bit(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def test_a_finished_model_with_a_flipped_bit_is_none(tmp_path):
+    model = GPT(GPTConfig(depth=1, width=16, heads=2, sequence_length=8, vocab_size=40))
+    initialise(model, 0)
+    checkpoint.publish_final(tmp_path / "final", model, 0, None, {})
+    assert checkpoint.read_final(tmp_path / "final")["eot_token"] == 0
+    flip_last_bit(tmp_path / "final" / "model.safetensors")
+    assert checkpoint.read_final(tmp_path / "final") is None
+    with pytest.raises(checkpoint.CheckpointError, match="holds no intact finished model"):
+        checkpoint.load_final(tmp_path / "final")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state"])
 def test_latest_passes_over_damage(tmp_path, damage):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, {"w": torch.full((2,), step)}, {"m": torch.zeros(1)}, {"seconds": 1.0})
     newest = tmp_path / "step_000000002"
     if damage == "truncate":
         os.truncate(newest / "model.safetensors", 20)
+    elif damage == "flip":  # which safetensors itself does not see
+        flip_last_bit(newest / "model.safetensors")
     elif damage == "remove":
         (newest / "state.json").unlink()
     else:

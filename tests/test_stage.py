@@ -1,7 +1,9 @@
 """Identity, skipping, verification and rebuilding of stages."""
 
+import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,28 @@ def test_a_flipped_bit_in_a_manifest_is_never_trusted(tmp_path_factory, position
     # whitespace may change into other whitespace without any change of meaning
     assert build.runs == 2 or again.manifest.provenance["run"] == 1
     assert stored(place, again, "data.bin").read_bytes() == b"0123456789" * 100
+
+
+@pytest.mark.parametrize("change", [{"provenance": {"run": 7}}, {"attempt": "elsewhere"}, {"version": 2}])
+def test_a_manifest_that_does_not_match_its_own_hash_is_not_trusted(place: Place, change: dict):
+    """What it says of itself alone, and what no output's hash would show."""
+    build = Build()
+    first = finish(STAGE, place, build).manifest
+    folder = manifest_of(place).parent
+    shutil.copytree(folder / first.attempt, folder / "elsewhere")
+    written = json.loads(manifest_of(place).read_text())
+    manifest_of(place).write_text(json.dumps(written | change))
+    again = finish(STAGE, place, build)
+    assert (again.skipped, build.runs, again.manifest.provenance["run"]) == (False, 2, 2)
+
+
+def test_the_manifest_of_another_stage_is_not_taken_for_this_one(place: Place):
+    build = Build()
+    finish(STAGE, place, build)
+    other = dataclasses.replace(STAGE, config={"a": 2})
+    shutil.copytree(manifest_of(place).parent, manifest_of(place).parents[1] / other.key)
+    again = finish(other, place, build)
+    assert (again.skipped, again.manifest.key, build.runs) == (False, other.key, 2)
 
 
 def test_damage_between_check_and_use_is_refused_by_name_and_mended_by_the_next_run(place: Place):

@@ -56,6 +56,13 @@ def test_publishing_never_replaces(store: Store):
     assert store.read("manifest.json") == b"first"
 
 
+def test_a_half_written_file_is_not_listed(tmp_path: Path):
+    store = open_store(str(tmp_path / "store"))
+    store.publish("ledger/a.json", b"{}")
+    (store.root / "ledger" / ".b.json.partial").write_bytes(b"{")  # as a killed process leaves it
+    assert list(store.list("ledger")) == ["ledger/a.json"]
+
+
 def test_of_sixteen_racing_publishers_exactly_one_wins(store: Store):
     won, barrier = [], threading.Barrier(16)
 
