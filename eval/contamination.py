@@ -8,7 +8,7 @@
 * Row groups are scanned by worker processes in constant memory; results do not depend on their number. With
   `resume`, a scan that was killed continues with the row groups that are left.
 
-Not seen: paraphrase, translation, words changed every few words, and markup or hyphens inside a sentence.
+Not seen: paraphrase, translation, and words changed every few words.
 Writes `verdicts.parquet`, `flagged.parquet` (the documents to drop), `matches.jsonl` (both texts side by side, best
 first), `coverage.json` and `sweep.json`.
 """
@@ -44,7 +44,7 @@ from eval.suites import SuiteError
 _HOSTS = 64
 _HOST_BYTES = 4000
 _COUNTED_BYTES = 2**20
-_RESULT_VERSION = 1
+_RESULT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +54,20 @@ class Scanned:
     documents: int
     words: int
     matches: list[Match]
-    frequency: dict[int, int]
-    """Of every n-gram of the index that was seen, in how many documents."""
 
 
 def scan_documents(parts: Iterable[Documents], index: Index, file: str, place: tuple[int, ...]) -> Scanned:
     """Scans documents that stand one after the other, beginning at `place`."""
     row, word_count = 0, 0
     matches: list[Match] = []
-    frequency: dict[int, int] = {}
     for part in parts:
         for number, found in enumerate(find_all(part.data, part.offsets, index)):
             word_count += found.words
-            for ngram in found.ngrams.tolist():
-                frequency[ngram] = frequency.get(ngram, 0) + 1
             if found.overlaps:
                 text = part.text(number)
                 matches += _matches(found.overlaps, text, part.ids[number], file, (*place, row + number))
         row += len(part.ids)
-    return Scanned(row, word_count, matches, frequency)
+    return Scanned(row, word_count, matches)
 
 
 def _matches(
@@ -111,7 +106,7 @@ def check(documents: Iterable[tuple[str, str]], items: list[Reference], config: 
     tally = Tally(config, items)
     texts = from_texts((name, text.encode("utf-8", "replace")) for name, text in documents)
     found = scan_documents([texts], build_index(items, config.ngram), "", ())
-    tally.add(found.documents, found.words, found.matches, found.frequency)
+    tally.add(found.documents, found.words, found.matches)
     return tally.findings()
 
 
@@ -153,7 +148,7 @@ def _scan_to_file(row_group: RowGroup, result: Path) -> None:
     found = scan_documents(read_documents(row_group), _worker_index, row_group.path.name, place)
     partial = result.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
-        counts = {"documents": found.documents, "words": found.words, "frequency": found.frequency}
+        counts = {"documents": found.documents, "words": found.words}
         file.write(json.dumps(counts) + "\n")
         for match in found.matches:
             file.write(json.dumps(asdict(match)) + "\n")
@@ -164,14 +159,12 @@ def _read_result(path: Path) -> Scanned:
     with path.open(encoding="utf-8") as file:
         counts = json.loads(next(file))
         matches = [_match(json.loads(line)) for line in file]
-    frequency = {int(ngram): count for ngram, count in counts["frequency"].items()}
-    return Scanned(counts["documents"], counts["words"], matches, frequency)
+    return Scanned(counts["documents"], counts["words"], matches)
 
 
 def _match(row: dict) -> Match:
-    overlap = row["overlap"] | {"ngrams": tuple(row["overlap"]["ngrams"])}
     tuples = {name: tuple(row[name]) for name in ("place", "snippet")}
-    return Match(**row | tuples | {"overlap": Overlap(**overlap)})
+    return Match(**row | tuples | {"overlap": Overlap(**row["overlap"])})
 
 
 def _identity(items: list[Reference], config: ContaminationConfig, groups: list[RowGroup]) -> str:
@@ -232,7 +225,7 @@ def scan_files(command: CommandConfig) -> dict:
                 if result in pending:
                     pending[result].result()
                 found = _read_result(result)
-                tally.add(found.documents, found.words, found.matches, found.frequency)
+                tally.add(found.documents, found.words, found.matches)
                 progress(tally.documents)
         finally:
             pool.shutdown(cancel_futures=True)

@@ -23,7 +23,7 @@ from tasks.download import SCHEMA, documents_files
 from tasks.process import run_module
 from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, logger, materialise
 
-VERSION = 2
+VERSION = 3
 FILTER_VERSION = 1
 CONTROL_SEED = 0
 

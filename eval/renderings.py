@@ -1,0 +1,223 @@
+"""A document as its readers see it: without tags, with entities and escapes decoded, words whole at the ends of lines.
+
+A document is searched as it stands and in every rendering of it, so what stands in an attribute or after a bare `<`
+is found in the first and what tags interrupt in the second.
+
+* HTML and XML: tags, comments, scripts and styles away; named, decimal and hexadecimal entities, also encoded twice.
+* JSON and program text: `\\n`, `\\u2019`, `\\x27`. Addresses: `%20`. Markdown: the address of a link. LaTeX: the name
+  of a command before its brace. Terminals: colour codes, overstrikes, other control characters.
+* A word with a hyphen, or soft hyphen, at the end of a line.
+
+What the decoding brings to light, such as a tag written with entities, is rendered again.
+"""
+
+import html
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+import numba
+import numpy as np
+
+_MOST_PASSES = 3
+_INLINE = frozenset(
+    b"a abbr acronym b bdi bdo big cite code del dfn em font i ins kbd mark nobr q s samp small span strike strong sub "
+    b"sup tt u var wbr".split()
+)
+"""Elements that browsers show without a space or line before and after them."""
+_MARK = re.compile(
+    rb"""
+    (?P<comment> <!-- )
+  | (?P<tag> < (?: [/]?+ (?P<name> [a-zA-Z][a-zA-Z0-9:-]*+ ) | [/!?] (?= [a-zA-Z>\[] ) )
+        (?: (?: [^<>"'=]++ | = \s*+ (?: "[^"]{0,4096}+" | '[^']{0,4096}+' ) | ["'=] ){0,64}+ > | [^<>]*+ > ) )
+  | (?P<entity> & (?: amp; )*+ (?P<named> \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [a-zA-Z][a-zA-Z0-9]{1,31} ) ;?+ )
+  | (?P<command> \\ [a-zA-Z]{3,20}+ \*?+ \{ )
+  | (?P<units> (?: \\++ u[0-9a-fA-F]{4} )++ )
+  | (?P<bytes> (?: \\++ x[0-9a-fA-F]{2} )++ )
+  | (?P<escape> \\++ [abfnrtv0] )
+  | (?P<percent> (?: %[0-9a-fA-F]{2} )++ )
+  | (?P<link> \( [^()\s]{1,2000}+ (?: \s++ "[^"]{0,400}+" )?+ \) )
+  | (?P<hyphen> (?: - | \xc2\xad | \xe2\x80[\x90\x91] ) [\ \t]*+ \r?+ \n [\ \t]*+
+        (?= [a-zA-Z\x80-\xff] ) )
+  | (?P<space> \xe2\x80\x8b )
+  | (?P<backspace> \x08 )
+  | (?P<control> \x1b\[ [0-9;:?]{0,32}+ [@-~] | [\x00-\x07\x0e-\x1f\x7f] )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+MARKS = "<&\\%(-\xad\u200b\u2010\u2011\x7f" + "".join(map(chr, (*range(9), *range(14, 32))))
+_CLOSING = {name: re.compile(b"</" + name + rb"\b", re.IGNORECASE) for name in (b"script", b"style")}
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A rendered text, and where its bytes come from."""
+
+    data: np.ndarray
+    """uint8."""
+    first: np.ndarray
+    """Where each segment begins, in `data`."""
+    source_first: np.ndarray
+    """The same in the text that was rendered."""
+    source_end: np.ndarray
+    """Where a segment that replaces something ends there; -1 for one that was copied."""
+    of: "Rendering | None"
+    """The rendering that was rendered again; None for the document."""
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Bytes of the document that became bytes `start` to `end`."""
+        head, tail = np.searchsorted(self.first, [start, end - 1], "right") - 1
+        if self.source_end[head] < 0:
+            start += int(self.source_first[head] - self.first[head])
+        else:
+            start = int(self.source_first[head])
+        if self.source_end[tail] < 0:
+            end += int(self.source_first[tail] - self.first[tail])
+        else:
+            end = int(self.source_end[tail])
+        return self.of.span(start, end) if self.of else (start, end)
+
+
+def renderings(data: np.ndarray) -> Iterator[Rendering]:
+    """Every rendering of a document, UTF-8 as uint8, that differs from it."""
+    todo: list[tuple[np.ndarray, Rendering | None]] = [(data, None)]
+    for _ in range(_MOST_PASSES):
+        rendered = []
+        for text, of in todo:
+            content = text.tobytes()
+            apart, joints = _render(content, of, joined=False)
+            joined, _ = _render(content, of, joined=True) if joints else (None, False)
+            rendered += filter(None, (apart, joined))
+        yield from rendered
+        todo = [(rendering.data, rendering) for rendering in rendered]
+
+
+def _render(text: bytes, of: Rendering | None, joined: bool) -> tuple[Rendering | None, bool]:
+    """The text rendered once, None if nothing changes, and whether a mark stands inside of what may be one word: it
+    separates, unless `joined`."""
+    parts: list[bytes] = []
+    segments = array("q")  # of each: first byte rendered, first byte, end or -1
+    size, copied, joints = 0, 0, False
+    closed: dict[bytes, bool] = {}
+    for place in _places(np.frombuffer(text, np.uint8)).tolist():
+        found = _MARK.match(text, place) if place >= copied else None
+        if found is None:
+            continue
+        start, end = found.span()
+        replacement = _replacement(found)
+        if (name := found.lastgroup) == "comment":
+            close = text.find(b"-->", end) if closed.get(b"--", True) else -1
+            closed[b"--"] = close >= 0
+            end, replacement = (close + 3, b" ") if close >= 0 else (end, None)
+        elif (element := (found["name"] or b"").lower()) in _CLOSING and text[start + 1] != 0x2F:
+            close = _CLOSING[element].search(text, end) if closed.get(element, True) else None
+            closed[element] = close is not None
+            end = close.start() if close else end
+        elif name == "backspace":
+            start = max(copied, start - 1)
+        if replacement is not None:
+            if name in ("comment", "space") or element in _INLINE:
+                joints = joints or _is_joint(text, start, end)
+                replacement = b"" if joined else b" "
+            if start > copied:
+                segments.extend((size, copied, -1))
+                parts.append(text[copied:start])
+                size += start - copied
+            if replacement == b" " and start == copied and parts and parts[-1] == b" ":
+                segments[-1] = end
+            elif replacement:
+                segments.extend((size, start, end))
+                parts.append(replacement)
+                size += len(replacement)
+            copied = end
+    if not copied:
+        return None, False
+    if copied < len(text):
+        segments.extend((size, copied, -1))
+        parts.append(text[copied:])
+    rows = np.array(segments, np.int64).reshape(-1, 3)
+    return Rendering(np.frombuffer(b"".join(parts), np.uint8), *rows.T.copy(), of), joints
+
+
+def _replacement(found: re.Match[bytes]) -> bytes | None:
+    """What a reader sees in place of a mark; None where it is no mark."""
+    mark = found.group()
+    match found.lastgroup:
+        case "entity":
+            written = "&" + found["named"].decode()
+            seen = html.unescape(written + ";")
+            return None if seen == written + ";" else seen.encode("utf-8", "replace")
+        case "units":
+            units = b"".join(bytes.fromhex(unit.decode()) for unit in re.findall(rb"u(....)", mark))
+            return units.decode("utf-16-be", "replace").encode()
+        case "bytes":
+            content = bytes.fromhex(mark.replace(b"\\", b"").replace(b"x", b"").decode())
+            return content if _is_utf8(content) else content.decode("latin-1").encode()
+        case "percent":
+            return unquote_to_bytes(mark)
+        case "tag" | "escape" | "space" | "comment":
+            return b" "
+        case _:
+            return b""
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_joint(text: bytes, start: int, end: int) -> bool:
+    """Whether a letter stands before the mark, and a letter or another mark after it."""
+    before, after = text[start - 1 : start], text[end : end + 1]
+    return (before.isalnum() or before >= b"\x80") and (after.isalnum() or after >= b"\x80" or after in b"<&")
+
+
+@numba.njit(inline="always")
+def _is_letter(byte: int) -> bool:
+    return 97 <= byte | 32 <= 122
+
+
+@numba.njit(inline="always")
+def may_begin(text: np.ndarray, i: int, first: int, end: int) -> bool:
+    """Whether a mark may begin at byte i of the document text[first:end]; it begins with one of `MARKS`."""
+    byte = text[i]
+    before = text[i - 1] if i > first else 32
+    after = text[i + 1] if i + 1 < end else 32
+    later = text[i + 2] if i + 2 < end else 32
+    letter, breaks = _is_letter(after), after == 10 or after == 13
+    if byte == 60:  # <
+        return letter or after == 33 or after == 47 or after == 63  # or !, / or ?
+    if byte == 38:  # &
+        return letter or after == 35  # or #
+    if byte == 92:  # backslash
+        return letter or after == 92 or after == 48  # or another, or 0
+    if byte == 37:  # %
+        return letter or 48 <= after <= 57
+    if byte == 40:  # (
+        return before == 93  # ]
+    if byte == 45:  # -
+        return breaks and (_is_letter(before) or before >= 128)
+    if byte == 0xC2:
+        return after == 0xAD and (later == 10 or later == 13)
+    if byte == 0xE2:
+        return after == 0x80 and (later == 0x8B or later == 0x90 or later == 0x91)
+    return byte < 9 or 13 < byte < 32 or byte == 127
+
+
+@numba.njit(cache=True)
+def _places(text: np.ndarray) -> np.ndarray:
+    """Where marks may begin."""
+    found = np.empty(1024, np.int64)
+    count = 0
+    for i in range(len(text)):
+        if may_begin(text, i, 0, len(text)):
+            if count == len(found):
+                found = np.concatenate((found, np.empty(count, np.int64)))
+            found[count] = i
+            count += 1
+    return found[:count]
