@@ -4,11 +4,12 @@ A document is searched as it stands and in every rendering of it, so what stands
 is found in the first and what tags interrupt in the second.
 
 * HTML and XML: tags, comments, scripts and styles away; named, decimal and hexadecimal entities, also encoded twice.
-* JSON and program text: `\\n`, `\\u2019`, `\\x27`. Addresses: `%20`. Markdown: the address of a link. LaTeX: the name
-  of a command before its brace. Terminals: colour codes, overstrikes, other control characters.
+* JSON and program text: `\\n`, `\\u2019`, `\\x27`. Addresses: `%20`. Markdown and wikis: the address of a link, and a
+  footnote's number. LaTeX: the name of a command before its brace. Terminals: colour codes, overstrikes, other control
+  characters.
 * A word with a hyphen, or soft hyphen, at the end of a line.
 
-What the decoding brings to light, such as a tag written with entities, is rendered again.
+What the decoding brings to light, such as a tag written with entities, is rendered again, and so is what tags hold.
 """
 
 import html
@@ -22,6 +23,9 @@ import numba
 import numpy as np
 
 _MOST_PASSES = 3
+_FEWEST_HIDDEN = 24
+"""Bytes of a tag, a comment or a script from which it may hold a text that is looked for."""
+_HIDDEN_MARK = re.compile(rb"[&\\%<]")
 _INLINE = frozenset(
     b"a abbr acronym b bdi bdo big cite code del dfn em font i ins kbd mark nobr q s samp small span strike strong sub "
     b"sup tt u var wbr".split()
@@ -39,6 +43,7 @@ _MARK = re.compile(
   | (?P<escape> \\++ [abfnrtv0] )
   | (?P<percent> (?: %[0-9a-fA-F]{2} )++ )
   | (?P<link> \( [^()\s]{1,2000}+ (?: \s++ "[^"]{0,400}+" )?+ \) )
+  | (?P<target> \[\[ [^\[\]|]{1,200}+ \| | \[ [0-9]{1,3} \] )
   | (?P<hyphen> (?: - | \xc2\xad | \xe2\x80[\x90\x91] ) [\ \t]*+ \r?+ \n [\ \t]*+
         (?= [a-zA-Z\x80-\xff] ) )
   | (?P<space> \xe2\x80\x8b )
@@ -47,7 +52,7 @@ _MARK = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-MARKS = "<&\\%(-\xad\u200b\u2010\u2011\x7f" + "".join(map(chr, (*range(9), *range(14, 32))))
+MARKS = "<&\\%([-\xad\u200b\u2010\u2011\x7f" + "".join(map(chr, (*range(9), *range(14, 32))))
 _CLOSING = {name: re.compile(b"</" + name + rb"\b", re.IGNORECASE) for name in (b"script", b"style")}
 
 
@@ -84,67 +89,91 @@ def renderings(data: np.ndarray) -> Iterator[Rendering]:
     """Every rendering of a document, UTF-8 as uint8, that differs from it."""
     todo: list[tuple[np.ndarray, Rendering | None]] = [(data, None)]
     for _ in range(_MOST_PASSES):
-        rendered = []
-        for text, of in todo:
-            content = text.tobytes()
-            apart, joints = _render(content, of, joined=False)
-            joined, _ = _render(content, of, joined=True) if joints else (None, False)
-            rendered += filter(None, (apart, joined))
-        yield from rendered
-        todo = [(rendering.data, rendering) for rendering in rendered]
+        todo = [
+            (rendering.data, rendering) for text, of in todo for rendering in _rendered(text.tobytes(), of)
+        ]
+        yield from (rendering for _, rendering in todo)
 
 
-def _render(text: bytes, of: Rendering | None, joined: bool) -> tuple[Rendering | None, bool]:
-    """The text rendered once, None if nothing changes, and whether a mark stands inside of what may be one word: it
-    separates, unless `joined`."""
-    parts: list[bytes] = []
-    segments = array("q")  # of each: first byte rendered, first byte, end or -1
-    size, copied, joints = 0, 0, False
+def _rendered(text: bytes, of: Rendering | None) -> Iterator[Rendering]:
+    """The text without its marks, and again if some stand inside of what may be one word, where they separate at first
+    and then join; and what tags, comments, scripts and styles hold, if there are marks in it."""
+    cuts, hidden = array("q"), array("q")  # first byte and end of each
+    replacements: list[bytes] = []
+    joining = array("q")
+    """Numbers of the replacements that may join."""
+    copied, joints = 0, False
     closed: dict[bytes, bool] = {}
     for place in _places(np.frombuffer(text, np.uint8)).tolist():
         found = _MARK.match(text, place) if place >= copied else None
         if found is None:
             continue
-        start, end = found.span()
-        replacement = _replacement(found)
-        if (name := found.lastgroup) == "comment":
+        (start, end), name = found.span(), found.lastgroup
+        replacement = _replacement(found, name)
+        element = b""
+        if name == "tag":
+            element = (found["name"] or b"").lower()
+            if element in _CLOSING and text[start + 1] != 0x2F:
+                close = _CLOSING[element].search(text, end) if closed.get(element, True) else None
+                closed[element] = close is not None
+                end = close.start() if close else end
+        elif name == "comment":
             close = text.find(b"-->", end) if closed.get(b"--", True) else -1
             closed[b"--"] = close >= 0
             end, replacement = (close + 3, b" ") if close >= 0 else (end, None)
-        elif (element := (found["name"] or b"").lower()) in _CLOSING and text[start + 1] != 0x2F:
-            close = _CLOSING[element].search(text, end) if closed.get(element, True) else None
-            closed[element] = close is not None
-            end = close.start() if close else end
         elif name == "backspace":
             start = max(copied, start - 1)
-        if replacement is not None:
-            if name in ("comment", "space") or element in _INLINE:
-                joints = joints or _is_joint(text, start, end)
-                replacement = b"" if joined else b" "
-            if start > copied:
-                segments.extend((size, copied, -1))
-                parts.append(text[copied:start])
-                size += start - copied
-            if replacement == b" " and start == copied and parts and parts[-1] == b" ":
-                segments[-1] = end
-            elif replacement:
-                segments.extend((size, start, end))
-                parts.append(replacement)
-                size += len(replacement)
-            copied = end
+        if replacement is None:
+            continue
+        joins = element in _INLINE or name in ("comment", "space")
+        joints = joints or (joins and _is_joint(text, start, end))
+        if replacement == b" " and end - start >= _FEWEST_HIDDEN and _HIDDEN_MARK.search(text, start + 1, end):
+            hidden.extend((start + 1, end - 1))
+        last = bool(joining) and joining[-1] == len(replacements) - 1
+        if start == copied and replacements and replacements[-1] == replacement == b" " and joins == last:
+            cuts[-1] = end
+        else:
+            if joins:
+                joining.append(len(replacements))
+            cuts.extend((start, end))
+            replacements.append(replacement)
+        copied = end
     if not copied:
-        return None, False
-    if copied < len(text):
-        segments.extend((size, copied, -1))
-        parts.append(text[copied:])
-    rows = np.array(segments, np.int64).reshape(-1, 3)
-    return Rendering(np.frombuffer(b"".join(parts), np.uint8), *rows.T.copy(), of), joints
+        return
+    yield _assembled(text, of, cuts, replacements)
+    if joints:
+        for number in joining:
+            replacements[number] = b""
+        yield _assembled(text, of, cuts, replacements)
+    if hidden:
+        gaps = array("q", (0, *hidden, len(text)))
+        yield _assembled(text, of, gaps, [b" "] * (len(gaps) // 2))
 
 
-def _replacement(found: re.Match[bytes]) -> bytes | None:
+def _assembled(text: bytes, of: Rendering | None, cuts: array, replacements: list[bytes]) -> Rendering:
+    """The text with every cut replaced."""
+    starts, ends = np.array(cuts, np.int64).reshape(-1, 2).T
+    copies = np.append(0, ends)  # where the copied segments begin
+    source = np.empty((2, 2 * len(starts) + 1), np.int64)
+    source[0, ::2], source[0, 1::2] = copies, starts
+    source[1, ::2], source[1, 1::2] = -1, ends
+    sizes = np.empty(source.shape[1], np.int64)
+    sizes[::2] = np.append(starts, len(text)) - copies
+    sizes[1::2] = np.fromiter(map(len, replacements), np.int64, len(replacements))
+    parts = [b""] * len(sizes)
+    bounds = zip(copies.tolist(), [*starts.tolist(), len(text)], strict=True)
+    parts[::2] = [text[first:last] for first, last in bounds]
+    parts[1::2] = replacements
+    first = np.cumsum(sizes) - sizes
+    return Rendering(np.frombuffer(b"".join(parts), np.uint8), first, *source, of)
+
+
+def _replacement(found: re.Match[bytes], name: str) -> bytes | None:
     """What a reader sees in place of a mark; None where it is no mark."""
+    if name == "tag":  # most are
+        return b" "
     mark = found.group()
-    match found.lastgroup:
+    match name:
         case "entity":
             written = "&" + found["named"].decode()
             seen = html.unescape(written + ";")
@@ -157,7 +186,7 @@ def _replacement(found: re.Match[bytes]) -> bytes | None:
             return content if _is_utf8(content) else content.decode("latin-1").encode()
         case "percent":
             return unquote_to_bytes(mark)
-        case "tag" | "escape" | "space" | "comment":
+        case "escape" | "space" | "comment":
             return b" "
         case _:
             return b""
@@ -200,6 +229,8 @@ def may_begin(text: np.ndarray, i: int, first: int, end: int) -> bool:
         return letter or 48 <= after <= 57
     if byte == 40:  # (
         return before == 93  # ]
+    if byte == 91:  # [
+        return after == 91 or 48 <= after <= 57  # or another, or a digit
     if byte == 45:  # -
         return breaks and (_is_letter(before) or before >= 128)
     if byte == 0xC2:
