@@ -24,7 +24,7 @@ _KEPT_REPEATS = 4
 _MOST_TRIES = 1000
 """Times that one short n-gram is tried in one document as part of an edited text or as a question."""
 _LONGEST_REACH = 400
-_NEARLY_WHOLE = 0.8
+_NEARLY_WHOLE, _WHOLE = 0.8, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,13 +325,13 @@ def _overlap(data: np.ndarray, number: int, found: _Evidence, index: Index) -> O
 
 
 def _is_whole(form: Form, coverage: float, of_question: float, answer: bool, index: Index) -> bool:
-    """Whether n-grams that many items share are, all the same, nearly the whole of this one: question and right answer,
-    or a question (a text, where it has none of n words) that is made of such n-grams alone."""
+    """Whether n-grams that many items share are, all the same, the whole of this one: question and right answer, or a
+    question (a text, where it has none of n words) that is made of such n-grams alone."""
     if of_question >= 0.5 and answer and max(coverage, of_question) >= _NEARLY_WHOLE:
         return True
     asked = form.question_words if form.question_words >= index.n else len(form.words)
     share = of_question if asked == form.question_words else coverage
-    if share < _NEARLY_WHOLE:
+    if share < _WHOLE:
         return False
     hashes = ngram_hashes(word_hashes(form.words[:asked]), index.n)
     return bool(np.all(index.items[lookup(hashes, index.n, index.table)] >= TEMPLATE_ITEMS))

@@ -36,11 +36,12 @@ _MARK = re.compile(
     (?P<comment> <!-- )
   | (?P<tag> < (?: [/]?+ (?P<name> [a-zA-Z][a-zA-Z0-9:-]*+ ) | [/!?] (?= [a-zA-Z>\[] ) )
         (?: (?: [^<>"'=]++ | = \s*+ (?: "[^"]{0,4096}+" | '[^']{0,4096}+' ) | ["'=] ){0,64}+ > | [^<>]*+ > ) )
-  | (?P<entity> & (?: amp; )*+ (?P<named> \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [a-zA-Z][a-zA-Z0-9]{1,31} ) ;?+ )
+  | (?P<entity> & (?P<again> (?: amp; )*+ )
+        (?P<named> \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [a-zA-Z][a-zA-Z0-9]{0,31} )?+ (?P<closed> ;? ) )
   | (?P<command> \\ [a-zA-Z]{3,20}+ \*?+ \{ )
-  | (?P<units> (?: \\++ u[0-9a-fA-F]{4} )++ )
-  | (?P<bytes> (?: \\++ x[0-9a-fA-F]{2} )++ )
-  | (?P<escape> \\++ [abfnrtv0] )
+  | (?P<units> (?: \\{1,8}+ u[0-9a-fA-F]{4} )++ )
+  | (?P<bytes> (?: \\{1,8}+ x[0-9a-fA-F]{2} )++ )
+  | (?P<escape> \\{1,8}+ [abfnrtv0] )
   | (?P<percent> (?: %[0-9a-fA-F]{2} )++ )
   | (?P<link> \( [^()\s]{1,2000}+ (?: \s++ "[^"]{0,400}+" )?+ \) )
   | (?P<target> \[\[ [^\[\]|]{1,200}+ \| | \[ [0-9]{1,3} \] )
@@ -48,7 +49,7 @@ _MARK = re.compile(
         (?= [a-zA-Z\x80-\xff] ) )
   | (?P<space> \xe2\x80\x8b )
   | (?P<backspace> \x08 )
-  | (?P<control> \x1b\[ [0-9;:?]{0,32}+ [@-~] | [\x00-\x07\x0e-\x1f\x7f] )
+  | (?P<control> \x1b\[ [0-9;:?]{0,32}+ [@-~] | [\x00-\x07\x0e-\x1a\x1c-\x1f\x7f]++ | \x1b )
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -130,7 +131,8 @@ def _rendered(text: bytes, of: Rendering | None) -> Iterator[Rendering]:
         if replacement == b" " and end - start >= _FEWEST_HIDDEN and _HIDDEN_MARK.search(text, start + 1, end):
             hidden.extend((start + 1, end - 1))
         last = bool(joining) and joining[-1] == len(replacements) - 1
-        if start == copied and replacements and replacements[-1] == replacement == b" " and joins == last:
+        repeats = start == copied and replacements and replacements[-1] == replacement and joins == last
+        if repeats and replacement in (b" ", b""):
             cuts[-1] = end
         else:
             if joins:
@@ -175,9 +177,11 @@ def _replacement(found: re.Match[bytes], name: str) -> bytes | None:
     mark = found.group()
     match name:
         case "entity":
-            written = "&" + found["named"].decode()
-            seen = html.unescape(written + ";")
-            return None if seen == written + ";" else seen.encode("utf-8", "replace")
+            written = b"&" + (found["named"] or b"")
+            seen = html.unescape(f"{written.decode()};")
+            if seen != f"{written.decode()};":
+                return seen.encode("utf-8", "replace")
+            return written + found["closed"] if found["again"] else None
         case "units":
             units = b"".join(bytes.fromhex(unit.decode()) for unit in re.findall(rb"u(....)", mark))
             return units.decode("utf-16-be", "replace").encode()

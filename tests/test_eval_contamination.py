@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,20 +210,51 @@ def test_a_short_question_needs_its_answer():
     assert _first([item], "Question: is the moon a star? Answer: no").kind is Kind.EXACT
 
 
-def test_what_many_documents_have_is_boilerplate():
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda question, answer: f"{question} {answer}",
+        lambda question, answer: question,
+        lambda question, answer: " ".join(question.split()[:10]),  # half of it
+        lambda question, answer: " ".join(
+            f"{word}x" if number % 12 == 9 else word for number, word in enumerate(question.split())
+        ),
+    ],
+)
+def test_copies_make_no_leak_clean(written):
     question = "By opening this package you agree to all terms of the licence that is printed on its lid?"
     item = _item(question, "Only in some countries of the world")
-    notices = [f"Notice {number}. {question}" for number in range(10)]
-    few = _check([item], *notices[:9])
-    assert few.verdicts[0].kind is Kind.QUESTION and len(few.flagged) == 9
-    many = _check([item], *notices)
-    assert (many.verdicts[0].verdict, many.verdicts[0].kind) == (Verdict.CLEAN, Kind.BOILERPLATE)
-    assert many.flagged == [] and many.verdicts[0].documents == 10
-    # the answer beside it is no boilerplate, in however many documents it stands
-    leaked = _check([item], *[f"{notice} Only in some countries of the world" for notice in notices])
-    assert leaked.verdicts[0].kind is Kind.EXACT and len(leaked.flagged) == 10
-    mixed = _check([item], *notices, f"{question} Only in some countries of the world")
-    assert mixed.verdicts[0].kind is Kind.EXACT and mixed.flagged == [("10", "", 0)]
+    texts = [f"Notice {number}. {written(question, item.answers[0])}" for number in range(40)]
+    once, many = _check([item], texts[0]).verdicts[0], _check([item], *texts, _prose(1))
+    assert once.verdict is Verdict.CONTAMINATED
+    assert (many.verdicts[0].verdict, many.verdicts[0].kind) == (once.verdict, once.kind)
+    assert many.verdicts[0].documents == len(texts)
+    assert sorted(many.flagged) == sorted((str(number), "", 0) for number in range(40))
+
+
+def test_filtering_drops_every_copy_of_every_question_of_a_page(items):
+    asked = [number for number in range(20, 25)]
+    page = "\n\n".join(f"{number}. {items[number].question}" for number in asked)
+    texts = [page, _prose(50), *[f"{_prose(seed, 1)} {page}" for seed in range(51, 63)], f"{items[20].question} Yes."]
+    leaked = [name for name in range(len(texts)) if name != 1]
+    findings = _check(items, *texts)
+    assert sorted({int(document) for document, _, _ in findings.flagged}) == leaked
+    assert {number for _, _, number in findings.flagged} == set(asked)
+    assert len(findings.flagged) == 13 * len(asked) + 1
+    assert _check(items, texts[1]).flagged == []
+
+
+def test_forms_and_renderings_add_up():
+    """One form has the longer run and another, or the text without its tags, has more of the item."""
+    first = "one two three four five six seven eight nine ten eleven twelve plus more of it to be read here"
+    second = "red orange yellow green blue indigo violet black white pink"
+    item = Reference("s", 0, first, (), (), (Text(f"{first} {_words(np.random.default_rng(1), 12)}", 0, None),))
+    item = replace(item, forms=(*item.forms, Text(second, 0, None)))
+    text = " ".join([*first.split()[:11], "and", *second.split()[:5], "<b>indigo violet black"])
+    found = _first([item], text)
+    assert (found.longest_run, found.coverage, found.verdict) == (11, 0.8, Verdict.CONTAMINATED)
+    match = found.best
+    assert text[match.start : match.end].split() == first.split()[:11]
 
 
 def test_wording_that_many_items_share_tells_none_of_them():
@@ -236,6 +268,14 @@ def test_wording_that_many_items_share_tells_none_of_them():
     leak = _check(items, "Which of the following things is an example of a fuel? Thing 3, of course.")
     assert [found.kind for found in leak.verdicts].count(Kind.EXACT) == 1
     assert leak.flagged == [("0", "", 3)]
+    # a question that is whole, or a long run, is no template
+    same = [_item(items[0].question, f"thing {number}", number=number) for number in range(5)]
+    assert {found.kind for found in _check(same, f"{same[0].question} I ask you.").verdicts} == {Kind.QUESTION}
+    assert _check(same, "Which of the following things is an example of rain?").flagged == []
+    story = " ".join(f"word{number}" for number in range(13))
+    long = [_item(f"{story} and {_words(np.random.default_rng(number), 30)}?", "no") for number in range(5)]
+    assert {found.kind for found in _check(long, f"{story} and so on").verdicts} == {Kind.QUESTION}
+    assert {found.kind for found in _check(long, " ".join(story.split()[:12])).verdicts} == {Kind.CLEAN}
 
 
 def test_train_items_are_apart(items):
