@@ -200,6 +200,8 @@ def test_one_edit_in_a_short_text(edited, found):
     item = _item("Which gas do green plants take from the air?", "Carbon dioxide")
     assert len(words(item.forms[0].text)) == 11
     verdict = _first([item], f"He asked and asked. {edited}. She did not answer.").verdict
+    unseen = "\u200b\u2060\u00ad".join(edited)
+    assert _first([item], f"He asked and asked. {unseen}. She did not answer.").verdict is verdict
     assert verdict is (Verdict.CONTAMINATED if found else Verdict.CLEAN)
 
 
@@ -255,6 +257,10 @@ def test_forms_and_renderings_add_up():
     assert (found.longest_run, found.coverage, found.verdict) == (11, 0.8, Verdict.CONTAMINATED)
     match = found.best
     assert text[match.start : match.end].split() == first.split()[:11]
+    # what only the document as it stands has, and what only a rendering has
+    other = _item("Why do eleven grey geese fly over the frozen lake at night", "To be warm", number=1)
+    both = f'<img alt="{second}"> Why do eleven grey <p>geese fly over the <p>frozen lake at night'
+    assert [found.verdict for found in _check([item, other], both).verdicts] == [Verdict.CONTAMINATED] * 2
 
 
 def test_wording_that_many_items_share_tells_none_of_them():
