@@ -167,15 +167,24 @@ class _Item:
 class Tally:
     """Adds up what documents have in common with the references; any order of adding gives the same findings."""
 
-    def __init__(self, config: ContaminationConfig, items: list[Reference]) -> None:
+    def __init__(
+        self, config: ContaminationConfig, items: list[Reference], lengths: list[list[int]] | None = None
+    ) -> None:
+        """`lengths`: `item_lengths(items)`, where they are known."""
         self._config = config
         self._references = items
+        self._lengths = lengths or item_lengths(items)
         self._items: dict[int, _Item] = {}
         self._strongest: list[Match] = []
         self._contaminating: list[tuple[tuple[int, ...], str, str, int, tuple[int, ...]]] = []
         self._frequency: dict[int, int] = {}
         self.documents = 0
         self.words = 0
+
+    @property
+    def size(self) -> int:
+        """How many references, of those that are looked for the first ones, it gives a verdict of."""
+        return len(self._references)
 
     def add(self, documents: int, word_count: int, matches: list[Match], frequency: dict[int, int]) -> None:
         """`frequency`: of every n-gram of the index that was seen, in how many of these documents."""
@@ -233,8 +242,7 @@ class Tally:
         return Findings(verdicts, matches, flagged, self.documents, self.words)
 
     def _verdict(self, number: int) -> ItemVerdict:
-        reference = self._references[number]
-        lengths = [len(words(form.text)) for form in reference.forms]
+        reference, lengths = self._references[number], self._lengths[number]
         found = self._items.get(number)
         if found is None:
             checkable = max(lengths) >= SHORTEST
@@ -249,6 +257,11 @@ class Tally:
         return ItemVerdict(
             reference, verdict, kind, found.run, found.coverage, found.documents, found.best, length
         )
+
+
+def item_lengths(items: Iterable[Reference]) -> list[list[int]]:
+    """Words of every form of every item."""
+    return [[len(words(form.text)) for form in item.forms] for item in items]
 
 
 def snippet(data: bytes, start: int, end: int) -> tuple[str, str, str]:

@@ -27,7 +27,10 @@ _SPELLINGS = (
     ("ο δρόμος προς τους μύλους είναι μακρύς εδώ", "Ο ΔΡΌΜΟΣ ΠΡΟΣ ΤΟΥΣ ΜΎΛΟΥΣ ΕΊΝΑΙ ΜΑΚΡΎΣ ΕΔΏ"),
     ("в лесу родилась ёлочка высокая зелёная самая красивая", "В ЛЕСУ РОДИЛАСЬ ЁЛОЧКА ВЫСОКАЯ ЗЕЛЁНАЯ САМАЯ КРАСИВАЯ"),
     ("한국 사람 나라 바다 하늘 나무 학교 친구", None),
-    ("plain latin letters and 1984 digits in width", "ｐｌａｉｎ ｌａｔｉｎ ｌｅｔｔｅｒｓ ａｎｄ １９８４ ｄｉｇｉｔｓ ｉｎ ｗｉｄｔｈ"),
+    (
+        "letters and 1984 digits in width twice more",
+        "ｌｅｔｔｅｒｓ ａｎｄ １９８４ ｄｉｇｉｔｓ ｉｎ ｗｉｄｔｈ ｔｗｉｃｅ ｍｏｒｅ",
+    ),
     ("x2 of 1 2 litre no 5 snake case", "x²…of «½» litre—no.\u00a05; “snake_case”"),
     ("don t stop me now 😀 it s fine", "don't\n\nstop\tme\x00now😀it’s\u2028fine"),
 )

@@ -130,7 +130,7 @@ def read_findings(folder: Path) -> dict[str, Any]:
     return {
         "coverage": json.loads((folder / "coverage.json").read_text()),
         "sweep": json.loads((folder / "sweep.json").read_text()),
-        "matches": [json.loads(line) for line in (folder / "matches.jsonl").read_text().splitlines()],
+        "matches": [json.loads(line) for line in (folder / "matches.jsonl").read_bytes().splitlines()],
     }
 
 
