@@ -21,8 +21,8 @@ from eval.control import ROWS_PER_GROUP, Control, Plant, planted_name
 from eval.documents import RowGroup
 from eval.findings import ContaminationError
 from eval.index import POSITION_BITS, SHORTEST, Index
-from eval.injection import LEAST_RECALL, full_text
-from eval.recount import Account, Row, check_findings, failure
+from eval.injection import LEAST_RECALL, full_text, variants
+from eval.recount import Account, Row, check_findings, failure, in_order
 from eval.references import Reference, Severity
 from eval.suites import suite_named
 from eval.textscan import ngram_hashes, word_hashes
@@ -85,18 +85,37 @@ class Audit:
         check_findings(folder, self._real, self._control.items)
 
 
-def check_items(items: list[Reference], suites: Iterable[str]) -> None:
-    """Raises `ContaminationError` unless every row of every suite is an item, once, and nothing else is."""
-    found: dict[str, list[int]] = {}
+def check_items(items: list[Reference], benchmarks: Path, suites: Iterable[str]) -> None:
+    """Raises `ContaminationError` unless every row of every suite is an item, once, with its question and right
+    answer, and nothing else is."""
+    found: dict[str, list[Reference]] = {}
     for item in items:
         if item.severity is Severity.TEST:
-            found.setdefault(item.suite, []).append(item.item)
+            found.setdefault(item.suite, []).append(item)
     for suite in suites:
-        rows, numbers = suite_named(suite).rows, found.pop(suite, [])
-        if numbers != list(range(rows)):
-            raise failure(f"{rows} items of {suite} were to be looked for", f"{len(numbers)} are among the items")
+        rows, looked_for = suite_named(suite).rows, found.pop(suite, [])
+        if [item.item for item in looked_for] != list(range(rows)):
+            raise failure(f"{rows} items of {suite} were to be looked for", f"{len(looked_for)} are among the items")
+        for item, row in zip(looked_for, pq.read_table(benchmarks / f"{suite}.parquet").to_pylist(), strict=True):
+            question, answer = _asked(row)
+            if item.question != question or answer not in item.answers or answer in item.others:
+                raise failure(
+                    f"{suite}:{item.item} asks “{question}” for “{answer}”",
+                    f"“{item.question}” and “{item.answers[0]}” were to be looked for",
+                )
     if found:
         raise failure(f"the suites {', '.join(suites)} were to be looked for", f"{min(found)} is among the items")
+
+
+def _asked(row: Row) -> tuple[str, str]:
+    """(question, right answer) of a row, straight from its columns."""
+    if "answerKey" in row:
+        return row["question"], row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
+    if "endings" in row:
+        return row["ctx"], row["endings"][int(row["label"])]
+    if "sentence" in row:
+        return row["sentence"], row[f"option{row['answer']}"]
+    return row["question"], row["mc1_targets"]["choices"][row["mc1_targets"]["labels"].index(1)]
 
 
 def check_index(index: Index, references: Sequence[Reference], lengths: list[list[int]]) -> None:
@@ -214,8 +233,7 @@ def _is_true(text: str, row: Row, item: Reference) -> bool:
     there = words(span)
     if len(expected) != overlap["run"] or ("<" not in span and len(there) > 2 * len(expected) + 8):
         return False
-    left = iter(there)
-    return all(word in left for word in expected)  # one after the other
+    return in_order(expected, there)
 
 
 def _check_probes(control: Control, verdicts: list[Row]) -> None:
@@ -255,8 +273,10 @@ def _check_recall(
         item = control.items[planted.reference]
         count = counts.setdefault(item.suite, {}).setdefault(planted.form, {"planted": 0, "found": 0})
         found = (planted_name(planted.row), file, item.suite, item.item) in dropped
-        if LEAST_RECALL[planted.form] == 1:
-            found = found and matches.get((planted.row, planted.reference)) == len(words(full_text(item)))
+        # a sentence with the wrong option may be told by what it shares with the one with the right option
+        if LEAST_RECALL[planted.form] == 1 and (item.suite, planted.form) != ("winogrande", "variant"):
+            texts = variants(item) if planted.form == "variant" else [full_text(item)]
+            found = found and matches.get((planted.row, planted.reference)) in [len(words(text)) for text in texts]
         count["planted"] += 1
         count["found"] += found
         if not found:

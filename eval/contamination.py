@@ -53,7 +53,7 @@ from eval.references import Reference, references
 from eval.suites import SuiteError
 
 _HOSTS = 64
-_HOST_BYTES = 4000
+_HOST_BYTES = 1000
 _COUNTED_BYTES = 2**20
 
 
@@ -247,7 +247,7 @@ def scan_files(command: CommandConfig) -> dict:
             f"{len(command.documents)} and {len(command.suites)}"
         )
     config, items = command.config, references(command.benchmarks, command.suites)
-    check_items(items, command.suites)
+    check_items(items, command.benchmarks, command.suites)
     groups, total = row_groups(command.documents)
     control = compose_control(items, command.documents, config, command.seed, _hosts(groups))
     everything = control.references

@@ -71,6 +71,11 @@ def _accented(item: Reference, text: str, host: list[str], generator: np.random.
     return _paragraph(f"{_ACCENTS} {text} {unicodedata.normalize('NFD', f'{_ACCENTS} {text}')}")
 
 
+def _variant(item: Reference, text: str, host: list[str], generator: np.random.Generator) -> str:
+    others = variants(item)
+    return _paragraph(others[generator.integers(len(others))])
+
+
 FORMS: dict[str, Callable[[Reference, str, list[str], np.random.Generator], str]] = {
     "verbatim": _verbatim,
     "question_only": _question_only,
@@ -81,6 +86,7 @@ FORMS: dict[str, Callable[[Reference, str, list[str], np.random.Generator], str]
     "listing": _listing,
     "upper_case": _upper_case,
     "accented": _accented,
+    "variant": _variant,
 }
 """How an item is planted: (item, question with right answer, words of the host, generator) to text."""
 LEAST_RECALL = {
@@ -93,8 +99,9 @@ LEAST_RECALL = {
     "listing": 0.9,
     "upper_case": 1.0,
     "accented": 1.0,
+    "variant": 1.0,
 }
-"""Share of the planted items of a suite that must be found. Where it is 1, every word of each, too."""
+"""Share of the planted items of a suite that must be found. Where it is 1, every word of each must be, too."""
 
 
 def full_text(item: Reference) -> str:
@@ -102,6 +109,16 @@ def full_text(item: Reference) -> str:
     if item.suite == "winogrande":
         return _GAP.sub(lambda _: item.answers[0], item.question, count=1)
     return f"{item.question} {item.answers[0]}"
+
+
+def variants(item: Reference) -> list[str]:
+    """Other texts of the item that are as much a leak: another right answer, either option, no marks."""
+    if item.suite == "winogrande":
+        return [_GAP.sub(lambda _, filled=other: filled, item.question, count=1) for other in item.others]
+    if item.suite == "hellaswag":
+        unmarked = re.sub(r"\[[^\]]*\]", " ", full_text(item))
+        return [unmarked] if "[" in item.question else []
+    return [f"{item.question} {answer}" for answer in item.answers[1:]]
 
 
 def plant(item: Reference, form: str, hosts: list[str], generator: np.random.Generator) -> str:
@@ -123,6 +140,8 @@ def suits(item: Reference, form: str, n: int) -> bool:
             return len(words(text)) >= n
         case "upper_case":
             return words(text.upper()) == words(text)
+        case "variant":
+            return bool(variants(item))
         case _:
             return True
 

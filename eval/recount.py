@@ -5,7 +5,7 @@ longest run, the largest share, and whether any of them reaches a threshold at a
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 
 from eval.documents import RowGroup
 from eval.findings import ContaminationConfig, ContaminationError, Kind, Verdict
-from eval.leaks import verdict_table
+from eval.leaks import control_suites, control_table, verdict_table
 from eval.references import Reference, Severity
+from eval.words import words
 
 Row = dict[str, Any]
 """One match, as a line of a result file."""
 Places = tuple[int, int, int, int]
 """Of the longest run: first character and last + 1, the same in bytes."""
+_PLACES = ("start", "end", "start_byte", "end_byte")
 _NEARLY_WHOLE = 0.8
 
 
@@ -188,8 +190,7 @@ def _check_suites(coverage: Row, verdicts: list[Row], items: Sequence[Reference]
             raise failure(f"the verdicts of {suite} are {part}", f"coverage.json has {coverage['suites'].get(suite)}")
     if set(coverage["suites"]) != set(expected):
         raise failure(f"the suites {sorted(expected)} were scanned", f"coverage.json has {sorted(coverage['suites'])}")
-    lines = verdict_table(coverage).splitlines()
-    header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    header, *body = _cells(verdict_table(coverage))
     for line in body:
         part = expected[line[0]]
         shown = dict(zip(header[1:], (int(cell.replace(",", "")) for cell in line[1:]), strict=True))
@@ -198,6 +199,16 @@ def _check_suites(coverage: Row, verdicts: list[Row], items: Sequence[Reference]
             raise failure(f"the verdicts of {line[0]} are {part}", f"the report's table has {shown}")
     if len(body) != len(expected):
         raise failure(f"{len(expected)} suites were scanned", f"the report's table has {len(body)}")
+    for suite, *line in _cells(control_table(coverage))[1:]:
+        recall = [f"{count['found']} of {count['planted']}" for count in control_suites(coverage)[suite].values()]
+        if [cell for cell in line if cell != "–"] != recall:
+            raise failure(f"of planted items of {suite} were found {recall}", f"the report's table has {line}")
+
+
+def _cells(table: str) -> list[list[str]]:
+    """Cells of a Markdown table, the header first."""
+    header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return [header, *body]
 
 
 def _check_sweep(sweep: list[Row], verdicts: list[Row], items: Sequence[Reference]) -> None:
@@ -217,14 +228,24 @@ def _check_sweep(sweep: list[Row], verdicts: list[Row], items: Sequence[Referenc
 
 
 def _check_matches(folder: Path, verdicts: list[Row]) -> None:
-    shown = set()
+    shown = {}
     by_item = {(row["suite"], row["item"]): row for row in verdicts}
     for line in (folder / "matches.jsonl").read_bytes().splitlines():  # of text, U+2028 would end a line
         match = json.loads(line)
         verdict = by_item[match["suite"], match["item"]]
-        shown.add((match["suite"], match["item"], match["document"]))
+        shown[match["suite"], match["item"], match["document"], match["file"]] = tuple(match[name] for name in _PLACES)
         if (match["verdict"], match["kind"]) != (verdict["verdict"], verdict["kind"]):
             raise failure(f"{_named(match)} is {verdict['verdict']}", f"a match says {match['verdict']}")
+        text, item = match["document_text"]["match"], match["item_text"]["match"]
+        if not set("<…") & set(text + item) and not in_order(words(item), words(text)):
+            raise failure(f"“{item}” of {_named(match)} is in document {match['document']}", f"“{text}” is shown")
     for row in verdicts:
-        if row["verdict"] == Verdict.CONTAMINATED and (row["suite"], row["item"], row["document"]) not in shown:
-            raise failure(f"{_named(row)} is contaminated", "matches.jsonl does not show it")
+        place = shown.get((row["suite"], row["item"], row["document"], row["file"]))
+        if row["verdict"] == Verdict.CONTAMINATED and place != tuple(row[name] for name in _PLACES):
+            raise failure(f"{_named(row)} is contaminated", f"matches.jsonl shows it at {place}")
+
+
+def in_order(expected: Sequence[str], found: Iterable[str]) -> bool:
+    """Whether the expected words are among those that were found, in their order."""
+    left = iter(found)
+    return all(word in left for word in expected)
