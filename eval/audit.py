@@ -74,9 +74,9 @@ class Audit:
 
     def check_planted(self, folder: Path) -> dict[str, Any]:
         """What coverage.json says of the control, from the findings of the planted file in `folder`."""
-        check_findings(folder, self._planted, self._control.planted_references)
         canaries = check_canaries(self._control, self._canary_rows)
         found = check_planted(self._control, folder, self._file.name, self._heads, self._planted_rows)
+        check_findings(folder, self._planted, self._control.planted_references)
         scanned = {"documents": self._real.documents, "bytes": self._real.bytes}
         return found | {"canaries": canaries, "scanned": scanned}
 

@@ -30,7 +30,7 @@ _LARGEST_GROUPS = 4
 _BATCH_ROWS = 64
 _AROUND_BYTES = 4096
 _NEAR = 64  # characters
-_TRIES = 30
+_TRIES, _MOST_CANDIDATES = 30, 8
 _WORD = re.compile(r"[^\W_]+")
 _CHANGING = re.compile(rb"[<>&]")
 _SURELY_WORDS, _SURELY_DOCUMENTS = 200, 8
@@ -156,6 +156,7 @@ def _candidates(
     content: bytes, first: int, last: int, step: int, n: int, generator: np.random.Generator
 ) -> Iterator[tuple[str, int]]:
     """(n plain words in a row, their first byte) of that part of the document, until somebody takes one."""
+    left = _MOST_CANDIDATES
     for _ in range(1 if step else _TRIES):
         start = first if step else int(generator.integers(first, max(first, last - _AROUND_BYTES) + 1))
         end = min(len(content), start + _AROUND_BYTES)
@@ -167,15 +168,19 @@ def _candidates(
         places = np.arange(max(0, len(found) - n + 1))[:: step or 1]
         for place in (places if step else generator.permutation(places))[:_TRIES].tolist():
             begin, stop = found[place].start(), found[place + n - 1].end()
-            if _is_plain(text, begin, stop, n):
+            if left and _is_plain(text, begin, stop, n):
+                left -= 1
                 yield text[begin:stop], start + len(_encoded(text[:begin]))
 
 
 def _is_plain(text: str, begin: int, stop: int, n: int) -> bool:
-    """Whether these are n words whatever stands beside them, with no markup and no hidden character near them."""
+    """Whether these are n words whatever stands beside them, most of them different, with no markup and no hidden
+    character near them."""
     before, chosen, after = text[max(0, begin - _NEAR) : begin], text[begin:stop], text[stop : stop + _NEAR]
     around = before + chosen + after
-    if _CHANGING.search(_encoded(around)) or any(unicodedata.category(each) in ("Cf", "Cs") for each in around):
+    if 2 * len(set(words(chosen))) <= n or _CHANGING.search(_encoded(around)):
+        return False
+    if any(unicodedata.category(each) in ("Cf", "Cs") for each in around):
         return False
     return len(words(chosen)) == n and words(around) == [*words(before), *words(chosen), *words(after)]
 
