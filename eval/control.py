@@ -71,7 +71,8 @@ class Control:
 
     def write(self, path: Path) -> None:
         """The planted documents as one more file of the scan, in several row groups."""
-        table = pa.table({"id": [planted_name(row) for row in range(len(self.texts))], "text": self.texts})
+        texts = [text or None for text in self.texts]  # one that is null is among them
+        table = pa.table({"id": [planted_name(row) for row in range(len(texts))], "text": texts})
         pq.write_table(table, path, row_group_size=ROWS_PER_GROUP)
 
     def expected_words(self) -> list[int]:

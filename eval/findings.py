@@ -24,6 +24,7 @@ _CHARACTER_BYTES = 4
 _KEPT_MATCHES = 200
 _NEVER_COMMON = -1  # stands for an n-gram that no document frequency makes boilerplate
 _SWEEP_RUNS, _SWEEP_COVERAGES = range(8, 41), [tenths / 10 for tenths in range(1, 11)]
+FINDINGS_FILES = ("verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json")
 VERDICTS_SCHEMA = pa.schema(
     [
         ("suite", pa.string()),
@@ -282,8 +283,7 @@ def _text(data: bytes) -> str:
 
 
 def write_findings(out: Path, findings: Findings, control: dict, config: ContaminationConfig) -> None:
-    """Writes `verdicts.parquet`, `flagged.parquet`, `matches.jsonl`, `coverage.json` and `sweep.json`; equal
-    findings give equal bytes."""
+    """Writes `FINDINGS_FILES`; equal findings give equal bytes."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [_verdict_row(found) for found in findings.verdicts]
     pq.write_table(pa.Table.from_pylist(rows, schema=VERDICTS_SCHEMA), out / "verdicts.parquet")

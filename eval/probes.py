@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eval.findings import ContaminationConfig, Kind, Verdict
-from eval.index import SHORTEST, TEMPLATE_ITEMS
 from eval.references import Reference, Text
 from eval.words import words
 
 SUITE = "control"
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+_SHORTEST, _TEMPLATE_ITEMS = 4, 5  # as documented and not imported, so that another value is noticed
 _MOST_COPIES = 40
 _LARGE_BYTES = 2**20 + 2**16
 _SPELLINGS = (
@@ -148,7 +148,7 @@ def _places(author: _Author) -> Iterator[Probe]:
     accents = "Ça, là-bas: 東京の夏😀 Łódź żółw — naïve Ärger. "
     yield whole("a whole item after accented text", accents * 3, f" {accents}", size)
     yield whole("a whole item after decomposed accents", unicodedata.normalize("NFD", accents), f" {accents}", size)
-    yield whole("an item of 1,100 words", f"{author.prose()} ", f" {author.prose()}", 1100)
+    yield whole("an item of 5,000 words", f"{author.prose()} ", f" {author.prose()}", 5000)
     for shift in range(0, 256, 37):
         before = " ".join(author.prose(8000).split()[: 256 + shift]) + " "
         yield whole(f"a whole item behind {256 + shift} words", before, f" {author.prose()}", size)
@@ -172,13 +172,13 @@ def _thresholds(author: _Author) -> Iterator[Probe]:
 
 def _short(author: _Author) -> Iterator[Probe]:
     n = author.n
-    text = " ".join(author.coin(SHORTEST))
-    yield author.piece(f"an item of {SHORTEST} words", author.reference(text), text, Kind.QUESTION, SHORTEST, 1.0)
-    text = " ".join(author.coin(SHORTEST - 1))
+    text = " ".join(author.coin(_SHORTEST))
+    yield author.piece(f"an item of {_SHORTEST} words", author.reference(text), text, Kind.QUESTION, _SHORTEST, 1.0)
+    text = " ".join(author.coin(_SHORTEST - 1))
     unknown = Expected(Verdict.UNCHECKABLE, Kind.UNCHECKABLE)
     document, _, _ = author.inside(text)
-    yield Probe((document,), ((f"an item of {SHORTEST - 1} words", author.reference(text), unknown),))
-    count = max(n + 2, 2 * SHORTEST)
+    yield Probe((document,), ((f"an item of {_SHORTEST - 1} words", author.reference(text), unknown),))
+    count = max(n + 2, 2 * _SHORTEST)
     for edited in (count // 2 - 1, count // 2):
         split = author.coin(count)
         item = author.reference(" ".join(split))
@@ -210,17 +210,22 @@ def _kinds(author: _Author) -> Iterator[Probe]:
     part, (whole, start, end) = author.inside(" ".join(split[:n]))[0], author.inside(" ".join(split))
     expected = Expected(Verdict.CONTAMINATED, Kind.EXACT, len(split), 1.0, 4, (1, start, end))
     yield Probe((part, whole, part, whole), (("a whole item beside documents with a part of it", item, expected),))
+    split = author.coin(run + 4)
+    document, start, end = author.inside(" ".join(split))
+    item = author.reference(" ".join(split), run, (" ".join(split[run:]),))
+    expected = Expected(Verdict.CONTAMINATED, Kind.EXACT, len(split), 1.0, 2, (0, start, end))
+    yield Probe((document, document), (("a whole item in two equal documents", item, expected),))
 
 
 def _common(author: _Author) -> Iterator[Probe]:
     """Words that some items or documents share are no leak, and one item or document fewer is one."""
     run, copies = author.run, author.config.boilerplate_documents
     share = run / author.long
-    for count in (TEMPLATE_ITEMS - 1, TEMPLATE_ITEMS):
+    for count in (_TEMPLATE_ITEMS - 1, _TEMPLATE_ITEMS):
         kept = author.coin(run)
         document, start, end = author.inside(" ".join(kept))
         expected = author.verdict(Kind.QUESTION, run, share, 1, (0, start, end))
-        if count == TEMPLATE_ITEMS:
+        if count == _TEMPLATE_ITEMS:
             expected = replace(expected, verdict=Verdict.CLEAN, kind=Kind.BOILERPLATE)
         items = [author.reference(" ".join([*kept, *author.coin(author.long - run)])) for _ in range(count)]
         yield Probe((document,), tuple((f"words that {count} items share", item, expected) for item in items))
@@ -253,6 +258,7 @@ def _spelled(author: _Author) -> Iterator[Probe]:
 def _absent(author: _Author) -> Iterator[Probe]:
     """What must not be found."""
     n = author.n
+    yield Probe(("",), ())
 
     def nothing(name: str, item: Reference, *texts: str) -> Probe:
         return Probe(tuple(author.inside(text)[0] for text in texts), ((name, item, NOTHING),))
@@ -261,7 +267,7 @@ def _absent(author: _Author) -> Iterator[Probe]:
     split = author.coin(author.long)
     changed = [word if place % n else author.coin(1)[0] for place, word in enumerate(split)]
     yield nothing(f"an item with every {n}th word changed", author.reference(" ".join(split)), " ".join(changed))
-    split = author.coin(max(n + 2, 2 * SHORTEST))
+    split = author.coin(max(n + 2, 2 * _SHORTEST))
     half = len(split) // 2
     changed = [*split[: half - 1], *author.coin(2), *split[half + 1 :]]
     yield nothing("a short item with two words changed", author.reference(" ".join(split)), " ".join(changed))

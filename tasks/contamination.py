@@ -80,7 +80,7 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
             work,
             lambda event: logger().info("contamination: %s", event),
         )
-        _refuse_missing(json.loads((out / "coverage.json").read_text()), items)
+        _refuse_incomplete(json.loads((out / "coverage.json").read_text()), config, items)
 
     result = finish(stage, place, build)
     found = read_findings(materialise(result, place))
@@ -113,8 +113,10 @@ def drop_contaminated(documents: Result, verdicts: Result, place: Place) -> Resu
     return result
 
 
-def _refuse_missing(coverage: dict[str, Any], items: Items) -> None:
-    """Every suite that is scored was checked, and the planted items of each were found."""
+def _refuse_incomplete(coverage: dict[str, Any], config: CheckConfig, items: Items) -> None:
+    """Every suite that is scored was checked, with these thresholds, and the planted items of each were found."""
+    if coverage["config"] != config.thresholds:
+        raise StageError(f"the contamination check was to use {config.thresholds} and used {coverage['config']}")
     for suite in items.results:
         for part in ("suites", "control"):
             if suite not in coverage[part]:
