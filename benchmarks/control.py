@@ -45,7 +45,7 @@ _DELAYED = (
     (r"(\n            )(audit\.add\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(\n        )(audit\.check_counts\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(audit\.check_planted\(folder / \"planted\"\))", r"_noted(lambda: \1)"),
-    (r"(\n        )(audit\.check_found\(.*\))\n", r"\1_noted(lambda: \2)\n"),
+    (r"(\n            )(audit\.check_found\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(\n    real = tallies\[False\])\n", r"\1\n    if _errors:\n        raise _errors[0]\n"),
 )
 """Every call of the control in `eval/contamination.py`, and what it is replaced by: the first error is raised at the

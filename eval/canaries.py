@@ -24,9 +24,11 @@ from eval.words import words
 
 SUITE = "canary"
 MEGABYTE = 2**20
-_DOCUMENTS = 200
+_DOCUMENTS = 500
 """Documents that are drawn from, in all files together; two in every file at least."""
-_LARGEST_GROUPS = 4
+_LARGEST_GROUPS = 2
+_READ_BYTES = 2**26
+"""Of text, in the row groups that are read beside the largest ones and the first and the last of every file."""
 _BATCH_ROWS = 64
 _AROUND_BYTES = 4096
 _NEAR = 64  # characters
@@ -106,8 +108,11 @@ def _parts(paths: list[Path], generator: np.random.Generator) -> Iterator[_Part]
         chosen.update(own[:1] + own[-1:])
     chosen.update(sorted(sizes, key=lambda key: -sizes[key][0])[:_LARGEST_GROUPS])
     others = [key for key in sizes if key not in chosen]
-    more = max(0, _DOCUMENTS // 8 - len(chosen))
-    chosen.update(others[place] for place in generator.permutation(len(others))[:more].tolist())
+    left = _READ_BYTES
+    for place in generator.permutation(len(others)).tolist():
+        left -= sizes[others[place]][0]
+        if left >= 0:
+            chosen.add(others[place])
     each = _DOCUMENTS // max(1, len(chosen)) + 1
     for key, (_, rows) in sizes.items():
         if key in chosen:

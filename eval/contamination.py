@@ -18,6 +18,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -218,14 +219,19 @@ def _identity(index: Index, control: Control, documents: Iterable[Path]) -> str:
 
 @contextlib.contextmanager
 def _results_folder(resume: Path | None, identity: str) -> Iterator[Path]:
-    """Where the results of row groups lie; results of anything else are never used."""
+    """Where the results of row groups lie; results of anything else are never used, nor those of a scan that failed
+    its control."""
     if resume is None:
         with tempfile.TemporaryDirectory(prefix="contamination-") as temporary:
             yield Path(temporary)
     else:
         folder = resume / identity[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        try:
+            yield folder
+        except ContaminationError:
+            shutil.rmtree(folder)
+            raise
 
 
 def _hosts(groups: list[RowGroup]) -> Iterator[str]:

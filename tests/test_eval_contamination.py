@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -516,16 +517,15 @@ def _swap_items(lines: list[dict]) -> None:
         (9, _swap_items, "was planted without them, but .* words of .* were found"),
     ],
 )
-def test_a_scan_with_a_wrong_result_is_refused(kept: CommandConfig, result: int, change: Callable, message: str):
-    path = _results(kept)[result]
-    good = path.read_bytes()
-    _change(path, change)
-    try:
-        with pytest.raises(ContaminationError, match=f"^positive control: .*{message}.*; no verdict of this scan was"):
-            scan_files(replace(kept, out=kept.out / "never"))
-        assert not (kept.out / "never").exists()
-    finally:
-        path.write_bytes(good)
+def test_a_scan_with_a_wrong_result_is_refused(
+    kept: CommandConfig, result: int, change: Callable, message: str, tmp_path: Path
+):
+    shutil.copytree(kept.resume, tmp_path / "scanned")
+    command = replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out")
+    _change(_results(command)[result], change)
+    with pytest.raises(ContaminationError, match=f"^positive control: .*{message}.*; no verdict of this scan was kept"):
+        scan_files(command)
+    assert not (tmp_path / "out").exists() and not _results(command)
 
 
 @pytest.mark.parametrize(
@@ -537,11 +537,13 @@ def test_a_scan_with_a_wrong_result_is_refused(kept: CommandConfig, result: int,
     ],
 )
 def test_a_tally_that_is_wrong_is_refused(
-    kept: CommandConfig, target: type, name: str, wrong: Callable, message: str, monkeypatch: pytest.MonkeyPatch
-):
+    kept: CommandConfig, target: type, name: str, wrong: Callable, message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    shutil.copytree(kept.resume, tmp_path / "scanned")
     monkeypatch.setattr(target, name, wrong)
     with pytest.raises(ContaminationError, match=message):
-        scan_files(replace(kept, out=kept.out / "never"))
+        scan_files(replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out"))
 
 
 def test_every_item_of_every_suite_is_looked_for(items, benchmarks):
