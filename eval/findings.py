@@ -6,7 +6,7 @@ documents that contaminate one, not with the corpus.
 
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +23,7 @@ _AROUND, _LONGEST_SNIPPET = 120, 600  # characters shown beside and of a match
 _CHARACTER_BYTES = 4
 _KEPT_MATCHES = 200
 _SWEEP_RUNS, _SWEEP_COVERAGES = range(8, 41), [tenths / 10 for tenths in range(1, 11)]
+FINDINGS_FILES = ("verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json")
 VERDICTS_SCHEMA = pa.schema(
     [
         ("suite", pa.string()),
@@ -163,14 +164,23 @@ class _Item:
 class Tally:
     """Adds up what documents have in common with the references; any order of adding gives the same findings."""
 
-    def __init__(self, config: ContaminationConfig, items: list[Reference]) -> None:
+    def __init__(
+        self, config: ContaminationConfig, items: list[Reference], lengths: list[list[int]] | None = None
+    ) -> None:
+        """`lengths`: `item_lengths(items)`, where they are known."""
         self._config = config
         self._references = items
+        self._lengths = lengths or item_lengths(items)
         self._items: dict[int, _Item] = {}
         self._strongest: list[Match] = []
         self._contaminating: list[tuple[tuple[int, ...], str, str, int]] = []
         self.documents = 0
         self.words = 0
+
+    @property
+    def size(self) -> int:
+        """How many references, of those that are looked for the first ones, it gives a verdict of."""
+        return len(self._references)
 
     def add(self, documents: int, word_count: int, matches: list[Match]) -> None:
         self.documents += documents
@@ -218,8 +228,7 @@ class Tally:
         return Findings(verdicts, matches, flagged, self.documents, self.words)
 
     def _verdict(self, number: int) -> ItemVerdict:
-        reference = self._references[number]
-        lengths = [len(words(form.text)) for form in reference.forms]
+        reference, lengths = self._references[number], self._lengths[number]
         found = self._items.get(number)
         if found is None:
             checkable = max(lengths) >= SHORTEST
@@ -231,6 +240,11 @@ class Tally:
         return ItemVerdict(
             reference, verdict, kind, found.run, found.coverage, found.documents, found.best, length
         )
+
+
+def item_lengths(items: Iterable[Reference]) -> list[list[int]]:
+    """Words of every form of every item."""
+    return [[len(words(form.text)) for form in item.forms] for item in items]
 
 
 def snippet(data: bytes, start: int, end: int) -> tuple[str, str, str]:
@@ -251,8 +265,7 @@ def _text(data: bytes) -> str:
 
 
 def write_findings(out: Path, findings: Findings, control: dict, config: ContaminationConfig) -> None:
-    """Writes `verdicts.parquet`, `flagged.parquet`, `matches.jsonl`, `coverage.json` and `sweep.json`; equal
-    findings give equal bytes."""
+    """Writes `FINDINGS_FILES`; equal findings give equal bytes."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [_verdict_row(found) for found in findings.verdicts]
     pq.write_table(pa.Table.from_pylist(rows, schema=VERDICTS_SCHEMA), out / "verdicts.parquet")

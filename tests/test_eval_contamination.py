@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.contamination import CommandConfig, check, scan_files
-from eval.findings import ContaminationConfig, Findings, ItemVerdict, Kind, Verdict
+from benchmarks.mutations import MUTATIONS
+from eval.audit import check_index, check_items
+from eval.canaries import draw_canaries
+from eval.contamination import CommandConfig, Counted, check, scan_files
+from eval.findings import (
+    ContaminationConfig,
+    ContaminationError,
+    Findings,
+    ItemVerdict,
+    Kind,
+    Tally,
+    Verdict,
+    item_lengths,
+)
+from eval.index import build_index
+from eval.injection import FORMS, LEAST_RECALL
+from eval.negatives import PASSAGES
+from eval.probes import probes
 from eval.references import Reference, Severity, Text, references
 from eval.suites import SUITES, normalise, write_rows
 from eval.words import words
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ContaminationConfig(control_items=20)
+CONFIG = ContaminationConfig(control_items=6)
+FINDINGS = Tally.findings
 SUITE_NAMES = ("arc_challenge", "winogrande", "truthfulqa")
 
 
@@ -375,7 +394,8 @@ def test_results_do_not_depend_on_workers(whole, documents, benchmarks, items, t
         ("doc33", "1.parquet", "arc_challenge", 30),
     ]
     coverage = json.loads((whole / "coverage.json").read_text())
-    assert coverage["control"]["arc_challenge"]["verbatim"] == {"planted": 20, "found": 20}
+    assert coverage["control"]["arc_challenge"]["verbatim"] == {"planted": 8, "found": 8}
+    assert coverage["control"]["hard_negatives"] == {"documents": len(PASSAGES), "flagged": 0}
     suite = coverage["suites"]["arc_challenge"]
     assert (suite["items"], suite["checkable"], suite["uncheckable"]) == (1172, 1171, [1])
     assert (suite["clean"], suite["contaminated"]) == (1169, 2)
@@ -417,7 +437,7 @@ def test_a_killed_scan_continues(whole, documents, benchmarks, tmp_path):
         "documents": [str(path) for path in documents],
         "benchmarks": str(benchmarks),
         "suites": list(SUITE_NAMES),
-        "config": {"control_items": 20},
+        "config": {"control_items": 6},
         "seed": 1,
         "workers": 1,
         "out": str(tmp_path / "out"),
@@ -441,11 +461,11 @@ def test_a_killed_scan_continues(whole, documents, benchmarks, tmp_path):
         time.sleep(0.05)
     results = sorted((tmp_path / "scanned").glob("*/*.jsonl"))
     times = {path: path.stat().st_mtime_ns for path in results}
-    assert 1 <= len(times) < 8
+    assert 1 <= len(times) < 8  # row groups of documents; those of the planted file come after them
     for path in results[2:]:  # as if the kill had come earlier than it could be timed
         path.unlink()
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
-    assert len(list((tmp_path / "scanned").glob("*/*.jsonl"))) == 8
+    assert len(list((tmp_path / "scanned").glob("*/0000[01]-*.jsonl"))) == 8
     assert all(path.stat().st_mtime_ns == times[path] for path in results[:2])
     for path in whole.iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
@@ -483,3 +503,154 @@ def test_command_line(documents, benchmarks, tmp_path):
     pq.write_table(pa.table({"id": ["a"], "body": ["b"]}), tmp_path / "bad.parquet")
     bad = command(documents=[str(tmp_path / "bad.parquet")])
     assert bad.returncode == 1 and "bad.parquet: column 'text' is missing" in bad.stderr
+
+
+@pytest.fixture(scope="module")
+def kept(documents, benchmarks, tmp_path_factory) -> CommandConfig:
+    """A scan that passed, with the results of its row groups: the same command only adds them up again."""
+    folder = tmp_path_factory.mktemp("kept")
+    size = sum(len(text.encode()) for path in documents for text in pq.read_table(path)["text"].to_pylist())
+    command = replace(
+        _command(documents, benchmarks, folder / "out", 1),
+        suites=("winogrande",),
+        config=replace(CONFIG, control_items=5),
+        resume=folder / "scanned",
+        counted=Counted(documents=40, bytes=size),
+    )
+    scan_files(command)
+    return command
+
+
+def _results(command: CommandConfig) -> list[Path]:
+    """Results of the row groups of documents, then those of the planted file."""
+    return sorted(command.resume.glob("*/*.jsonl"))
+
+
+def _change(path: Path, change: Callable[[list[dict]], None]) -> None:
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    change(lines)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _drop_matches(lines: list[dict]) -> None:
+    del lines[1:]
+    lines[0]["matches"] = 0
+
+
+def _move(lines: list[dict]) -> None:
+    for match in lines[1:]:
+        match["overlap"]["start"] += 1
+
+
+def _swap_items(lines: list[dict]) -> None:
+    for match in lines[1:]:
+        match["overlap"]["reference"] ^= 1
+
+
+@pytest.mark.parametrize(
+    ("result", "change", "message"),
+    [
+        (7, _drop_matches, r"the words “.*” stand in 1.parquet, row \d of row group 3, .*, but they were found no"),
+        (0, _drop_matches, r"the words “.*” stand in 0.parquet, row 0 of row group 0, .*, but they were found no"),
+        (3, lambda lines: lines.pop(), r"row group 3 of 0.parquet has 2 documents, but 2 were scanned, and \d+ of \d+"),
+        (3, lambda lines: lines[0].update(documents=1), "has 2 documents, but 1 were scanned"),
+        (3, lambda lines: lines[0].update(bytes=1), "40 documents with .* bytes of text, but 40 documents with"),
+        (3, lambda lines: lines[0].update(index="0"), "is the result of another scan"),
+        (3, lambda lines: lines[0].update(file="1.parquet"), "is the result of another scan or another file"),
+        (9, _drop_matches, "(was planted in|items of winogrande were planted as)"),
+        (9, _move, "was planted without them, but .* words of .* were found"),
+        (9, _swap_items, "was planted without them, but .* words of .* were found"),
+    ],
+)
+def test_a_scan_with_a_wrong_result_is_refused(
+    kept: CommandConfig, result: int, change: Callable, message: str, tmp_path: Path
+):
+    shutil.copytree(kept.resume, tmp_path / "scanned")
+    command = replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out")
+    _change(_results(command)[result], change)
+    with pytest.raises(ContaminationError, match=f"^positive control: .*{message}.*; no verdict of this scan was kept"):
+        scan_files(command)
+    assert not (tmp_path / "out").exists() and not _results(command)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "wrong", "message"),
+    [
+        (ContaminationConfig, "contaminates", lambda config, found: found.run > config.run, "clean"),
+        (ContaminationConfig, "is_template", lambda config, found: True, "boilerplate"),
+        (Tally, "findings", lambda tally: replace(FINDINGS(tally), flagged=[]), "items of winogrande were planted as"),
+    ],
+)
+def test_a_tally_that_is_wrong_is_refused(
+    kept: CommandConfig, target: type, name: str, wrong: Callable, message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    shutil.copytree(kept.resume, tmp_path / "scanned")
+    monkeypatch.setattr(target, name, wrong)
+    with pytest.raises(ContaminationError, match=message):
+        scan_files(replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out"))
+
+
+def test_every_item_of_every_suite_is_looked_for(items, benchmarks):
+    check_items(items, benchmarks, SUITE_NAMES)
+    with pytest.raises(ContaminationError, match="1267 items of winogrande were to be looked for, but 0 are"):
+        check_items([item for item in items if item.suite != "winogrande"], benchmarks, SUITE_NAMES)
+    with pytest.raises(ContaminationError, match="arc_challenge:1 asks"):
+        check_items([items[0], replace(items[2], item=1), *items[2:]], benchmarks, SUITE_NAMES)
+    few, lengths = items[:50], item_lengths(items[:50])
+    check_index(build_index(few, 8), few, lengths)
+    with pytest.raises(ContaminationError, match="every text of arc_challenge:49 was to be looked for"):
+        check_index(build_index(few[:49], 8), few, lengths)
+    index = build_index(few, 8)
+    half = len(index.place_first) // 2
+    first = np.minimum(index.place_first, index.place_first[half])
+    lost = replace(index, place_first=first, places=index.places[: first[-1]])
+    with pytest.raises(ContaminationError, match="the index lacks words of"):
+        check_index(lost, few, lengths)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ngram": 5, "run": 7, "coverage": 0.9}])
+def test_probes_have_the_verdicts_that_are_known(settings: dict):
+    config = ContaminationConfig(**settings)
+    planted = probes(config)
+    texts = [
+        (f"{number}-{which}", text)
+        for number, probe in enumerate(planted)
+        for which, text in enumerate(probe.documents)
+    ]
+    found = iter(check(texts, [item for probe in planted for _, item, _ in probe.items], config).verdicts)
+    for number, probe in enumerate(planted):
+        for name, _, expected in probe.items:
+            came = next(found)
+            figures = (came.verdict, came.kind, came.longest_run, came.coverage, came.documents)
+            assert figures == astuple(expected)[:5], name
+            if expected.place:
+                place = (came.best.document, came.best.start, came.best.end)
+                assert place == (f"{number}-{expected.place[0]}", *expected.place[1:]), name
+
+
+def test_canaries_are_drawn_from_both_ends_of_every_file_and_beyond_a_megabyte(tmp_path):
+    texts = [f"Début {_prose(seed, 2)} fin." for seed in range(400, 424)]
+    texts[9] = f"Début {_prose(9, 2600)} fin."
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path, part in zip(paths, (texts[:12], texts[12:])):
+        names = [f"{path.stem}{row}" for row in range(12)]
+        pq.write_table(pa.table({"id": names, "text": part}), path, row_group_size=5)
+    drawn = draw_canaries(paths, 3, 8)
+    assert drawn == draw_canaries(paths, 3, 8) != draw_canaries(paths, 4, 8)
+    rows = {(canary.path, canary.group, canary.row) for canary in drawn}
+    assert rows >= {(path, group, row) for path in paths for group, row in ((0, 0), (0, 4), (2, 0), (2, 1))}
+    for canary in drawn:
+        text = texts[12 * paths.index(canary.path) + 5 * canary.group + canary.row].encode()
+        assert text[canary.start :].startswith(canary.text.encode()) and len(words(canary.text)) == 8
+    assert any(canary.start > 2**20 for canary in drawn) and any(canary.start == 0 for canary in drawn)
+    assert any(canary.text.endswith("fin") for canary in drawn)
+
+
+def test_every_mutation_can_be_made():
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 25
+    for mutation in MUTATIONS:
+        text = (ROOT / mutation.file).read_text()
+        assert text.count(mutation.old) == 1, mutation.name
+        compile(text.replace(mutation.old, mutation.new), mutation.file, "exec")
+    assert LEAST_RECALL.keys() == FORMS.keys()

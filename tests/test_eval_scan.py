@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 
 from benchmarks.leaks import DISGUISES
 from eval.documents import read_documents, row_groups
-from eval.findings import ContaminationConfig, ContaminationError
 from eval.index import Index, build_index
-from eval.injection import FORMS, positive_control
 from eval.matching import Found, find_all
 from eval.negatives import PASSAGES
 from eval.references import Reference, Text
-from eval.renderings import renderings
+from eval.renderings import readings, renderings
 from eval.textscan import build_table, scan, word_hashes
 from eval.words import located_words, words
 
@@ -130,8 +128,7 @@ def test_a_disguised_text_is_found_where_it_stands(disguise):
     ],
 )
 def test_renderings(text, seen):
-    found = [each.data.tobytes().decode() for each in renderings(np.frombuffer(text.encode(), np.uint8))]
-    assert found[:1] == ([] if seen is None else [seen])
+    assert readings(text)[:2] == [text, *([] if seen is None else [seen])]
 
 
 _MARKS = ["<b>", "</p>", "<a b='", "'>", "&lt;", "&#8203;", "\\u00e9", "%20", "x", "\x08", "-\n", "é "]
@@ -236,28 +233,6 @@ def test_bytes_that_are_not_utf8_are_read(tmp_path):
     parts = [part for group in groups for part in read_documents(group)]
     texts = [part.text(row).tobytes() for part in parts for row in range(len(part.ids))]
     assert texts == [b"caf\xff \xed\xa0\x80 ok", b"", b""] and total == 3
-
-
-def test_positive_control():
-    generator = np.random.default_rng(8)
-    items = [
-        Reference("arc_easy", number, question, (answer,), (other,), (Text(f"{question} {answer}", 12, (12, 15)),))
-        for number in range(30)
-        for question, answer, other in [(_words(generator, 12), _words(generator, 3), _words(generator, 3))]
-    ]
-    index = build_index(items, 8)
-    config = ContaminationConfig(control_items=20)
-    hosts = ["\n\n".join(_words(generator, 60) for _ in range(3))]
-    control = positive_control(items, index, config, 5, hosts)
-    assert control["arc_easy"] == {form: {"planted": 20, "found": 20} for form in FORMS}
-    assert control["hard_negatives"] == {"documents": len(PASSAGES), "flagged": 0}
-    assert control == positive_control(items, index, config, 5, hosts)
-    with pytest.raises(ContaminationError, match="no document with text"):
-        positive_control(items, index, config, 5, ["  "])
-    # an index without the planted texts: a check that misses plants fails
-    blind = build_index([_reference(_words(generator, 20), number) for number in range(30)], 8)
-    with pytest.raises(ContaminationError, match="20 planted items were not found"):
-        positive_control(items, blind, config, 5, hosts)
 
 
 def test_hard_negatives_are_long_enough_to_say_something():
