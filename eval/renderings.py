@@ -96,6 +96,12 @@ def renderings(data: np.ndarray) -> Iterator[Rendering]:
         yield from (rendering for _, rendering in todo)
 
 
+def readings(text: str) -> list[str]:
+    """The text as it stands, and all its renderings."""
+    data = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
+    return [text, *(rendering.data.tobytes().decode("utf-8", "replace") for rendering in renderings(data))]
+
+
 def _rendered(text: bytes, of: Rendering | None) -> Iterator[Rendering]:
     """The text without its marks, and again if some stand inside of what may be one word, where they separate at first
     and then join; and what tags, comments, scripts and styles hold, if there are marks in it."""
