@@ -201,6 +201,11 @@ def copies(items: list[Reference], index: Index, config: ContaminationConfig, te
             for suite, choice in planted.items()
             for page in choice
         ]
+        bare = _documents([text for _, _, text in pages])
+        alone = [
+            {number for number in page if _flags(each.overlaps, number, config)}
+            for (_, page, _), each in zip(pages, find_all(bare.data, bare.offsets, index), strict=True)
+        ]  # in a host, a question under 8 words may have its answer near it by chance
         tally = Tally(config, items)
         found: dict[int, set[int]] = {}
         done = 0
@@ -224,7 +229,7 @@ def copies(items: list[Reference], index: Index, config: ContaminationConfig, te
             turned += sum(len((mine & found[less]) - found[more]) for less, more in pairwise(COPIES))
         for row, (_, page, _) in enumerate(pages):
             for number in page if leaked else page[:1]:
-                if number in found[1]:
+                if number in alone[row]:
                     documents += COPIES[-1]
                     kept += COPIES[-1] - dropped[str(row), number]
     print(markdown_table(["suite", "form", "items", *(f"{count} copies" for count in COPIES)], rows), end="\n\n")
