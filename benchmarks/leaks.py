@@ -38,7 +38,7 @@ SEED = 20_271_126
 COPIES = (1, 10, 50, 500)
 COPIED_ITEMS, DISGUISED_ITEMS, PAGE_ITEMS = 20, 100, 5
 HOST_CHARACTERS, SHORT_HOST_CHARACTERS = 1500, 400
-_COLUMN, _LINE = 40, 60
+_COLUMN = 40
 _KNOWN = {("truthfulqa", 128)}
 """Half of its question is a phrase of the language, "the same thing over and over again"."""
 Disguise = Callable[[str, str], str]
@@ -107,9 +107,12 @@ def _columns(text: str, host: str) -> str:
     return "\n".join(f"{line:<{_COLUMN}}  {other[place % len(other)]}" for place, line in enumerate(lines))
 
 
-def _interleaved(text: str, host: str) -> str:
-    lines, other = _lines(text, _LINE), _lines(host, _LINE)
-    return "\n".join(part for place, line in enumerate(lines) for part in (line, other[place % len(other)]))
+def _interleaved(width: int) -> Disguise:
+    def disguise(text: str, host: str) -> str:
+        lines, other = _lines(text, width), _lines(host, width)
+        return "\n".join(part for place, line in enumerate(lines) for part in (line, other[place % len(other)]))
+
+    return disguise
 
 
 _CYRILLIC = str.maketrans("aeopcxyiAEOPCXKMHTB", "аеорсхуіАЕОРСХКМНТВ")
@@ -137,7 +140,8 @@ DISGUISES: dict[str, Disguise] = {
     ),
     "colour codes": lambda text, host: _tags(text, host).replace("<b>", "\x1b[1m").replace("</b>", "\x1b[0m"),
     "columns of 40": _columns,
-    "lines interleaved": _interleaved,
+    "lines of 60 interleaved": _interleaved(60),
+    "lines of 40 interleaved": _interleaved(_COLUMN),
     "letters apart": _each_letter(lambda letter: f"{letter} "),
 }
 GOALS = {"soft hyphens": 95, "zero-width characters": 95, "a tag every 6 words": 95}
@@ -201,6 +205,11 @@ def copies(items: list[Reference], index: Index, config: ContaminationConfig, te
             for suite, choice in planted.items()
             for page in choice
         ]
+        bare = _documents([text for _, _, text in pages])
+        alone = [
+            {number for number in page if _flags(each.overlaps, number, config)}
+            for (_, page, _), each in zip(pages, find_all(bare.data, bare.offsets, index), strict=True)
+        ]  # in a host, a question under 8 words may have its answer near it by chance
         tally = Tally(config, items)
         found: dict[int, set[int]] = {}
         done = 0
@@ -224,7 +233,7 @@ def copies(items: list[Reference], index: Index, config: ContaminationConfig, te
             turned += sum(len((mine & found[less]) - found[more]) for less, more in pairwise(COPIES))
         for row, (_, page, _) in enumerate(pages):
             for number in page if leaked else page[:1]:
-                if number in found[1]:
+                if number in alone[row]:
                     documents += COPIES[-1]
                     kept += COPIES[-1] - dropped[str(row), number]
     print(markdown_table(["suite", "form", "items", *(f"{count} copies" for count in COPIES)], rows), end="\n\n")

@@ -93,7 +93,7 @@ def test_letters_that_look_alike_are_alike(text, expected):
     assert " ".join(words(text)) == expected
 
 
-HIDDEN_WHOLLY = ("columns of 40", "lines interleaved", "letters apart")
+HIDDEN_WHOLLY = ("columns of 40", "lines of 60 interleaved", "lines of 40 interleaved", "letters apart")
 
 
 @pytest.mark.parametrize("disguise", [name for name in DISGUISES if name not in HIDDEN_WHOLLY])
