@@ -119,9 +119,9 @@ MUTATIONS = (
         ),
     ),
     _m(
-        "pool", "contamination", "the result of the next row group is taken",
+        "pool", "contamination", "the result of the row group before is taken",
         "            yield group, result\n",
-        "            yield group, results[min(results.index(result) + 1, len(results) - 1)]\n",
+        "            yield group, results[max(0, results.index(result) - 1)]\n",
     ),
     _m(
         "pool", "contamination", "every second result is not added up",

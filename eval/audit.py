@@ -267,7 +267,7 @@ def _check_probes(control: Control, verdicts: list[Row]) -> None:
 
 def _told(verdict: tuple) -> str:
     name, kind, run, coverage, documents, *place = verdict
-    told = f"“{name}, {kind}, {run} words in a row, {coverage:.3f} of the item, {documents} documents"
+    told = f"“{name}, {kind}, {run} words in a row, {coverage:.3f} of the item, documents: {documents}"
     if place:
         told += f", {place[0]}, characters {place[1]} to {place[2]}, bytes {place[3]} to {place[4]}"
     return f"{told}”"

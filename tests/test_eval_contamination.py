@@ -531,8 +531,8 @@ def test_a_scan_with_a_wrong_result_is_refused(
 @pytest.mark.parametrize(
     ("target", "name", "wrong", "message"),
     [
-        (ContaminationConfig, "contaminates", lambda config, found: found.run > config.run, "its verdict is clean"),
-        (Tally, "_is_boilerplate", lambda tally, ngrams: True, "its verdict is clean, of kind boilerplate"),
+        (ContaminationConfig, "contaminates", lambda config, found: found.run > config.run, "back as “clean, clean, 1"),
+        (Tally, "_is_boilerplate", lambda tally, ngrams: True, "back as “clean, boilerplate"),
         (Tally, "findings", lambda tally: replace(FINDINGS(tally), flagged=[]), "items of winogrande were planted as"),
     ],
 )
