@@ -226,8 +226,8 @@ def report(folder: Path, pieces: list[str], only: str) -> None:
     corpus(pieces, items, folder / "other", leaky=False)
     config = {
         "documents": [str(path) for path in sorted((folder / "corpus").iterdir())],
-        "benchmarks": str(folder / "benchmarks"), "suites": list(SUITE_NAMES), "config": {"control_items": 8}, "seed": 0, "workers": 1,
-        "counted": counted,
+        "benchmarks": str(folder / "benchmarks"), "suites": list(SUITE_NAMES), "config": {"control_items": 8}, "seed": 0,
+        "workers": 1, "counted": counted,
     }  # fmt: skip
     tree = broken_tree(folder, None)
     status, message = run(tree, config | {"out": str(tree / "out")})

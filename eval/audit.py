@@ -63,8 +63,9 @@ class Audit:
         if planted:
             self._heads.append(head)
 
-    def check_counts(self, total: int, counted: tuple[int, int] | None) -> None:
-        """`total`: documents by the files' footers; `counted`: documents and bytes by whoever wrote them."""
+    def check_counts(self, files: Iterable[Path], counted: tuple[int, int] | None) -> None:
+        """`files`: those with the documents; `counted`: documents and bytes by whoever wrote them."""
+        total = sum(pq.read_metadata(path).num_rows for path in files)
         scanned = (self._real.documents, self._real.bytes)
         if scanned != (counted or (total, scanned[1])):
             size = f" with {counted[1]:,} bytes of text" if counted else ""
@@ -249,7 +250,7 @@ def _is_true(text: str, row: Row, item: Reference) -> bool:
 def _check_probes(control: Control, verdicts: list[Row]) -> None:
     left = iter(verdicts)
     for probe, rows in zip(control.probes, control.probe_rows, strict=True):
-        for name, _, expected in probe.items:
+        for name, item, expected in probe.items:
             row = next(left)
             wanted = (expected.verdict, expected.kind, expected.longest_run, expected.coverage, expected.documents)
             came = (row["verdict"], row["kind"], row["longest_run"], row["coverage"], row["documents"])
@@ -258,7 +259,7 @@ def _check_probes(control: Control, verdicts: list[Row]) -> None:
                 text = control.texts[rows[document]]
                 wanted += (planted_name(rows[document]), *places, *(len(text[:place].encode()) for place in places))
                 came += (row["document"], row["start"], row["end"], row["start_byte"], row["end_byte"])
-            if came != wanted:
+            if came != wanted or row["item_words"] != len(words(item.question)):
                 where = ", ".join(map(planted_name, rows[:3])) or "no document"
                 raise failure(
                     f"{name} was planted in {where}, for the verdict {_told(wanted)}", f"it came back as {_told(came)}"
