@@ -275,7 +275,7 @@ def scan_files(command: CommandConfig) -> dict:
             if group.path != planted:
                 progress(tally.documents)
         counted = command.counted
-        audit.check_counts(command.documents, counted and (counted.documents, counted.bytes))
+        audit.check_results(command.documents, counted and (counted.documents, counted.bytes))
         write_findings(folder / "planted", tallies[True].findings(), {}, config)
         write_findings(command.out, tallies[False].findings(), audit.check_planted(folder / "planted"), config)
         try:
