@@ -43,7 +43,7 @@ _DELAYED = (
     (r"(\n    )(check_items\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(\n    )(check_index\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(\n            )(audit\.add\(.*\))\n", r"\1_noted(lambda: \2)\n"),
-    (r"(\n        )(audit\.check_counts\(.*\))\n", r"\1_noted(lambda: \2)\n"),
+    (r"(\n        )(audit\.check_results\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(audit\.check_planted\(folder / \"planted\"\))", r"_noted(lambda: \1)"),
     (r"(\n            )(audit\.check_found\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(\n    real = tallies\[False\])\n", r"\1\n    if _errors:\n        raise _errors[0]\n"),
@@ -226,8 +226,8 @@ def report(folder: Path, pieces: list[str], only: str) -> None:
     corpus(pieces, items, folder / "other", leaky=False)
     config = {
         "documents": [str(path) for path in sorted((folder / "corpus").iterdir())],
-        "benchmarks": str(folder / "benchmarks"), "suites": list(SUITE_NAMES), "config": {}, "seed": 0, "workers": 1,
-        "counted": counted,
+        "benchmarks": str(folder / "benchmarks"), "suites": list(SUITE_NAMES), "config": {"control_items": 8},
+        "seed": 0, "workers": 1, "counted": counted,
     }  # fmt: skip
     tree = broken_tree(folder, None)
     status, message = run(tree, config | {"out": str(tree / "out")})

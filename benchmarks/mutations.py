@@ -119,9 +119,9 @@ MUTATIONS = (
         ),
     ),
     _m(
-        "pool", "contamination", "the result of the next row group is taken",
+        "pool", "contamination", "the result of the row group before is taken",
         "            yield group, result\n",
-        "            yield group, results[min(results.index(result) + 1, len(results) - 1)]\n",
+        "            yield group, results[max(0, results.index(result) - 1)]\n",
     ),
     _m(
         "pool", "contamination", "every second result is not added up",
@@ -205,12 +205,12 @@ MUTATIONS = (
     _m(
         "index", "index", "half of the items are not in the index",
         "for number, reference in enumerate(references):",
-        "for number, reference in enumerate(references[::2]):",
+        "for number, reference in list(enumerate(references))[::2]:",
     ),
     _m(
-        "index", "index", "the last item is not in the index",
+        "index", "index", "one item in ten is not in the index",
         "for number, reference in enumerate(references):",
-        "for number, reference in enumerate(references[:-1]):",
+        "for number, reference in (each for each in enumerate(references) if each[0] % 10):",
     ),
     _m(
         "index", "index", "one text of each item is in the index",

@@ -42,6 +42,7 @@ class Audit:
         self._heads: list[Row] = []
         self._planted_rows: list[Row] = []
         self._canary_rows: dict[int, list[Row]] = {}
+        self._runs: dict[tuple[int, int], int] = {}
 
     def add(self, result: Path, group: RowGroup) -> None:
         """Adds the result of one row group."""
@@ -63,8 +64,12 @@ class Audit:
         if planted:
             self._heads.append(head)
 
-    def check_counts(self, total: int, counted: tuple[int, int] | None) -> None:
-        """`total`: documents by the files' footers; `counted`: documents and bytes by whoever wrote them."""
+    def check_results(self, files: Iterable[Path], counted: tuple[int, int] | None) -> None:
+        """Before the findings are written: counts, canaries, and whether every match in a planted document is true.
+
+        `files`: those with the documents; `counted`: documents and bytes by whoever wrote them.
+        """
+        total = sum(pq.read_metadata(path).num_rows for path in files)
         scanned = (self._real.documents, self._real.bytes)
         if scanned != (counted or (total, scanned[1])):
             size = f" with {counted[1]:,} bytes of text" if counted else ""
@@ -72,14 +77,19 @@ class Audit:
                 f"the files hold {(counted or (total,))[0]:,} documents{size}",
                 f"{scanned[0]:,} documents with {scanned[1]:,} bytes were scanned",
             )
+        check_canaries(self._control, self._canary_rows)
+        self._runs = check_matches(self._control, self._heads, self._planted_rows)
 
     def check_planted(self, folder: Path) -> dict[str, Any]:
         """What coverage.json says of the control, from the findings of the planted file in `folder`."""
-        canaries = check_canaries(self._control, self._canary_rows)
-        found = check_planted(self._control, folder, self._file.name, self._heads, self._planted_rows)
+        found = check_planted(self._control, folder, self._file.name, self._runs)
         check_findings(folder, self._planted, self._control.planted_references)
-        scanned = {"documents": self._real.documents, "bytes": self._real.bytes}
-        return found | {"canaries": canaries, "scanned": scanned}
+        canaries = self._control.canaries
+        documents = {(canary.path, canary.group, canary.row) for canary in canaries}
+        return found | {
+            "canaries": {"drawn": len(canaries), "found": len(canaries), "documents": len(documents)},
+            "scanned": {"documents": self._real.documents, "bytes": self._real.bytes},
+        }
 
     def check_found(self, folder: Path) -> None:
         """The findings of the real documents in `folder`."""
@@ -166,7 +176,7 @@ def _lost(item: Reference, count: int) -> ContaminationError:
     )
 
 
-def check_canaries(control: Control, rows: dict[int, list[Row]]) -> dict[str, int]:
+def check_canaries(control: Control, rows: dict[int, list[Row]]) -> None:
     """`rows` are the matches of every canary in the real documents. Raises `ContaminationError` naming the first that
     did not come back from its own document and place."""
     for number, canary in enumerate(control.canaries):
@@ -179,8 +189,6 @@ def check_canaries(control: Control, rows: dict[int, list[Row]]) -> dict[str, in
             came_back = f"at bytes {spans}" if here else f"only in {elsewhere[0]}" if elsewhere else "nowhere"
             text = " ".join(canary.text.split())
             raise failure(f"the words “{text}” stand in {canary.where}", f"they were found {came_back}")
-    documents = {(canary.path, canary.group, canary.row) for canary in control.canaries}
-    return {"drawn": len(control.canaries), "found": len(control.canaries), "documents": len(documents)}
 
 
 def _is_there(overlap: Row, canary: Canary, n: int) -> bool:
@@ -196,12 +204,9 @@ def _is_there(overlap: Row, canary: Canary, n: int) -> bool:
     return words(texts[canary.row].as_py()[start:end].decode("utf-8", "replace")) == words(canary.text)
 
 
-def check_planted(control: Control, folder: Path, file: str, heads: list[Row], rows: Iterable[Row]) -> dict[str, Any]:
-    """How much of what was planted came back, as coverage.json keeps it; raises `ContaminationError` when it is not
-    enough.
-
-    `folder` holds the findings of the planted file named `file`; `heads` and `rows` are its row groups' results.
-    """
+def check_matches(control: Control, heads: list[Row], rows: Iterable[Row]) -> dict[tuple[int, int], int]:
+    """Words in a row by planted document and reference. `heads` and `rows` are the results of the planted file; raises
+    `ContaminationError` when one of its documents does not have what a match says."""
     expected = control.expected_words()
     scanned = [head["words"] for head in heads]
     if scanned != expected:
@@ -218,6 +223,14 @@ def check_planted(control: Control, folder: Path, file: str, heads: list[Row], r
                 f"{overlap['start']} to {overlap['end']}",
             )
         matches[number, overlap["reference"]] = overlap["run"]
+    return matches
+
+
+def check_planted(
+    control: Control, folder: Path, file: str, matches: dict[tuple[int, int], int]
+) -> dict[str, Any]:
+    """How much of what was planted came back, as coverage.json keeps it; raises `ContaminationError` when it is not
+    enough. `folder` holds the findings of the planted file named `file`; `matches` as of `check_matches`."""
     verdicts = pq.read_table(folder / "verdicts.parquet").to_pylist()
     _check_probes(control, verdicts[len(control.items) :])
     flagged = pq.read_table(folder / "flagged.parquet").to_pylist()
@@ -249,7 +262,7 @@ def _is_true(text: str, row: Row, item: Reference) -> bool:
 def _check_probes(control: Control, verdicts: list[Row]) -> None:
     left = iter(verdicts)
     for probe, rows in zip(control.probes, control.probe_rows, strict=True):
-        for name, _, expected in probe.items:
+        for name, item, expected in probe.items:
             row = next(left)
             wanted = (expected.verdict, expected.kind, expected.longest_run, expected.coverage, expected.documents)
             came = (row["verdict"], row["kind"], row["longest_run"], row["coverage"], row["documents"])
@@ -258,7 +271,7 @@ def _check_probes(control: Control, verdicts: list[Row]) -> None:
                 text = control.texts[rows[document]]
                 wanted += (planted_name(rows[document]), *places, *(len(text[:place].encode()) for place in places))
                 came += (row["document"], row["start"], row["end"], row["start_byte"], row["end_byte"])
-            if came != wanted:
+            if came != wanted or row["item_words"] != len(words(item.question)):
                 where = ", ".join(map(planted_name, rows[:3])) or "no document"
                 raise failure(
                     f"{name} was planted in {where}, for the verdict {_told(wanted)}", f"it came back as {_told(came)}"
@@ -267,7 +280,7 @@ def _check_probes(control: Control, verdicts: list[Row]) -> None:
 
 def _told(verdict: tuple) -> str:
     name, kind, run, coverage, documents, *place = verdict
-    told = f"“{name}, {kind}, {run} words in a row, {coverage:.3f} of the item, {documents} documents"
+    told = f"“{name}, {kind}, {run} words in a row, {coverage:.3f} of the item, documents: {documents}"
     if place:
         told += f", {place[0]}, characters {place[1]} to {place[2]}, bytes {place[3]} to {place[4]}"
     return f"{told}”"

@@ -267,7 +267,8 @@ def scan_files(command: CommandConfig) -> dict:
             tally.add(found.documents, found.words, own)
             if group.path != planted:
                 progress(tally.documents)
-        audit.check_counts(total, command.counted and (command.counted.documents, command.counted.bytes))
+        counted = command.counted
+        audit.check_results(command.documents, counted and (counted.documents, counted.bytes))
         write_findings(folder / "planted", tallies[True].findings(), {}, config)
         write_findings(command.out, tallies[False].findings(), audit.check_planted(folder / "planted"), config)
         try:

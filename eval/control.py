@@ -28,7 +28,7 @@ from eval.references import Reference, Severity
 from eval.words import words
 
 PLANTED_FILE = "planted.parquet"
-ROWS_PER_GROUP = 128
+ROWS_PER_GROUP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Control:
     probe_rows: list[tuple[int, ...]]
     """Of every probe: the rows of its documents."""
     plants: list[Plant]
-    negative_rows: range
+    negative_rows: list[int]
     canaries: list[Canary]
     texts: list[str]
     """The planted documents."""
@@ -99,25 +99,33 @@ def compose_control(
     chosen = list(_chosen(items, config, generator))
     planted = [(plant(items[number], form, prose, generator), form, number) for form, number in chosen]
     found = probes(config)
-    order: list[tuple[float, int, int]] = []
+    # everything in random order, over all row groups, but for an item in the first and in the last row
+    order: list[tuple[float, str, int, int]] = [(-1.0, "plant", 0, 0), (2.0, "plant", len(planted) - 1, 0)]
+    order += [(float(generator.random()), "plant", number, 0) for number in range(1, len(planted) - 1)]
+    order += [(float(generator.random()), "negative", number, 0) for number in range(len(PASSAGES))]
     for number, probe in enumerate(found):
         keys = np.sort(generator.random(len(probe.documents)))
         # two documents stay neighbours, so that what one begins and the other ends can be told apart
         keys[:] = keys[0] if len(keys) == 2 else keys
-        order += [(float(key), number, document) for document, key in enumerate(keys)]
-    rows: dict[int, list[int]] = {}
-    texts = [planted[0][0]]
-    for _, number, document in sorted(order):
-        rows.setdefault(number, []).append(len(texts))
-        texts.append(found[number].documents[document])
-    negatives = range(len(texts), len(texts) + len(PASSAGES))
-    texts += PASSAGES
-    later = range(len(texts), len(texts) + len(planted) - 1)
-    texts += [text for text, _, _ in planted[1:]]
-    plants = [Plant(form, number, row) for (_, form, number), row in zip(planted, (0, *later), strict=True)]
-    probe_rows = [tuple(rows.get(number, ())) for number in range(len(found))]
-    canaries = draw_canaries(documents, seed, config.ngram)
-    return Control(config, items, found, probe_rows, plants, negatives, canaries, texts)
+        order += [(float(key), "probe", number, document) for document, key in enumerate(keys)]
+    rows: dict[tuple[str, int], list[int]] = {}
+    texts = []
+    for row, (_, kind, number, document) in enumerate(sorted(order)):
+        rows.setdefault((kind, number), []).append(row)
+        if kind == "probe":
+            texts.append(found[number].documents[document])
+        else:
+            texts.append(planted[number][0] if kind == "plant" else PASSAGES[number])
+    return Control(
+        config=config,
+        items=items,
+        probes=found,
+        probe_rows=[tuple(rows.get(("probe", number), ())) for number in range(len(found))],
+        plants=[Plant(form, item, rows["plant", number][0]) for number, (_, form, item) in enumerate(planted)],
+        negative_rows=[rows["negative", number][0] for number in range(len(PASSAGES))],
+        canaries=draw_canaries(documents, seed, config.ngram),
+        texts=texts,
+    )
 
 
 def _chosen(items: list[Reference], config: ContaminationConfig, generator: np.random.Generator) -> Iterable:

@@ -19,6 +19,9 @@ SUITE = "control"
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 _SHORTEST, _TEMPLATE_ITEMS = 4, 5  # as documented and not imported, so that another value is noticed
 _COPIES = 40
+_MANY_ITEMS = 300
+_NO_ITEM = 10**9
+"""Number of an item that no suite has."""
 _LARGE_BYTES = 2**20 + 2**16
 _SPELLINGS = (
     ("Größe Straße Fluß Äpfel groß Maß weiß heiß", "GRÖSSE STRASSE FLUSS ÄPFEL GROSS MASS WEISS HEISS"),
@@ -174,6 +177,9 @@ def _short(author: _Author) -> Iterator[Probe]:
     n = author.n
     text = " ".join(author.coin(_SHORTEST))
     yield author.piece(f"an item of {_SHORTEST} words", author.reference(text), text, Kind.QUESTION, _SHORTEST, 1.0)
+    text = " ".join(author.coin(_SHORTEST))
+    expected = Expected(Verdict.CONTAMINATED, Kind.QUESTION, _SHORTEST, 1.0, 1, (0, 0, len(text)))
+    yield Probe((text,), ((f"an item of {_SHORTEST} words alone in a document", author.reference(text), expected),))
     text = " ".join(author.coin(_SHORTEST - 1))
     unknown = Expected(Verdict.UNCHECKABLE, Kind.UNCHECKABLE)
     document, _, _ = author.inside(text)
@@ -199,6 +205,9 @@ def _kinds(author: _Author) -> Iterator[Probe]:
     split, answer = author.coin(run + 4), author.coin(4)
     item = author.reference(" ".join([*split, *answer]), len(split), (" ".join(answer),))
     yield author.piece("a question without its answer", item, " ".join(split), Kind.QUESTION, len(split), 1.0)
+    split = author.coin(run + 4)
+    item = replace(author.reference(" ".join(split)), suite="hellaswag", item=_NO_ITEM)
+    yield author.piece("a passage that an item was made from", item, " ".join(split), Kind.SOURCE, len(split), 1.0)
     split, answer = author.coin(author.long), author.coin(4)
     item = author.reference(" ".join([*split, *answer]), len(split), (" ".join(answer),))
     share = max(run / (len(split) + 4), (run - 4) / len(split))
@@ -215,6 +224,19 @@ def _kinds(author: _Author) -> Iterator[Probe]:
     item = author.reference(" ".join(split), run, (" ".join(split[run:]),))
     expected = Expected(Verdict.CONTAMINATED, Kind.EXACT, len(split), 1.0, 2, (0, start, end))
     yield Probe((document, document), (("a whole item in two equal documents", item, expected),))
+    texts = [" ".join(author.coin(run)) for _ in range(_MANY_ITEMS)]
+    starts = np.cumsum([0, *(len(text) + 2 for text in texts)]).tolist()
+    yield Probe(
+        ("\n\n".join(texts),),
+        tuple(
+            (
+                f"item {number + 1} of {_MANY_ITEMS} in one document",
+                author.reference(text),
+                Expected(Verdict.CONTAMINATED, Kind.QUESTION, run, 1.0, 1, (0, start, start + len(text))),
+            )
+            for number, (text, start) in enumerate(zip(texts, starts))
+        ),
+    )
 
 
 def _common(author: _Author) -> Iterator[Probe]:

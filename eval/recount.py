@@ -25,6 +25,7 @@ Places = tuple[int, int, int, int]
 """Of the longest run: first character and last + 1, the same in bytes."""
 _PLACES = ("start", "end", "start_byte", "end_byte")
 _NEARLY_WHOLE = 0.8
+_FEWEST_SHOWN = 200
 
 
 def failure(planted: str, came_back: str) -> ContaminationError:
@@ -230,9 +231,10 @@ def _check_sweep(sweep: list[Row], verdicts: list[Row], items: Sequence[Referenc
 
 def _check_matches(folder: Path, verdicts: list[Row]) -> None:
     shown = {}
+    total = sum(row["documents"] for row in verdicts)
     by_item = {(row["suite"], row["item"]): row for row in verdicts}
-    for line in (folder / "matches.jsonl").read_bytes().splitlines():  # of text, U+2028 would end a line
-        match = json.loads(line)
+    lines = (folder / "matches.jsonl").read_bytes().splitlines()  # of text, U+2028 would end a line
+    for match in map(json.loads, lines):
         verdict = by_item[match["suite"], match["item"]]
         shown[match["suite"], match["item"], match["document"], match["file"]] = tuple(match[name] for name in _PLACES)
         if (match["verdict"], match["kind"]) != (verdict["verdict"], verdict["kind"]):
@@ -240,6 +242,8 @@ def _check_matches(folder: Path, verdicts: list[Row]) -> None:
         text, item = match["document_text"]["match"], match["item_text"]["match"]
         if "…" not in text + item and not any(in_order(words(item), words(reading)) for reading in readings(text)):
             raise failure(f"“{item}” of {_named(match)} is in document {match['document']}", f"“{text}” is shown")
+    if len(lines) < min(_FEWEST_SHOWN, total):
+        raise failure(f"{total} matches were found", f"matches.jsonl has {len(lines)}")
     for row in verdicts:
         place = shown.get((row["suite"], row["item"], row["document"], row["file"]))
         if row["verdict"] == Verdict.CONTAMINATED and place != tuple(row[name] for name in _PLACES):
