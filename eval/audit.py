@@ -24,6 +24,7 @@ from eval.index import POSITION_BITS, Index
 from eval.injection import LEAST_RECALL, full_text, variants
 from eval.recount import Account, Row, check_findings, failure, in_order
 from eval.references import Reference, Severity
+from eval.renderings import readings
 from eval.suites import suite_named
 from eval.textscan import ngram_hashes, word_hashes
 from eval.words import words
@@ -253,10 +254,10 @@ def _is_true(text: str, row: Row, item: Reference) -> bool:
     if (row["start"], row["end"]) != tuple(len(content[:place].decode("utf-8", "replace")) for place in (start, end)):
         return False
     expected = words(item.forms[overlap["form"]].text)[first : first + overlap["run"]]
-    there = words(span)
-    if len(expected) != overlap["run"] or ("<" not in span and len(there) > 2 * len(expected) + 8):
-        return False
-    return in_order(expected, there)
+    return len(expected) == overlap["run"] and any(
+        in_order(expected, there) and len(there) <= 2 * len(expected) + 8
+        for there in map(words, readings(span))
+    )
 
 
 def _check_probes(control: Control, verdicts: list[Row]) -> None:

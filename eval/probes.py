@@ -35,6 +35,10 @@ _SPELLINGS = (
         "ｌｅｔｔｅｒｓ ａｎｄ １９８４ ｄｉｇｉｔｓ ｉｎ ｗｉｄｔｈ ｔｗｉｃｅ ｍｏｒｅ",
     ),
     ("x2 of 1 2 litre no 5 snake case", "x²…of «½» litre—no.\u00a05; “snake_case”"),
+    (
+        "which of these rivers runs through seven towns",
+        "which <b>of</b> these ri&shy;vers &#114;uns <br/>through se\u00adven towns",
+    ),
     ("don t stop me now 😀 it s fine", "don't\n\nstop\tme\x00now😀it’s\u2028fine"),
 )
 """(text of the item, the same words in another spelling)."""
