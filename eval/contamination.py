@@ -4,11 +4,11 @@
 * An item is contaminated when one document shares a run of 13 words with it, or half of its words or of its
   question's in runs of at least 8; shorter items need the whole text, one edit allowed from 8 words on. Thresholds
   are configuration.
-* Before a result counts, the positive control plants items in the same documents and must find them.
+* A result counts only when the positive control (`eval/control.py`) found what it planted in the same scan.
 * Row groups are scanned by worker processes in constant memory; results do not depend on their number. With
   `resume`, a scan that was killed continues with the row groups that are left.
 
-Not seen: paraphrase, translation, words changed every few words, and markup or hyphens inside a sentence.
+Not seen: paraphrase, translation, and words changed every few words.
 Writes `verdicts.parquet`, `flagged.parquet` (the documents to drop), `matches.jsonl` (both texts side by side, best
 first), `coverage.json` and `sweep.json`.
 """
@@ -18,6 +18,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -31,20 +32,30 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.audit import Audit, check_index, check_items
 from eval.command import Progress, run
+from eval.control import PLANTED_FILE, Control, compose_control
 from eval.documents import Documents, RowGroup, from_texts, read_documents, row_groups
-from eval.findings import ContaminationConfig, ContaminationError, Findings, Match, Tally, snippet, write_findings
+from eval.findings import (
+    FINDINGS_FILES,
+    ContaminationConfig,
+    ContaminationError,
+    Findings,
+    Match,
+    Tally,
+    item_lengths,
+    snippet,
+    write_findings,
+)
 from eval.index import Index, build_index
-from eval.injection import positive_control
 from eval.matching import find_all
 from eval.overlaps import Overlap
 from eval.references import Reference, references
 from eval.suites import SuiteError
 
 _HOSTS = 64
-_HOST_BYTES = 4000
+_HOST_BYTES = 1000
 _COUNTED_BYTES = 2**20
-_RESULT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +63,26 @@ class Scanned:
     """What a part of the documents has in common with the items."""
 
     documents: int
+    bytes: int
+    """Of text, in UTF-8."""
     words: int
     matches: list[Match]
-    frequency: dict[int, int]
-    """Of every n-gram of the index that was seen, in how many documents."""
 
 
 def scan_documents(parts: Iterable[Documents], index: Index, file: str, place: tuple[int, ...]) -> Scanned:
     """Scans documents that stand one after the other, beginning at `place`."""
-    row, word_count = 0, 0
+    row = byte_count = word_count = 0
     matches: list[Match] = []
-    frequency: dict[int, int] = {}
     for part in parts:
-        for number, found in enumerate(find_all(part.data, part.offsets, index)):
+        every = zip(part.ids, find_all(part.data, part.offsets, index), strict=True)
+        for number, (name, found) in enumerate(every):
+            byte_count += int(part.offsets[number + 1] - part.offsets[number])
             word_count += found.words
-            for ngram in found.ngrams.tolist():
-                frequency[ngram] = frequency.get(ngram, 0) + 1
             if found.overlaps:
                 text = part.text(number)
-                matches += _matches(found.overlaps, text, part.ids[number], file, (*place, row + number))
+                matches += _matches(found.overlaps, text, name, file, (*place, row + number))
         row += len(part.ids)
-    return Scanned(row, word_count, matches, frequency)
+    return Scanned(row, byte_count, word_count, matches)
 
 
 def _matches(
@@ -111,8 +121,17 @@ def check(documents: Iterable[tuple[str, str]], items: list[Reference], config: 
     tally = Tally(config, items)
     texts = from_texts((name, text.encode("utf-8", "replace")) for name, text in documents)
     found = scan_documents([texts], build_index(items, config.ngram), "", ())
-    tally.add(found.documents, found.words, found.matches, found.frequency)
+    tally.add(found.documents, found.words, found.matches)
     return tally.findings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What somebody else counted."""
+
+    documents: int
+    bytes: int
+    """Of text, in UTF-8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +149,17 @@ class CommandConfig:
     out: Path
     resume: Path | None = None
     """Directory for the results of single row groups, from which a killed scan continues; null: start again."""
+    counted: Counted | None = None
+    """What the files must hold by the count of whoever wrote them; null: as many documents as their footers say."""
 
 
 _worker_index: Index
+_worker_fingerprint: str
 
 
 def _start_worker(index: Index) -> None:
-    global _worker_index
-    _worker_index = index
+    global _worker_index, _worker_fingerprint
+    _worker_index, _worker_fingerprint = index, index.fingerprint
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -153,8 +175,10 @@ def _scan_to_file(row_group: RowGroup, result: Path) -> None:
     found = scan_documents(read_documents(row_group), _worker_index, row_group.path.name, place)
     partial = result.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
-        counts = {"documents": found.documents, "words": found.words, "frequency": found.frequency}
-        file.write(json.dumps(counts) + "\n")
+        head = {"file": row_group.path.name, "group": row_group.group, "index": _worker_fingerprint}
+        head |= {"documents": found.documents, "bytes": found.bytes, "words": found.words}
+        head |= {"matches": len(found.matches)}
+        file.write(json.dumps(head) + "\n")
         for match in found.matches:
             file.write(json.dumps(asdict(match)) + "\n")
     partial.replace(result)
@@ -164,22 +188,20 @@ def _read_result(path: Path) -> Scanned:
     with path.open(encoding="utf-8") as file:
         counts = json.loads(next(file))
         matches = [_match(json.loads(line)) for line in file]
-    frequency = {int(ngram): count for ngram, count in counts["frequency"].items()}
-    return Scanned(counts["documents"], counts["words"], matches, frequency)
+    return Scanned(counts["documents"], counts["bytes"], counts["words"], matches)
 
 
 def _match(row: dict) -> Match:
-    overlap = row["overlap"] | {"ngrams": tuple(row["overlap"]["ngrams"])}
     tuples = {name: tuple(row[name]) for name in ("place", "snippet")}
-    return Match(**row | tuples | {"overlap": Overlap(**overlap)})
+    return Match(**row | tuples | {"overlap": Overlap(**row["overlap"])})
 
 
-def _identity(items: list[Reference], config: ContaminationConfig, groups: list[RowGroup]) -> str:
+def _identity(index: Index, control: Control, documents: Iterable[Path]) -> str:
     """Digest of all that the results of row groups depend on; a file is known by its Parquet footer."""
-    digest = hashlib.sha256(f"{_RESULT_VERSION} {config.ngram} {unicodedata.unidata_version}".encode())
-    for item in items:
-        digest.update(json.dumps(asdict(item)).encode())
-    for path in dict.fromkeys(group.path for group in groups):
+    digest = hashlib.sha256(f"{index.fingerprint} {control.digest} {unicodedata.unidata_version}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for path in documents:
         with path.open("rb") as file:
             file.seek(-8, 2)
             size = int.from_bytes(file.read(4), "little")
@@ -190,14 +212,19 @@ def _identity(items: list[Reference], config: ContaminationConfig, groups: list[
 
 @contextlib.contextmanager
 def _results_folder(resume: Path | None, identity: str) -> Iterator[Path]:
-    """Where the results of row groups lie; results of anything else are never used."""
+    """Where the results of row groups lie; results of anything else are never used, nor those of a scan that failed
+    its control."""
     if resume is None:
         with tempfile.TemporaryDirectory(prefix="contamination-") as temporary:
             yield Path(temporary)
     else:
         folder = resume / identity[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        try:
+            yield folder
+        except ContaminationError:
+            shutil.rmtree(folder)
+            raise
 
 
 def _hosts(groups: list[RowGroup]) -> Iterator[str]:
@@ -208,36 +235,69 @@ def _hosts(groups: list[RowGroup]) -> Iterator[str]:
 
 
 def scan_files(command: CommandConfig) -> dict:
-    """Checks every document of the files and writes the outputs; returns what the last event reports."""
+    """Checks every document of the files and writes the outputs; returns what the last event reports.
+
+    Nothing is written when the positive control fails.
+    """
     started = time.monotonic()
     if command.workers < 1 or not command.documents or not command.suites:
         raise ContaminationError(
             f"expected at least one worker, document file and suite, found {command.workers}, "
             f"{len(command.documents)} and {len(command.suites)}"
         )
-    items = references(command.benchmarks, command.suites)
+    config, items = command.config, references(command.benchmarks, command.suites)
+    check_items(items, command.benchmarks, command.suites)
     groups, total = row_groups(command.documents)
-    index = build_index(items, command.config.ngram)
-    control = positive_control(items, index, command.config, command.seed, _hosts(groups))
-    tally, progress = Tally(command.config, items), Progress(total)
-    with _results_folder(command.resume, _identity(items, command.config, groups)) as folder:
-        results = [folder / f"{group.file:05d}-{group.group:05d}.jsonl" for group in groups]
-        todo = [(group, result) for group, result in zip(groups, results) if not result.exists()]
-        # A worker that dies raises BrokenProcessPool here, where multiprocessing.Pool would wait for ever.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(command.workers, context, _start_worker, (index,))
-        try:
-            pending = dict(zip((result for _, result in todo), [pool.submit(_scan_to_file, *each) for each in todo]))
-            for result in results:
-                if result in pending:
-                    pending[result].result()
-                found = _read_result(result)
-                tally.add(found.documents, found.words, found.matches, found.frequency)
+    control = compose_control(items, command.documents, config, command.seed, _hosts(groups))
+    everything = control.references
+    lengths = item_lengths(everything)
+    index = build_index(everything, config.ngram)
+    check_index(index, everything, lengths)
+    with _results_folder(command.resume, _identity(index, control, command.documents)) as folder:
+        planted = folder / PLANTED_FILE
+        control.write(planted)
+        groups, _ = row_groups([*command.documents, planted])
+        audit = Audit(control, planted, index.fingerprint)
+        tallies = {False: Tally(config, items, lengths), True: Tally(config, control.planted_references, lengths)}
+        progress = Progress(total)
+        for group, result in _scanned(groups, folder, index, command.workers):
+            audit.add(result, group)
+            found, tally = _read_result(result), tallies[group.path == planted]
+            own = [match for match in found.matches if match.reference < tally.size]
+            tally.add(found.documents, found.words, own)
+            if group.path != planted:
                 progress(tally.documents)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    write_findings(command.out, tally.findings(), control, command.config)
-    return {"seconds": round(time.monotonic() - started, 3), "documents": tally.documents, "words": tally.words}
+        counted = command.counted
+        audit.check_results(command.documents, counted and (counted.documents, counted.bytes))
+        write_findings(folder / "planted", tallies[True].findings(), {}, config)
+        write_findings(command.out, tallies[False].findings(), audit.check_planted(folder / "planted"), config)
+        try:
+            audit.check_found(command.out)
+        except ContaminationError:
+            for name in FINDINGS_FILES:
+                (command.out / name).unlink()
+            raise
+    real = tallies[False]
+    return {"seconds": round(time.monotonic() - started, 3), "documents": real.documents, "words": real.words}
+
+
+def _scanned(
+    groups: list[RowGroup], folder: Path, index: Index, workers: int
+) -> Iterator[tuple[RowGroup, Path]]:
+    """Every row group with the file of its result, in order; what lies there already is not scanned again."""
+    results = [folder / f"{group.file:05d}-{group.group:05d}.jsonl" for group in groups]
+    todo = [(group, result) for group, result in zip(groups, results) if not result.exists()]
+    # A worker that dies raises BrokenProcessPool here, where multiprocessing.Pool would wait for ever.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (index,))
+    try:
+        pending = dict(zip((result for _, result in todo), [pool.submit(_scan_to_file, *each) for each in todo]))
+        for group, result in zip(groups, results):
+            if result in pending:
+                pending[result].result()
+            yield group, result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

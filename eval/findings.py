@@ -22,8 +22,8 @@ from eval.words import located_words, words
 _AROUND, _LONGEST_SNIPPET = 120, 600  # characters shown beside and of a match
 _CHARACTER_BYTES = 4
 _KEPT_MATCHES = 200
-_NEVER_COMMON = -1  # stands for an n-gram that no document frequency makes boilerplate
 _SWEEP_RUNS, _SWEEP_COVERAGES = range(8, 41), [tenths / 10 for tenths in range(1, 11)]
+FINDINGS_FILES = ("verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json")
 VERDICTS_SCHEMA = pa.schema(
     [
         ("suite", pa.string()),
@@ -67,7 +67,7 @@ class Kind(StrEnum):
     SOURCE = "source"
     """The passage an item was made from, without its right continuation."""
     BOILERPLATE = "boilerplate"
-    """Only words that many documents or many items have: not contaminated."""
+    """Only a short part that many items have: not contaminated."""
     CLEAN = "clean"
     UNCHECKABLE = "uncheckable"
 
@@ -85,25 +85,22 @@ class ContaminationConfig:
     """Words in one run from which an item is contaminated."""
     coverage: float = 0.5
     """Share of an item's words, or of its question's, in runs within one document, from which it is contaminated."""
-    boilerplate_documents: int = 10
-    """Words in common are boilerplate when each of their n-grams stands in at least this many documents. Never where
-    question and right answer stand together nearly whole: a leak is no less a leak for being copied often."""
     control_items: int = 20
     """Items of every suite and form that the positive control plants."""
 
     def __post_init__(self) -> None:
         if not (5 <= self.ngram <= self.run and self.ngram <= 32 and 0 < self.coverage <= 1):
             raise ContaminationError(f"expected 5 <= ngram <= run, ngram <= 32 and 0 < coverage <= 1, found {self}")
-        if self.boilerplate_documents < 2 or self.control_items < 1:
-            raise ContaminationError(f"expected boilerplate_documents >= 2 and control_items >= 1, found {self}")
+        if self.control_items < 1:
+            raise ContaminationError(f"expected control_items >= 1, found {self}")
 
     def contaminates(self, found: Overlap) -> bool:
-        """Whether one document's overlap contaminates its item, unless it turns out to be boilerplate."""
+        """Whether one document's overlap contaminates its item, unless it is a template."""
         return found.run >= self.run or found.coverage >= self.coverage
 
     def is_template(self, found: Overlap) -> bool:
-        """Whether an overlap is wording that many items share, such as "which of the following is an example"."""
-        return found.template and not found.whole
+        """Whether an overlap is short wording that many items share, such as "which of the following is an example"."""
+        return found.template and found.run < self.run
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,29 +157,34 @@ class _Item:
     run: int = 0
     coverage: float = 0.0
     documents: int = 0
-    kinds: dict[Kind, set[int]] = field(default_factory=dict)
-    """n-grams of the documents that contaminate, by what they have of the item."""
+    kinds: set[Kind] = field(default_factory=set)
+    """What the documents that contaminate have of the item."""
 
 
 class Tally:
     """Adds up what documents have in common with the references; any order of adding gives the same findings."""
 
-    def __init__(self, config: ContaminationConfig, items: list[Reference]) -> None:
+    def __init__(
+        self, config: ContaminationConfig, items: list[Reference], lengths: list[list[int]] | None = None
+    ) -> None:
+        """`lengths`: `item_lengths(items)`, where they are known."""
         self._config = config
         self._references = items
+        self._lengths = lengths or item_lengths(items)
         self._items: dict[int, _Item] = {}
         self._strongest: list[Match] = []
-        self._contaminating: list[tuple[tuple[int, ...], str, str, int, tuple[int, ...]]] = []
-        self._frequency: dict[int, int] = {}
+        self._contaminating: list[tuple[tuple[int, ...], str, str, int]] = []
         self.documents = 0
         self.words = 0
 
-    def add(self, documents: int, word_count: int, matches: list[Match], frequency: dict[int, int]) -> None:
-        """`frequency`: of every n-gram of the index that was seen, in how many of these documents."""
+    @property
+    def size(self) -> int:
+        """How many references, of those that are looked for the first ones, it gives a verdict of."""
+        return len(self._references)
+
+    def add(self, documents: int, word_count: int, matches: list[Match]) -> None:
         self.documents += documents
         self.words += word_count
-        for ngram, count in frequency.items():
-            self._frequency[ngram] = self._frequency.get(ngram, 0) + count
         for match in matches:
             overlap = match.overlap
             item = self._items.setdefault(match.reference, _Item(match))
@@ -192,12 +194,9 @@ class Tally:
             if not self._config.contaminates(overlap):
                 continue
             kind = Kind.BOILERPLATE if self._config.is_template(overlap) else self._kind(overlap)
-            if kind is Kind.BOILERPLATE:
-                item.kinds.setdefault(kind, set())
-            else:
-                ngrams = (_NEVER_COMMON,) if overlap.whole else overlap.ngrams
-                item.kinds.setdefault(kind, set()).update(ngrams)
-                self._contaminating.append((match.place, match.document, match.file, match.reference, ngrams))
+            item.kinds.add(kind)
+            if kind is not Kind.BOILERPLATE:
+                self._contaminating.append((match.place, match.document, match.file, match.reference))
         if matches:
             self._strongest = heapq.nsmallest(_KEPT_MATCHES, [*self._strongest, *matches], key=self._rank)
 
@@ -211,10 +210,6 @@ class Tally:
             return Kind.EXACT if found.exact else Kind.ANSWER_AND_CONTEXT
         return Kind.SOURCE if self._references[found.reference].has_context else Kind.QUESTION
 
-    def _is_boilerplate(self, ngrams: Iterable[int]) -> bool:
-        most = self._config.boilerplate_documents
-        return all(self._frequency.get(ngram, 0) >= most for ngram in ngrams)
-
     def findings(self) -> Findings:
         verdicts = [self._verdict(number) for number in range(len(self._references))]
         contaminated = {
@@ -226,29 +221,30 @@ class Tally:
             kept[best.place, number] = best
         flagged = [
             (document, file, number)
-            for _, document, file, number, ngrams in sorted(self._contaminating)
-            if self._references[number].severity is Severity.TEST and not self._is_boilerplate(ngrams)
+            for _, document, file, number in sorted(self._contaminating)
+            if self._references[number].severity is Severity.TEST
         ]
         matches = sorted(kept.values(), key=self._rank)
         return Findings(verdicts, matches, flagged, self.documents, self.words)
 
     def _verdict(self, number: int) -> ItemVerdict:
-        reference = self._references[number]
-        lengths = [len(words(form.text)) for form in reference.forms]
+        reference, lengths = self._references[number], self._lengths[number]
         found = self._items.get(number)
         if found is None:
             checkable = max(lengths) >= SHORTEST
             verdict = Verdict.CLEAN if checkable else Verdict.UNCHECKABLE
             return ItemVerdict(reference, verdict, Kind(verdict.value), 0, 0.0, 0, None, lengths[0])
-        kinds = [kind for kind, ngrams in found.kinds.items() if not self._is_boilerplate(ngrams)]
-        if kinds:
-            verdict, kind = Verdict.CONTAMINATED, min(kinds, key=_KINDS.index)
-        else:
-            verdict, kind = Verdict.CLEAN, Kind.BOILERPLATE if found.kinds else Kind.CLEAN
+        kind = min(found.kinds, key=_KINDS.index, default=Kind.CLEAN)
+        verdict = Verdict.CLEAN if kind in (Kind.BOILERPLATE, Kind.CLEAN) else Verdict.CONTAMINATED
         length = lengths[found.best.overlap.form]
         return ItemVerdict(
             reference, verdict, kind, found.run, found.coverage, found.documents, found.best, length
         )
+
+
+def item_lengths(items: Iterable[Reference]) -> list[list[int]]:
+    """Words of every form of every item."""
+    return [[len(words(form.text)) for form in item.forms] for item in items]
 
 
 def snippet(data: bytes, start: int, end: int) -> tuple[str, str, str]:
@@ -269,8 +265,7 @@ def _text(data: bytes) -> str:
 
 
 def write_findings(out: Path, findings: Findings, control: dict, config: ContaminationConfig) -> None:
-    """Writes `verdicts.parquet`, `flagged.parquet`, `matches.jsonl`, `coverage.json` and `sweep.json`; equal
-    findings give equal bytes."""
+    """Writes `FINDINGS_FILES`; equal findings give equal bytes."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [_verdict_row(found) for found in findings.verdicts]
     pq.write_table(pa.Table.from_pylist(rows, schema=VERDICTS_SCHEMA), out / "verdicts.parquet")

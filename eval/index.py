@@ -6,12 +6,13 @@
   run of n words in any case.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.references import Reference
+from eval.references import Reference, Severity
 from eval.textscan import NgramTable, build_table, ngram_hashes, word_hashes
 from eval.words import words
 
@@ -51,7 +52,16 @@ class Index:
     places: np.ndarray
     """int64: position in `forms` * 2^16 + word position in the form."""
     items: np.ndarray
-    """Of every n-gram: how many items have it."""
+    """Of every n-gram: how many items have it; canaries are none."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that a scan looks for, so that a result names the index it was made with."""
+        digest = hashlib.blake2b(f"{self.n} {len(self.forms)}".encode(), digest_size=16)
+        table = (self.table.hashes, self.table.slots, self.table.long_bitmap, self.table.short_bitmap)
+        for array in (*table, self.place_first, self.places, self.items):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
 
 def build_index(references: list[Reference], n: int) -> Index:
@@ -84,7 +94,9 @@ def build_index(references: list[Reference], n: int) -> Index:
     order = np.argsort(number_of_place, kind="stable")
     counts = np.bincount(number_of_place, minlength=len(table.hashes))
     owners = np.array([form.reference for form in forms], np.int64)
-    pairs = np.unique(np.stack([number_of_place, owners[all_places >> POSITION_BITS]]), axis=1)
+    is_item = np.array([references[form.reference].severity is not Severity.CANARY for form in forms], bool)
+    owned = is_item[all_places >> POSITION_BITS]
+    pairs = np.unique(np.stack([number_of_place, owners[all_places >> POSITION_BITS]])[:, owned], axis=1)
     return Index(
         n=n,
         forms=forms,

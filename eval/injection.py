@@ -1,24 +1,26 @@
-"""The positive control: benchmark items planted in real prose, in the forms in which they leak, must be found.
+"""Benchmark items planted in prose, in the forms in which they leak: what the positive control must find.
 
-Beside them passages that only look like leaks (`eval/negatives.py`) must not be. The seed decides what is planted
-where; the same seed plants the same text.
+The seed decides what is planted where; the same seed plants the same text. `eval/control.py` plants them in a file of
+the scan and compares what comes back.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from string import ascii_uppercase
 
 import numpy as np
 
 from eval.documents import from_texts
-from eval.findings import ContaminationConfig, ContaminationError
+from eval.findings import ContaminationConfig
 from eval.index import Index
 from eval.matching import find_all
-from eval.negatives import PASSAGES
 from eval.references import Reference, Severity
+from eval.words import words
 
 _WRAPPED_WORDS = 8
 _GAP = re.compile("_+")
+_ACCENTS = "Ça, là-bas: 東京の夏😀 Łódź żółw, naïve Ärger."
 
 
 def _paragraph(text: str) -> str:
@@ -61,6 +63,19 @@ def _listing(item: Reference, text: str, host: list[str], generator: np.random.G
     return _paragraph("\n".join([f"Question: {item.question}", *lines, "Answer:"]))
 
 
+def _upper_case(item: Reference, text: str, host: list[str], generator: np.random.Generator) -> str:
+    return _paragraph(text.upper())
+
+
+def _accented(item: Reference, text: str, host: list[str], generator: np.random.Generator) -> str:
+    return _paragraph(f"{_ACCENTS} {text} {unicodedata.normalize('NFD', f'{_ACCENTS} {text}')}")
+
+
+def _variant(item: Reference, text: str, host: list[str], generator: np.random.Generator) -> str:
+    others = variants(item)
+    return _paragraph(others[generator.integers(len(others))])
+
+
 FORMS: dict[str, Callable[[Reference, str, list[str], np.random.Generator], str]] = {
     "verbatim": _verbatim,
     "question_only": _question_only,
@@ -69,9 +84,24 @@ FORMS: dict[str, Callable[[Reference, str, list[str], np.random.Generator], str]
     "lower_case": _lower_case,
     "one_word_edited": _one_word_edited,
     "listing": _listing,
+    "upper_case": _upper_case,
+    "accented": _accented,
+    "variant": _variant,
 }
 """How an item is planted: (item, question with right answer, words of the host, generator) to text."""
-_MUST_BE_FOUND = "verbatim"
+LEAST_RECALL = {
+    "verbatim": 1.0,
+    "question_only": 0.9,
+    "inline": 1.0,
+    "wrapped": 1.0,
+    "lower_case": 1.0,
+    "one_word_edited": 0.85,
+    "listing": 0.9,
+    "upper_case": 1.0,
+    "accented": 1.0,
+    "variant": 1.0,
+}
+"""Share of the planted items of a suite that must be found. Where it is 1, every word of each must be, too."""
 
 
 def full_text(item: Reference) -> str:
@@ -79,6 +109,16 @@ def full_text(item: Reference) -> str:
     if item.suite == "winogrande":
         return _GAP.sub(lambda _: item.answers[0], item.question, count=1)
     return f"{item.question} {item.answers[0]}"
+
+
+def variants(item: Reference) -> list[str]:
+    """Other texts of the item that are as much a leak: another right answer, either option, no marks."""
+    if item.suite == "winogrande":
+        return [_GAP.sub(lambda _, filled=other: filled, item.question, count=1) for other in item.others]
+    if item.suite == "hellaswag":
+        unmarked = re.sub(r"\[[^\]]*\]", " ", full_text(item))
+        return [unmarked] if "[" in item.question else []
+    return [f"{item.question} {answer}" for answer in item.answers[1:]]
 
 
 def plant(item: Reference, form: str, hosts: list[str], generator: np.random.Generator) -> str:
@@ -90,44 +130,20 @@ def plant(item: Reference, form: str, hosts: list[str], generator: np.random.Gen
     return f"{host[:place]}{planted}{host[place:]}"
 
 
-def positive_control(
-    items: list[Reference], index: Index, config: ContaminationConfig, seed: int, hosts: Iterable[str]
-) -> dict:
-    """{suite: {form: {"planted", "found"}}, "hard_negatives": {"documents", "flagged"}}.
-
-    Items that cannot be checked are not planted. Raises `ContaminationError` naming the items when one is missed
-    verbatim, or when there is no host text.
-    """
-    prose = [host for host in hosts if host.strip()]
-    if not prose:
-        raise ContaminationError("positive control: no document with text to plant items in")
-    generator = np.random.default_rng(seed)
-    checkable: dict[str, list[int]] = {}
-    for number in sorted({form.reference for form in index.forms}):
-        if items[number].severity is Severity.TEST:
-            checkable.setdefault(items[number].suite, []).append(number)
-    planted, texts = [], []
-    for suite, numbers in checkable.items():
-        for form in FORMS:
-            size = min(config.control_items, len(numbers))
-            for number in generator.choice(numbers, size=size, replace=False).tolist():
-                planted.append((suite, form, number))
-                texts.append(plant(items[number], form, prose, generator))
-    control: dict = {}
-    missed = []
-    for (suite, form, number), found in zip(planted, found_in(texts, items, index, config), strict=True):
-        counts = control.setdefault(suite, {}).setdefault(form, {"planted": 0, "found": 0})
-        counts["planted"] += 1
-        counts["found"] += number in found
-        if number not in found and form == _MUST_BE_FOUND:
-            missed.append(f"{suite}:{items[number].item}")
-    if missed:
-        raise ContaminationError(
-            f"positive control: {len(missed)} planted items were not found ({', '.join(missed[:5])}), "
-            "so a clean result of this check means nothing"
-        )
-    flagged = sum(bool(found) for found in found_in(PASSAGES, items, index, config))
-    return control | {"hard_negatives": {"documents": len(PASSAGES), "flagged": flagged}}
+def suits(item: Reference, form: str, n: int) -> bool:
+    """Whether an item that is planted in this form is to be found at all; see "What is not found" in the docs."""
+    text = full_text(item)
+    match form:
+        case "question_only":
+            return len(words(item.question)) >= n
+        case "one_word_edited":
+            return len(words(text)) >= n
+        case "upper_case":
+            return words(text.upper()) == words(text)
+        case "variant":
+            return bool(variants(item))
+        case _:
+            return True
 
 
 def found_in(

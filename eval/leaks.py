@@ -19,6 +19,7 @@ def contamination_section(found: dict[str, Any]) -> str:
     lines = [told, verdict_table(coverage)]
     lines += ["**Positive control**: items planted in this text, and how many were found.", control_table(coverage)]
     negatives = coverage["control"]["hard_negatives"]
+    lines += _canaries(coverage["control"])
     lines.append(
         f"Of {negatives['documents']} passages that only look like leaks (quotations, licences, recipes, templates) "
         f"{negatives['flagged']} were flagged."
@@ -27,6 +28,23 @@ def contamination_section(found: dict[str, Any]) -> str:
     for match in matches[:SHOWN_MATCHES]:
         lines += match_lines(match)
     return "\n\n".join(lines)
+
+
+def _canaries(control: dict[str, Any]) -> list[str]:
+    """What proves that the training documents themselves were read; results of before have none of it."""
+    if "canaries" not in control:
+        return []
+    canaries, probes = control["canaries"], control["probes"]
+    return [
+        f"{canaries['found']:,} of {canaries['drawn']:,} stretches of words drawn from {canaries['documents']:,} of "
+        f"these documents were found where they stand, and {probes['found']:,} of {probes['planted']:,} invented items "
+        f"came back with the verdict that is known of them; {control['scanned']['bytes']:,} bytes of text were scanned."
+    ]
+
+
+def control_suites(coverage: dict[str, Any]) -> dict[str, dict[str, dict[str, int]]]:
+    """{suite: {form: {"planted", "found"}}} of the positive control."""
+    return {suite: forms for suite, forms in coverage["control"].items() if suite in coverage["suites"]}
 
 
 def verdict_table(coverage: dict[str, Any]) -> str:
@@ -43,7 +61,7 @@ def verdict_table(coverage: dict[str, Any]) -> str:
 
 def control_table(coverage: dict[str, Any]) -> str:
     """Planted items found, by suite and form."""
-    recall = {suite: forms for suite, forms in coverage["control"].items() if suite != "hard_negatives"}
+    recall = control_suites(coverage)
     names = list(dict.fromkeys(form for forms in recall.values() for form in forms))
     rows = [
         [suite, *(f"{forms[form]['found']} of {forms[form]['planted']}" if form in forms else None for form in names)]

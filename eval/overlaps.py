@@ -6,22 +6,25 @@ the right answer after it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eval.index import POSITION_BITS, TEMPLATE_ITEMS, Form, Index
+from eval.textscan import lookup, ngram_hashes, word_hashes
 from eval.words import words
 
-_BYTES_OF_WORD = 24
+_BYTES_OF_WORD, _MOST_BYTES_OF_WORD = 24, 1536
+"""Bytes of text in which so many words are expected, and so many more that are tried where they hold fewer: between
+the letters of a word there may be others that nobody sees."""
 _BLOCK_HITS = 20_000
 _KEPT_REPEATS = 4
 """Times that the same run of the same text is looked at in one document."""
 _MOST_TRIES = 1000
 """Times that one short n-gram is tried in one document as part of an edited text or as a question."""
 _LONGEST_REACH = 400
-_NEARLY_WHOLE = 0.8
+_NEARLY_WHOLE, _WHOLE = 0.8, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +46,13 @@ class Overlap:
     end: int
     form_word: int
     """First word of the longest run in the form."""
-    ngrams: tuple[int, ...]
-    """Numbers of the n-grams in common."""
     template: bool
-    """Whether every one of them stands in many items, so that it tells none of them: "which of the following is"."""
+    """Whether it is a part of the item that tells it from no other, as each of its n-grams stands in many items:
+    "which of the following is an example of". Never the whole question, context or text."""
 
     @property
     def exact(self) -> bool:
         return self.question and self.answer
-
-    @property
-    def whole(self) -> bool:
-        """Question and right answer, nearly word for word: no coincidence, however common its parts are."""
-        return self.exact and self.coverage >= _NEARLY_WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,8 @@ class _Evidence:
         """The unchanged half of the form, when the rest has one edit."""
         self.asked: _Run | None = None
         """The question, when it is short and the right answer follows."""
-        self.ngrams: set[int] = set()
+        self.tells = False
+        """Whether one of the n-grams in common stands in few items."""
 
 
 def overlaps(data: np.ndarray, hits: np.ndarray, index: Index) -> list[Overlap]:
@@ -92,13 +90,28 @@ def overlaps(data: np.ndarray, hits: np.ndarray, index: Index) -> list[Overlap]:
     seen: dict[tuple[int, int, int], int] = defaultdict(int)
     for block in _blocks(hits[0]):
         _collect(data, hits[:, block], index, evidence, seen)
-    best: dict[int, Overlap] = {}
-    for number, found in sorted(evidence.items()):
-        overlap = _overlap(data, number, found, index)
-        other = best.get(overlap.reference)
-        if other is None or _strength(overlap) > _strength(other):
-            best[overlap.reference] = overlap
-    return [best[reference] for reference in sorted(best)]
+    return merged(_overlap(data, number, found, index) for number, found in sorted(evidence.items()))
+
+
+def merged(found: Iterable[Overlap]) -> list[Overlap]:
+    """One overlap a reference, in their order: of its forms, and of renderings of the document, the longest run, and
+    with it the most that any of them has."""
+    by_reference: dict[int, list[Overlap]] = defaultdict(list)
+    for overlap in found:
+        by_reference[overlap.reference].append(overlap)
+    return [_most(same) for _, same in sorted(by_reference.items())]
+
+
+def _most(same: list[Overlap]) -> Overlap:
+    telling = [overlap for overlap in same if not overlap.template] or same
+    longest = max(telling, key=lambda overlap: (overlap.run, overlap.exact, overlap.coverage))
+    exact = any(overlap.exact for overlap in telling)
+    return replace(
+        longest,
+        coverage=max(overlap.coverage for overlap in telling),
+        question=longest.question or exact,
+        answer=longest.answer or exact,
+    )
 
 
 def _telling(hits: np.ndarray, index: Index) -> np.ndarray:
@@ -161,17 +174,11 @@ def _collect(
         run = _Run(int(index.length[ngram[at]]), int(word[at]), int(form_word[each]), int(start[at]), int(end[at]))
         key = (int(form[each]), run.form_word, run.length)
         seen[key] += 1
-        tried = seen[key] <= _MOST_TRIES and _holds(data, run, index.forms[key[0]])
-        if tried and _is_evidence(data, run, key[0], index, evidence):
-            evidence[key[0]].ngrams.add(int(ngram[at]))
-    pairs = np.unique(np.stack([form[long], ngram[hit[long]]]), axis=1)
-    for number, found in pairs.T.tolist():
+        if seen[key] <= _MOST_TRIES and _holds(data, run, index.forms[key[0]]):
+            _add_short(data, run, key[0], index, evidence)
+    for number in np.unique(form[long & (index.items[ngram[hit]] < TEMPLATE_ITEMS)]).tolist():
         if number in evidence:
-            evidence[number].ngrams.add(found)
-
-
-def _strength(overlap: Overlap) -> tuple:
-    return overlap.exact, overlap.run, overlap.coverage
+            evidence[number].tells = True
 
 
 def _diagonals(
@@ -206,34 +213,43 @@ def _text(data: np.ndarray, start: int, end: int) -> str:
 
 def _after(data: np.ndarray, end: int, count: int) -> list[str]:
     """Up to `count` words that follow."""
-    stop = end + count * _BYTES_OF_WORD
-    found = words(_text(data, end, stop))
-    return found[: min(count, len(found) - (stop < len(data)))]  # the last may be cut
+    for size in _sizes(count):
+        stop = end + size
+        found = words(_text(data, end, stop))
+        whole = len(found) - (stop < len(data))  # the last may be cut
+        if whole >= count or stop >= len(data):
+            break
+    return found[: min(count, max(0, whole))]
 
 
 def _before(data: np.ndarray, start: int, count: int) -> list[str]:
-    stop = start - count * _BYTES_OF_WORD
-    found = words(_text(data, stop, start))[stop > 0 :]
+    for size in _sizes(count):
+        stop = start - size
+        found = words(_text(data, stop, start))[stop > 0 :]
+        if len(found) >= count or stop <= 0:
+            break
     return found[-count:] if count else []
 
 
-def _is_evidence(
-    data: np.ndarray, run: _Run, number: int, index: Index, evidence: dict[int, _Evidence]
-) -> bool:
-    """Whether a run of under n words says anything about its form; adds it to the evidence then."""
+def _sizes(count: int) -> Iterator[int]:
+    size = _BYTES_OF_WORD
+    while size <= _MOST_BYTES_OF_WORD:
+        yield count * size
+        size *= 4
+
+
+def _add_short(data: np.ndarray, run: _Run, number: int, index: Index, evidence: dict[int, _Evidence]) -> None:
+    """Adds a run of under n words to the evidence if it says anything about its form."""
     form = index.forms[number]
     count = len(form.words)
     last = run.form_word + run.length
     if run.length == count:
         evidence[number].runs.append(run)
-        return True
-    asked = (run.form_word, last) == (0, form.question_words) and _answer_after(data, run, last, form, index)
-    if asked:
+        return
+    if (run.form_word, last) == (0, form.question_words) and _answer_after(data, run, last, form, index):
         evidence[number].asked = run
     if count >= index.n and _is_edited(data, run, form):
         evidence[number].edited = run
-        return True
-    return asked
 
 
 def _is_edited(data: np.ndarray, run: _Run, form: Form) -> bool:
@@ -304,6 +320,18 @@ def _overlap(data: np.ndarray, number: int, found: _Evidence, index: Index) -> O
         start=longest.start,
         end=longest.end,
         form_word=longest.form_word,
-        ngrams=tuple(sorted(found.ngrams)),
-        template=not short and all(index.items[ngram] >= TEMPLATE_ITEMS for ngram in found.ngrams),
+        template=not (short or found.tells or _is_whole(form, coverage, of_question, answer, index)),
     )
+
+
+def _is_whole(form: Form, coverage: float, of_question: float, answer: bool, index: Index) -> bool:
+    """Whether n-grams that many items share are, all the same, the whole of this one: question and right answer, or a
+    question (a text, where it has none of n words) that is made of such n-grams alone."""
+    if of_question >= 0.5 and answer and max(coverage, of_question) >= _NEARLY_WHOLE:
+        return True
+    asked = form.question_words if form.question_words >= index.n else len(form.words)
+    share = of_question if asked == form.question_words else coverage
+    if share < _WHOLE:
+        return False
+    hashes = ngram_hashes(word_hashes(form.words[:asked]), index.n)
+    return bool(np.all(index.items[lookup(hashes, index.n, index.table)] >= TEMPLATE_ITEMS))

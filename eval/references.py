@@ -22,6 +22,8 @@ class Severity(StrEnum):
     TEST = "test"
     """An item that is scored."""
     TRAIN = "train"
+    CANARY = "canary"
+    """No item: words of a training document, which the positive control looks for."""
 
 
 @dataclass(frozen=True, slots=True)

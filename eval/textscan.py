@@ -3,16 +3,18 @@
 * One pass, no copies: a document costs its bytes and nothing else, however long its lines are.
 * A hash only proposes. Every hit is compared word for word by `eval/matching.py`, and equal words always have equal
   hashes, so nothing is missed and nothing is invented.
-* Documents in which characters act on their neighbours are only marked: Python's own normalisation gives their
-  words, which come back here as text.
+* Every character stands for itself (`eval/words.py`), so a table says what it contributes. One that contributes
+  nothing, such as a soft hyphen, costs no more than a letter.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numba
 import numpy as np
 
-from eval.words import JOINS, folding_tables
+from eval.renderings import MARKS, may_begin
+from eval.words import folding_tables
 
 _BLOCK = 256
 _RING = 1024  # words that are remembered: a block and the longest n-gram before it
@@ -120,19 +122,30 @@ class Hits:
     """First byte, from the document's beginning."""
     end: np.ndarray
     words: np.ndarray
-    """Of every document: how many words it has; -1 where `eval.words.words` has to say what they are."""
+    """Of every document: how many words it has."""
+    marked: np.ndarray
+    """Of every document: whether it may have a rendering (`eval/renderings.py`); plain prose has none."""
+
+
+@cache
+def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`folding_tables`, but a separator that may begin a mark is an expansion, so that the others cost no question."""
+    fold, first, expansion = folding_tables()
+    fold[[ord(mark) for mark in MARKS if fold[ord(mark)] == 0]] = -len(first)
+    return fold, np.append(first, first[-1] + 1).astype(np.int32), np.append(expansion, 0).astype(np.int32)
 
 
 def scan(data: np.ndarray, offsets: np.ndarray, table: NgramTable) -> Hits:
     """All hits in the documents data[offsets[i] : offsets[i + 1]], UTF-8 as uint8."""
     capacity = _FEWEST_HITS
     word_counts = np.zeros(len(offsets) - 1, np.int64)
+    marked = np.zeros(len(offsets) - 1, np.bool_)
     while True:
         found = np.empty((capacity, 5), np.int64)
         count = _scan(
             data,
             offsets,
-            *folding_tables(),
+            *_tables(),
             table.lengths,
             table.powers,
             table.long_bitmap,
@@ -141,9 +154,10 @@ def scan(data: np.ndarray, offsets: np.ndarray, table: NgramTable) -> Hits:
             table.slots,
             found,
             word_counts,
+            marked,
         )
         if count <= capacity:
-            return Hits(*found[:count].T, words=word_counts)
+            return Hits(*found[:count].T, words=word_counts, marked=marked)
         capacity = count
 
 
@@ -265,6 +279,7 @@ def _scan(
     slots,
     found,
     word_counts,
+    marked,
 ):
     prefix = np.zeros(_RING, np.uint64)  # hash of all words up to one: an n-gram's is a difference of two
     starts = np.zeros(_RING, np.int64)
@@ -273,7 +288,6 @@ def _scan(
     hit_count = 0
     for document in range(len(offsets) - 1):
         first, end = offsets[document], offsets[document + 1]
-        hits_before = hit_count
         count = looked_up = 0
         start, last = np.int64(-1), np.int64(0)
         word = _BASIS
@@ -295,13 +309,12 @@ def _scan(
                 i += width
                 last = i
                 continue
-            if code == JOINS:
-                break
             part, parts = 0, 1
-            if code < JOINS:
-                part, parts = expansion_first[-2 - code], expansion_first[-1 - code]
+            if code < 0:
+                part, parts = expansion_first[-1 - code], expansion_first[-code]
+                marked[document] |= may_begin(data, i, first, end)
             while part < parts:
-                if code < JOINS and expansion[part] > 0:
+                if code < 0 and expansion[part] > 0:
                     if start < 0:
                         start = i
                     word = _letter(word, expansion[part])
@@ -321,15 +334,11 @@ def _scan(
                         looked_up = count
                 part += 1
             i += width
-        if i <= end:
-            word_counts[document] = -1
-            hit_count = hits_before
-        else:
-            word_counts[document] = count
-            hit_count = _look_up(
-                prefix, starts, ends, likely, looked_up, count, document, first,
-                lengths, powers, long_bitmap, short_bitmap, hashes, slots, found, hit_count,
-            )  # fmt: skip
+        word_counts[document] = count
+        hit_count = _look_up(
+            prefix, starts, ends, likely, looked_up, count, document, first,
+            lengths, powers, long_bitmap, short_bitmap, hashes, slots, found, hit_count,
+        )  # fmt: skip
     return hit_count
 
 

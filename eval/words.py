@@ -1,119 +1,112 @@
 """Text as words: the one definition that items and documents share.
 
-* NFKC and case folding; everything that is not a letter or digit separates. Words and not tokens, so that a change
-  of tokenizer changes no verdict.
-* `folding_tables` is the same rule character by character, for the compiled scan (`eval/textscan.py`). Characters
-  that act on their neighbours, such as combining accents, are marked there and left to `words`.
+* Every character stands for itself, whatever is beside it: its compatibility decomposition (NFKD) without marks, case
+  folded. So accents, full-width letters, ligatures and mathematical alphabets change no word, and neither does the
+  form in which an accent is written.
+* Characters that a reader cannot see are dropped: Unicode's Default_Ignorable_Code_Point (soft hyphen, zero-width
+  characters, variation selectors, byte order mark, word joiner, bidirectional marks) and other format characters.
+* A letter that looks like a Latin one is that Latin letter (`_LOOKALIKES`).
+* Everything else that is not a letter or digit separates. Words and not tokens, so that a change of tokenizer changes
+  no verdict.
+
+`folding_tables` is the same rule for the compiled scan (`eval/textscan.py`).
 """
 
-import re
 import sys
 import unicodedata
 from functools import cache
 
 import numpy as np
 
-_WORD = re.compile(r"[^\W_]+")
-_PIECE = re.compile(r"\S+")
-_ASCII = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
-_MOST_MARKS = 30
-"""Combining characters kept in a row, the limit of Unicode's stream-safe text (UAX 15). Sorting an unlimited row of
-them takes quadratic time, so one hostile document could stop a scan."""
-JOINS = -1
-"""In `folding_tables`: the character may act on the one before it."""
+_IGNORABLE = frozenset(
+    map(
+        chr,
+        (
+            *(0x115F, 0x1160, 0x2065, 0x3164, 0xFFA0),
+            *range(0xFFF0, 0xFFF9),
+            *range(0xE0000, 0xE1000),
+        ),
+    )
+)
+"""Default_Ignorable_Code_Point (Unicode 16, DerivedCoreProperties.txt) as far as it is neither a mark nor a format
+character: fillers of Hangul, and code points that are kept free."""
+_UNSEEN = frozenset(("Mn", "Mc", "Me", "Cf"))
+"""Categories of marks and format characters."""
+_UNASSIGNED = frozenset(("Cn", "Co", "Cs"))
+_APOSTROPHES = frozenset(map(chr, (*range(0x2B9, 0x2C0), *range(0x2C6, 0x2D0), 0x2EE, 0xA78B, 0xA78C)))
+"""Letters by their category that are written as apostrophes, quotes and accents: they separate, as those do."""
+_LOOKALIKES = str.maketrans(
+    "авекмнорстухіјѕһԁԛԝԍӏ" + "αβεηικνορτυχϲϳ" + "ıɑɡɩ" + "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ",
+    "abekmhopctyxijshdqwgl" + "abenikvoptuxcj" + "iagi" + "abcdefghijklmnoprstuvwyz",
+)
+"""Lower-case letters of Cyrillic, Greek, phonetic notation and small capitals that look like a Latin letter, some of
+them as capitals only."""
 
 
-def normalised(text: str) -> str:
-    if len(text) > _MOST_MARKS and not text.isascii() and _has_too_many_marks(text):
-        text = _too_many_marks().sub(r"\1", text)
-    return unicodedata.normalize("NFKC", text).casefold()
+def _folded(character: str) -> str:
+    """What one character contributes to the words of a text: letters and digits, with a space for what separates."""
+    if unicodedata.category(character) in _UNASSIGNED and character not in _IGNORABLE:
+        return " "
+    parts = unicodedata.normalize("NFKD", character)
+    seen = "".join(
+        part for part in parts if unicodedata.category(part) not in _UNSEEN and part not in _IGNORABLE
+    )
+    folded = seen.casefold().translate(_LOOKALIKES)
+    return "".join(part if part.isalnum() and part not in _APOSTROPHES else " " for part in folded)
+
+
+class _Folding(dict[int, str]):
+    """`_folded` by code point, for str.translate."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = _folded(chr(code))
+        return self[code]
+
+
+_FOLDING = _Folding()
 
 
 def words(text: str) -> list[str]:
     """The words of a text, in order."""
-    if text.isascii():
-        return text.translate(_ASCII).split()
-    return _WORD.findall(normalised(text))
+    return text.translate(_FOLDING).split()
 
 
 def located_words(text: str) -> list[tuple[str, int, int]]:
-    """(word, start, end) for every word of `words(text)`: characters of the original text, end exclusive.
-
-    Normalising may change the length of a text, but never across white space, so each piece between white space is
-    normalised alone. Where a piece does not normalise character by character its words get the whole piece.
-    """
+    """(word, start, end) for every word of `words(text)`: characters of the original text, end exclusive."""
     found = []
-    for piece in _PIECE.finditer(text):
-        origins, parts = [], []
-        for position, character in enumerate(piece.group(), piece.start()):
-            part = normalised(character)
-            parts.append(part)
-            origins += [position] * len(part)
-        whole = normalised(piece.group())
-        exact = "".join(parts) == whole
-        for word in _WORD.finditer(whole):
-            if exact:
-                found.append((word.group(), origins[word.start()], origins[word.end() - 1] + 1))
-            else:
-                found.append((word.group(), piece.start(), piece.end()))
+    letters: list[str] = []
+    start = end = 0
+    for position, character in enumerate(text):
+        for part in _FOLDING[ord(character)]:
+            if part != " ":
+                start = start if letters else position
+                letters.append(part)
+                end = position + 1
+            elif letters:
+                found.append(("".join(letters), start, end))
+                letters = []
+    if letters:
+        found.append(("".join(letters), start, end))
     return found
-
-
-@cache
-def _joining() -> frozenset[str]:
-    """Characters that normalisation may reorder or join with what stands before them."""
-    seconds = {chr(code) for code in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))}  # Hangul vowels and finals
-    decomposed: dict[str, str] = {}
-    for code in range(sys.maxunicode + 1):
-        character = chr(code)
-        parts = unicodedata.decomposition(character)
-        if parts:
-            decomposed[character] = unicodedata.normalize("NFKD", character)[0]
-            if not parts.startswith("<") and " " in parts:
-                seconds.add(chr(int(parts.split()[1], 16)))
-        elif unicodedata.combining(character):
-            seconds.add(character)
-    first_joins = {
-        character for character, first in decomposed.items() if first in seconds or unicodedata.combining(first)
-    }
-    return frozenset(seconds | first_joins)
-
-
-def _has_too_many_marks(text: str) -> bool:
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    others = np.flatnonzero(folding_tables()[0][codes] != JOINS)
-    return bool(np.any(np.diff(others, prepend=-1, append=len(codes)) > _MOST_MARKS + 1))
-
-
-@cache
-def _too_many_marks() -> re.Pattern[str]:
-    marks = "".join(map(re.escape, sorted(_joining())))
-    return re.compile(f"([{marks}]{{{_MOST_MARKS}}})[{marks}]+")
 
 
 @cache
 def folding_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(fold, expansion_first, expansion): what every code point contributes to the words of a text.
 
-    fold[c] is 0 for a separator, a code point for a letter or digit, `JOINS`, or -2 - k for several characters,
+    fold[c] is 0 for a separator, a code point for a letter or digit, or -1 - k for none or several characters,
     expansion[expansion_first[k] : expansion_first[k + 1]], again 0 or code points.
     """
     fold = np.zeros(sys.maxunicode + 1, np.int32)
     first, expansion = [0], []
     for code in range(sys.maxunicode + 1):
-        character = chr(code)
         if 0xD800 <= code <= 0xDFFF:
             continue
-        part = unicodedata.normalize("NFKC", character).casefold()
-        if part == character:
-            fold[code] = code if character.isalnum() else 0
-            continue
-        codes = [ord(each) if each.isalnum() else 0 for each in part]
-        if len(codes) == 1 or not any(codes):
-            fold[code] = codes[0]
+        folded = _folded(chr(code))
+        if len(folded) == 1 or (folded and folded.isspace()):
+            fold[code] = 0 if folded.isspace() else ord(folded)
         else:
-            fold[code] = -2 - (len(first) - 1)
-            expansion += codes
+            fold[code] = -len(first)
+            expansion += [0 if part == " " else ord(part) for part in folded]
             first.append(len(expansion))
-    fold[[ord(character) for character in _joining()]] = JOINS
     return fold, np.array(first, np.int32), np.array(expansion, np.int32)

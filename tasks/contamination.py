@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
@@ -23,8 +24,8 @@ from tasks.download import SCHEMA, documents_files
 from tasks.process import run_module
 from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, logger, materialise
 
-VERSION = 2
-FILTER_VERSION = 1
+VERSION = 3
+FILTER_VERSION = 2
 CONTROL_SEED = 0
 
 
@@ -61,10 +62,13 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
     )
 
     def build(work: Path, out: Path) -> None:
+        folder = materialise(documents, place)
+        counted = json.loads((folder / "lock.json").read_text())["splits"]["train"]
         run_module(
             "eval.contamination",
             {
-                "documents": [str(path) for path in documents_files(materialise(documents, place), "train")],
+                "documents": [str(path) for path in documents_files(folder, "train")],
+                "counted": {name: counted[name] for name in ("documents", "bytes")},
                 "benchmarks": str(items.folder(place, work / "benchmarks")),
                 "suites": sorted(items.results),
                 "config": config.thresholds,
@@ -76,6 +80,7 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
             work,
             lambda event: logger().info("contamination: %s", event),
         )
+        _refuse_incomplete(json.loads((out / "coverage.json").read_text()), config, items)
 
     result = finish(stage, place, build)
     found = read_findings(materialise(result, place))
@@ -108,10 +113,21 @@ def drop_contaminated(documents: Result, verdicts: Result, place: Place) -> Resu
     return result
 
 
+def _refuse_incomplete(coverage: dict[str, Any], config: CheckConfig, items: Items) -> None:
+    """Every suite that is scored was checked, with these thresholds, and the planted items of each were found."""
+    if coverage["config"] != config.thresholds:
+        raise StageError(f"the contamination check was to use {config.thresholds} and used {coverage['config']}")
+    for suite in items.results:
+        for part in ("suites", "control"):
+            if suite not in coverage[part]:
+                raise StageError(f"{suite} is to be scored, but the contamination check did not look for its items")
+
+
 def write_filtered(documents: Path, flagged: pa.Table, out: Path) -> None:
-    """Copy every file of a corpus, leaving the flagged documents out of the training split."""
+    """Copy every file of a corpus, leaving the flagged documents out of the training split; lock.json has the counts
+    of what is left. Raises StageError when a flagged document is not there, or several have its id."""
     drop = set(zip(flagged["file"].to_pylist(), flagged["document"].to_pylist(), strict=True))
-    dropped = []
+    dropped, dropped_bytes = [], 0
     for path in sorted(documents.iterdir()):
         if not path.name.startswith("train_"):
             (out / path.name).write_bytes(path.read_bytes())
@@ -120,13 +136,19 @@ def write_filtered(documents: Path, flagged: pa.Table, out: Path) -> None:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
                 keep = [(path.name, name) not in drop for name in table["id"].to_pylist()]
-                dropped += [name for name, kept in zip(table["id"].to_pylist(), keep, strict=True) if not kept]
+                left_out = table.filter(pc.invert(pa.array(keep)))
+                dropped += left_out["id"].to_pylist()
+                dropped_bytes += sum(len(text.encode()) for text in left_out["text"].to_pylist())
                 new.write_table(table.filter(pa.array(keep)))
     if len(dropped) != len(drop):
         raise StageError(
             f"{len(drop)} documents were to be dropped, but {len(dropped)} have their ids: ids of this corpus are not "
             "unique; download it again"
         )
+    lock = json.loads((documents / "lock.json").read_text())
+    lock["splits"]["train"]["documents"] -= len(dropped)
+    lock["splits"]["train"]["bytes"] -= dropped_bytes
+    (out / "lock.json").write_text(json.dumps(lock, indent=1, sort_keys=True, ensure_ascii=False))
     (out / "dropped.json").write_text(json.dumps(dropped, indent=1, ensure_ascii=False))
 
 
@@ -135,7 +157,7 @@ def read_findings(folder: Path) -> dict[str, Any]:
     return {
         "coverage": json.loads((folder / "coverage.json").read_text()),
         "sweep": json.loads((folder / "sweep.json").read_text()),
-        "matches": [json.loads(line) for line in (folder / "matches.jsonl").read_text().splitlines()],
+        "matches": [json.loads(line) for line in (folder / "matches.jsonl").read_bytes().splitlines()],
     }
 
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +15,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.contamination import CommandConfig, check, scan_files
-from eval.findings import ContaminationConfig, Findings, ItemVerdict, Kind, Verdict
+from benchmarks.mutations import MUTATIONS
+from eval.audit import check_index, check_items
+from eval.canaries import draw_canaries
+from eval.contamination import CommandConfig, Counted, check, scan_files
+from eval.findings import (
+    ContaminationConfig,
+    ContaminationError,
+    Findings,
+    ItemVerdict,
+    Kind,
+    Tally,
+    Verdict,
+    item_lengths,
+)
+from eval.index import build_index
+from eval.injection import FORMS, LEAST_RECALL
+from eval.negatives import PASSAGES
+from eval.probes import probes
 from eval.references import Reference, Severity, Text, references
 from eval.suites import SUITES, normalise, write_rows
 from eval.words import words
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ContaminationConfig(control_items=20)
+CONFIG = ContaminationConfig(control_items=6)
+FINDINGS = Tally.findings
 SUITE_NAMES = ("arc_challenge", "winogrande", "truthfulqa")
 
 
@@ -199,6 +219,8 @@ def test_one_edit_in_a_short_text(edited, found):
     item = _item("Which gas do green plants take from the air?", "Carbon dioxide")
     assert len(words(item.forms[0].text)) == 11
     verdict = _first([item], f"He asked and asked. {edited}. She did not answer.").verdict
+    unseen = "\u200b\u2060\u00ad".join(edited)
+    assert _first([item], f"He asked and asked. {unseen}. She did not answer.").verdict is verdict
     assert verdict is (Verdict.CONTAMINATED if found else Verdict.CLEAN)
 
 
@@ -209,20 +231,55 @@ def test_a_short_question_needs_its_answer():
     assert _first([item], "Question: is the moon a star? Answer: no").kind is Kind.EXACT
 
 
-def test_what_many_documents_have_is_boilerplate():
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda question, answer: f"{question} {answer}",
+        lambda question, answer: question,
+        lambda question, answer: " ".join(question.split()[:10]),  # half of it
+        lambda question, answer: " ".join(
+            f"{word}x" if number % 12 == 9 else word for number, word in enumerate(question.split())
+        ),
+    ],
+)
+def test_copies_make_no_leak_clean(written):
     question = "By opening this package you agree to all terms of the licence that is printed on its lid?"
     item = _item(question, "Only in some countries of the world")
-    notices = [f"Notice {number}. {question}" for number in range(10)]
-    few = _check([item], *notices[:9])
-    assert few.verdicts[0].kind is Kind.QUESTION and len(few.flagged) == 9
-    many = _check([item], *notices)
-    assert (many.verdicts[0].verdict, many.verdicts[0].kind) == (Verdict.CLEAN, Kind.BOILERPLATE)
-    assert many.flagged == [] and many.verdicts[0].documents == 10
-    # the answer beside it is no boilerplate, in however many documents it stands
-    leaked = _check([item], *[f"{notice} Only in some countries of the world" for notice in notices])
-    assert leaked.verdicts[0].kind is Kind.EXACT and len(leaked.flagged) == 10
-    mixed = _check([item], *notices, f"{question} Only in some countries of the world")
-    assert mixed.verdicts[0].kind is Kind.EXACT and mixed.flagged == [("10", "", 0)]
+    texts = [f"Notice {number}. {written(question, item.answers[0])}" for number in range(40)]
+    once, many = _check([item], texts[0]).verdicts[0], _check([item], *texts, _prose(1))
+    assert once.verdict is Verdict.CONTAMINATED
+    assert (many.verdicts[0].verdict, many.verdicts[0].kind) == (once.verdict, once.kind)
+    assert many.verdicts[0].documents == len(texts)
+    assert sorted(many.flagged) == sorted((str(number), "", 0) for number in range(40))
+
+
+def test_filtering_drops_every_copy_of_every_question_of_a_page(items):
+    asked = [number for number in range(20, 25)]
+    page = "\n\n".join(f"{number}. {items[number].question}" for number in asked)
+    texts = [page, _prose(50), *[f"{_prose(seed, 1)} {page}" for seed in range(51, 63)], f"{items[20].question} Yes."]
+    leaked = [name for name in range(len(texts)) if name != 1]
+    findings = _check(items, *texts)
+    assert sorted({int(document) for document, _, _ in findings.flagged}) == leaked
+    assert {number for _, _, number in findings.flagged} == set(asked)
+    assert len(findings.flagged) == 13 * len(asked) + 1
+    assert _check(items, texts[1]).flagged == []
+
+
+def test_forms_and_renderings_add_up():
+    """One form has the longer run and another, or the text without its tags, has more of the item."""
+    first = "one two three four five six seven eight nine ten eleven twelve plus more of it to be read here"
+    second = "red orange yellow green blue indigo violet black white pink"
+    item = Reference("s", 0, first, (), (), (Text(f"{first} {_words(np.random.default_rng(1), 12)}", 0, None),))
+    item = replace(item, forms=(*item.forms, Text(second, 0, None)))
+    text = " ".join([*first.split()[:11], "and", *second.split()[:5], "<b>indigo violet black"])
+    found = _first([item], text)
+    assert (found.longest_run, found.coverage, found.verdict) == (11, 0.8, Verdict.CONTAMINATED)
+    match = found.best
+    assert text[match.start : match.end].split() == first.split()[:11]
+    # what only the document as it stands has, and what only a rendering has
+    other = _item("Why do eleven grey geese fly over the frozen lake at night", "To be warm", number=1)
+    both = f'<img alt="{second}"> Why do eleven grey <p>geese fly over the <p>frozen lake at night'
+    assert [found.verdict for found in _check([item, other], both).verdicts] == [Verdict.CONTAMINATED] * 2
 
 
 def test_wording_that_many_items_share_tells_none_of_them():
@@ -236,6 +293,14 @@ def test_wording_that_many_items_share_tells_none_of_them():
     leak = _check(items, "Which of the following things is an example of a fuel? Thing 3, of course.")
     assert [found.kind for found in leak.verdicts].count(Kind.EXACT) == 1
     assert leak.flagged == [("0", "", 3)]
+    # a question that is whole, or a long run, is no template
+    same = [_item(items[0].question, f"thing {number}", number=number) for number in range(5)]
+    assert {found.kind for found in _check(same, f"{same[0].question} I ask you.").verdicts} == {Kind.QUESTION}
+    assert _check(same, "Which of the following things is an example of rain?").flagged == []
+    story = " ".join(f"word{number}" for number in range(13))
+    long = [_item(f"{story} and {_words(np.random.default_rng(number), 30)}?", "no") for number in range(5)]
+    assert {found.kind for found in _check(long, f"{story} and so on").verdicts} == {Kind.QUESTION}
+    assert {found.kind for found in _check(long, " ".join(story.split()[:12])).verdicts} == {Kind.CLEAN}
 
 
 def test_train_items_are_apart(items):
@@ -329,7 +394,8 @@ def test_results_do_not_depend_on_workers(whole, documents, benchmarks, items, t
         ("doc33", "1.parquet", "arc_challenge", 30),
     ]
     coverage = json.loads((whole / "coverage.json").read_text())
-    assert coverage["control"]["arc_challenge"]["verbatim"] == {"planted": 20, "found": 20}
+    assert coverage["control"]["arc_challenge"]["verbatim"] == {"planted": 8, "found": 8}
+    assert coverage["control"]["hard_negatives"] == {"documents": len(PASSAGES), "flagged": 0}
     suite = coverage["suites"]["arc_challenge"]
     assert (suite["items"], suite["checkable"], suite["uncheckable"]) == (1172, 1171, [1])
     assert (suite["clean"], suite["contaminated"]) == (1169, 2)
@@ -371,7 +437,7 @@ def test_a_killed_scan_continues(whole, documents, benchmarks, tmp_path):
         "documents": [str(path) for path in documents],
         "benchmarks": str(benchmarks),
         "suites": list(SUITE_NAMES),
-        "config": {"control_items": 20},
+        "config": {"control_items": 6},
         "seed": 1,
         "workers": 1,
         "out": str(tmp_path / "out"),
@@ -395,11 +461,11 @@ def test_a_killed_scan_continues(whole, documents, benchmarks, tmp_path):
         time.sleep(0.05)
     results = sorted((tmp_path / "scanned").glob("*/*.jsonl"))
     times = {path: path.stat().st_mtime_ns for path in results}
-    assert 1 <= len(times) < 8
+    assert 1 <= len(times) < 8  # row groups of documents; those of the planted file come after them
     for path in results[2:]:  # as if the kill had come earlier than it could be timed
         path.unlink()
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
-    assert len(list((tmp_path / "scanned").glob("*/*.jsonl"))) == 8
+    assert len(list((tmp_path / "scanned").glob("*/0000[01]-*.jsonl"))) == 8
     assert all(path.stat().st_mtime_ns == times[path] for path in results[:2])
     for path in whole.iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
@@ -437,3 +503,151 @@ def test_command_line(documents, benchmarks, tmp_path):
     pq.write_table(pa.table({"id": ["a"], "body": ["b"]}), tmp_path / "bad.parquet")
     bad = command(documents=[str(tmp_path / "bad.parquet")])
     assert bad.returncode == 1 and "bad.parquet: column 'text' is missing" in bad.stderr
+
+
+@pytest.fixture(scope="module")
+def kept(documents, benchmarks, tmp_path_factory) -> CommandConfig:
+    """A scan that passed, with the results of its row groups: the same command only adds them up again."""
+    folder = tmp_path_factory.mktemp("kept")
+    size = sum(len(text.encode()) for path in documents for text in pq.read_table(path)["text"].to_pylist())
+    command = replace(
+        _command(documents, benchmarks, folder / "out", 1),
+        suites=("winogrande",),
+        config=replace(CONFIG, control_items=5),
+        resume=folder / "scanned",
+        counted=Counted(documents=40, bytes=size),
+    )
+    scan_files(command)
+    return command
+
+
+def _results(command: CommandConfig) -> list[Path]:
+    """Results of the row groups of documents, then those of the planted file."""
+    return sorted(command.resume.glob("*/*.jsonl"))
+
+
+def _change(path: Path, change: Callable[[list[dict]], None]) -> None:
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    change(lines)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _drop_matches(lines: list[dict]) -> None:
+    del lines[1:]
+    lines[0]["matches"] = 0
+
+
+def _move(lines: list[dict]) -> None:
+    for match in lines[1:]:
+        match["overlap"]["start"] += 1
+
+
+def _swap_items(lines: list[dict]) -> None:
+    for match in lines[1:]:
+        match["overlap"]["reference"] ^= 1
+
+
+@pytest.mark.parametrize(
+    ("result", "change", "message"),
+    [
+        (7, _drop_matches, r"the words “.*” stand in 1.parquet, row \d of row group 3, .*, but they were found no"),
+        (3, lambda lines: lines.pop(), r"row group 3 of 0.parquet has 2 documents, but 2 were scanned, and \d+ of \d+"),
+        (3, lambda lines: lines[0].update(bytes=1), "40 documents with .* bytes of text, but 40 documents with"),
+        (3, lambda lines: lines[0].update(index="0"), "is the result of another scan"),
+        (9, _drop_matches, "(was planted in|items of winogrande were planted as)"),
+        (9, _move, "was planted without them, but .* words of .* were found"),
+        (9, _swap_items, "was planted without them, but .* words of .* were found"),
+    ],
+)
+def test_a_scan_with_a_wrong_result_is_refused(
+    kept: CommandConfig, result: int, change: Callable, message: str, tmp_path: Path
+):
+    shutil.copytree(kept.resume, tmp_path / "scanned")
+    command = replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out")
+    _change(_results(command)[result], change)
+    with pytest.raises(ContaminationError, match=f"^positive control: .*{message}.*; no verdict of this scan was kept"):
+        scan_files(command)
+    assert not (tmp_path / "out").exists() and not _results(command)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "wrong", "message"),
+    [
+        (ContaminationConfig, "contaminates", lambda config, found: found.run > config.run, "back as “clean, clean, 1"),
+        (ContaminationConfig, "is_template", lambda config, found: True, "back as “clean, boilerplate"),
+        (Tally, "findings", lambda tally: replace(FINDINGS(tally), flagged=[]), "items of winogrande were planted as"),
+    ],
+)
+def test_a_tally_that_is_wrong_is_refused(
+    kept: CommandConfig, target: type, name: str, wrong: Callable, message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    shutil.copytree(kept.resume, tmp_path / "scanned")
+    monkeypatch.setattr(target, name, wrong)
+    with pytest.raises(ContaminationError, match=message):
+        scan_files(replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out"))
+
+
+def test_every_item_of_every_suite_is_looked_for(items, benchmarks):
+    check_items(items, benchmarks, SUITE_NAMES)
+    with pytest.raises(ContaminationError, match="1267 items of winogrande were to be looked for, but 0 are"):
+        check_items([item for item in items if item.suite != "winogrande"], benchmarks, SUITE_NAMES)
+    with pytest.raises(ContaminationError, match="arc_challenge:1 asks"):
+        check_items([items[0], replace(items[2], item=1), *items[2:]], benchmarks, SUITE_NAMES)
+    few, lengths = items[:50], item_lengths(items[:50])
+    check_index(build_index(few, 8), few, lengths)
+    with pytest.raises(ContaminationError, match="every text of arc_challenge:49 was to be looked for"):
+        check_index(build_index(few[:49], 8), few, lengths)
+    index = build_index(few, 8)
+    half = len(index.place_first) // 2
+    first = np.minimum(index.place_first, index.place_first[half])
+    lost = replace(index, place_first=first, places=index.places[: first[-1]])
+    with pytest.raises(ContaminationError, match="the index lacks words of"):
+        check_index(lost, few, lengths)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ngram": 5, "run": 7, "coverage": 0.9}])
+def test_probes_have_the_verdicts_that_are_known(settings: dict):
+    config = ContaminationConfig(**settings)
+    planted = probes(config)
+    texts = [
+        (f"{number}-{which}", text)
+        for number, probe in enumerate(planted)
+        for which, text in enumerate(probe.documents)
+    ]
+    found = iter(check(texts, [item for probe in planted for _, item, _ in probe.items], config).verdicts)
+    for number, probe in enumerate(planted):
+        for name, _, expected in probe.items:
+            came = next(found)
+            figures = (came.verdict, came.kind, came.longest_run, came.coverage, came.documents)
+            assert figures == astuple(expected)[:5], name
+            if expected.place:
+                place = (came.best.document, came.best.start, came.best.end)
+                assert place == (f"{number}-{expected.place[0]}", *expected.place[1:]), name
+
+
+def test_canaries_are_drawn_from_both_ends_of_every_file_and_beyond_a_megabyte(tmp_path):
+    texts = [f"Début {_prose(seed, 2)} fin." for seed in range(400, 424)]
+    texts[9] = f"Début {_prose(9, 2600)} fin."
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path, part in zip(paths, (texts[:12], texts[12:])):
+        names = [f"{path.stem}{row}" for row in range(12)]
+        pq.write_table(pa.table({"id": names, "text": part}), path, row_group_size=5)
+    drawn = draw_canaries(paths, 3, 8)
+    assert drawn == draw_canaries(paths, 3, 8) != draw_canaries(paths, 4, 8)
+    rows = {(canary.path, canary.group, canary.row) for canary in drawn}
+    assert rows >= {(path, group, row) for path in paths for group, row in ((0, 0), (0, 4), (2, 0), (2, 1))}
+    for canary in drawn:
+        text = texts[12 * paths.index(canary.path) + 5 * canary.group + canary.row].encode()
+        assert text[canary.start :].startswith(canary.text.encode()) and len(words(canary.text)) == 8
+    assert any(canary.start > 2**20 for canary in drawn) and any(canary.start == 0 for canary in drawn)
+    assert any(canary.text.endswith("fin") for canary in drawn)
+
+
+def test_every_mutation_can_be_made():
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 25
+    for mutation in MUTATIONS:
+        text = (ROOT / mutation.file).read_text()
+        assert text.count(mutation.old) == 1, mutation.name
+        compile(text.replace(mutation.old, mutation.new), mutation.file, "exec")
+    assert LEAST_RECALL.keys() == FORMS.keys()

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.leaks import DISGUISES
 from eval.documents import read_documents, row_groups
-from eval.findings import ContaminationConfig, ContaminationError
 from eval.index import Index, build_index
-from eval.injection import FORMS, positive_control
-from eval.matching import Found, _slow_hits, find_all
+from eval.matching import Found, find_all
 from eval.negatives import PASSAGES
 from eval.references import Reference, Text
+from eval.renderings import readings, renderings
 from eval.textscan import build_table, scan, word_hashes
 from eval.words import located_words, words
 
@@ -53,26 +53,97 @@ def _scanned(data: bytes, expected: list[str]) -> tuple[int, list[tuple[int, int
 def test_the_scan_has_the_words_of_the_text(text):
     data, expected = text.encode(), words(text)
     count, hits = _scanned(data, expected)
-    if count < 0:  # characters act on their neighbours: left to Python
-        assert any(unicodedata.normalize("NFKC", text) != text or unicodedata.combining(each) for each in text)
-        return
     assert count == len(expected) == len(hits)
     for (number, start, end), word in zip(hits, expected):
         assert word in words(data[start:end].decode()), number
 
 
-@settings(deadline=None)  # the first example compiles
-@given(st.text(_CHARACTERS.filter(lambda each: each.isascii() or not unicodedata.combining(each)), max_size=40))
-def test_both_ways_to_the_words_agree(text):
-    index = build_index([_reference("the quick brown fox jumps over it")], 8)
-    data = np.frombuffer(f"{text} the quick brown fox, jumps over it. {text}".encode(), np.uint8)
-    hits = scan(data, np.array([0, len(data)]), index.table)
-    if hits.words[0] < 0:
-        return
-    count, slow = _slow_hits(data, index)
-    assert count == hits.words[0]
-    fast = zip(hits.word.tolist(), hits.ngram.tolist(), hits.start.tolist(), hits.end.tolist())
-    assert sorted(zip(*slow.tolist())) == sorted(fast)
+DEFAULT_IGNORABLE = [  # Unicode 16, DerivedCoreProperties.txt
+    (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
+    (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF),
+    (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
+]  # fmt: skip
+
+
+def test_characters_that_nobody_sees_are_no_part_of_a_word():
+    seen = [chr(code) for first, last in DEFAULT_IGNORABLE for code in range(first, last + 1)]
+    text = "".join(f"{mark}sil{mark}ver{mark} " for mark in seen)
+    assert words(text) == ["silver"] * len(seen)
+    count, hits = _scanned(text.encode(), ["silver"])
+    assert count == len(hits) == len(seen)
+
+
+@given(_TEXTS)
+def test_words_have_the_same_words(text):
+    assert words(" ".join(words(text))) == words(text)
+    assert words(unicodedata.normalize("NFD", text)) == words(unicodedata.normalize("NFC", text)) == words(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don\u2019t don\u02bct don\u2032t", "don t don t don t"),
+        ("na\u00efve nai\u0308ve s\u0336t\u0336r\u0336uck", "naive naive struck"),
+        ("\uff37\uff48\uff41\uff54 \ufb01ne \u24d0 \U0001d400", "what fine a a"),
+        ("\u0441\u0430t \u0421\u0410T \u03bfne \u1d00ll", "cat cat one all"),
+        ("one\u2014two\u2009three\u00a0four\u2800five", "one two three four five"),
+    ],
+)
+def test_letters_that_look_alike_are_alike(text, expected):
+    assert " ".join(words(text)) == expected
+
+
+HIDDEN_WHOLLY = ("columns of 40", "lines of 60 interleaved", "lines of 40 interleaved", "letters apart")
+
+
+@pytest.mark.parametrize("disguise", [name for name in DISGUISES if name not in HIDDEN_WHOLLY])
+def test_a_disguised_text_is_found_where_it_stands(disguise):
+    """The bytes of the match hold all of the text, and one byte less at either end holds less."""
+    item = "Which of these isn't a café where seven small \"foxes\" & nine hens hide beside old rivers in the evening?"
+    index = build_index([_reference(item)], 8)
+    text, host = DISGUISES[disguise](item, "so it was and so it stays "), "No <b>word</b> of it &amp; none. "
+    data = f"{host}{text} {host}".encode()
+
+    def covered(start: int, end: int) -> float:
+        return max((overlap.coverage for overlap in find(data[start:end], index).overlaps), default=0.0)
+
+    found = find(data, index).overlaps[0]
+    assert (found.run, found.coverage) == (len(words(item)), 1.0)
+    assert len(host) <= found.start and found.end <= len(host) + len(text.encode())
+    tag = disguise == "in an attribute"  # whose quotes are needed to know it
+    assert covered(found.start, found.end) == 1.0 or tag
+    assert covered(found.start + 1, found.end) < 1 and covered(found.start, found.end - 1) < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("a &lt; b &amp;amp;lt; c AT&T R&amp;D &#x41;&#66; &bogus; &", "a < b < c AT&T R&D AB &bogus; &"),
+        ("a <b and c <d", None),
+        ("x<!-- y -->z <script>if (a<b)</script>w <!-- open", "x z  w <!-- open"),
+        (r"isn\u2019t \ud83d\ude00 caf\xc3\xa9s \"now\" \\nthen", "isn’t 😀 cafés \\\"now\\\"  then"),
+        ("ques-\ntion, well-\r\n known --\nand - \nso", "question, wellknown --\nand - \nso"),
+        ("W\bWh\bhy \x1b[1mnot\x1b[0m", "Why not"),
+        ("[[Fox (animal)|foxes]][12] [here](http://a.b/c \"x\") (so)", "foxes]] [here] (so)"),
+    ],
+)
+def test_renderings(text, seen):
+    assert readings(text)[:2] == [text, *([] if seen is None else [seen])]
+
+
+_MARKS = ["<b>", "</p>", "<a b='", "'>", "&lt;", "&#8203;", "\\u00e9", "%20", "x", "\x08", "-\n", "é "]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(_MARKS)))
+def test_every_byte_of_a_rendering_comes_from_the_document(parts):
+    data = np.frombuffer("".join(parts).encode(), np.uint8)
+    for rendering in renderings(data):
+        spans = [rendering.span(place, place + 1) for place in range(len(rendering.data))]
+        assert all(0 <= start < end <= len(data) for start, end in spans)
+        assert spans == sorted(spans)
+        for place, (start, end) in enumerate(spans):
+            assert end - start > 1 or rendering.data[place] in (data[start], 32)
 
 
 @settings(deadline=None)  # the first example compiles
@@ -80,7 +151,7 @@ def test_both_ways_to_the_words_agree(text):
 def test_any_bytes_have_the_words_of_their_decoded_text(data):
     expected = words(data.decode("utf-8", "replace"))
     count, hits = _scanned(data, expected)
-    assert count == -1 or count == len(expected) == len(hits)
+    assert count == len(expected) == len(hits)
 
 
 @settings(deadline=None)  # the first example compiles
@@ -162,28 +233,6 @@ def test_bytes_that_are_not_utf8_are_read(tmp_path):
     parts = [part for group in groups for part in read_documents(group)]
     texts = [part.text(row).tobytes() for part in parts for row in range(len(part.ids))]
     assert texts == [b"caf\xff \xed\xa0\x80 ok", b"", b""] and total == 3
-
-
-def test_positive_control():
-    generator = np.random.default_rng(8)
-    items = [
-        Reference("arc_easy", number, question, (answer,), (other,), (Text(f"{question} {answer}", 12, (12, 15)),))
-        for number in range(30)
-        for question, answer, other in [(_words(generator, 12), _words(generator, 3), _words(generator, 3))]
-    ]
-    index = build_index(items, 8)
-    config = ContaminationConfig(control_items=20)
-    hosts = ["\n\n".join(_words(generator, 60) for _ in range(3))]
-    control = positive_control(items, index, config, 5, hosts)
-    assert control["arc_easy"] == {form: {"planted": 20, "found": 20} for form in FORMS}
-    assert control["hard_negatives"] == {"documents": len(PASSAGES), "flagged": 0}
-    assert control == positive_control(items, index, config, 5, hosts)
-    with pytest.raises(ContaminationError, match="no document with text"):
-        positive_control(items, index, config, 5, ["  "])
-    # an index without the planted texts: a check that misses plants fails
-    blind = build_index([_reference(_words(generator, 20), number) for number in range(30)], 8)
-    with pytest.raises(ContaminationError, match="20 planted items were not found"):
-        positive_control(items, blind, config, 5, hosts)
 
 
 def test_hard_negatives_are_long_enough_to_say_something():

@@ -13,6 +13,7 @@ from eval.leaks import explain, match_lines
 from eval.markup import code_block, markdown_table, untrusted
 from tasks.contamination import write_filtered
 from tasks.download import SCHEMA, documents_files
+from tasks.stage import StageError
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -69,10 +70,15 @@ def test_filtering_drops_the_flagged_documents_and_nothing_else(tmp_path: Path):
         rows = [{"id": f"d{row}", "text": f"text {number} {row}", "source": "s"} for row in range(5)]
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), documents / f"train_{number:06d}.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), documents / "val_000000.parquet")
-    (documents / "lock.json").write_text("{}")
+    train = {"documents": 10, "bytes": 80, "files": 2}
+    (documents / "lock.json").write_text(json.dumps({"splits": {"train": train}}))
     flagged = pa.table({"file": ["train_000001.parquet", "train_000001.parquet"], "document": ["d1", "d3"]})
     write_filtered(documents, flagged, out)
     kept = [pq.read_table(path)["text"].to_pylist() for path in documents_files(out, "train")]
     assert kept == [[f"text 0 {row}" for row in range(5)], ["text 1 0", "text 1 2", "text 1 4"]]
     assert (out / "val_000000.parquet").read_bytes() == (documents / "val_000000.parquet").read_bytes()
     assert json.loads((out / "dropped.json").read_text()) == ["d1", "d3"]
+    assert json.loads((out / "lock.json").read_text())["splits"]["train"] == train | {"documents": 8, "bytes": 64}
+    with pytest.raises(StageError, match="3 documents were to be dropped, and 2 have their ids"):
+        gone = pa.table({"file": ["train_000001.parquet"], "document": ["d9"]})
+        write_filtered(documents, pa.concat_tables([flagged, gone]), out)
