@@ -119,6 +119,11 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
     for item in even[:12]:  # half of a question exactly
         split = words(item.question)
         texts.append(f"{hosts[0]} Zorp {' '.join(split[: len(split) // 2])} zorp.")
+    options = [item for item in items if item.suite == "winogrande"]
+    for first, second in zip(options, options[1:]):  # what twins have in common
+        shared = words(first.question)[:13]
+        if shared == words(second.question)[:13] and "_" not in first.question[: len(" ".join(shared))]:
+            texts.append(f"{hosts[2]} Zorp {' '.join(shared)} zorp.")
     several = generator.permutation(len(items))[:3].tolist()
     texts.append("\n\n".join(full_text(items[place]) for place in several))
     return texts

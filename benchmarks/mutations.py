@@ -249,9 +249,9 @@ MUTATIONS = (
         "SHORTEST = 6\n",
     ),
     _m(
-        "index", "index", "words of three items are taken for wording that many share",
+        "index", "index", "words of two items are taken for wording that many share",
         "TEMPLATE_ITEMS = 5\n",
-        "TEMPLATE_ITEMS = 3\n",
+        "TEMPLATE_ITEMS = 2\n",
     ),
     _m(
         "items", "references", "a suite is missing",
