@@ -21,6 +21,7 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +120,11 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
     for item in even[:12]:  # half of a question exactly
         split = words(item.question)
         texts.append(f"{hosts[0]} Zorp {' '.join(split[: len(split) // 2])} zorp.")
+    for item in even[:3]:
+        texts.append("".join(chr(ord(each) + 0xFEE0) if "a" <= each <= "z" else each for each in full_text(item)))
+    texts += [full_text(item).upper() for item in items if "Straße" in item.question]
     options = [item for item in items if item.suite == "winogrande"]
-    for first, second in zip(options, options[1:]):  # what twins have in common
+    for first, second in pairwise(options[:300]):  # what twins have in common
         shared = words(first.question)[:13]
         if shared == words(second.question)[:13] and "_" not in first.question[: len(" ".join(shared))]:
             texts.append(f"{hosts[2]} Zorp {' '.join(shared)} zorp.")
@@ -215,6 +219,11 @@ def main() -> None:
                 write_rows(from_folder(arguments.benchmarks, SUITES[name]), folder / "benchmarks" / f"{name}.parquet")
         else:
             default_benchmarks(folder / "benchmarks")
+        # English suites have no letter of which the lower case is not the folded one
+        path = folder / "benchmarks" / "arc_challenge.parquet"
+        changed = pq.read_table(path).to_pylist()
+        changed[7]["question"] = "Which great Fluß runs beside the weiße Straße of the town, says the große Maßstab?"
+        pq.write_table(pa.Table.from_pylist(changed, schema=SUITES["arc_challenge"].schema), path)
         rows = pq.read_table(folder / "benchmarks" / "arc_easy.parquet").slice(100, 60)
         pq.write_table(rows, folder / "benchmarks" / "arc_challenge-train.parquet")
         if arguments.documents:
