@@ -192,14 +192,14 @@ MUTATIONS = (
         ),
     ),
     _m(
-        "hashing", "textscan", "hits beyond the first 4,096 of a part are lost",
+        "hashing", "textscan", "hits beyond the first 500 of a part are lost",
         (
             "        if count <= capacity:\n"
             "            return Hits(*found[:count].T, words=word_counts)\n"
         ),
         (
             "        if capacity:\n"
-            "            return Hits(*found[: min(count, capacity)].T, words=word_counts)\n"
+            "            return Hits(*found[: min(count, 500)].T, words=word_counts)\n"
         ),
     ),
     _m(
@@ -218,9 +218,9 @@ MUTATIONS = (
         "for which, text in enumerate(reference.forms[:1]):",
     ),
     _m(
-        "index", "index", "an item's words lead to its neighbour",
-        "forms.append(Form(number, which,",
-        "forms.append(Form(max(0, number - 1), which,",
+        "reporting", "findings", "an item is named as its neighbour",
+        '"item": found.reference.item,\n        "verdict"',
+        '"item": found.reference.item ^ 1,\n        "verdict"',
     ),
     _m(
         "index", "index", "the last n-gram of every text is missing",
