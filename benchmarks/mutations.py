@@ -407,7 +407,7 @@ MUTATIONS = (
     _m(
         "tally", "findings", "an item gets its neighbour's verdict",
         "found = self._items.get(number)",
-        "found = self._items.get(number + 1)",
+        "found = self._items.get(number) and self._items.get(number + 1, self._items.get(number))",
     ),
     _m(
         "tally", "findings", "documents are dropped for train items only",
