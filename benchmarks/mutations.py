@@ -166,11 +166,6 @@ MUTATIONS = (
         "for shift in (np.uint64(0), _SIX):",
     ),
     _m(
-        "hashing", "textscan", "words of one document run into the next",
-        "        prefix[_RING - 1] = np.uint64(0)  # stands before word 0\n",
-        "",
-    ),
-    _m(
         "hashing", "textscan", "a document is cut at 1 MB",
         "first, end = offsets[document], offsets[document + 1]",
         "first, end = offsets[document], min(offsets[document] + 1_000_000, offsets[document + 1])",
