@@ -21,6 +21,7 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +79,11 @@ def corpus(pieces: Sequence[str], items: list[Reference], folder: Path, leaky: b
     spaced = f"{filler[:300]}{' ' * 2**15}e\u0301\n" * 40
     long = [full_text(item) for item in items if len(full_text(item).split()) > 30][:4] if leaky else [""] * 4
     texts[40] = f"{filler[:1_200_000]}\n\n{long[0]}\n\n{filler[:200_000]} {long[1]}"
+    texts[41] = f"{long[3]} {texts[41]}"  # begins behind a long document
     before = spaced[: 2**20 - 100]
     texts[150] = f"{before[: before.rindex(' ')]}{' ' * 60}{long[2]} {spaced}"
     edges = (0, 63, 64, 127, 128, 191, 192, 255, 256, len(texts) - 1)
-    rows = [*edges, *(row for row in generator.permutation(len(texts)).tolist() if row not in (*edges, 40, 150))]
+    rows = [*edges, *(row for row in generator.permutation(len(texts)).tolist() if row not in (*edges, 40, 41, 150))]
     for row, leak in zip(rows, leaks):
         texts[row] = leak
     assert len(leaks) < len(texts) - 20
@@ -119,6 +121,14 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
     for item in even[:12]:  # half of a question exactly
         split = words(item.question)
         texts.append(f"{hosts[0]} Zorp {' '.join(split[: len(split) // 2])} zorp.")
+    for item in even[:3]:
+        texts.append("".join(chr(ord(each) + 0xFEE0) if "a" <= each <= "z" else each for each in full_text(item)))
+    texts += [full_text(item).upper() for item in items if "Straße" in item.question]
+    options = [item for item in items if item.suite == "winogrande"]
+    for first, second in pairwise(options[:300]):  # what twins have in common
+        shared = words(first.question)[:13]
+        if shared == words(second.question)[:13] and "_" not in first.question[: len(" ".join(shared))]:
+            texts.append(f"{hosts[2]} Zorp {' '.join(shared)} zorp.")
     several = generator.permutation(len(items))[:3].tolist()
     texts.append("\n\n".join(full_text(items[place]) for place in several))
     return texts
@@ -199,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=Path)
     parser.add_argument("--benchmarks", type=Path)
-    parser.add_argument("--only", default="", help="only mutations whose area or name contains this")
+    parser.add_argument("--only", default="", help="a pattern of area and name: only these")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-control-") as temporary:
         folder = Path(temporary)
@@ -210,6 +220,11 @@ def main() -> None:
                 write_rows(from_folder(arguments.benchmarks, SUITES[name]), folder / "benchmarks" / f"{name}.parquet")
         else:
             default_benchmarks(folder / "benchmarks")
+        # English suites have no letter of which the lower case is not the folded one
+        path = folder / "benchmarks" / "arc_challenge.parquet"
+        changed = pq.read_table(path).to_pylist()
+        changed[7]["question"] = "Which great Fluß runs beside the weiße Straße of the town, says the große Maßstab?"
+        pq.write_table(pa.Table.from_pylist(changed, schema=SUITES["arc_challenge"].schema), path)
         rows = pq.read_table(folder / "benchmarks" / "arc_easy.parquet").slice(100, 60)
         pq.write_table(rows, folder / "benchmarks" / "arc_challenge-train.parquet")
         if arguments.documents:
@@ -236,7 +251,7 @@ def report(folder: Path, pieces: list[str], only: str) -> None:
     healthy = outputs(tree)
     print(f"Unbroken: {sum(row['verdict'] == 'contaminated' for row in healthy['verdicts'])} items contaminated.\n")
     rows, caught, idle = [], 0, []
-    chosen = [each for each in MUTATIONS if only in f"{each.area} {each.name}"]
+    chosen = [each for each in MUTATIONS if re.search(only, f"{each.area} {each.name}")]
     for mutation in chosen:
         noticed, wrong, message = try_mutation(mutation, folder, config, healthy)
         if not wrong:

@@ -166,11 +166,6 @@ MUTATIONS = (
         "for shift in (np.uint64(0), _SIX):",
     ),
     _m(
-        "hashing", "textscan", "words of one document run into the next",
-        "        prefix[_RING - 1] = np.uint64(0)  # stands before word 0\n",
-        "",
-    ),
-    _m(
         "hashing", "textscan", "a document is cut at 1 MB",
         "first, end = offsets[document], offsets[document + 1]",
         "first, end = offsets[document], min(offsets[document] + 1_000_000, offsets[document + 1])",
@@ -192,14 +187,14 @@ MUTATIONS = (
         ),
     ),
     _m(
-        "hashing", "textscan", "hits beyond the first 4,096 of a part are lost",
+        "hashing", "textscan", "hits beyond the first 500 of a part are lost",
         (
             "        if count <= capacity:\n"
             "            return Hits(*found[:count].T, words=word_counts, marked=marked)\n"
         ),
         (
             "        if capacity:\n"
-            "            return Hits(*found[: min(count, capacity)].T, words=word_counts)\n"
+            "            return Hits(*found[: min(count, 500)].T, words=word_counts)\n"
         ),
     ),
     _m(
@@ -218,9 +213,9 @@ MUTATIONS = (
         "for which, text in enumerate(reference.forms[:1]):",
     ),
     _m(
-        "index", "index", "an item's words lead to its neighbour",
-        "forms.append(Form(number, which,",
-        "forms.append(Form(max(0, number - 1), which,",
+        "reporting", "findings", "an item is named as its neighbour",
+        '"item": found.reference.item,\n        "verdict"',
+        '"item": found.reference.item ^ 1,\n        "verdict"',
     ),
     _m(
         "index", "index", "the last n-gram of every text is missing",
@@ -249,9 +244,9 @@ MUTATIONS = (
         "SHORTEST = 6\n",
     ),
     _m(
-        "index", "index", "words of three items are taken for wording that many share",
+        "index", "index", "words of two items are taken for wording that many share",
         "TEMPLATE_ITEMS = 5\n",
-        "TEMPLATE_ITEMS = 3\n",
+        "TEMPLATE_ITEMS = 2\n",
     ),
     _m(
         "items", "references", "a suite is missing",
@@ -397,7 +392,7 @@ MUTATIONS = (
     _m(
         "tally", "findings", "an item gets its neighbour's verdict",
         "found = self._items.get(number)",
-        "found = self._items.get(number + 1)",
+        "found = self._items.get(number) and self._items.get(number + 1, self._items.get(number))",
     ),
     _m(
         "tally", "findings", "documents are dropped for train items only",

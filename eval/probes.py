@@ -156,6 +156,13 @@ def _places(author: _Author) -> Iterator[Probe]:
     yield whole("a whole item after accented text", accents * 3, f" {accents}", size)
     yield whole("a whole item after decomposed accents", unicodedata.normalize("NFD", accents), f" {accents}", size)
     yield whole("an item of 5,000 words", f"{author.prose()} ", f" {author.prose()}", 5000)
+    for _ in range(2):  # an end of a row group may part one pair
+        split = author.coin(size)
+        text = " ".join(split)
+        item = author.reference(text, size - 4, (" ".join(split[-4:]),))
+        expected = Expected(Verdict.CONTAMINATED, Kind.EXACT, size, 1.0, 1, (1, 0, len(text)))
+        documents = (author.prose(16_000), f"{text} {author.prose()}")
+        yield Probe(documents, (("a whole item at the beginning of a document behind a long one", item, expected),))
     for shift in range(0, 256, 37):
         before = " ".join(author.prose(8000).split()[: 256 + shift]) + " "
         yield whole(f"a whole item behind {256 + shift} words", before, f" {author.prose()}", size)
