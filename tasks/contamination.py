@@ -142,8 +142,8 @@ def write_filtered(documents: Path, flagged: pa.Table, out: Path) -> None:
                 new.write_table(table.filter(pa.array(keep)))
     if len(dropped) != len(drop):
         raise StageError(
-            f"{len(drop)} documents were to be dropped, but {len(dropped)} have their ids: ids of this corpus are not "
-            "unique; download it again"
+            f"{len(drop)} documents were to be dropped, and {len(dropped)} have their ids: this corpus is not the one "
+            "that was checked, or two of its documents have one id; download it again"
         )
     lock = json.loads((documents / "lock.json").read_text())
     lock["splits"]["train"]["documents"] -= len(dropped)
