@@ -23,9 +23,9 @@ from model.parsing import ConfigError
 
 MULTIPLE = 16  # of every size of a product, asked for by the hardware
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2  # more precision; more range
-SAMPLED = 16
+GRADIENT_SAMPLE = 16
 """Of so many tokens one is read for the scale of the largest gradient: to read all costs 2 % of a training step."""
-MARGIN = 64
+GRADIENT_MARGIN = 64
 """Times its largest number is where that scale ends: e5m2 has 32 powers of 2. What is larger becomes the largest."""
 
 
@@ -96,8 +96,8 @@ class _ReluSquaredMLP(torch.autograd.Function):
         g8_PD, g_scale = quantise(gradient_PD, BACKWARD)
         dy_PM = _product(g8_PD, g_scale, p8_DM, p_scale, dtype, fast=False)
         to_project_DM = _product(g8_PD.mT, g_scale, y8_PM, y_scale, dtype, fast=False)
-        some_PM = 2 * h_PM[::SAMPLED].float().relu() * dy_PM[::SAMPLED].float()
-        h_scale = _scale(MARGIN * some_PM.abs().max(), BACKWARD)
+        some_PM = 2 * h_PM[::GRADIENT_SAMPLE].float().relu() * dy_PM[::GRADIENT_SAMPLE].float()
+        h_scale = _scale(GRADIENT_MARGIN * some_PM.abs().max(), BACKWARD)
         dh8_PM = _divided(2 * h_PM.float().relu() * dy_PM.float(), h_scale, BACKWARD)
         to_x_PD = _product(dh8_PM, h_scale, e8_MD, e_scale, x_dtype, fast=False)
         to_expand_MD = _product(_transposed(dh8_PM), h_scale, x8_PD, x_scale, dtype, fast=False)

@@ -181,14 +181,16 @@ def test_filter_drops_exactly_the_flagged_document(tmp_path: Path):
     corpus.mkdir()
     out.mkdir()
     flagged = pa.table({"file": ["train_000000.parquet"], "document": ["b"]})
+    (corpus / "lock.json").write_text(json.dumps({"splits": {"train": {"documents": 3, "bytes": 3}}}))
     for ids in (["a", "b", "c"], ["a", "b", "b"], ["a", "c"]):
         table = pa.table({"id": ids, "text": ids, "source": ids}, schema=SCHEMA)
         pq.write_table(table, corpus / "train_000000.parquet")
         if ids.count("b") == 1:
             write_filtered(corpus, flagged, out)
             assert pq.read_table(out / "train_000000.parquet")["id"].to_pylist() == ["a", "c"]
+            assert json.loads((out / "lock.json").read_text())["splits"]["train"] == {"documents": 2, "bytes": 2}
             continue
-        with pytest.raises(StageError, match=rf"1 documents were to be dropped, but {ids.count('b')} have their ids"):
+        with pytest.raises(StageError, match=rf"1 documents were to be dropped, and {ids.count('b')} have their ids"):
             write_filtered(corpus, flagged, out)
 
 
