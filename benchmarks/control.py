@@ -129,6 +129,10 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
         shared = words(first.question)[:13]
         if shared == words(second.question)[:13] and "_" not in first.question[: len(" ".join(shared))]:
             texts.append(f"{hosts[2]} Zorp {' '.join(shared)} zorp.")
+    short = [split for item in items for form in item.forms if 8 <= len(split := words(form.text)) <= 15]
+    for split in short[:12]:  # a word left out, and one added
+        texts.append(f"{hosts[1]} {' '.join(split[:2] + split[3:])} Zorp.")
+        texts.append(f"{hosts[1]} {' '.join(split[:2])} zorp {' '.join(split[2:])} Zorp.")
     several = generator.permutation(len(items))[:3].tolist()
     texts.append("\n\n".join(full_text(items[place]) for place in several))
     return texts

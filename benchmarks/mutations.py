@@ -519,4 +519,30 @@ MUTATIONS = (
         "write_findings(command.out, tallies[False].findings()",
         "write_findings(command.out, tallies[True].findings()",
     ),
+    # the last five by someone who had not read the control
+    _m(
+        "another hand", "findings", "the best match of an item is its weakest",
+        "return (not contaminates, not found.exact, -found.run, -found.coverage,",
+        "return (not contaminates, not found.exact, found.run, found.coverage,",
+    ),
+    _m(
+        "another hand", "findings", "of several documents that hold an item one is flagged",
+        "sorted(self._contaminating)",
+        "sorted({entry[-1]: entry for entry in self._contaminating}.values())",
+    ),
+    _m(
+        "another hand", "findings", "run and coverage of an item are those of the last document",
+        "max(item.run, overlap.run), max(item.coverage, overlap.coverage)",
+        "overlap.run, overlap.coverage",
+    ),
+    _m(
+        "another hand", "overlaps", "a word that is left out is no edit",
+        "return left[: len(rest)] == rest or left[1",
+        "return left[1",
+    ),
+    _m(
+        "another hand", "textscan", "letters of three bytes are no letters below U+8000",
+        "if code >= 0x800 and",
+        "if code >= 0x8000 and",
+    ),
 )  # fmt: skip

@@ -8,6 +8,7 @@ spellings that normalisation makes equal. Their words are coined, so that they o
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -196,13 +197,15 @@ def _short(author: _Author) -> Iterator[Probe]:
     document, _, _ = author.inside(text)
     yield Probe((document,), ((f"an item of {_SHORTEST - 1} words", author.reference(text), unknown),))
     count = max(n + 2, 2 * _SHORTEST)
-    for edited in (count // 2 - 1, count // 2):
+    edits = {"changed": (1, 1), "left out": (0, 1), "after another word": (1, 0)}
+    for edited, (edit, (put, taken)) in product((count // 2 - 1, count // 2), edits.items()):
         split = author.coin(count)
         item = author.reference(" ".join(split))
-        document, _, _ = author.inside(" ".join([*split[:edited], *author.coin(1), *split[edited + 1 :]]))
+        document, _, _ = author.inside(" ".join([*split[:edited], *author.coin(put), *split[edited + taken :]]))
         half = count - count // 2 if edited < count // 2 else count // 2
-        expected = author.verdict(Kind.QUESTION, half, (count - 1) / count, 1, None)
-        yield Probe((document,), ((f"an item of {count} words with word {edited + 1} changed", item, expected),))
+        run = max(half, *(part for part in (edited, count - edited - taken) if part >= n), 0)
+        expected = author.verdict(Kind.QUESTION, run, (count - 1) / count, 1, None)
+        yield Probe((document,), ((f"an item of {count} words with word {edited + 1} {edit}", item, expected),))
     split = author.coin(min(n - 1, 5))
     asked, answer, wrong = " ".join(split), " ".join(author.coin(3)), " ".join(author.coin(2))
     item = author.reference(f"{asked} {answer}", len(split), (answer,))

@@ -47,6 +47,9 @@ class Sums:
     """Documents that reach a threshold."""
     whole: int = 0
     """Documents with question and answer nearly word for word, which nothing makes harmless."""
+    best: tuple[Any, ...] | None = None
+    """Of the document that has the most: whether it does not contaminate, whether it has not question and answer, run
+    and coverage with a minus, its place, its id and file."""
 
 
 @dataclass
@@ -98,6 +101,10 @@ class Account:
         sums.coverage = max(sums.coverage, overlap["coverage"])
         sums.contaminating += reaches
         sums.whole += whole
+        harmless = not reaches or (overlap["template"] and overlap["run"] < self.config.run)
+        exact = overlap["question"] and overlap["answer"]
+        rank = (harmless, not exact, -overlap["run"], -overlap["coverage"], row["place"], row["document"], row["file"])
+        sums.best = min(sums.best or rank, rank)
         if reaches:
             places = (row["start"], row["end"], overlap["start"], overlap["end"])
             self.reaching[row["document"], row["file"], overlap["reference"]] = (whole, places)
@@ -131,6 +138,8 @@ def _check_verdict(row: Row, sums: Sums) -> None:
             f"{sums.documents} documents have words of {name}, {sums.run} in a row and {sums.coverage:.3f} of it",
             f"its verdict has {found[0]} documents, {found[1]} in a row and {found[2]:.3f}",
         )
+    if sums.best is not None and (row["document"], row["file"]) != sums.best[-2:]:
+        raise failure(f"document {sums.best[-2]} has the most of {name}", f"document {row['document']} is shown for it")
     verdict, kind = Verdict(row["verdict"]), Kind(row["kind"])
     dirty = verdict is Verdict.CONTAMINATED
     harmless = kind is Kind.BOILERPLATE if sums.contaminating else kind in (Kind.CLEAN, Kind.UNCHECKABLE)
