@@ -31,7 +31,7 @@ from eval.contamination import scan_documents
 from eval.documents import read_documents, row_groups
 from eval.findings import ContaminationConfig
 from eval.index import build_index
-from eval.injection import FORMS, found_in, plant
+from eval.injection import FORMS, found_in, plant, suits
 from eval.markup import markdown_table
 from eval.negatives import PASSAGES
 from eval.references import Reference, Severity, references
@@ -100,7 +100,8 @@ def _plants(items: list[Reference], hosts: list[str]) -> tuple[list[tuple[str, s
     for suite in dict.fromkeys(item.suite for item in items if item.severity is Severity.TEST):
         numbers = [number for number, item in enumerate(items) if item.suite == suite]
         for form in FORMS:
-            for number in generator.choice(numbers, size=ITEMS, replace=False).tolist():
+            fit = [number for number in numbers if suits(items[number], form, ContaminationConfig().ngram)]
+            for number in generator.choice(fit, size=min(ITEMS, len(fit)), replace=False).tolist():
                 keys.append((suite, form, number))
                 texts.append(plant(items[number], form, hosts, generator))
     return keys, texts
@@ -133,7 +134,8 @@ def _recall_table(keys: list[tuple[str, str, int]], found: dict[str, list[bool]]
         for (suite, form, _), flag in zip(keys, flags, strict=True):
             shares.setdefault((suite, tool), {}).setdefault(form, []).append(flag)
     rows = [
-        [suite, tool, *(f"{100 * np.mean(shares[suite, tool][form]):.0f}" for form in FORMS)]
+        [suite, tool, *(f"{100 * np.mean(shares[suite, tool][form]):.0f}" if form in shares[suite, tool] else "–"
+                        for form in FORMS)]
         for suite in dict.fromkeys(suite for suite, _, _ in keys)
         for tool in found
     ]

@@ -129,6 +129,10 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
         shared = words(first.question)[:13]
         if shared == words(second.question)[:13] and "_" not in first.question[: len(" ".join(shared))]:
             texts.append(f"{hosts[2]} Zorp {' '.join(shared)} zorp.")
+    for item in [*items[:2], *items[-2:]]:  # readable only when what was rendered is rendered again
+        split = full_text(item).split()
+        marked = " &lt;b&gt; ".join(" ".join(split[first : first + 3]) for first in range(0, len(split), 3))
+        texts.append(f"<p>{hosts[3]}</p> {marked}")
     short = [split for item in items for form in item.forms if 8 <= len(split := words(form.text)) <= 15]
     for split in short[:12]:  # a word left out, and one added
         texts.append(f"{hosts[1]} {' '.join(split[:2] + split[3:])} Zorp.")

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from eval.documents import RowGroup
 from eval.findings import ContaminationConfig, ContaminationError, Kind, Verdict
-from eval.leaks import control_suites, control_table, verdict_table
 from eval.references import Reference, Severity
 from eval.renderings import readings
 from eval.words import words
@@ -182,6 +181,8 @@ def _named(row: Row) -> str:
 
 
 def _check_suites(coverage: Row, verdicts: list[Row], items: Sequence[Reference]) -> None:
+    from eval.leaks import control_suites, control_table, verdict_table  # noqa: PLC0415 (half a second in each worker)
+
     expected: dict[str, Row] = {}
     for row, item in zip(verdicts, items, strict=True):
         part = expected.setdefault(
