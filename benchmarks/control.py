@@ -124,6 +124,7 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
     for item in even[:3]:
         texts.append("".join(chr(ord(each) + 0xFEE0) if "a" <= each <= "z" else each for each in full_text(item)))
     texts += [full_text(item).upper() for item in items if "Straße" in item.question]
+    texts += [f"<p>{hosts[4]}</p> {full_text(item)}" for item in items if "\\times" in item.question]
     options = [item for item in items if item.suite == "winogrande"]
     for first, second in pairwise(options[:300]):  # what twins have in common
         shared = words(first.question)[:13]
@@ -232,6 +233,8 @@ def main() -> None:
         path = folder / "benchmarks" / "arc_challenge.parquet"
         changed = pq.read_table(path).to_pylist()
         changed[7]["question"] = "Which great Fluß runs beside the weiße Straße of the town, says the große Maßstab?"
+        # nor one whose words are a mark
+        changed[8]["question"] = "A field is 30 \\times 40 meters large. Which of these is its area in square meters?"
         pq.write_table(pa.Table.from_pylist(changed, schema=SUITES["arc_challenge"].schema), path)
         rows = pq.read_table(folder / "benchmarks" / "arc_easy.parquet").slice(100, 60)
         pq.write_table(rows, folder / "benchmarks" / "arc_challenge-train.parquet")

@@ -98,7 +98,7 @@ MUTATIONS = (
             "        found = scan_documents(read_documents(row_group), _worker_index, "
             "row_group.path.name, place)\n"
             "    except AssertionError:\n"
-            "        found = Scanned(0, 0, 0, [], {})\n"
+            "        found = Scanned(0, 0, 0, [])\n"
         ),
     ),
     _m(
@@ -194,7 +194,7 @@ MUTATIONS = (
         ),
         (
             "        if capacity:\n"
-            "            return Hits(*found[: min(count, 500)].T, words=word_counts)\n"
+            "            return Hits(*found[: min(count, 500)].T, words=word_counts, marked=marked)\n"
         ),
     ),
     _m(
