@@ -56,12 +56,11 @@ def table(header: list[str], rows: list[list[object]]) -> str:
 
 
 def steps(findings: list[Finding]) -> str:
-    planned = {(line["depth"], line["precision"], line["micro_batch"], line["stage"]): line.get("planned_gb")
-               for line in newest(findings, "start", "stage")}
+    planned = {(line["stage"], line["commit"]): line.get("planned_gb")
+               for line in newest(findings, "start", "stage", "commit")}
     rows = [[line["what"], line["depth"], line["precision"], line["micro_batch"], line["micro_batch_ms"],
              line["update_ms"], line["tokens_per_second"], line.get("mfu") and round(100 * line["mfu"], 1),
-             line["peak_gb"],
-             planned.get((line["depth"], line["precision"], line["micro_batch"], line["stage"]))]
+             line["peak_gb"], planned.get((line["stage"], line["commit"]))]
             for line in newest(findings, "step", "what", "depth", "precision", "micro_batch")]
     header = ["system", "layers", "precision", "micro-batch", "ms a micro-batch", "ms an update", "tokens/s", "MFU %",
               "peak GB", "planned GB"]
