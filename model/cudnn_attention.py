@@ -138,7 +138,8 @@ def _(dy_BHTK: Tensor, q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, y_BHTK: T
     return _allocate(q_BHTK), _allocate(k_BJTK), _allocate(v_BJTK)
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    """Of an operator that takes tensors and a window, and gives an output and its statistics."""
     *tensors, ctx.window = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*tensors, *output)
@@ -148,7 +149,7 @@ def _gradients(ctx: Any, dy_BHTK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Te
     return *_backward(dy_BHTK, *ctx.saved_tensors, ctx.window), None
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+_forward.register_autograd(_gradients, setup_context=save_for_backward)
 
 
 # On CUDA

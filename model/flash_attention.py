@@ -93,14 +93,8 @@ def _(dy_BTHK: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, y_BTHK: T
     return q_BTHK.new_empty(q_BTHK.shape), k_BTHK.new_empty(k_BTHK.shape), v_BTHK.new_empty(v_BTHK.shape)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.window = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tensors, *output)
-
-
 def _flash_gradients(ctx: Any, dy_BTHK: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     return *_flash_backward(dy_BTHK, *ctx.saved_tensors, ctx.window), None
 
 
-_flash_forward.register_autograd(_flash_gradients, setup_context=_save_for_backward)
+_flash_forward.register_autograd(_flash_gradients, setup_context=cudnn_attention.save_for_backward)
