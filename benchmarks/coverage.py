@@ -8,6 +8,7 @@ cluster sizes are those of the real suites: 284 twin pairs among WinoGrande's 1,
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,20 +92,31 @@ def answers(scenario: Scenario, generator: np.random.Generator) -> np.ndarray:
     return (generator.random(len(clusters)) < chance).astype(float)
 
 
-def coverage(scenario: Scenario, simulations: int, seed: int = 0) -> dict[str, float]:
+Limits = list[float] | None
+
+
+def covered(
+    draw: Callable[[], np.ndarray], limits_of: Callable[[list[float]], Limits], truth: float, simulations: int
+) -> dict[str, float]:
     """Share of evaluations whose interval cannot be given (`refused`), share of the others' 95 % intervals that hold
     the truth (`ours`), the same of the ordinary interval over all evaluations, and the mean half-width of ours."""
-    generator = np.random.default_rng(seed)
-    clusters, covered, ordinary, widths = scenario.clusters.tolist(), 0, 0, []
+    holding, ordinary, widths = 0, 0, []
     for _ in range(simulations):
-        values = answers(scenario, generator)
-        limits, _ = interval(values.tolist(), clusters, SCORES)
+        values = draw()
+        limits = limits_of(values.tolist())
         if limits is not None:
-            covered += limits[0] <= scenario.truth <= limits[1]
+            holding += limits[0] <= truth <= limits[1]
             widths.append((limits[1] - limits[0]) / 2)
-        ordinary += abs(values.mean() - scenario.truth) <= Z95 * values.std(ddof=1) / math.sqrt(len(values))
-    return {"refused": 1 - len(widths) / simulations, "ours": covered / max(1, len(widths)),
+        ordinary += abs(values.mean() - truth) <= Z95 * values.std(ddof=1) / math.sqrt(len(values))
+    return {"refused": 1 - len(widths) / simulations, "ours": holding / max(1, len(widths)),
             "ordinary": ordinary / simulations, "half_width": float(np.mean(widths)) if widths else math.nan}
+
+
+def coverage(scenario: Scenario, simulations: int, seed: int = 0) -> dict[str, float]:
+    """`covered`, of the mean of one evaluation."""
+    generator, clusters = np.random.default_rng(seed), scenario.clusters.tolist()
+    return covered(lambda: answers(scenario, generator), lambda values: interval(values, clusters, SCORES)[0],
+                   scenario.truth, simulations)
 
 
 SHARED = 0.7
@@ -185,21 +197,16 @@ CHANGES = (
 
 
 def difference_coverage(changes: Changes, simulations: int, seed: int = 0) -> dict[str, float]:
-    """As `coverage`, of the paired difference; `ordinary` is Student's t."""
-    generator = np.random.default_rng(seed)
-    names, covered, ordinary, widths = range(changes.items), 0, 0, []
+    """`covered`, of the paired difference; `ordinary` is Student's t."""
+    generator, names = np.random.default_rng(seed), range(changes.items)
     shares = [changes.better, changes.worse, 1 - changes.better - changes.worse]
-    for _ in range(simulations):
+
+    def draw() -> np.ndarray:
         values = generator.choice([1.0, -1.0, 0.0], changes.items, p=shares)
-        if changes.graded:
-            values *= generator.random(changes.items)
-        limits = paired(values.tolist(), names, not changes.graded)["interval"]
-        if limits is not None:
-            covered += limits[0] <= changes.truth <= limits[1]
-            widths.append((limits[1] - limits[0]) / 2)
-        ordinary += abs(values.mean() - changes.truth) <= Z95 * values.std(ddof=1) / math.sqrt(len(values))
-    return {"refused": 1 - len(widths) / simulations, "ours": covered / max(1, len(widths)),
-            "ordinary": ordinary / simulations, "half_width": float(np.mean(widths)) if widths else math.nan}
+        return values * generator.random(changes.items) if changes.graded else values
+
+    return covered(draw, lambda values: paired(values, names, not changes.graded)["interval"], changes.truth,
+                   simulations)
 
 
 def _cells(found: dict[str, float]) -> list[str | None]:
