@@ -21,6 +21,8 @@ from tasks.provenance import PROJECT
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit code of a process that has ended because of SIGTERM (model/train.py, eval/command.py)."""
+SMALLER_MICRO_BATCH = 75
+"""The exit code of a training that is to be started again with the recorded micro-batch (model/train.py)."""
 SECONDS_TO_FOLLOW = 10.0
 """For the others to end when one has failed, and for the first to write what it has begun to write. Those that wait for
 the one that failed do not end by themselves: on a GPU only after half an hour."""
@@ -127,10 +129,11 @@ class Ranks:
         return code
 
     def _cause(self) -> int:
-        """The process that failed first. SIGKILL comes before everything else: nobody gets it from a failure of
-        another, and the failure of another may be seen first."""
-        killed = [rank for rank in self.failed if self.processes[rank].returncode == -signal.SIGKILL]
-        return [*killed, *self.failed, 0][0]
+        """The process that failed first. SIGKILL and a full memory come before everything else: nobody gets them from
+        a failure of another, and the failure of another may be seen first."""
+        own = (-signal.SIGKILL, SMALLER_MICRO_BATCH)
+        certain = [rank for code in own for rank in self.failed if self.processes[rank].returncode == code]
+        return [*certain, *self.failed, 0][0]
 
     def _ended_by_signal(self, rank: int, code: int) -> str:
         number = signal.Signals(-code if code < 0 else signal.SIGTERM)

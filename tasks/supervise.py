@@ -23,10 +23,8 @@ from typing import Any
 
 from tasks.checkpoints import Uploads
 from tasks.grace import seconds_to_save
-from tasks.ranks import Ranks
+from tasks.ranks import SMALLER_MICRO_BATCH, Ranks
 from tasks.store import open_store
-
-SMALLER_MICRO_BATCH = 75  # the trainer's exit code when it is to be started again with the recorded micro-batch
 
 
 class Output:

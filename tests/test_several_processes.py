@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -190,6 +191,14 @@ def test_the_process_that_failed_first_says_why(program: Path, monkeypatch, acts
         run_module("program", {"acts": acts}, program, lambda event: None, processes=2)
     assert str(failure.value).startswith(message)
     assert "\n" not in str(failure.value) and time.monotonic() - began < 50
+
+
+@pytest.mark.parametrize("code", [-signal.SIGKILL, ranks.SMALLER_MICRO_BATCH])
+def test_what_nobody_gets_from_another_is_the_cause_whichever_is_seen_first(code: int):
+    together = ranks.Ranks.__new__(ranks.Ranks)
+    together.processes = [SimpleNamespace(returncode=1), SimpleNamespace(returncode=code)]
+    together.failed = [0, 1]
+    assert together._cause() == 1
 
 
 def test_how_many_processes_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
