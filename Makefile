@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-token-bytes bench-train lock clean
+.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -45,6 +45,9 @@ bench-forecast: $(VENV)/installed  ## speed of daily beside nanochat's before a 
 bench-gpu: $(VENV)/installed  ## everything that only a GPU can show, at most 9 minutes, and docs/gpu.md; ARGS="--nanochat DIR"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 	$(BIN)/python -m benchmarks.gpu_page
+
+bench-threads: $(VENV)/installed  ## one thread and two beside other programs; nothing else should run
+	$(BIN)/python -m benchmarks.threads $(ARGS)
 
 bench-token-bytes: $(VENV)/installed  ## which tokenizers are byte-exact, and the price of comparing every document
 	$(BIN)/python -m benchmarks.token_bytes $(ARGS)

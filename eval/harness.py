@@ -41,7 +41,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from eval.arithmetic import computed_in, set_products
-from eval.command import Progress, run
+from eval.command import Progress, emit, run
 from eval.network import Checkpoint
 from eval.precision import Precision
 from eval.samples import SAMPLES_SCHEMA, sample_rows, score_rows
@@ -61,6 +61,7 @@ from eval.suites import (
 from model.checkpoint import CheckpointError, load_final
 from model.config import ConfigError
 from model.process import join, let_segments_grow, require_own_gpu
+from model.waiting import Waiting
 
 FEWSHOT_SEED = 1234
 """lm-eval's default, so that its sampler draws the examples it would draw there."""
@@ -169,8 +170,15 @@ class AnswerModel(TemplateLM):
         """The score of each (texts, context ids, continuation ids), in their order."""
         self._encoded.clear()
         inputs = [self._input(number, request[1], request[2]) for number, request in enumerate(requests)]
-        report = (lambda done: None) if dist.is_initialized() and dist.get_rank() else Progress(len(requests))
-        scores = self.scorer(inputs, [request[2] for request in requests], report)
+        tell = (lambda done: None) if dist.is_initialized() and dist.get_rank() else Progress(len(requests))
+        with Waiting(self.scorer.device) as waiting:
+
+            def report(done: int) -> None:
+                tell(done)
+                if warning := waiting.take_warning():
+                    emit({"event": "warning", "message": warning})
+
+            scores = self.scorer(inputs, [request[2] for request in requests], report)
         for number, (logprob, _) in enumerate(scores):
             if not np.isfinite(logprob):
                 task, item = self._items[number]

@@ -39,12 +39,13 @@ from model.process import leave
 from model.run import RunConfig, check_same_run, literals, read_config
 from model.shards import ShardError
 from model.trainer import Trainer
+from model.waiting import Waiting
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
 START_AGAIN = 75  # EX_TEMPFAIL
 
 
-def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bool:
+def _loop(trainer: Trainer, metrics: MetricsLog, waiting: Waiting, stop: Callable[[], bool]) -> bool:
     """Train to the end or until asked to stop; True when the end was reached."""
     train: TrainConfig = trainer.config.train
     sample_every = trainer.config.execution.sample_every_steps
@@ -76,6 +77,8 @@ def _loop(trainer: Trainer, metrics: MetricsLog, stop: Callable[[], bool]) -> bo
         if sample_every and trainer.step % sample_every == 0 and not at_end:
             trainer.sample_now(metrics)
         trainer.report_checkpoints(metrics)
+        if warning := waiting.take_warning():
+            metrics.write("warning", step=trainer.step, message=warning)
     if trainer.step < trainer.steps and trainer.step > trainer.saved_step:
         trainer.save()
     gc.unfreeze()
@@ -141,7 +144,9 @@ def _train(config: RunConfig, stop: Callable[[], bool], events: list[tuple[str, 
             trainer.validate(metrics)
         gc.collect()
         gc.freeze()  # what is there now stays: looking for garbage in it would stop steps
-        if not _loop(trainer, metrics, lambda: stop() or not metrics.followed):
+        with Waiting(trainer.device) as waiting:
+            ended = _loop(trainer, metrics, waiting, lambda: stop() or not metrics.followed)
+        if not ended:
             metrics.write("interrupted", **trainer.progress(), seconds=trainer.seconds())
             return TERMINATED
         trainer.finish(metrics)

@@ -91,6 +91,8 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
                 report(event)
                 if event["event"] == "done":
                     done.update(event)
+                elif event["event"] == "warning":
+                    logger().warning(event["message"])
 
             run_module("eval.harness", evaluation, work, follow, place.device_lock, processes=processes)
         if note := _precision_note(config, done):

@@ -25,6 +25,7 @@ NOT_TRAINING = {
     "progress.py": "the line in a terminal",
     "projection.py": "whether a machine can train a run, before there is data",
     "scaling.py": "rules that carry a recipe to another size; what they gave is in the key",
+    "waiting.py": "how long threads spin while they wait for each other",
 }
 """Files of model/ that do not decide what a training writes, up to rounding, and why."""
 
