@@ -1,5 +1,10 @@
 """The command line: `daily-train run`, `up`, `evaluate`, `export`, `leaderboard` and more: `daily-train --help`."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from deployments.command import go_on_in_child
+
+    go_on_in_child()
+
 import argparse
 import json
 import logging
@@ -9,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prefect.exceptions import TerminationSignal
 from pydantic import ValidationError
 
 # Without a server a run starts one of its own for its duration; nothing is reported to anybody.
@@ -18,6 +24,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from deployments.chat import ChatError, converse, require_gradio
+from deployments.command import run
 from deployments.export import ExportError, export
 from deployments.inlining import InliningError
 from deployments.notify import NotifyError, notify
@@ -73,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     except EXPECTED as error:
         print(f"daily-train: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TerminationSignal):
         print("daily-train: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
@@ -268,7 +275,7 @@ def _run(arguments: argparse.Namespace) -> None:
     execution = _execution(arguments)
     place = place_of(execution, dict(os.environ))
     require_feasible([(run.model, run.train)], run.tokenizer.entries, place)  # as the flow does, but without a server
-    _shorten_expected_errors()
+    _prepare_run()
     began = time.monotonic()
     published = daily_train(
         preset=Preset(arguments.preset),
@@ -283,7 +290,7 @@ def _study(arguments: argparse.Namespace) -> None:
     compose(arguments.preset, changes)
     study = _settings(StudyConfig, "study", arguments)
     forms = forms_of(changes, contamination_study)
-    _shorten_expected_errors()
+    _prepare_run()
     page = contamination_study(
         preset=Preset(arguments.preset),
         study=study,
@@ -376,8 +383,14 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
     print(arguments.html)
 
 
-def _shorten_expected_errors() -> None:
-    """Prefect logs a traceback for every failed task and flow; for what a person can mend the sentence will do."""
+def _prepare_run() -> None:
+    """What holds for a run of this process: its temporary server ends with it, and what is told of its failures.
+
+    Prefect logs a traceback for every failed task and flow; for what a person can mend the sentence will do.
+    """
+    from deployments.server import TemporaryServer  # noqa: PLC0415 (seconds, which other commands do not need)
+
+    TemporaryServer()
 
     def shorten(record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], EXPECTED):
@@ -389,4 +402,4 @@ def _shorten_expected_errors() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))
