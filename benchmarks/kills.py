@@ -265,7 +265,7 @@ def stopped(folder: Path, only: str) -> tuple[list[float], list[list], int]:
     """SIGTERM at moments of every stage and of other commands: the seconds, the table, and how many ended otherwise."""
     url, rows, times, bad = str(folder / "store"), [], [], 0
     wanted = {stage: 0 for stage in STAGES}
-    chosen = [Moment("start", "modules are imported", "command", seen=lambda run: len(run.processes("deployments.cli")) > 1),
+    chosen = [Moment("start", "modules are imported", "command", seen=lambda run: len(run.processes()) > 1),
               Moment("start", "the temporary server starts", "command", seen=lambda run: run.processes("uvicorn"))]
     for moment in moments():
         if wanted[moment.stage] < 2:

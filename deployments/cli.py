@@ -1,9 +1,7 @@
 """The command line: `daily-train run`, `up`, `evaluate`, `export`, `leaderboard` and more: `daily-train --help`."""
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from deployments.command import go_on_in_child
-
-    go_on_in_child()
+    __import__("deployments.command").command.go_on_in_child()
 
 import argparse
 import json
@@ -14,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefect.exceptions import TerminationSignal
 from pydantic import ValidationError
 
 # Without a server a run starts one of its own for its duration; nothing is reported to anybody.
@@ -22,6 +19,8 @@ os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from prefect.exceptions import TerminationSignal
 
 from deployments.chat import ChatError, converse, require_gradio
 from deployments.command import run
@@ -384,11 +383,9 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
 
 
 def _prepare_run() -> None:
-    """What holds for a run of this process: its temporary server ends with it, and what is told of its failures.
-
-    Prefect logs a traceback for every failed task and flow; for what a person can mend the sentence will do.
-    """
-    from deployments.server import TemporaryServer  # noqa: PLC0415 (seconds, which other commands do not need)
+    """A temporary server ends with the run. Prefect logs a traceback for every failed task and flow; for what a person
+    can mend the sentence will do."""
+    from deployments.server import TemporaryServer  # noqa: PLC0415 (takes seconds)
 
     TemporaryServer()
 

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from deployments.init import PR_SET_CHILD_SUBREAPER
+from deployments.init import SECONDS as SECONDS_FOR_LARGEST
 from tasks.child import end_with_parent
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: orphans become this process's children
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS_TO_UNWIND = 9.0
 """For the command to end its children, to tell the server and to remove its temporary files."""
@@ -27,8 +28,7 @@ SECONDS_OF_UP = 50.0
 SECONDS_TO_END = 3.0
 """For what the command has left behind."""
 SAVES = (b"tasks.supervise", b"model.train")
-SECONDS_TO_SAVE = 1200.0
-"""For the largest preset's checkpoint to be written and uploaded, as in deployments/init.py."""
+"""Children that save before they end."""
 
 
 def main() -> int:
@@ -49,8 +49,6 @@ def go_on_in_child() -> None:
     parent = os.getpid()
     command = os.fork()
     if command:
-        with suppress(OSError):  # a closed terminal
-            sys.stdin.close()
         os._exit(_Watch(command, heard).code())
     end_with_parent(parent, signal.SIGKILL)
     for number in heard:
@@ -130,7 +128,7 @@ class _Watch:
                 if process not in asked:
                     _send(process, signal.SIGTERM)
                     asked.add(process)
-                if passed > (SECONDS_TO_SAVE if _saves(process) else SECONDS_TO_END):
+                if passed > (SECONDS_FOR_LARGEST if _saves(process) else SECONDS_TO_END):
                     _send(process, signal.SIGKILL)
                     killed.add(process)
             if killed.issuperset(left) and passed > SECONDS_TO_END + 1:  # the kernel does not let them go

@@ -33,7 +33,9 @@ def end_with_parent(parent: int, by: signal.Signals) -> None:
 
 def _main(arguments: Sequence[str]) -> None:
     parent, by, module, *rest = arguments
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     end_with_parent(int(parent), signal.Signals[by])
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, nor that of whoever uses the command
     sys.argv = [module, *rest]
