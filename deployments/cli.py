@@ -290,12 +290,8 @@ def _study(arguments: argparse.Namespace) -> None:
     study = _settings(StudyConfig, "study", arguments)
     forms = forms_of(changes, contamination_study)
     _prepare_run()
-    page = contamination_study(
-        preset=Preset(arguments.preset),
-        study=study,
-        **forms,
-        execution=_execution(arguments),
-    )
+    execution = _execution(arguments)
+    page = contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution)
     print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
 
 
