@@ -166,7 +166,7 @@ def writes_checkpoint(run: Run) -> list[Path]:
 
 
 def moments() -> Iterator[Moment]:
-    """At least five a stage, in the order in which a run comes by."""
+    """Five or more a stage, in the order in which a run comes by."""
     own: dict[str, list[tuple[str, str, Callable[[Run], object] | str]]] = {
         "download": [("pip downloads", "pip", lambda run: run.processes("pip")),
                      ("its first file is written", "group", lambda run: run.work("download", "*/out/*"))],
@@ -271,8 +271,9 @@ def stopped(folder: Path, only: str) -> tuple[list[float], list[list], int]:
         if wanted[moment.stage] < 2:
             chosen.append(moment)
             wanted[moment.stage] += 1
-    chosen.insert(6, Moment("tokenizer", "C code holds the interpreter", "command",
-                            at="before put stages/tokenizer/(?#holds the GIL)"))
+    after = max(place for place, moment in enumerate(chosen) if moment.stage == "tokenizer") + 1
+    chosen.insert(after, Moment("tokenizer", "C code holds the interpreter", "command",
+                                at="before put stages/tokenizer/(?#holds the GIL)"))
     for moment in chosen:
         if only not in f"{moment.stage} {moment.what}":
             continue
