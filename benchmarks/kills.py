@@ -302,6 +302,7 @@ def finished(folder: Path, url: str, environment: dict[str, str]) -> dict[str, o
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", choices=("directory", "s3", "both"), default="both", help="where results go")
+    parser.add_argument("--signal", choices=("SIGTERM", "SIGKILL", "both"), default="both", help="how they are ended")
     parser.add_argument("--only", default="", help="moments whose stage and words hold this text")
     parser.add_argument("--folder", type=Path, help="for stores, caches and logs; default: a temporary one")
     arguments = parser.parse_args()
@@ -311,17 +312,19 @@ def main() -> None:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         expected = finished(folders["straight"], str(folders["straight"] / "store"), {})
-        times, stops, wrong = stopped(folders["stopped"], arguments.only)
-        same = finished(folders["stopped"], str(folders["stopped"] / "store"), {}) == expected
-        left = left_behind(open_store(str(folders["stopped"] / "store")), folders["stopped"])
-        print(markdown_table(["stage", "SIGTERM while", "seconds to end", "exit code", "right"], stops))
-        print_goal("longest time to end after SIGTERM, seconds", max(times, default=None), LIMIT, at_most=True)
-        print_goal("runs that SIGTERM ended otherwise", wrong, 0, at_most=True)
-        print_goal("runs with other digests afterwards", int(not same), 0, at_most=True)
-        print_goal("objects left behind after SIGTERM", len(left), 0, at_most=True)
-        print(*left, sep="\n")
+        if arguments.signal != "SIGKILL":
+            url = str(folders["stopped"] / "store")
+            times, stops, wrong = stopped(folders["stopped"], arguments.only)
+            same = finished(folders["stopped"], url, {}) == expected
+            left = left_behind(open_store(url), folders["stopped"])
+            print(markdown_table(["stage", "SIGTERM while", "seconds to end", "exit code", "right"], stops))
+            print_goal("SIGTERM: longest time to end, seconds", max(times, default=None), LIMIT, at_most=True)
+            print_goal("SIGTERM: runs that ended otherwise", wrong, 0, at_most=True)
+            print_goal("SIGTERM: runs with other digests afterwards", int(not same), 0, at_most=True)
+            print_goal("SIGTERM: objects left behind", len(left), 0, at_most=True)
+            print(*left, sep="\n")
         for name in ("directory", "s3"):
-            if arguments.store not in (name, "both"):
+            if arguments.store not in (name, "both") or arguments.signal == "SIGTERM":
                 continue
             server = s3_server(folders["server"]) if name == "s3" else nullcontext({})
             with server as environment:

@@ -16,7 +16,6 @@ import pytest
 
 from tasks.lock import locked
 from tests.test_saving import wait_until
-from tests.trainings import Training
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="adopts processes and finds them in /proc")
@@ -167,34 +166,3 @@ def test_who_waits_for_a_lock_says_who_holds_it_and_can_be_interrupted(tmp_path:
     assert f"until {path} is free" in message and f"process {holder.pid}: {sys.executable} -c" in message
     with locked(path, messages.append):
         assert len(messages) == 1
-
-
-def building() -> None:
-    """In the trainer: a network whose building does not come back to Python."""
-    import itertools
-
-    from model import train
-
-    def build(config: object) -> None:
-        Path(config.run_dir).mkdir()
-        sum(itertools.repeat(1, 10**11))
-
-    train.Trainer = build
-
-
-def test_a_trainer_that_builds_its_network_ends_at_once(tmp_path: Path):
-    import dataclasses
-    import json
-
-    from tests.test_checkpoints import MODEL, TRAIN
-
-    run = {"model": dataclasses.asdict(MODEL), "train": dataclasses.asdict(TRAIN), "shards": "none",
-           "run_dir": str(tmp_path / "run"), "sample_prompts": []}  # fmt: skip
-    (tmp_path / "train.json").write_text(json.dumps(run))
-    training = Training(tmp_path / "train.json", prepare=building)
-    wait_until((tmp_path / "run").exists, 120)
-    training.process.terminate()
-    training.process.join(10)
-    code = training.process.exitcode
-    training.kill()
-    assert code == -signal.SIGTERM
