@@ -93,7 +93,8 @@ class Run:
         site = folder / "site"
         site.mkdir(exist_ok=True)
         (site / "sitecustomize.py").write_text(HOOK)
-        given = {**os.environ, **environment, "PREFECT_HOME": str(folder / "home"), "KILLS_AT": at,
+        given = {**os.environ, **environment, "PREFECT_HOME": str(folder.parent / "home"), "KILLS_AT": at,
+                 "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",  # on a busy machine
                  "KILLS_RUN": self.name, "KILLS_REACHED": str(self.reached), "OMP_NUM_THREADS": "1",
                  "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}  # fmt: skip
         given.pop("PREFECT_API_URL", None)
@@ -230,13 +231,18 @@ def left_behind(store: Store, folder: Path) -> list[str]:
 
 def held(folder: Path) -> list[str]:
     """Locks of the cache that somebody holds."""
-    found = []
-    for path in (folder / "cache").rglob("*.lock"):
-        with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                found.append(f"{path} is held")
+    found: list[str] = []
+    for _ in range(20):  # a process that ends has no environment any more, but still its files
+        found = []
+        for path in (folder / "cache").rglob("*.lock"):
+            with path.open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.append(f"{path} is held")
+        if not found:
+            break
+        time.sleep(0.1)
     return found
 
 
