@@ -381,7 +381,7 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
 def _prepare_run() -> None:
     """A temporary server ends with the run. Prefect logs a traceback for every failed task and flow; for what a person
     can mend the sentence will do."""
-    from deployments.server import TemporaryServer  # noqa: PLC0415 (takes seconds)
+    from deployments.temporary_server import TemporaryServer  # noqa: PLC0415 (takes seconds)
 
     TemporaryServer()
 
