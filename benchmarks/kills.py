@@ -10,8 +10,8 @@ a stage is doing, never the clock. Each start goes on from what the last one lef
 * After each, no process of the run may be left (they are known by their environment) and no lock may be held; the
   seconds until then are in the table. At the end every stage has the digest of a run that nobody ended, and neither
   store nor cache hold anything that a manifest does not name.
-* At one moment of each stage the run has a temporary Prefect server of its own; at the others they share one, which saves
-  half of the time.
+* At one moment of each stage the run has a temporary Prefect server of its own; at the others they share one, which
+  saves half of the time.
 """
 
 import argparse
