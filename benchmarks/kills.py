@@ -28,7 +28,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect.settings import PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_HOME, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
 
 from benchmarks.goals import print_goal
 from deployments.temporary_server import TemporaryServer
@@ -324,7 +324,8 @@ def main() -> None:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         os.environ.pop("PREFECT_API_URL", None)
-        with temporary_settings({PREFECT_HOME: base / "home"}):
+        # a home of its own: SQLite takes one writer at a time
+        with temporary_settings({PREFECT_HOME: base / "shared", PREFECT_SERVER_ANALYTICS_ENABLED: False}):
             server = TemporaryServer()
             server.start(600)
         api = server.api_url
