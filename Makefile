@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train lock clean
+.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train test-kills lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
 
 test: $(VENV)/installed-dev  ## install, then run the test suite
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-kills: $(VENV)/installed-dev  ## end runs at every stage by SIGTERM and SIGKILL, on a directory and on S3; an hour
+	$(BIN)/python -m benchmarks.kills $(ARGS)
 
 check: $(VENV)/installed-dev  ## lint
 	$(BIN)/ruff check .

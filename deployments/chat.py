@@ -4,11 +4,9 @@ The model runs in a child process, so that the command line itself starts withou
 """
 
 import importlib.util
-import os
 import subprocess
-import sys
 
-from tasks.provenance import PROJECT
+from tasks.child import child_command
 from tasks.report import find_run
 from tasks.stage import Place, StageError, load, materialise
 
@@ -28,8 +26,7 @@ def converse(module: str, run: str, options: list[str], place: Place) -> None:
         folders[stage] = materialise(result, place)
     print(f"run {row['run'][:12]}, preset {row['preset']}, {row['bits_per_byte']:.4f} bits per byte", flush=True)
     paths = [str(folders["train"]), str(folders["tokenizer"] / "tokenizer.json")]
-    search = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-m", module, *paths, *options], env={**os.environ, "PYTHONPATH": search})
+    done = subprocess.run(child_command(module, *paths, *options))
     if done.returncode:
         raise ChatError(f"{module} ended with exit code {done.returncode}; its last lines say why")
 

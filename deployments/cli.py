@@ -1,5 +1,8 @@
 """The command line: `daily-train run`, `up`, `evaluate`, `export`, `leaderboard` and more: `daily-train --help`."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    __import__("deployments.command").command.go_on_in_child()
+
 import argparse
 import json
 import logging
@@ -17,7 +20,10 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
+from prefect.exceptions import TerminationSignal
+
 from deployments.chat import ChatError, converse, require_gradio
+from deployments.command import run
 from deployments.export import ExportError, export
 from deployments.inlining import InliningError
 from deployments.notify import NotifyError, notify
@@ -73,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     except EXPECTED as error:
         print(f"daily-train: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TerminationSignal):
         print("daily-train: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
@@ -268,7 +274,7 @@ def _run(arguments: argparse.Namespace) -> None:
     execution = _execution(arguments)
     place = place_of(execution, dict(os.environ))
     require_feasible([(run.model, run.train)], run.tokenizer.entries, place)  # as the flow does, but without a server
-    _shorten_expected_errors()
+    _prepare_run()
     began = time.monotonic()
     published = daily_train(
         preset=Preset(arguments.preset),
@@ -283,13 +289,9 @@ def _study(arguments: argparse.Namespace) -> None:
     compose(arguments.preset, changes)
     study = _settings(StudyConfig, "study", arguments)
     forms = forms_of(changes, contamination_study)
-    _shorten_expected_errors()
-    page = contamination_study(
-        preset=Preset(arguments.preset),
-        study=study,
-        **forms,
-        execution=_execution(arguments),
-    )
+    _prepare_run()
+    execution = _execution(arguments)
+    page = contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution)
     print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
 
 
@@ -376,8 +378,12 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
     print(arguments.html)
 
 
-def _shorten_expected_errors() -> None:
-    """Prefect logs a traceback for every failed task and flow; for what a person can mend the sentence will do."""
+def _prepare_run() -> None:
+    """A temporary server ends with the run. Prefect logs a traceback for every failed task and flow; for what a person
+    can mend the sentence will do."""
+    from deployments.temporary_server import TemporaryServer  # noqa: PLC0415 (takes seconds)
+
+    TemporaryServer()
 
     def shorten(record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], EXPECTED):
@@ -389,4 +395,4 @@ def _shorten_expected_errors() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

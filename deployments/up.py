@@ -15,7 +15,6 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -29,6 +28,7 @@ from prefect.workers.process import ProcessWorker
 
 from deployments.notify import SECONDS_BETWEEN_HEARTBEATS, notify, watch_over_runs
 from tasks import provenance
+from tasks.child import child_command
 
 PORT = 4200
 POOL = "daily-train"
@@ -68,7 +68,7 @@ class Part:
                           "its last lines say why")
         self.started = [*recent, time.monotonic()]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *self.arguments],
+            child_command("prefect", *self.arguments),
             env=self.environment,
             cwd=provenance.PROJECT,
             start_new_session=True,
@@ -106,8 +106,6 @@ def up(port: int) -> None:
     }
     server = Part("server", ["server", "start", "--host", "127.0.0.1", "--port", str(port)], environment)
     worker = Part("worker", ["worker", "start", "--pool", POOL, "--type", "process"], environment, _lock(port))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
     try:
         if not _healthy(api):
             server.start()
@@ -128,10 +126,6 @@ def up(port: int) -> None:
     finally:
         for part in (worker, server):
             part.stop()
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _lock(port: int) -> IO | None:

@@ -33,3 +33,9 @@ HARDWARE = (
 def known_hardware(device_name: str) -> Hardware | None:
     """None when the device is not in the table (a CPU)."""
     return next((hardware for hardware in HARDWARE if hardware.name in device_name), None)
+
+
+if __name__ == "__main__":  # how many GPUs torch would use
+    import torch
+
+    print(torch.cuda.device_count() if torch.cuda.is_available() else 0)

@@ -9,9 +9,10 @@ CONFIG.json is a model.run.RunConfig. The run writes into its run_dir:
 
 Started again on the same run_dir, it continues after the last intact checkpoint. On the same kind of device with as
 many processes it ends with the same bytes as a run that was never stopped; on a GPU only with execution.deterministic.
-SIGTERM, or the death of whoever reads what is printed, saves and ends with exit code 143; an error that has a reason
-is one line on stderr and exit code 1. Exit code 75: the memory of one of several processes is full; started again,
-they resume with the smaller micro-batch that is recorded.
+SIGTERM, or the death of whoever reads what is printed, saves and ends with exit code 143; until the first step is done
+there is nothing to save, and SIGTERM ends the process at once. An error that has a reason is one line on stderr and
+exit code 1. Exit code 75: the memory of one of several processes is full; started again, they resume with the smaller
+micro-batch that is recorded.
 """
 
 import argparse
@@ -45,7 +46,8 @@ TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM end
 START_AGAIN = 75  # EX_TEMPFAIL
 
 
-def _loop(trainer: Trainer, metrics: MetricsLog, waiting: Waiting, stop: Callable[[], bool]) -> bool:
+def _loop(trainer: Trainer, metrics: MetricsLog, waiting: Waiting, stop: Callable[[], bool],
+          listen: Callable[[bool], None]) -> bool:
     """Train to the end or until asked to stop; True when the end was reached."""
     train: TrainConfig = trainer.config.train
     sample_every = trainer.config.execution.sample_every_steps
@@ -58,6 +60,7 @@ def _loop(trainer: Trainer, metrics: MetricsLog, waiting: Waiting, stop: Callabl
         began = time.perf_counter()
         values = trainer.train_step()
         window_steps, window_seconds = window_steps + 1, window_seconds + time.perf_counter() - began
+        listen(True)
         at_end = trainer.step == trainer.steps
         if compiled_code is not None:
             compiled_code.record()  # everything that a training compiles was needed once
@@ -101,12 +104,15 @@ def _already_done(config: RunConfig) -> bool:
     return True
 
 
-def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
-    """Run or resume a training to its end; the exit code. `stop` is asked once a step."""
+def train(config: RunConfig, stop: Callable[[], bool] = lambda: False,
+          listen: Callable[[bool], None] = lambda to_save: None) -> int:
+    """Run or resume a training to its end; the exit code. `stop` is asked once a step. `listen` is told when there is
+    something to save, and when there is not: while the network is built, loaded and compiled."""
     events: list[tuple[str, dict]] = []
     while not _already_done(config):
         try:
-            code = _train(config, stop, events)
+            listen(False)
+            code = _train(config, stop, listen, events)
             leave()
             return code
         except UpdateInterrupted as error:
@@ -116,7 +122,8 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> int:
     return 0
 
 
-def _train(config: RunConfig, stop: Callable[[], bool], events: list[tuple[str, dict]]) -> int:
+def _train(config: RunConfig, stop: Callable[[], bool], listen: Callable[[bool], None],
+           events: list[tuple[str, dict]]) -> int:
     trainer = Trainer(config)
     trainer.events.kept += events
     if not (trainer.directory / "samples.json").exists():
@@ -145,7 +152,7 @@ def _train(config: RunConfig, stop: Callable[[], bool], events: list[tuple[str, 
         gc.collect()
         gc.freeze()  # what is there now stays: looking for garbage in it would stop steps
         with Waiting(trainer.device) as waiting:
-            ended = _loop(trainer, metrics, waiting, lambda: stop() or not metrics.followed)
+            ended = _loop(trainer, metrics, waiting, lambda: stop() or not metrics.followed, listen)
         if not ended:
             metrics.write("interrupted", **trainer.progress(), seconds=trainer.seconds())
             return TERMINATED
@@ -164,7 +171,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     signals: list[int] = []
     code = 1
-    signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+
+    def listen(to_save: bool) -> None:
+        """Remember SIGTERM when there is something to save. Else let it kill: Python may not be asked for minutes."""
+        signal.signal(signal.SIGTERM, (lambda number, _: signals.append(number)) if to_save else signal.SIG_DFL)
+        if signals and not to_save:
+            sys.exit(TERMINATED)
+
     try:
         config = read_config(arguments.config)
         if arguments.dry_run:
@@ -172,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
             hardware = known_hardware(arguments.hardware)
             print(json.dumps(plan(config.model, config.train, hardware, arguments.mfu), indent=2))
             return 0
-        return train(config, stop=lambda: bool(signals))
+        return train(config, stop=lambda: bool(signals), listen=listen)
     except (ConfigError, ShardError, CheckpointError, TrainingError) as error:
         message = str(error)
         code = START_AGAIN if isinstance(error, SmallerMicroBatch) else 1

@@ -1,19 +1,18 @@
 """How many processes train and score: one for each GPU that torch would use, unless a setting says otherwise."""
 
 import subprocess
-import sys
 from functools import cache
 
 from model.config import ConfigError, GPTConfig, TrainConfig
 from tasks import provenance
+from tasks.child import child_command
 from tasks.stage import Place
 
 
 @cache
 def gpu_count() -> int:
     """GPUs that torch would use. A child process asks torch, whose import takes seconds."""
-    program = "import torch; print(torch.cuda.is_available() and torch.cuda.device_count())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(child_command("model.hardware"), capture_output=True, text=True, check=False)
     return int(done.stdout) if done.stdout.strip().isdecimal() else 0
 
 

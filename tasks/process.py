@@ -6,7 +6,6 @@ lock of this machine, so that a second run waits; the kernel frees it when the l
 gone, however it ended. A child may be several processes, one for each GPU (tasks/ranks.py).
 """
 
-import fcntl
 import json
 import math
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.grace import seconds_to_end
+from tasks.lock import locked
 from tasks.orphan import OrphanWatch
 from tasks.ranks import Ranks
 
@@ -75,14 +75,8 @@ def _held(lock: Path | None, on_event: Callable[[dict[str, Any]], None]) -> Iter
     if lock is None:
         yield ()
         return
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_event({"event": "waiting", "until": f"no other run on this machine holds {lock}"})
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield (file.fileno(),)
+    with locked(lock, lambda message: on_event({"event": "waiting", "until": message})) as descriptor:
+        yield (descriptor,)
 
 
 def _end(child: Ranks, checkpoint_bytes: int, on_event: Callable[[dict[str, Any]], None]) -> None:

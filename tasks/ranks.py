@@ -10,13 +10,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from tasks.child import child_command
 from tasks.provenance import PROJECT
 
 TERMINATED = 128 + signal.SIGTERM
@@ -29,7 +29,7 @@ the one that failed do not end by themselves: on a GPU only after half an hour."
 
 
 class Ranks:
-    """`count` processes of `python -m MODULE CONFIG`; `stdout` is that of the first."""
+    """`count` processes of `python -m MODULE CONFIG`, which end with this one; `stdout` is that of the first."""
 
     def __init__(self, module: str, config: Path | str, count: int = 1, descriptors: tuple[int, ...] | None = None):
         """`descriptors`: open files that the processes inherit; None: all that can be inherited."""
@@ -42,7 +42,7 @@ class Ranks:
         self.words = ""
         """What the process that failed first wrote to stderr, and which signal ended it, if one did."""
         self.lock = threading.Lock()
-        command = [sys.executable, "-m", module, str(config)]
+        command = child_command(module, str(config))
         # the first process listens there for the others; it inherits the socket, so nobody else can take the port
         with socket.create_server(("127.0.0.1", 0)) if count > 1 else nullcontext() as listening:
             for rank in range(count):

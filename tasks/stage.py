@@ -11,7 +11,6 @@ A finished stage is skipped after every output was verified; what is missing or 
     stages/<name>/<key>/<attempt>/<output>        one folder an attempt: two machines never mix their files
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -33,6 +32,7 @@ from prefect.logging import get_run_logger
 from prefect.states import State
 
 from tasks import provenance
+from tasks.lock import locked
 from tasks.store import Digest, LocalStore, Store, digest_file, open_store
 from tasks.tracking import Tracker, check_tracker
 
@@ -381,7 +381,6 @@ def _circumstances(place: Place, started: datetime, seconds: float) -> dict[str,
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
     """Hold the machine-wide lock of one stage's work folder."""
-    work.parent.mkdir(parents=True, exist_ok=True)
-    with work.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    stage = f"stage {work.parent.name} {work.name[:12]}"
+    with locked(work.with_suffix(".lock"), lambda message: logger().info("%s waits %s", stage, message)):
         yield

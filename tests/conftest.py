@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
@@ -68,7 +69,13 @@ def free_port_pair() -> int:
 @pytest.fixture(scope="session")
 def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of a client of a real S3 server with one empty bucket."""
-    folder = tmp_path_factory.mktemp("s3")
+    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """A real S3 server with one empty bucket, whose data lies in `folder`; the environment of its clients."""
     key, secret = CREDENTIALS.values()
     identity = {
         "name": "t",

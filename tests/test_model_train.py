@@ -1,6 +1,7 @@
 """Training as a person starts it: it learns, is killed, resumes to the same bytes, and fails clearly."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import model.train
 from model import checkpoint
 from model.config import GPTConfig
 from model.gpt import GPT, initialise
@@ -164,6 +166,27 @@ def test_sigterm_saves_and_resumes_to_the_same_bytes(uninterrupted, shards, tmp_
     assert main([str(config)]) == 0
     assert events(tmp_path / "run", "resume")[0]["step"] == stopped < STEPS
     assert digests(tmp_path / "run") == digests(uninterrupted)
+
+
+def endless_building() -> None:
+    """In the trainer: a network whose building does not come back to Python."""
+
+    def build(config: object) -> None:
+        Path(config.run_dir).mkdir()
+        sum(itertools.repeat(1, 10**11))
+
+    model.train.Trainer = build
+
+
+def test_sigterm_while_the_network_is_built_ends_at_once(shards, tmp_path):
+    training = Training(write_config(tmp_path, shards), prepare=endless_building)
+    while not (tmp_path / "run").exists() and training.process.is_alive():
+        time.sleep(0.02)
+    training.process.terminate()
+    training.process.join(10)
+    code = training.process.exitcode
+    training.kill()
+    assert code == -signal.SIGTERM
 
 
 def test_a_run_resumes_from_a_checkpoint_by_time_to_the_same_bytes(shards, tmp_path):

@@ -148,7 +148,7 @@ def test_the_limit_of_a_daily_checkpoint_is_enough_for_a_slow_disk_and_a_slow_st
     size, rate = 14e9, 200e6
     assert seconds_to_save(size) > 30 + 2 * size / rate  # a step; the checkpoint that was under way, and the last
     assert seconds_to_end(size) > 2 * seconds_to_save(size)
-    assert seconds_to_end(0) == 30
+    assert seconds_to_end(0) < 15 < seconds_to_end(1)  # a command that saves nothing ends within 15 s
 
 
 # A command that leaves behind, in a session of its own, a process that needs a while to save.

@@ -212,5 +212,5 @@ def daily_train_up(folder: Path, credentials: dict[str, str], store: str) -> Ite
         process.terminate()
         code = process.wait(90)
         receiver.shutdown()
-    assert code == 130, "Ctrl-C or SIGTERM is an orderly end"
+    assert code == 128 + signal.SIGTERM, "an orderly end"
     assert not running.processes("prefect"), "nothing of it is left"
