@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 
+from model.errors import DailyTrainError
 from tasks.provenance import PROJECT
 from tasks.report import find_run
 from tasks.stage import Place, StageError, load, materialise
 
 
-class ChatError(Exception):
+class ChatError(DailyTrainError):
     """The model cannot be talked with; the message says what to do."""
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 import sys
 import time
@@ -18,64 +17,42 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from deployments.chat import ChatError, converse, require_gradio
-from deployments.export import ExportError, export
-from deployments.inlining import InliningError
+from deployments.export import export
 from deployments.notify import NotifyError, notify
-from deployments.up import NOTIFY, PORT, UpError, up
-from eval.findings import ContaminationError
+from deployments.up import NOTIFY, PORT, up
 from eval.ledger import leaderboard, leaderboard_page
 from eval.report import notes, score_table
-from eval.suites import SUITES, SuiteError
+from eval.suites import SUITES
 from flows.config import FORMS, Execution, Preset, compose, forms_of, one_sentence, place_of
 from flows.daily import daily_train
 from flows.study import contamination_study
 from model.config import ConfigError
+from model.errors import tell_error
 from tasks import provenance
-from tasks.documents import SourceError
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
-from tasks.feasibility import FeasibilityError, require_feasible
-from tasks.process import ProcessError
+from tasks.feasibility import require_feasible
 from tasks.report import Published, read_ledger, report_pages
 from tasks.settings import Settings, scalar_types
-from tasks.stage import StageError
-from tasks.store import StoreError
 from tasks.study import StudyConfig
-from tasks.tokenizer import TokenizerError
-from tasks.wheels import WheelError
-
-EXPECTED = (
-    ChatError,
-    ConfigError,
-    ContaminationError,
-    ExportError,
-    FeasibilityError,
-    InliningError,
-    NotifyError,
-    ProcessError,
-    SourceError,
-    StageError,
-    StoreError,
-    SuiteError,
-    TokenizerError,
-    UpError,
-    WheelError,
-)
 
 Section = TypeVar("Section", bound=Settings)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand; what a person can mend ends in one sentence and exit code 1."""
-    arguments = _parser().parse_args(argv)
+    """Run a subcommand; whatever fails ends in one sentence and exit code 1 (model/errors.py)."""
     try:
+        arguments = _parser().parse_args(argv)
         arguments.command(arguments)
-    except EXPECTED as error:
-        print(f"daily-train: error: {error}", file=sys.stderr)
-        return 1
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("daily-train: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError as error:  # who read what is printed has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return tell_error(error, "daily-train")
+    except Exception as error:
+        return tell_error(error, "daily-train")
     return 0
 
 
@@ -268,7 +245,6 @@ def _run(arguments: argparse.Namespace) -> None:
     execution = _execution(arguments)
     place = place_of(execution, dict(os.environ))
     require_feasible([(run.model, run.train)], run.tokenizer.entries, place)  # as the flow does, but without a server
-    _shorten_expected_errors()
     began = time.monotonic()
     published = daily_train(
         preset=Preset(arguments.preset),
@@ -283,7 +259,6 @@ def _study(arguments: argparse.Namespace) -> None:
     compose(arguments.preset, changes)
     study = _settings(StudyConfig, "study", arguments)
     forms = forms_of(changes, contamination_study)
-    _shorten_expected_errors()
     page = contamination_study(
         preset=Preset(arguments.preset),
         study=study,
@@ -374,18 +349,6 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
     links = {run: (root / key).as_uri() for run, key in report_pages(place).items()} if root.is_dir() else {}
     arguments.html.write_text(leaderboard_page(rows, links))
     print(arguments.html)
-
-
-def _shorten_expected_errors() -> None:
-    """Prefect logs a traceback for every failed task and flow; for what a person can mend the sentence will do."""
-
-    def shorten(record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], EXPECTED):
-            record.msg, record.args, record.exc_info = str(record.exc_info[1]), (), None
-        return True
-
-    for name in ("prefect.task_runs", "prefect.flow_runs"):
-        logging.getLogger(name).addFilter(shorten)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from deployments.inlining import inlined
 from eval.card import model_card
 from model.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
+from model.errors import DailyTrainError
 from tasks.report import find_run
 from tasks.source import model_source_digest
 from tasks.stage import Place, Result, load, materialise, read_json
@@ -28,7 +29,7 @@ MODELLING = Path(__file__).with_name("modeling_daily_train.py")
 Weights = dict[str, np.ndarray]
 
 
-class ExportError(Exception):
+class ExportError(DailyTrainError):
     """A model cannot be exported; the message names the folder or file and the value."""
 
 

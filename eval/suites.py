@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.rows import flaw, repetitions, with_a_right_answer, with_types
+from model.errors import DailyTrainError
 
 
-class SuiteError(ValueError):
+class SuiteError(DailyTrainError, ValueError):
     """Benchmark rows that are missing or not what the suite's official release holds."""
 
 

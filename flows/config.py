@@ -33,6 +33,7 @@ from eval.findings import ContaminationError
 from flows.effects import without_effect
 from model.config import BUDGETS, ConfigError, GPTConfig, TrainConfig, parse
 from tasks import provenance
+from tasks.boundary import shorten_errors
 from tasks.contamination import CheckConfig
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig
@@ -42,6 +43,7 @@ from tasks.stage import Place, open_place
 from tasks.tokenizer import TokenizerConfig
 from tasks.tracking import Tracker
 
+shorten_errors()
 PRESETS = Path(__file__).parent / "presets"
 Section = TypeVar("Section")
 

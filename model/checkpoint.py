@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import GPTConfig, parse
+from model.errors import DailyTrainError
 from model.gpt import GPT
 
 KEPT = 2
@@ -31,7 +32,7 @@ _DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch
 """Their names in a safetensors file, in the order in which the library writes them."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(DailyTrainError, RuntimeError):
     """A checkpoint or final model cannot be written or read; the message names it and the reason."""
 
 

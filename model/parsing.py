@@ -6,8 +6,10 @@ import types
 import typing
 from enum import StrEnum
 
+from model.errors import DailyTrainError
 
-class ConfigError(ValueError):
+
+class ConfigError(DailyTrainError, ValueError):
     """A setting is missing, unknown or makes no sense; the message names it and its value."""
 
 

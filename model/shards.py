@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from model.config import MAX_VOCABULARY
+from model.errors import DailyTrainError
 
 HEADER_INTS, HEADER_BYTES = 256, 1024
 TOKENS_MAGIC, INDEX_MAGIC, VERSION = 20240520, 20241120, 1
@@ -29,7 +30,7 @@ CHECKED_TOKENS = 2**24
 OFFSET = np.dtype("<u8")
 
 
-class ShardError(ValueError):
+class ShardError(DailyTrainError, ValueError):
     """A file of token shards is missing, damaged or of another format; the message names it."""
 
 

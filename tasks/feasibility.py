@@ -18,6 +18,7 @@ from typing import Any
 from prefect import task
 
 from model.config import ConfigError, GPTConfig, TrainConfig
+from model.errors import DailyTrainError
 from tasks import provenance
 from tasks.devices import training_processes
 from tasks.process import run_module
@@ -34,7 +35,7 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 WHEELS = "https://pytorch.org/get-started/locally"
 
 
-class FeasibilityError(Exception):
+class FeasibilityError(DailyTrainError):
     """This machine cannot train what was asked for; the message says what that needs, what there is and what to set."""
 
 

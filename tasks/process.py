@@ -16,12 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from model.errors import DEBUG, LONGEST_VALUE, DailyTrainError, debugging
 from tasks.grace import seconds_to_end
 from tasks.orphan import OrphanWatch
 from tasks.ranks import Ranks
 
 
-class ProcessError(Exception):
+class ProcessError(DailyTrainError):
     """A child process ended with an error; the message is the child's own last words."""
 
 
@@ -56,7 +57,7 @@ def run_module(
                     _end(child, checkpoint_bytes, on_event)
                     watch.leave()
                 if line.startswith("{"):
-                    event = json.loads(line)
+                    event = _event(module, line)
                     checkpoint_bytes = event.get("checkpoint_bytes", checkpoint_bytes)
                     on_event(event)
                 elif line.strip():
@@ -67,6 +68,14 @@ def run_module(
             raise
     if code:
         raise ProcessError(_last_words(module, code, child.words))
+
+
+def _event(module: str, line: str) -> dict[str, Any]:
+    """One line of a child's output; a library may print what begins as an object does."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return {"event": "output", "line": line.rstrip()}
 
 
 @contextmanager
@@ -105,4 +114,7 @@ def _last_words(module: str, code: int, words: str) -> str:
     for line in reversed(words.splitlines()):
         if line.startswith("error: "):
             return line.removeprefix("error: ")
-    return f"{module} failed with exit code {code}:\n{words[-4000:]}"
+    last = next((line for line in reversed(words.splitlines()) if line.strip()), "it printed nothing on stderr")
+    if debugging():
+        return f"{module} failed with exit code {code}:\n{words[-4000:]}"
+    return f"{module} failed with exit code {code}: {last.strip()[:LONGEST_VALUE]}; {DEBUG}=1 shows all it printed"

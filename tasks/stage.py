@@ -32,6 +32,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.states import State
 
+from model.errors import DailyTrainError, reason_of
 from tasks import provenance
 from tasks.store import Digest, LocalStore, Store, digest_file, open_store
 from tasks.tracking import Tracker, check_tracker
@@ -39,7 +40,7 @@ from tasks.tracking import Tracker, check_tracker
 Json = Any
 
 
-class StageError(Exception):
+class StageError(DailyTrainError):
     """A stage cannot be identified, verified or built; the message names the stage, the file and the value."""
 
 
@@ -224,7 +225,11 @@ def finish(stage: Stage, place: Place, build: Callable[[Path, Path], dict[str, J
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         started, clock = datetime.now(UTC), time.monotonic()
-        facts = build(work, out) or {}
+        try:
+            facts = build(work, out) or {}
+        except (OSError, MemoryError) as error:
+            where = getattr(error, "filename", None) or out
+            raise StageError(f"stage {stage.name}: {where}: {reason_of(error)}") from error
         seconds = time.monotonic() - clock
         manifest = _publish(stage, place, out, {**_circumstances(place, started, seconds), **facts})
         shutil.rmtree(work)

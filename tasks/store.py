@@ -23,10 +23,12 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from model.errors import DailyTrainError
+
 MULTIPART_BYTES = 16 * 2**20
 
 
-class StoreError(Exception):
+class StoreError(DailyTrainError):
     """The store cannot do what was asked; the message names the object and the reason."""
 
 

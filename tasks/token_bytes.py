@@ -12,6 +12,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from model.errors import DailyTrainError
+
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_VOCABULARY, GPT2_VOCABULARY = 65_536, 50_257
 LONGEST_TOKEN_BYTES = 2**16 - 1
@@ -19,7 +21,7 @@ CUTS_ONLY = ("Split", "Digits", "Punctuation")
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
-class TokenizerError(Exception):
+class TokenizerError(DailyTrainError):
     """A tokenizer cannot be loaded or does not fit the project's contracts."""
 
 

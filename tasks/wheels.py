@@ -4,10 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from model.errors import DailyTrainError
 from tasks.store import digest_file
 
 
-class WheelError(Exception):
+class WheelError(DailyTrainError):
     """A wheel cannot be had or is not the pinned one."""
 
 
