@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from flows.config import FORMS, Execution, Preset, compose, forms_of, one_senten
 from flows.daily import daily_train
 from flows.study import contamination_study
 from model.config import ConfigError
-from model.errors import tell_error
+from model.errors import reason_of, shown_value, tell_error
 from tasks import provenance
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
@@ -36,6 +37,8 @@ from tasks.report import Published, read_ledger, report_pages
 from tasks.settings import Settings, scalar_types
 from tasks.study import StudyConfig
 
+MOST_NAMES = 8
+"""Of a setting, with its section: `data.source.path` has 3."""
 Section = TypeVar("Section", bound=Settings)
 
 
@@ -212,16 +215,20 @@ def _changes(assignments: list[str]) -> dict[str, dict[str, Any]]:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         names = path.split(".")
-        if not equals or len(names) < 2:
-            raise ConfigError(f"--set {assignment!r}: expected SECTION.FIELD=VALUE")
+        told = f"--set {shown_value(assignment)}"
+        if not equals or not 2 <= len(names) <= MOST_NAMES:
+            raise ConfigError(f"{told}: expected SECTION.FIELD=VALUE")
         level = changes
         for name in names[:-1]:
             level = level.setdefault(name, {})
             if not isinstance(level, dict):
-                raise ConfigError(f"--set {assignment!r}: {path.rpartition('.')[0]} is given already, as {level!r}")
+                raise ConfigError(f"{told}: {path.rpartition('.')[0]} is given already, as {shown_value(level)}")
         if names[-1] in level:
-            raise ConfigError(f"--set {assignment!r}: {path} is given already, as {level[names[-1]]!r}")
-        level[names[-1]] = _value(text)
+            raise ConfigError(f"{told}: {path} is given already, as {shown_value(level[names[-1]])}")
+        try:
+            level[names[-1]] = _value(text)
+        except ConfigError as error:
+            raise ConfigError(f"{told}: {error}") from None
     return changes
 
 
@@ -231,12 +238,16 @@ def _value(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError:
         return text
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 levels of brackets
+        raise ConfigError(f"the value {shown_value(text)} cannot be read: {reason_of(error)}") from None
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for name in {name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1}:
-        raise ConfigError(f"{name!r} is given twice in {json.dumps(dict(pairs))}")
-    return dict(pairs)
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ConfigError(f"{twice!r} is given twice in {shown_value(made)}")
+    return made
 
 
 def _run(arguments: argparse.Namespace) -> None:

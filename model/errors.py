@@ -5,10 +5,12 @@ net, at the top of every command: it knows errors of the operating system too, a
 of the program, whose traceback goes to a file. `DAILY_TRAIN_DEBUG=1` shows the traceback of any error.
 """
 
+import errno
 import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 
 LONGEST_SENTENCE = 2000
 LONGEST_VALUE = 200
@@ -17,6 +19,9 @@ DEBUG = "DAILY_TRAIN_DEBUG"
 
 class DailyTrainError(Exception):
     """Something that a person can mend; the message is one sentence that names file or setting, and value."""
+
+    def __str__(self) -> str:
+        return in_one_line(super().__str__())
 
 
 def debugging() -> bool:
@@ -35,8 +40,15 @@ def shown_value(value: object) -> str:
 
 def in_one_line(text: str) -> str:
     """The text in one line, shortened in its middle where no one would read it."""
-    line, half = " ".join(text.split()), LONGEST_SENTENCE // 2
-    return line if len(line) <= 2 * half else f"{line[:half]} … {line[-half:]}"
+    line, half = " ".join(text.split()), LONGEST_SENTENCE // 2 - 2
+    return line if len(line) <= LONGEST_SENTENCE else f"{line[:half]} … {line[-half:]}"
+
+
+def regular_file(path: Path) -> Path:
+    """The path, if it is that of a file; else OSError: reading a device or a pipe may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is not a file", str(path))
+    return path
 
 
 def reason_of(error: BaseException) -> str:
@@ -53,7 +65,7 @@ def reason_of(error: BaseException) -> str:
 def sentence_if_expected(error: BaseException | None) -> str | None:
     """The sentence of an error that a person can mend; None: a mistake of the program."""
     if isinstance(error, DailyTrainError):
-        return in_one_line(str(error))
+        return str(error)
     if isinstance(error, OSError):
         files = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return in_one_line(f"{files}: {reason_of(error)}" if files else reason_of(error))

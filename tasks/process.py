@@ -11,12 +11,13 @@ import json
 import math
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from model.errors import DEBUG, LONGEST_VALUE, DailyTrainError, debugging
+from model.errors import DEBUG, DailyTrainError, debugging
 from tasks.grace import seconds_to_end
 from tasks.orphan import OrphanWatch
 from tasks.ranks import Ranks
@@ -114,7 +115,7 @@ def _last_words(module: str, code: int, words: str) -> str:
     for line in reversed(words.splitlines()):
         if line.startswith("error: "):
             return line.removeprefix("error: ")
-    last = next((line for line in reversed(words.splitlines()) if line.strip()), "it printed nothing on stderr")
     if debugging():
-        return f"{module} failed with exit code {code}:\n{words[-4000:]}"
-    return f"{module} failed with exit code {code}: {last.strip()[:LONGEST_VALUE]}; {DEBUG}=1 shows all it printed"
+        print(words, file=sys.stderr)
+    last = next((line for line in reversed(words.splitlines()) if line.strip()), "it printed nothing on stderr")
+    return f"{module} failed with exit code {code}: {last}; {DEBUG}=1 shows all it printed"
