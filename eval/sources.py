@@ -73,7 +73,7 @@ def _arc_rows(requests: str) -> list[dict]:
             raise ValueError(f"{document['id']}: query {query!r} is not 'Question: ...\\nAnswer:'")
         labels = list(ascii_uppercase[: len(document["choices"])])
         if not 0 <= document["gold"] < len(labels) or len(document["choices"]) > len(labels):
-            raise ValueError(f"{document['id']}: {len(document['choices'])} choices of which {document['gold']} is right, "
+            raise ValueError(f"{document['id']}: {document['gold']} is right of {len(document['choices'])} choices, "
                              f"expected one of at most {len(ascii_uppercase)}")
         rows.append(
             {

@@ -39,7 +39,6 @@ from model.gpt import GPT
 from model.shards import ShardSet, read_dataset
 from tasks.documents import FilesSource
 from tasks.download import SCHEMA, DataConfig, write_documents
-from tasks.feasibility import FeasibilityError
 from tasks.report import read_ledger
 from tasks.shard import ShardConfig, write_shards
 from tasks.stage import Place, Stage, finish, load, materialise, open_place
@@ -172,7 +171,7 @@ def configuration(folder: Path, chance: random.Random) -> Input:
     def act() -> None:
         words = StringSink()
         with patch("sys.stderr", words), patch.object(cli, "daily_train", _NotRun()), patch(
-            "tasks.feasibility._projected", side_effect=FeasibilityError("train: it is too long for this machine")
+            "tasks.feasibility._projected", side_effect=SystemExit(0)
         ), patch.dict(os.environ, {"DAILY_TRAIN_BENCHMARKS": ""}):
             try:
                 code = cli.main([argument.replace("\x00", "") for argument in arguments])
@@ -206,7 +205,7 @@ class _NotRun:
     parameters, name = daily_train.parameters, daily_train.name
 
     def __call__(self, **_: object) -> None:
-        raise FeasibilityError("train: taken")
+        raise SystemExit(0)
 
 
 _TEXTS = [f"Speech {number}: the “Union” is {number * number} years old, naïve 日本 🚂.\n" * 3 for number in range(40)]
