@@ -28,7 +28,7 @@ from flows.config import FORMS, Execution, Preset, compose, forms_of, one_senten
 from flows.daily import daily_train
 from flows.study import contamination_study
 from model.config import ConfigError
-from model.errors import reason_of, shown_value, tell_error
+from model.errors import naming, reason_of, shown_value, tell_error
 from tasks import provenance
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
@@ -358,7 +358,8 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
         return
     root = Path(place.store.url)  # links work where the store is a folder of this machine
     links = {run: (root / key).as_uri() for run, key in report_pages(place).items()} if root.is_dir() else {}
-    arguments.html.write_text(leaderboard_page(rows, links))
+    with naming(arguments.html):
+        arguments.html.write_text(leaderboard_page(rows, links))
     print(arguments.html)
 
 

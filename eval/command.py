@@ -18,7 +18,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from model.errors import DailyTrainError, reason_of, shown_value, tell_error
+from model.errors import DailyTrainError, naming, reason_of, shown_value, tell_error
 
 Config = typing.TypeVar("Config")
 
@@ -111,7 +111,9 @@ def run(
     try:
         if len(arguments) != 1:
             raise CommandError(f"expected one argument, the path of a JSON configuration, found {arguments}")
-        emit({"event": "done"} | work(read_config(Path(arguments[0]), cls)))
+        config = read_config(Path(arguments[0]), cls)
+        with naming(getattr(config, "out", Path(arguments[0]))):
+            emit({"event": "done"} | work(config))
     except Exception as error:
         return tell_error(error)
     return 0

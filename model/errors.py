@@ -10,6 +10,8 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST_SENTENCE = 2000
@@ -42,6 +44,17 @@ def in_one_line(text: str) -> str:
     """The text in one line, shortened in its middle where no one would read it."""
     line, half = " ".join(text.split()), LONGEST_SENTENCE // 2 - 2
     return line if len(line) <= LONGEST_SENTENCE else f"{line[:half]} … {line[-half:]}"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError that knows no file, such as a full disk while something is written, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def regular_file(path: Path) -> Path:

@@ -27,7 +27,7 @@ import torch
 
 from model import checkpoint
 from model.config import TrainConfig
-from model.errors import tell_error
+from model.errors import naming, tell_error
 from model.hardware import HARDWARE, known_hardware
 from model.memory import SmallerMicroBatch, UpdateInterrupted, known_limit, release_memory
 from model.metrics import MetricsLog, NoLog, read_lines
@@ -164,7 +164,8 @@ def main(argv: list[str] | None = None) -> int:
             hardware = known_hardware(arguments.hardware)
             print(json.dumps(plan(config.model, config.train, hardware, arguments.mfu), indent=2))
             return 0
-        return train(config, stop=lambda: bool(signals))
+        with naming(Path(config.run_dir)):
+            return train(config, stop=lambda: bool(signals))
     except SmallerMicroBatch as error:
         tell_error(error)
         return START_AGAIN

@@ -29,6 +29,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from deployments import cli
+from deployments.export import Finished, write
 from eval.ledger import leaderboard, leaderboard_page
 from eval.suites import SUITES, normalise, read_parquet
 from flows.daily import daily_train
@@ -227,7 +228,8 @@ class Originals:
                      folder / "shards")  # fmt: skip
         self.network = GPTConfig(depth=1, width=16, heads=2, sequence_length=16, vocab_size=300, eot_token=0)
         model = GPT(self.network)
-        checkpoint.publish_final(folder / "final", model, 0, "0" * 64, {"loss": 1.0})
+        digest = checkpoint.file_sha256(folder / "tokenizer.json")
+        checkpoint.publish_final(folder / "final", model, 0, digest, {"loss": 1.0})
         weights = {name: value.detach() for name, value in model.state_dict().items()}
         checkpoint.save(folder / "checkpoints", 1, weights, {"a": weights["blocks.0.mlp.expand.weight"]}, {"x": 1})
         place = open_place(str(folder / "store"), None, 1, "cpu", None, 0.0)
@@ -436,8 +438,8 @@ def ledger(made: Originals) -> Area:
 
 def checkpoints(made: Originals) -> Area:
     def area(folder: Path, chance: random.Random) -> Input:
-        """A checkpoint or a finished model, one file changed."""
-        final = chance.random() < 0.6
+        """A checkpoint or a finished model with one file changed, loaded or exported."""
+        final, exported = chance.random() < 0.7, chance.random() < 0.4
         source = made.folder / ("final" if final else "checkpoints/step_000000001")
         target = folder / source.name
         target.mkdir()
@@ -463,12 +465,14 @@ def checkpoints(made: Originals) -> Area:
                 (target / "config.json").write_text(json.dumps(fields))
 
         def act() -> None:
-            if final:
+            if final and exported:
+                write(Finished(model=target, tokenizer=made.folder / "tokenizer.json", facts={}), folder / "exported")
+            elif final:
                 checkpoint.load_final(target)
             else:
                 checkpoint.load(target)
 
-        return Input(act, (target.name, "model"), len(content))
+        return Input(act, (target.name, "model", "tokenizer.json"), len(content))
 
     return area
 

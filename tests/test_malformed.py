@@ -1,6 +1,5 @@
-"""Malformed inputs of every kind: refused in one sentence, without a hang or an allocation bomb (`make test-inputs`)."""
+"""Malformed inputs of every kind: refused in one sentence, no hang, no allocation bomb (`make test-inputs`)."""
 
-from pathlib import Path
 
 import pytest
 
