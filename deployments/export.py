@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from deployments.inlining import inlined
 from eval.card import model_card
 from model.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
-from model.errors import DailyTrainError, reason_of, shown_value
+from model.errors import DailyTrainError, reason_of, regular_file, shown_value
 from tasks.report import find_run
 from tasks.source import model_source_digest
 from tasks.stage import Place, Result, load, materialise, read_json
@@ -92,8 +92,8 @@ def write(finished: Finished, destination: Path) -> str:
         raise ExportError(f"{finished.tokenizer}: SHA-256 is {found}, but {finished.model} was trained with "
                           f"{shown_value(record.get('tokenizer_sha256'))}")
     config = parse(GPTConfig, record.get("model"), f"{finished.model / 'config.json'}: model")
-    number = record.get("eot_token")
-    eot = load_tokenizer(finished.tokenizer).id_to_token(number) if type(number) is int and 0 <= number < 2**32 else None
+    tokenizer, number = load_tokenizer(finished.tokenizer), record.get("eot_token")
+    eot = tokenizer.id_to_token(number) if type(number) is int and 0 <= number < 2**32 else None
     if eot is None:
         raise ExportError(f"{finished.tokenizer}: has no token {shown_value(number)}, the end of text of the model")
     try:
@@ -131,6 +131,9 @@ def write(finished: Finished, destination: Path) -> str:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise ExportError(f"{destination}: cannot be written: {reason_of(error)}") from error
+    except (ValueError, TypeError, AttributeError) as error:  # the card tells what the record holds
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ExportError(f"{finished.model / 'config.json'}: {reason_of(error)}") from error
     return family
 
 
@@ -148,7 +151,7 @@ def _fill(folder: Path, texts: dict[str, dict], weights: Weights, tokenizer: Pat
 def _record(folder: Path) -> dict[str, Any]:
     """config.json of a finished model whose weights are what it says."""
     try:
-        record = json.loads((folder / "config.json").read_text())
+        record = json.loads(regular_file(folder / "config.json").read_text())
         found, expected = digest_file(folder / "model.safetensors").sha256, record["model_sha256"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(f"{folder}: holds no finished model: {type(error).__name__}: {reason_of(error)}") from error

@@ -23,7 +23,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from model.errors import DailyTrainError
+from model.errors import DailyTrainError, regular_file
 
 MULTIPART_BYTES = 16 * 2**20
 
@@ -84,7 +84,7 @@ def open_store(url: str) -> Store:
 
 def digest_file(path: Path) -> Digest:
     """Size and SHA-256 of a file's content, read once in constant memory."""
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         return Digest(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 

@@ -180,7 +180,7 @@ def configuration(folder: Path, chance: random.Random) -> Input:
                 code = error.code
         text = words.text
         if code == 1:
-            if "unexpected" in text or not text.startswith("daily-train: error: "):
+            if "error: unexpected" in text or not text.startswith("daily-train: error: "):
                 raise RuntimeError(text[-300:])
             raise DailyTrainError(text.removeprefix("daily-train: error: ").rstrip("\n"))
 
