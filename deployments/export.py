@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from deployments.inlining import inlined
 from eval.card import model_card
 from model.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
-from model.errors import DailyTrainError, reason_of, regular_file, shown_value
+from model.errors import DailyTrainError, expanded, reason_of, regular_file, shown_value
 from tasks.report import find_run
 from tasks.source import model_source_digest
 from tasks.stage import Place, Result, load, materialise, read_json
@@ -52,7 +52,7 @@ def export(name: str, destination: Path, tokenizer: Path | None, place: Place) -
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ExportError(f"{destination}: exists already, and an export overwrites nothing")
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     return write(_folder(folder, tokenizer) if folder.is_dir() else _run(name, place), destination)
 
 

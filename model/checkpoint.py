@@ -292,12 +292,12 @@ def _require_fit(config: GPTConfig, weights: dict[str, Tensor]) -> None:
     numbers = sum(weight.numel() for weight in weights.values())
     if config.depth > len(weights):
         raise CheckpointError(f"depth is {config.depth}, but there are {len(weights)} tensors")
-    if config.sequence_length * config.rotary_size > FREE_NUMBERS + 100 * numbers:
-        raise CheckpointError(f"sequence_length is {config.sequence_length}, far too long for {numbers} weights")
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in sorted(shapes.keys() | found.keys()):
         if shapes.get(name) != found.get(name):
             raise CheckpointError(f"{name} should have the shape {shapes.get(name)}, but has {found.get(name)}")
+    if config.sequence_length * config.rotary_size > FREE_NUMBERS + 100 * numbers:
+        raise CheckpointError(f"sequence_length is {config.sequence_length}, far too long for {numbers} weights")
 

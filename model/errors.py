@@ -57,6 +57,14 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def expanded(path: str) -> Path:
+    """The path with `~` resolved; OSError for the home of a user that there is not."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise OSError(errno.ENOENT, str(error).rstrip("."), path) from error
+
+
 def regular_file(path: Path) -> Path:
     """The path, if it is that of a file; else OSError: reading a device or a pipe may never end."""
     if path.exists() and not path.is_file():

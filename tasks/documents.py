@@ -21,7 +21,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 from pydantic import ConfigDict, Field, model_validator
 
-from model.errors import reason_of, shown_value
+from model.errors import expanded, reason_of, shown_value
 from tasks.folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, Found, SourceError, document_files
 from tasks.settings import Settings
 from tasks.store import digest_file
@@ -129,7 +129,7 @@ def read(source: Source, cache: Path) -> Iterator[Document]:
 
 def files_of(source: FilesSource) -> list[Found]:
     """The files of a folder in order, each with the reason if it is left out, or the one file."""
-    root = Path(source.path).expanduser()
+    root = expanded(source.path)
     if root.is_dir():
         return document_files(root, source.patterns, source.notes)
     if not root.is_file():

@@ -32,7 +32,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.states import State
 
-from model.errors import DailyTrainError, reason_of
+from model.errors import DailyTrainError, expanded, reason_of
 from tasks import provenance
 from tasks.store import Digest, LocalStore, Store, digest_file, open_store
 from tasks.tracking import Tracker, check_tracker
@@ -97,13 +97,13 @@ def open_place(
     opened = open_store(store)
     opened.check()
     local = opened.url if isinstance(opened, LocalStore) else ".daily-train"
-    home = Path(cache).expanduser() if cache else Path(local) / "cache"
+    home = expanded(cache) if cache else Path(local) / "cache"
     return Place(
         store=opened,
         cache=home.absolute(),
         workers=workers or provenance.hardware()["cores"],
         device=device,
-        benchmarks_dir=Path(benchmarks_dir).expanduser().absolute() if benchmarks_dir else None,
+        benchmarks_dir=expanded(benchmarks_dir).absolute() if benchmarks_dir else None,
         usd_per_hour=provenance.default_usd_per_hour() if usd_per_hour is None else usd_per_hour,
         **training,
     )

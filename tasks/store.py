@@ -23,7 +23,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from model.errors import DailyTrainError, regular_file
+from model.errors import DailyTrainError, expanded, regular_file
 
 MULTIPART_BYTES = 16 * 2**20
 
@@ -92,7 +92,7 @@ class LocalStore:
     """A directory. Writes go to a temporary file first and are renamed, so that a reader never sees half of one."""
 
     def __init__(self, root: str) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = expanded(root).absolute()
         self.url = str(self.root)
 
     def check(self) -> None:

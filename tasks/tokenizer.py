@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eval.markup import code_block, markdown_table
-from model.errors import regular_file
+from model.errors import expanded, regular_file
 from tasks.documents import COMMIT
 from tasks.download import documents_files
 from tasks.settings import Settings
@@ -202,7 +202,7 @@ def _name(config: TokenizerConfig) -> str:
 
 
 def _existing(path: str) -> Path:
-    found = Path(path).expanduser()
+    found = expanded(path)
     if not found.is_file():
         raise TokenizerError(f"tokenizer {path!r}: there is no such file")
     return found
