@@ -33,8 +33,8 @@ from tasks.tokenizer import LONGEST_PIECE, load_tokenizer, train_bpe
 
 TEXTS = [f"Fellow citizens, speech {number}: the Union is “strong”, naïve 日本 🚂.\n" * 3 for number in range(40)]
 UNBROKEN = {
-    "letters": "abcdefghijklmnopqrstuvwxyzzyxwq" * 1300, "one letter": "a" * 40_000, "Chinese": "的一是不了人我在" * 5000,
-    "Thai": "กขคงจฉชซ" * 5000, "space": " " * 40_000 + "x", "lines": "\n" * 40_000, "dashes": "-" * 40_000,
+    "letters": "abcdefghijklmnopqrstuvwxyzzyxwq" * 1300, "one letter": "a" * 40_000,
+    "Chinese": "的一是不了人我在" * 5000, "Thai": "กขคงจฉชซ" * 5000, "space": " " * 40_000 + "x", "lines": "\n" * 40_000, "dashes": "-" * 40_000,
     "digits": "7" * 40_000, "base64": "QUJD+/=" * 6000,
 }  # fmt: skip
 
@@ -244,7 +244,7 @@ def test_the_parts_of_a_finished_model_are_compared_before_memory_is_taken(tmp_p
     config = replace(compose("smoke", {}).model, vocab_size=300, eot_token=0)
     train.checkpoint.publish_final(tmp_path / "final", GPT(config), 0, None, {})
     record = json.loads((tmp_path / "final" / "config.json").read_text())
-    for change, told in (({"width": 2**19}, "token_embedding.weight should have the shape (320, 524288)"),
+    for change, told in (({"width": 2**19}, "weight should have the shape (524288, 524288)"),
                          ({"depth": 9999}, "depth is 9999"), ({"sequence_length": 2**24}, "far too long")):  # fmt: skip
         changed = record | {"model": record["model"] | change}
         (tmp_path / "final" / "config.json").write_text(json.dumps(changed))
