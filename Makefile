@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train test-kills lock clean
+.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train test-kills test-inputs lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -17,6 +17,8 @@ test: $(VENV)/installed-dev  ## install, then run the test suite
 
 test-kills: $(VENV)/installed-dev  ## end runs at every stage by SIGTERM and SIGKILL, on a directory and on S3; an hour
 	$(BIN)/python -m benchmarks.kills $(ARGS)
+test-inputs: $(VENV)/installed-dev  ## 2,000 malformed inputs: no traceback, no hang, no allocation bomb; ARGS="8000 shards"
+	RUST_BACKTRACE=0 $(BIN)/python -m tests.malformed $(ARGS)
 
 check: $(VENV)/installed-dev  ## lint
 	$(BIN)/ruff check .

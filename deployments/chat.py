@@ -6,12 +6,13 @@ The model runs in a child process, so that the command line itself starts withou
 import importlib.util
 import subprocess
 
+from model.errors import DailyTrainError
 from tasks.child import child_command
 from tasks.report import find_run
 from tasks.stage import Place, StageError, load, materialise
 
 
-class ChatError(Exception):
+class ChatError(DailyTrainError):
     """The model cannot be talked with; the message says what to do."""
 
 

@@ -5,10 +5,10 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import argparse
 import json
-import logging
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,64 +24,44 @@ from prefect.exceptions import TerminationSignal
 
 from deployments.chat import ChatError, converse, require_gradio
 from deployments.command import run
-from deployments.export import ExportError, export
-from deployments.inlining import InliningError
+from deployments.export import export
 from deployments.notify import NotifyError, notify
-from deployments.up import NOTIFY, PORT, UpError, up
-from eval.findings import ContaminationError
+from deployments.up import NOTIFY, PORT, up
 from eval.ledger import leaderboard, leaderboard_page
 from eval.report import notes, score_table
-from eval.suites import SUITES, SuiteError
+from eval.suites import SUITES
 from flows.config import FORMS, Execution, Preset, compose, forms_of, one_sentence, place_of
 from flows.daily import daily_train
 from flows.study import contamination_study
 from model.config import ConfigError
+from model.errors import naming, reason_of, shown_value, tell_error
 from tasks import provenance
-from tasks.documents import SourceError
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
-from tasks.feasibility import FeasibilityError, require_feasible
-from tasks.process import ProcessError
+from tasks.feasibility import require_feasible
 from tasks.report import Published, read_ledger, report_pages
 from tasks.settings import Settings, scalar_types
-from tasks.stage import StageError
-from tasks.store import StoreError
 from tasks.study import StudyConfig
-from tasks.tokenizer import TokenizerError
-from tasks.wheels import WheelError
 
-EXPECTED = (
-    ChatError,
-    ConfigError,
-    ContaminationError,
-    ExportError,
-    FeasibilityError,
-    InliningError,
-    NotifyError,
-    ProcessError,
-    SourceError,
-    StageError,
-    StoreError,
-    SuiteError,
-    TokenizerError,
-    UpError,
-    WheelError,
-)
-
+MOST_NAMES = 8
+"""Of a setting, with its section: `data.source.path` has 3."""
 Section = TypeVar("Section", bound=Settings)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand; what a person can mend ends in one sentence and exit code 1."""
-    arguments = _parser().parse_args(argv)
+    """Run a subcommand; whatever fails ends in one sentence and exit code 1 (model/errors.py)."""
     try:
+        arguments = _parser().parse_args(argv)
         arguments.command(arguments)
-    except EXPECTED as error:
-        print(f"daily-train: error: {error}", file=sys.stderr)
-        return 1
+        sys.stdout.flush()
     except (KeyboardInterrupt, TerminationSignal):
         print("daily-train: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError as error:  # who read what is printed has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return tell_error(error, "daily-train")
+    except Exception as error:
+        return tell_error(error, "daily-train")
     return 0
 
 
@@ -241,16 +221,20 @@ def _changes(assignments: list[str]) -> dict[str, dict[str, Any]]:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         names = path.split(".")
-        if not equals or len(names) < 2:
-            raise ConfigError(f"--set {assignment!r}: expected SECTION.FIELD=VALUE")
+        told = f"--set {shown_value(assignment)}"
+        if not equals or not 2 <= len(names) <= MOST_NAMES:
+            raise ConfigError(f"{told}: expected SECTION.FIELD=VALUE")
         level = changes
         for name in names[:-1]:
             level = level.setdefault(name, {})
             if not isinstance(level, dict):
-                raise ConfigError(f"--set {assignment!r}: {path.rpartition('.')[0]} is given already, as {level!r}")
+                raise ConfigError(f"{told}: {path.rpartition('.')[0]} is given already, as {shown_value(level)}")
         if names[-1] in level:
-            raise ConfigError(f"--set {assignment!r}: {path} is given already, as {level[names[-1]]!r}")
-        level[names[-1]] = _value(text)
+            raise ConfigError(f"{told}: {path} is given already, as {shown_value(level[names[-1]])}")
+        try:
+            level[names[-1]] = _value(text)
+        except ConfigError as error:
+            raise ConfigError(f"{told}: {error}") from None
     return changes
 
 
@@ -260,12 +244,16 @@ def _value(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError:
         return text
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 levels of brackets
+        raise ConfigError(f"the value {shown_value(text)} cannot be read: {reason_of(error)}") from None
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for name in {name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1}:
-        raise ConfigError(f"{name!r} is given twice in {json.dumps(dict(pairs))}")
-    return dict(pairs)
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ConfigError(f"{twice!r} is given twice in {shown_value(made)}")
+    return made
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -374,24 +362,16 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
         return
     root = Path(place.store.url)  # links work where the store is a folder of this machine
     links = {run: (root / key).as_uri() for run, key in report_pages(place).items()} if root.is_dir() else {}
-    arguments.html.write_text(leaderboard_page(rows, links))
+    with naming(arguments.html):
+        arguments.html.write_text(leaderboard_page(rows, links))
     print(arguments.html)
 
 
 def _prepare_run() -> None:
-    """A temporary server ends with the run. Prefect logs a traceback for every failed task and flow; for what a person
-    can mend the sentence will do."""
+    """Have a temporary server end with the run."""
     from deployments.temporary_server import TemporaryServer  # noqa: PLC0415 (takes seconds)
 
     TemporaryServer()
-
-    def shorten(record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], EXPECTED):
-            record.msg, record.args, record.exc_info = str(record.exc_info[1]), (), None
-        return True
-
-    for name in ("prefect.task_runs", "prefect.flow_runs"):
-        logging.getLogger(name).addFilter(shorten)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A page with the trained and the untrained model side by side: `daily-train demo`. Needs the extra `demo` (Gradio)."""
 
 import os
+import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is reported to anybody
 
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 import gradio as gr
 
 from deployments.dialogue import Pair, load_pair, parser
+from model.errors import tell_error
 
 PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
 SYSTEM_FONTS = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # others come from elsewhere
@@ -46,8 +48,11 @@ def main() -> None:
     arguments = parser("Serve a page with a model before and after training.")
     arguments.add_argument("--port", type=int, required=True)
     given = arguments.parse_args()
-    blocks = page(load_pair(given.folder, given.tokenizer))
-    blocks.launch(server_name="127.0.0.1", server_port=given.port, theme=SYSTEM_FONTS, show_error=True)
+    try:
+        blocks = page(load_pair(given.folder, given.tokenizer))
+        blocks.launch(server_name="127.0.0.1", server_port=given.port, theme=SYSTEM_FONTS, show_error=True)
+    except Exception as error:
+        sys.exit(tell_error(error))
 
 
 if __name__ == "__main__":

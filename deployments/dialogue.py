@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from eval.markup import CONTROL
 from model.checkpoint import load_final
+from model.errors import tell_error
 from model.generate import stream
 from model.gpt import GPT, initialise
 
@@ -78,6 +79,13 @@ def main() -> None:
     arguments.add_argument("--tokens", type=int, required=True)
     arguments.add_argument("--temperature", type=float, required=True)
     given = arguments.parse_args()
+    try:
+        _talk(given)
+    except Exception as error:
+        sys.exit(tell_error(error))
+
+
+def _talk(given: argparse.Namespace) -> None:
     pair = load_pair(given.folder, given.tokenizer)
     if sys.stdin.isatty():
         print("Write the beginning of a text; an empty line or Ctrl-D ends.")

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from deployments.inlining import inlined
 from eval.card import model_card
 from model.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
+from model.errors import DailyTrainError, expanded, reason_of, regular_file, shown_value
 from tasks.report import find_run
 from tasks.source import model_source_digest
 from tasks.stage import Place, Result, load, materialise, read_json
@@ -28,7 +29,7 @@ MODELLING = Path(__file__).with_name("modeling_daily_train.py")
 Weights = dict[str, np.ndarray]
 
 
-class ExportError(Exception):
+class ExportError(DailyTrainError):
     """A model cannot be exported; the message names the folder or file and the value."""
 
 
@@ -51,7 +52,7 @@ def export(name: str, destination: Path, tokenizer: Path | None, place: Place) -
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ExportError(f"{destination}: exists already, and an export overwrites nothing")
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     return write(_folder(folder, tokenizer) if folder.is_dir() else _run(name, place), destination)
 
 
@@ -87,22 +88,27 @@ def write(finished: Finished, destination: Path) -> str:
     """The exported folder; returns `gpt2` or `daily_train`. Raises ExportError for files that do not fit together."""
     record = _record(finished.model)
     found = digest_file(finished.tokenizer).sha256
-    if found != record["tokenizer_sha256"]:
+    if found != record.get("tokenizer_sha256"):
         raise ExportError(f"{finished.tokenizer}: SHA-256 is {found}, but {finished.model} was trained with "
-                          f"{record['tokenizer_sha256']}")
-    config = parse(GPTConfig, record["model"], f"{finished.model / 'config.json'}: model")
-    eot = load_tokenizer(finished.tokenizer).id_to_token(record["eot_token"])
+                          f"{shown_value(record.get('tokenizer_sha256'))}")
+    config = parse(GPTConfig, record.get("model"), f"{finished.model / 'config.json'}: model")
+    tokenizer, number = load_tokenizer(finished.tokenizer), record.get("eot_token")
+    eot = tokenizer.id_to_token(number) if type(number) is int and 0 <= number < 2**32 else None
     if eot is None:
-        raise ExportError(f"{finished.tokenizer}: has no token {record['eot_token']}, the end of text of the model")
+        raise ExportError(f"{finished.tokenizer}: has no token {shown_value(number)}, the end of text of the model")
     try:
         weights = load_file(finished.model / "model.safetensors")
     except (OSError, SafetensorError, TypeError, KeyError) as error:
-        raise ExportError(f"{finished.model / 'model.safetensors'}: cannot be read: {error}") from error
-    if is_gpt2(config):
-        family, (weights, described) = "gpt2", _gpt2(config, weights)
-    else:
-        family, (weights, described) = "daily_train", _daily_train(config, weights)
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), record["eot_token"])
+        raise ExportError(f"{finished.model / 'model.safetensors'}: cannot be read: {reason_of(error)}") from error
+    try:
+        if is_gpt2(config):
+            family, (weights, described) = "gpt2", _gpt2(config, weights)
+        else:
+            family, (weights, described) = "daily_train", _daily_train(config, weights)
+    except (LookupError, ValueError) as error:
+        raise ExportError(f"{finished.model}: its config.json and model.safetensors do not belong together: "
+                          f"{reason_of(error)}") from error
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), number)
     texts = {
         "config.json": {**described, **ids, "dtype": "float32"},
         "generation_config.json": ids,
@@ -116,28 +122,39 @@ def write(finished: Finished, destination: Path) -> str:
     facts = finished.facts | {"record": record, "family": family, "model_source_here": model_source_digest()}
     temporary = destination.with_name(f".{destination.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, value in texts.items():
-        (temporary / name).write_text(json.dumps(value, indent=2) + "\n")
-    save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-    (temporary / "model.safetensors").chmod(0o644)  # the library writes it for its owner alone
-    shutil.copyfile(finished.tokenizer, temporary / "tokenizer.json")
-    if family == "daily_train":
-        (temporary / MODELLING.name).write_text(inlined(MODELLING))
-    (temporary / "README.md").write_text(model_card(facts))
-    if destination.exists():
-        destination.rmdir()  # only an empty one
-    temporary.rename(destination)
+    try:
+        _fill(temporary, texts, weights, finished.tokenizer, family)
+        (temporary / "README.md").write_text(model_card(facts))
+        if destination.exists():
+            destination.rmdir()  # only an empty one
+        temporary.rename(destination)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ExportError(f"{destination}: cannot be written: {reason_of(error)}") from error
+    except (ValueError, TypeError, AttributeError) as error:  # the card tells what the record holds
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ExportError(f"{finished.model / 'config.json'}: {reason_of(error)}") from error
     return family
+
+
+def _fill(folder: Path, texts: dict[str, dict], weights: Weights, tokenizer: Path, family: str) -> None:
+    folder.mkdir(parents=True)
+    for name, value in texts.items():
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the library writes it for its owner alone
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    if family == "daily_train":
+        (folder / MODELLING.name).write_text(inlined(MODELLING))
 
 
 def _record(folder: Path) -> dict[str, Any]:
     """config.json of a finished model whose weights are what it says."""
     try:
-        record = json.loads((folder / "config.json").read_text())
+        record = json.loads(regular_file(folder / "config.json").read_text())
         found, expected = digest_file(folder / "model.safetensors").sha256, record["model_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{folder}: holds no finished model: {error!r}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ExportError(f"{folder}: holds no finished model: {type(error).__name__}: {reason_of(error)}") from error
     if found != expected:
         raise ExportError(f"{folder / 'model.safetensors'}: SHA-256 is {found}, expected {expected}")
     return record

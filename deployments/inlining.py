@@ -7,11 +7,12 @@ import ast
 from pathlib import Path
 
 import model
+from model.errors import DailyTrainError
 
 MODEL = Path(model.__path__[0])
 
 
-class InliningError(Exception):
+class InliningError(DailyTrainError):
     """A module cannot be made self-contained; the message says which name stands in the way."""
 
 

@@ -14,6 +14,7 @@ from prefect.blocks.notifications import SlackWebhook
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from model.errors import DailyTrainError
 from tasks.announce import FINISHED, REGRESSED
 from tasks.orphan import DID_NOT_ANSWER
 
@@ -42,7 +43,7 @@ MESSAGES = {
 """What is told: the events, the subject and the body, as templates that the server fills."""
 
 
-class NotifyError(Exception):
+class NotifyError(DailyTrainError):
     """Messages cannot be sent; the message says why and never holds the address."""
 
 

@@ -27,6 +27,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.workers.process import ProcessWorker
 
 from deployments.notify import SECONDS_BETWEEN_HEARTBEATS, notify, watch_over_runs
+from model.errors import DailyTrainError
 from tasks import provenance
 from tasks.child import child_command
 
@@ -45,7 +46,7 @@ SETTINGS = {
 }
 
 
-class UpError(Exception):
+class UpError(DailyTrainError):
     """Server or worker cannot be started; the message says what to look at."""
 
 

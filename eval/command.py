@@ -3,9 +3,8 @@
 * One JSON object in; a key that is unknown or missing is refused in one sentence.
 * Progress as JSON lines on stdout: `{"event": "progress", "done", "total"}` at most once a second, and a last
   `{"event": "done", ...}`.
-* An expected failure is one line `error: ...` on stderr and exit status 1. An unexpected one keeps its
-  traceback and ends in the same kind of line. SIGTERM unwinds the process, so that worker processes do
-  not outlive it.
+* A failure is one line `error: ...` on stderr and exit status 1 (model/errors.py). SIGTERM unwinds the process, so
+  that worker processes do not outlive it.
 """
 
 import dataclasses
@@ -13,17 +12,18 @@ import json
 import signal
 import sys
 import time
-import traceback
 import types
 import typing
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
+from model.errors import DailyTrainError, naming, reason_of, shown_value, tell_error
+
 Config = typing.TypeVar("Config")
 
 
-class CommandError(Exception):
+class CommandError(DailyTrainError):
     """The configuration of a command cannot be used; the message names the key and the value."""
 
 
@@ -50,7 +50,7 @@ def emit(event: dict) -> None:
 def parse(cls: type[Config], values: object, section: str) -> Config:
     """`values` as the dataclass `cls`, nested ones included; raises `CommandError` naming key and value."""
     if not isinstance(values, dict):
-        raise CommandError(f"{section} must be an object, found {values!r}")
+        raise CommandError(f"{section} must be an object, found {shown_value(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -74,18 +74,18 @@ def _convert(value: object, kind: typing.Any, where: str) -> object:
         return parse(kind, value, where)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise CommandError(f"{where} must be a list, found {value!r}")
+            raise CommandError(f"{where} must be a list, found {shown_value(value)}")
         return tuple(_convert(each, typing.get_args(kind)[0], where) for each in value)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         if value not in list(kind):
-            raise CommandError(f"{where} must be one of {', '.join(kind)}, found {value!r}")
+            raise CommandError(f"{where} must be one of {', '.join(kind)}, found {shown_value(value)}")
         return kind(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise CommandError(f"{where} must be {kind.__name__}, found {value!r}")
+        raise CommandError(f"{where} must be {kind.__name__}, found {shown_value(value)}")
     return value
 
 
@@ -93,8 +93,8 @@ def read_config(path: Path, cls: type[Config]) -> Config:
     """The JSON file `path` as `cls`; raises `CommandError` naming the file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CommandError(f"{path}: cannot be read as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CommandError(f"{path}: cannot be read as JSON: {reason_of(error)}") from error
     return parse(cls, values, path.name)
 
 
@@ -102,22 +102,18 @@ def run(
     arguments: list[str],
     cls: type[Config],
     work: Callable[[Config], dict],
-    expected: tuple[type[Exception], ...],
 ) -> int:
     """Runs `work(config)` under the contract above and returns the exit status.
 
-    `work` returns the fields of the last event; `expected` are the errors that need no traceback.
+    `work` returns the fields of the last event.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         if len(arguments) != 1:
             raise CommandError(f"expected one argument, the path of a JSON configuration, found {arguments}")
-        emit({"event": "done"} | work(read_config(Path(arguments[0]), cls)))
-    except (CommandError, *expected) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        config = read_config(Path(arguments[0]), cls)
+        with naming(getattr(config, "out", Path(arguments[0]))):
+            emit({"event": "done"} | work(config))
     except Exception as error:
-        traceback.print_exc()
-        print(f"error: unexpected {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return tell_error(error)
     return 0

@@ -51,7 +51,6 @@ from eval.index import Index, build_index
 from eval.matching import find_all
 from eval.overlaps import Overlap
 from eval.references import Reference, references
-from eval.suites import SuiteError
 
 _HOSTS = 64
 _HOST_BYTES = 1000
@@ -301,4 +300,4 @@ def _scanned(
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], CommandConfig, scan_files, (ContaminationError, SuiteError, OSError)))
+    sys.exit(run(sys.argv[1:], CommandConfig, scan_files))

@@ -18,6 +18,7 @@ from eval.index import SHORTEST
 from eval.overlaps import Overlap
 from eval.references import Reference, Severity
 from eval.words import located_words, words
+from model.errors import DailyTrainError
 
 _AROUND, _LONGEST_SNIPPET = 120, 600  # characters shown beside and of a match
 _CHARACTER_BYTES = 4
@@ -45,7 +46,7 @@ VERDICTS_SCHEMA = pa.schema(
 FLAGGED_SCHEMA = pa.schema([(name, pa.string()) for name in ("document", "file", "suite")] + [("item", pa.int32())])
 
 
-class ContaminationError(Exception):
+class ContaminationError(DailyTrainError):
     """Documents that cannot be read, or a check that does not find what was planted."""
 
 

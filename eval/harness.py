@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
+from model.errors import DailyTrainError
+
 # These are read once, when datasets, tokenizers and tqdm are imported, so they precede the imports: no network,
 # no threads in a process that may fork, no progress bars between our own output.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,7 +54,6 @@ from eval.suites import (
     Shots,
     Split,
     Suite,
-    SuiteError,
     chosen_items,
     clusters,
     read_rows,
@@ -72,7 +73,7 @@ Encode = Callable[[list[str], bool | None], list[list[int]]]
 _ENCODED_AT_ONCE = 4096
 
 
-class HarnessError(Exception):
+class HarnessError(DailyTrainError):
     """A checkpoint cannot be scored; the message names the file or item, and the value."""
 
 
@@ -390,7 +391,5 @@ def templates_compiled_once() -> Iterator[None]:
         del environment.from_string
 
 
-EXPECTED = (HarnessError, SuiteError, ConfigError, OSError)
-
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], HarnessConfig, evaluate_checkpoint, EXPECTED))
+    sys.exit(run(sys.argv[1:], HarnessConfig, evaluate_checkpoint))

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from eval.arithmetic import DTYPES, in_fp32
 from eval.command import run
 from eval.harness import (
-    EXPECTED,
     AnswerModel,
     HarnessError,
     ScoringConfig,
@@ -152,4 +151,4 @@ def evaluate_pretrained(config: PretrainedConfig) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], PretrainedConfig, evaluate_pretrained, EXPECTED))
+    sys.exit(run(sys.argv[1:], PretrainedConfig, evaluate_pretrained))

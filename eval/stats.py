@@ -18,6 +18,8 @@ import pyarrow as pa
 from scipy.optimize import brentq
 from scipy.special import betainc, stdtrit
 
+from model.errors import DailyTrainError
+
 FEWEST_ITEMS = 30
 """Under this many items a score is marked as too few to say anything."""
 FEWEST_DEGREES = 6.0
@@ -33,7 +35,7 @@ _MANY = 1000
 _METRICS = ("acc", "acc_norm", "mc1", "mc2")
 
 
-class StatsError(Exception):
+class StatsError(DailyTrainError):
     """Samples and verdicts that do not belong together, or values that are no scores."""
 
 

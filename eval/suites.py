@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.rows import flaw, repetitions, with_a_right_answer, with_types
+from model.errors import DailyTrainError, reason_of, regular_file
 
 
-class SuiteError(ValueError):
+class SuiteError(DailyTrainError, ValueError):
     """Benchmark rows that are missing or not what the suite's official release holds."""
 
 
@@ -297,9 +298,9 @@ def read_rows(directory: Path, suite: Suite, split: Split = Split.ITEMS) -> pa.T
 def read_parquet(path: Path) -> pa.Table:
     """One Parquet file; raises `SuiteError` naming it when it is missing or not Parquet."""
     try:
-        return pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowException) as error:
-        raise SuiteError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        return pq.ParquetFile(regular_file(path)).read()
+    except (OSError, pa.ArrowException, ValueError, MemoryError, OverflowError) as error:
+        raise SuiteError(f"{path}: cannot be read as Parquet: {reason_of(error)}") from error
 
 
 def gold(row: dict, task: BenchmarkTask) -> list[int]:

@@ -32,7 +32,9 @@ from pydantic import (
 from eval.findings import ContaminationError
 from flows.effects import without_effect
 from model.config import BUDGETS, ConfigError, GPTConfig, TrainConfig, parse
+from model.errors import LONGEST_VALUE, shown_value
 from tasks import provenance
+from tasks.boundary import shorten_errors
 from tasks.contamination import CheckConfig
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig
@@ -42,6 +44,7 @@ from tasks.stage import Place, open_place
 from tasks.tokenizer import TokenizerConfig
 from tasks.tracking import Tracker
 
+shorten_errors()
 PRESETS = Path(__file__).parent / "presets"
 Section = TypeVar("Section")
 
@@ -282,11 +285,12 @@ def _section(kind: type[Section], values: dict[str, Any], name: str) -> Section:
 def one_sentence(kind: type[BaseModel], error: ValidationError, section: str) -> str:
     """The first thing wrong with a section: place, value, expectation and the field's description."""
     first = error.errors()[0]
-    where = ".".join([section, *(str(part) for part in first["loc"])])
+    where = ".".join([section, *(str(part)[:LONGEST_VALUE] for part in first["loc"])])
     if first["type"] == "extra_forbidden":
-        return f"{section} has the unknown key {first['loc'][-1]!r}; known are {', '.join(kind.model_fields)}"
+        unknown = shown_value(first["loc"][-1])
+        return f"{section} has the unknown key {unknown}; known are {', '.join(kind.model_fields)}"
     if first["type"] == "value_error":
         return f"{section}: {first['ctx']['error']}"
     field = kind.model_fields.get(str(first["loc"][0])) if first["loc"] else None
     about = f" ({field.description})" if field and field.description else ""
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, but it is {first['input']!r}{about}"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, but it is {shown_value(first['input'])}{about}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eval.suites import SUITES
 from model.choices import AttentionKind, MLPKind, Norm, OptimizerName, Position, Precision, Schedule, Smear, Window
 from model.config import GPTConfig
+from model.errors import shown_value
 from tasks.tokenizer import TokenizerKind
 
 if TYPE_CHECKING:
@@ -97,5 +98,5 @@ def without_effect(run: "RunConfig", changes: dict[str, dict[str, Any]]) -> str 
         for name, value in fields.items():
             acts, when = ACTS_WHEN.get(f"{section}.{name}", (lambda run: True, ""))
             if value is not None and value is not False and not acts(run):
-                return f"{section}.{name} {value!r} has no effect: it acts where {when}"
+                return f"{section}.{name} {shown_value(value)} has no effect: it acts where {when}"
     return None

@@ -10,11 +10,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from model.config import ConfigError
-from model.guard import TrainingError
-from model.memory import too_large
+from model.errors import tell_error
+from model.memory import known_limit
 from model.run import read_config
-from model.shards import ShardError
 from model.trainer import Trainer
 
 
@@ -24,11 +22,8 @@ def main(argv: list[str]) -> int:
         config = read_config(Path(argv[0]))
         with tempfile.TemporaryDirectory(prefix="budget-") as folder:
             trainer = Trainer(replace(config, run_dir=folder))
-    except (ConfigError, ShardError, TrainingError) as error:
-        message = str(error)
     except Exception as error:
-        if (message := too_large(error)) is None:
-            raise
+        return tell_error(known_limit(error) or error)
     else:
         steps, timing = trainer.steps, trainer.timing
         if trainer.processes.first:
@@ -36,8 +31,6 @@ def main(argv: list[str]) -> int:
                               "seconds_per_step": timing.step, "fixed_seconds": timing.fixed,
                               "seconds": timing.seconds(steps), "device": trainer.device_name}), flush=True)
         return 0
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    return 1
 
 
 if __name__ == "__main__":

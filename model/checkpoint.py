@@ -22,16 +22,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import GPTConfig, parse
+from model.errors import DailyTrainError, reason_of, regular_file
 from model.gpt import GPT
 
 KEPT = 2
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError, SafetensorError)
+"""What reading a damaged file may raise."""
+FREE_NUMBERS = 2**24
+"""Of the tables of positions, which no file holds."""
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 _DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
            torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.bool: "BOOL"}
 """Their names in a safetensors file, in the order in which the library writes them."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(DailyTrainError, RuntimeError):
     """A checkpoint or final model cannot be written or read; the message names it and the reason."""
 
 
@@ -64,7 +69,7 @@ class FinalModel:
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open(regular_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -220,7 +225,7 @@ class Writer:
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint; raises CheckpointError unless every byte is what was written."""
     try:
-        record = json.loads((path / "state.json").read_text())
+        record = json.loads(regular_file(path / "state.json").read_text())
         digest = record.pop("sha256")
         if digest != _canonical_sha256(record):
             raise CheckpointError(f"{path / 'state.json'}: does not match its own SHA-256")
@@ -228,9 +233,9 @@ def load(path: Path) -> Checkpoint:
             if (found := file_sha256(path / name)) != expected["sha256"]:
                 raise CheckpointError(f"{path / name}: SHA-256 is {found}, expected {expected['sha256']}")
         weights, optimizer = (load_file(path / name) for name in _TENSOR_FILES)
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: is not a checkpoint: {error!r}") from error
-    return Checkpoint(record["step"], weights, optimizer, record["state"])
+        return Checkpoint(record["step"], weights, optimizer, record["state"])
+    except DAMAGE as error:
+        raise CheckpointError(f"{path}: is not a checkpoint: {type(error).__name__}: {reason_of(error)}") from error
 
 
 def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -257,9 +262,9 @@ def publish_final(directory: Path, model: GPT, eot_token: int, tokenizer_sha256:
 def read_final(directory: Path) -> dict | None:
     """config.json of a finished model, or None when it is not there or its weights are damaged."""
     try:
-        record = json.loads((Path(directory) / "config.json").read_text())
+        record = json.loads(regular_file(Path(directory) / "config.json").read_text())
         intact = file_sha256(Path(directory) / _TENSOR_FILES[0]) == record["model_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except DAMAGE:
         return None
     return record if intact else None
 
@@ -269,7 +274,30 @@ def load_final(directory: Path, device: str = "cpu") -> FinalModel:
     record = read_final(directory)
     if record is None:
         raise CheckpointError(f"{directory}: holds no intact finished model")
-    model = GPT(parse(GPTConfig, record["model"], "model"))
-    model.load_state_dict(load_file(Path(directory) / _TENSOR_FILES[0]))
-    return FinalModel(model.to(torch.device(device)).eval(), record["eot_token"],
-                      record["tokenizer_sha256"], record)
+    try:
+        config = parse(GPTConfig, record["model"], "model")
+        weights = load_file(Path(directory) / _TENSOR_FILES[0])
+        _require_fit(config, weights)
+        model = GPT(config)
+        model.load_state_dict(weights)
+        return FinalModel(model.to(torch.device(device)).eval(), record["eot_token"],
+                          record["tokenizer_sha256"], record)
+    except (*DAMAGE, CheckpointError) as error:
+        raise CheckpointError(f"{directory}: its config.json and model.safetensors do not belong together: "
+                              f"{reason_of(error)}") from error
+
+
+def _require_fit(config: GPTConfig, weights: dict[str, Tensor]) -> None:
+    """Compare the sizes of a network with its weights, before memory is taken for it."""
+    numbers = sum(weight.numel() for weight in weights.values())
+    if config.depth > len(weights):
+        raise CheckpointError(f"depth is {config.depth}, but there are {len(weights)} tensors")
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    for name in sorted(shapes.keys() | found.keys()):
+        if shapes.get(name) != found.get(name):
+            raise CheckpointError(f"{name} should have the shape {shapes.get(name)}, but has {found.get(name)}")
+    if config.sequence_length * config.rotary_size > FREE_NUMBERS + 100 * numbers:
+        raise CheckpointError(f"sequence_length is {config.sequence_length}, far too long for {numbers} weights")
+

@@ -26,6 +26,13 @@ from model.parsing import ConfigError, coerce_choices, require, require_each
 from model.parsing import parse as parse
 
 MAX_VOCABULARY = 65_536  # tokens are stored as uint16
+LARGEST = {
+    "depth": 10_000, "width": 2**20, "heads": 2**20, "mlp_ratio": 2**10, "sequence_length": 2**24,
+    "vocab_multiple": MAX_VOCABULARY, "latent_size": 2**20, "short_window": 2**24, "sparse_block": 2**24,
+    "sparse_blocks": 2**24, "experts": 2**16, "experts_per_token": 2**16, "shared_experts": 2**16,
+    "expert_hidden": 2**20,
+}
+"""Sizes over these are mistakes that would fill the memory before anything could be said about them."""
 BUDGETS = ("tokens", "flops", "gpu_hours", "usd")
 
 
@@ -123,6 +130,9 @@ class GPTConfig:
         require_each(self, sizes, lambda value: value >= 1, "at least 1")
         require_each(self, "kv_heads latent_size short_window expert_hidden", lambda value: value >= 1,
                      "at least 1", null=True)
+        for name, most in LARGEST.items():
+            require(getattr(self, name) is None or getattr(self, name) <= most, name, getattr(self, name),
+                    f"at most {most}")
         require_each(self, "shared_experts balance_rate", lambda value: value >= 0, "at least 0")
         require_each(self, "rotary_base", lambda value: value > 1, "over 1")
         require_each(self, "qk_scale", lambda value: value > 0, "positive")

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from model.config import TrainConfig
+from model.errors import DailyTrainError
 from model.loss_scale import SMALLEST_SCALE, LossScale
 
 MEMORY = 0.98  # of the running mean and variance, a step: they see about the last 50 steps
@@ -13,7 +14,7 @@ FIRST_STEPS = 100  # before this many losses there is nothing to compare with
 SMALLEST_DEVIATION = 0.01  # nats; a loss that hardly moves would make every ripple a spike
 
 
-class TrainingError(RuntimeError):
+class TrainingError(DailyTrainError, RuntimeError):
     """Training cannot go on; the message names the step and the value."""
 
 

@@ -41,12 +41,17 @@ def out_of_memory(error: BaseException | None) -> str | None:
     return None
 
 
-def too_large(error: BaseException) -> str | None:
-    """The sentence for a network that does not fit the GPU at all; None: the error is another one."""
-    if (reason := out_of_memory(error)) is None:
-        return None
-    return (f"the network and its optimizer alone are too large for the GPU's memory ({reason}); choose a "
-            f"smaller network, or share it between several GPUs (execution.parallelism 'fsdp')")
+def known_limit(error: BaseException) -> TrainingError | None:
+    """The same error in words that help, where a network does not fit the memory at all; None: it is another one."""
+    if (reason := out_of_memory(error)) is not None:
+        return TrainingError(f"the network and its optimizer alone are too large for the GPU's memory ({reason}); "
+                             f"choose a smaller network, or share it between several GPUs (execution.parallelism "
+                             f"'fsdp')").with_traceback(error.__traceback__)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        told = "the network, its optimizer and a micro-batch are too large for the memory of this machine; set a " \
+               "smaller model.depth, model.width, model.sequence_length or train.micro_batch_sequences"
+        return TrainingError(told).with_traceback(error.__traceback__)
+    return None
 
 
 def within_memory(trainer: "Trainer", work: Callable[[], Result]) -> Result:

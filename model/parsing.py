@@ -6,15 +6,17 @@ import types
 import typing
 from enum import StrEnum
 
+from model.errors import DailyTrainError, shown_value
 
-class ConfigError(ValueError):
+
+class ConfigError(DailyTrainError, ValueError):
     """A setting is missing, unknown or makes no sense; the message names it and its value."""
 
 
 def require(condition: bool, field: str, value: object, expected: str) -> None:
     """Raise a ConfigError that names the field, what was expected and the value."""
     if not condition:
-        raise ConfigError(f"{field} must be {expected}, but it is {value!r}")
+        raise ConfigError(f"{field} must be {expected}, but it is {shown_value(value)}")
 
 
 def require_each(config: object, fields: str, condition: typing.Callable, expected: str, *,
@@ -40,12 +42,12 @@ def coerce_choices(config: object) -> None:
 def parse(cls: type, values: object, section: str) -> typing.Any:
     """Build dataclass `cls` from parsed JSON; `section` names the place in the errors."""
     if not isinstance(values, dict):
-        raise ConfigError(f"{section} must be an object, but it is {values!r}")
+        raise ConfigError(f"{section} must be an object, but it is {shown_value(values)}")
     kinds = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(set(values) - set(fields), key=str)
     if unknown:
-        raise ConfigError(f"{section} has the unknown key {', '.join(map(repr, unknown))}; "
+        raise ConfigError(f"{section} has the unknown key {', '.join(map(shown_value, unknown[:5]))}; "
                           f"known are {', '.join(fields)}")
     missing = [name for name, field in fields.items()
                if name not in values and field.default is dataclasses.MISSING]
@@ -69,6 +71,8 @@ def _convert(value: object, kind: typing.Any, name: str) -> object:
         choices = [choice.value for choice in kind]
         require(value in choices, name, value, f"one of {', '.join(choices)}")
         return kind(value)
+    if kind is int or (kind is float and isinstance(value, int)):
+        require(not isinstance(value, int | float) or abs(value) < 2**63, name, value, "below 2^63")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():

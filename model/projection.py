@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from model import cost
-from model.config import ConfigError, GPTConfig, Precision, TrainConfig
+from model.config import GPTConfig, Precision, TrainConfig
+from model.errors import tell_error
 from model.hardware import known_hardware
 from model.parallel import Parallelism
 from model.parsing import parse
@@ -100,14 +101,13 @@ def memory(
 
 def main(argv: list[str]) -> int:
     """Command line; returns the exit code."""
-    values = json.loads(Path(argv[0]).read_text())
     try:
+        values = json.loads(Path(argv[0]).read_text())
         trainings = [(parse(GPTConfig, training["model"], "model"), parse(TrainConfig, training["train"], "train"),
                       training["processes"]) for training in values["trainings"]]  # fmt: skip
         print(json.dumps(project(trainings, parse(Execution, values["execution"], "execution"))))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return tell_error(error)
     return 0
 
 

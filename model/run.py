@@ -12,6 +12,7 @@ from pathlib import Path
 
 from model import cost
 from model.config import ConfigError, GPTConfig, TrainConfig
+from model.errors import reason_of
 from model.loader import validation_windows
 from model.parallel import Parallelism
 from model.parsing import parse, require, require_each
@@ -85,8 +86,8 @@ def read_config(path: Path) -> RunConfig:
         values = json.loads(Path(path).read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not JSON: {reason_of(error)}") from None
     return parse(RunConfig, values, str(path))
 
 
@@ -142,8 +143,8 @@ def recorded_run(path: Path) -> dict:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not JSON: {reason_of(error)}") from None
 
 
 def check_same_run(path: Path, run: dict) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from model.config import MAX_VOCABULARY
+from model.errors import DailyTrainError, reason_of, regular_file, shown_value
 
 HEADER_INTS, HEADER_BYTES = 256, 1024
 TOKENS_MAGIC, INDEX_MAGIC, VERSION = 20240520, 20241120, 1
@@ -29,7 +30,7 @@ CHECKED_TOKENS = 2**24
 OFFSET = np.dtype("<u8")
 
 
-class ShardError(ValueError):
+class ShardError(DailyTrainError, ValueError):
     """A file of token shards is missing, damaged or of another format; the message names it."""
 
 
@@ -127,7 +128,7 @@ def write_shard(directory: Path, name: str, number: int, tokens: np.ndarray, sta
 def _read_header(path: Path, magic: int) -> int:
     """Check magic and version, and return the count."""
     try:
-        with open(path, "rb") as file:
+        with open(regular_file(path), "rb") as file:
             data = file.read(HEADER_BYTES)
     except OSError as error:
         raise ShardError(f"{path}: cannot be read: {error.strerror}") from None
@@ -152,7 +153,7 @@ def _check_starts(path: Path, starts: np.ndarray, tokens: int) -> None:
 
 def _check_size(path: Path, expected: int, reason: str) -> None:
     try:
-        size = path.stat().st_size
+        size = regular_file(path).stat().st_size
     except OSError as error:
         raise ShardError(f"{path}: cannot be read: {error.strerror}") from None
     if size != expected:
@@ -205,20 +206,33 @@ def read_dataset(directory: Path, vocab_size: int | None = None, eot_token: int 
     if vocab_size is not None and eot_token is not None and path.parent.is_dir() and not path.exists():
         return _undescribed_dataset(path.parent, vocab_size, eot_token)
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(regular_file(path).read_text())
         dataset = {key: record[key] for key in ("vocab_size", "eot_token", "tokenizer_sha256")}
         splits = {name: Split(**values) for name, values in record["splits"].items()}
+        _require_counts(dataset, splits)
     except OSError as error:
         raise ShardError(f"{path}: cannot be read: {error.strerror}; for shards of llm.c, which have none, give "
                          f"model.vocab_size and model.eot_token (GPT-2: 50257 and 50256)") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardError(f"{path}: is not a description of shards: {error!r}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        told = f"{type(error).__name__}: {reason_of(error)}"
+        raise ShardError(f"{path}: is not a description of shards: {told}") from None
     vocab_size, eot_token = dataset["vocab_size"], dataset["eot_token"]
     if vocab_size > MAX_VOCABULARY:
         raise ShardError(f"{path}: vocab_size is {vocab_size}, at most {MAX_VOCABULARY} tokens fit uint16")
     if not 0 <= eot_token < vocab_size:
         raise ShardError(f"{path}: eot_token is {eot_token}, expected below vocab_size {vocab_size}")
     return Dataset(**dataset, splits=splits, token_bytes=_read_token_bytes(path.parent, vocab_size))
+
+
+def _require_counts(dataset: dict, splits: dict[str, Split]) -> None:
+    """Raise ValueError for a number that is none."""
+    counts = {name: dataset[name] for name in ("vocab_size", "eot_token")}
+    for name, split in splits.items():
+        counts |= {f"{name}.{field}": value for field, value in asdict(split).items()
+                   if value is not None or field in ("tokens", "shards")}
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+            raise ValueError(f"{name} is {shown_value(value)}, expected a whole number of at least 0")
 
 
 def _read_token_bytes(directory: Path, vocab_size: int) -> np.ndarray:

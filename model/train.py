@@ -27,18 +27,16 @@ from pathlib import Path
 import torch
 
 from model import checkpoint
-from model.checkpoint import CheckpointError
-from model.config import ConfigError, TrainConfig
-from model.guard import TrainingError
+from model.config import TrainConfig
+from model.errors import naming, tell_error
 from model.hardware import HARDWARE, known_hardware
-from model.memory import SmallerMicroBatch, UpdateInterrupted, release_memory, too_large
+from model.memory import SmallerMicroBatch, UpdateInterrupted, known_limit, release_memory
 from model.metrics import MetricsLog, NoLog, read_lines
 from model.parallel import local
 from model.parsing import require
 from model.plan import plan
 from model.process import leave
 from model.run import RunConfig, check_same_run, literals, read_config
-from model.shards import ShardError
 from model.trainer import Trainer
 from model.waiting import Waiting
 
@@ -170,7 +168,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mfu", type=float, help="share of its peak that the dry run assumes; else the known one")
     arguments = parser.parse_args(argv)
     signals: list[int] = []
-    code = 1
 
     def listen(to_save: bool) -> None:
         """Remember SIGTERM when there is something to save. Else let it kill: Python may not be asked for minutes."""
@@ -185,17 +182,13 @@ def main(argv: list[str] | None = None) -> int:
             hardware = known_hardware(arguments.hardware)
             print(json.dumps(plan(config.model, config.train, hardware, arguments.mfu), indent=2))
             return 0
-        return train(config, stop=lambda: bool(signals), listen=listen)
-    except (ConfigError, ShardError, CheckpointError, TrainingError) as error:
-        message = str(error)
-        code = START_AGAIN if isinstance(error, SmallerMicroBatch) else 1
-    except OSError as error:
-        message = f"{error.filename or 'writing the run'}: {error.strerror}"
+        with naming(Path(config.run_dir)):
+            return train(config, stop=lambda: bool(signals), listen=listen)
+    except SmallerMicroBatch as error:
+        tell_error(error)
+        return START_AGAIN
     except Exception as error:
-        if (message := too_large(error)) is None:
-            raise
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    return code
+        return tell_error(known_limit(error) or error)
 
 
 if __name__ == "__main__":

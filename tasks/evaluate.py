@@ -136,6 +136,9 @@ def evaluate_folder(
     Writes scores.json and samples.parquet to `out` and returns the table with intervals. No stage: a folder's content
     has no key. Raises ProcessError with the harness's own sentence.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=out):
+        pass  # a folder that cannot be written is told now, not after the scoring
     processes = scoring_processes(place)
     items = find_items(config.suites, place, config.num_fewshot)
     folder = Path(model)

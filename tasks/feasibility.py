@@ -18,8 +18,10 @@ from typing import Any
 from prefect import task
 
 from model.config import ConfigError, GPTConfig, TrainConfig
+from model.errors import DailyTrainError
 from tasks import provenance
 from tasks.devices import training_processes
+from tasks.host_memory import too_large
 from tasks.process import run_module
 from tasks.source import NOT_TRAINING, model_source_digest
 from tasks.stage import STAGE_TASK, Place, logger, sha256_json
@@ -34,7 +36,7 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 WHEELS = "https://pytorch.org/get-started/locally"
 
 
-class FeasibilityError(Exception):
+class FeasibilityError(DailyTrainError):
     """This machine cannot train what was asked for; the message says what that needs, what there is and what to set."""
 
 
@@ -55,8 +57,13 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
     resolved = tuple((replace(model, vocab_size=model.vocab_size or vocabulary, eot_token=model.eot_token or 0),
                       replace(train, seed=0)) for model, train in trainings)  # fmt: skip
     most_hours = sum(most_flops(model, train) for model, train in resolved) / ANY_CPU / 3600
-    if driver is None and place.device != "cuda" and most_hours <= place.max_hours:
-        return
+    if driver is None and place.device != "cuda":
+        if (reason := next(filter(None, (too_large(*training) for training in resolved)), None)) and not _trained(
+            trainings, place
+        ):
+            raise FeasibilityError(reason)
+        if most_hours <= place.max_hours:
+            return
     paths = [place.cache / "plans" / f"{_key(training, count, driver, place)}.json"
              for training, count in zip(resolved, processes, strict=True)]  # fmt: skip
     found = [json.loads(path.read_text()) for path in paths if path.exists()]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from model.errors import DailyTrainError
+
 DOCUMENT_FILES = ("*.parquet", "*.jsonl", "*.ndjson", "*.txt", "*.text", "*.md")
 PLAIN_TEXT = (".txt", ".text", ".md")
 NOTES = (
@@ -20,7 +22,7 @@ NOTES = (
 NAMED = 100
 
 
-class SourceError(Exception):
+class SourceError(DailyTrainError):
     """Documents cannot be read; the message names the file and the value."""
 
 

@@ -10,18 +10,20 @@ import json
 import math
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from model.errors import DEBUG, DailyTrainError, debugging
 from tasks.grace import seconds_to_end
 from tasks.lock import locked
 from tasks.orphan import OrphanWatch
 from tasks.ranks import Ranks
 
 
-class ProcessError(Exception):
+class ProcessError(DailyTrainError):
     """A child process ended with an error; the message is the child's own last words."""
 
 
@@ -56,7 +58,7 @@ def run_module(
                     _end(child, checkpoint_bytes, on_event)
                     watch.leave()
                 if line.startswith("{"):
-                    event = json.loads(line)
+                    event = _event(module, line)
                     checkpoint_bytes = event.get("checkpoint_bytes", checkpoint_bytes)
                     on_event(event)
                 elif line.strip():
@@ -67,6 +69,14 @@ def run_module(
             raise
     if code:
         raise ProcessError(_last_words(module, code, child.words))
+
+
+def _event(module: str, line: str) -> dict[str, Any]:
+    """One line of a child's output; a library may print what begins as an object does."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return {"event": "output", "line": line.rstrip()}
 
 
 @contextmanager
@@ -99,4 +109,7 @@ def _last_words(module: str, code: int, words: str) -> str:
     for line in reversed(words.splitlines()):
         if line.startswith("error: "):
             return line.removeprefix("error: ")
-    return f"{module} failed with exit code {code}:\n{words[-4000:]}"
+    if debugging():
+        print(words, file=sys.stderr)
+    last = next((line for line in reversed(words.splitlines()) if line.strip()), "it printed nothing on stderr")
+    return f"{module} failed with exit code {code}: {last}; {DEBUG}=1 shows all it printed"

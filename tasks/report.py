@@ -18,6 +18,7 @@ from eval.paired import Evaluation, compare, num_fewshot, per_item, regressed
 from eval.precision import precision_of
 from eval.report import FIGURES, cost_table, joined_scores, notes, render, score_table
 from eval.stats import leak_effects, scores_by_verdict
+from model.errors import naming
 from tasks import provenance
 from tasks.announce import announce
 from tasks.benchmarks import Items
@@ -201,7 +202,7 @@ def report_pages(place: Place) -> dict[str, str]:
 def _renew_leaderboard(rows: list[dict[str, Any]], place: Place) -> None:
     """The only file in the store that is ever replaced: it is made of the ledger and of nothing else."""
     place.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.cache) as folder:
+    with tempfile.TemporaryDirectory(dir=place.cache) as folder, naming(place.cache / "leaderboard.html"):
         file = Path(folder) / "leaderboard.html"
         file.write_text(leaderboard_page(rows, report_pages(place)))
         place.store.put(file.name, file, digest_file(file))

@@ -5,6 +5,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from model.errors import shown_value
+
 SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -36,7 +38,7 @@ def _require_type(name: str, value: Any, known: set[type]) -> None:
     kind = next((kind for kind in SCALARS if isinstance(value, kind)), None)
     if kind is not None and kind not in known and not (kind in (int, float) and known & {int, float}):
         expected = " or ".join(told for kind, told in SCALARS.items() if kind in known) or "a section"
-        raise ValueError(f"{name} must be {expected}, but it is {value!r}")
+        raise ValueError(f"{name} must be {expected}, but it is {shown_value(value)}")
     if value == "":
         raise ValueError(f"{name} must not be empty")
 

@@ -25,7 +25,7 @@ from tasks.download import SPLITS, documents_files
 from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise, read_json
 from tasks.store import digest_file
-from tasks.token_bytes import END_OF_TEXT, check_tokenizer, token_bytes
+from tasks.token_bytes import END_OF_TEXT, check_tokenizer, explained, token_bytes
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 1
@@ -87,7 +87,8 @@ def _write_split(
     rows = _rows(documents_files(documents, split))
     while batch := list(islice(rows, DOCUMENTS_PER_BATCH)):
         texts = [text for _, text in batch]
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        with explained(f"documents {batch[0][0]} to {batch[-1][0]} cannot be encoded"):
+            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for (name, text), encoding in zip(batch, encodings, strict=True):
             ids, content = encoding.ids, text.encode()
             require_same_bytes(name, ids, table, content)

@@ -17,6 +17,7 @@ from tasks.stage import sha256_json
 
 NOT_TRAINING = {
     "budget.py": "turns hours or dollars into tokens, which are in the key",
+    "errors.py": "how an error is told",
     "footprint.py": "memory is planned, which decides a micro-batch at most: rounding",
     "hardware.py": "list prices and peaks of GPUs: what a training costs and its reported MFU",
     "joint_graph.py": "graphs that memory is planned on",

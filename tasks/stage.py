@@ -31,6 +31,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.states import State
 
+from model.errors import DailyTrainError, expanded, reason_of
 from tasks import provenance
 from tasks.lock import locked
 from tasks.store import Digest, LocalStore, Store, digest_file, open_store
@@ -39,7 +40,7 @@ from tasks.tracking import Tracker, check_tracker
 Json = Any
 
 
-class StageError(Exception):
+class StageError(DailyTrainError):
     """A stage cannot be identified, verified or built; the message names the stage, the file and the value."""
 
 
@@ -96,13 +97,13 @@ def open_place(
     opened = open_store(store)
     opened.check()
     local = opened.url if isinstance(opened, LocalStore) else ".daily-train"
-    home = Path(cache).expanduser() if cache else Path(local) / "cache"
+    home = expanded(cache) if cache else Path(local) / "cache"
     return Place(
         store=opened,
         cache=home.absolute(),
         workers=workers or provenance.hardware()["cores"],
         device=device,
-        benchmarks_dir=Path(benchmarks_dir).expanduser().absolute() if benchmarks_dir else None,
+        benchmarks_dir=expanded(benchmarks_dir).absolute() if benchmarks_dir else None,
         usd_per_hour=provenance.default_usd_per_hour() if usd_per_hour is None else usd_per_hour,
         **training,
     )
@@ -224,7 +225,11 @@ def finish(stage: Stage, place: Place, build: Callable[[Path, Path], dict[str, J
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         started, clock = datetime.now(UTC), time.monotonic()
-        facts = build(work, out) or {}
+        try:
+            facts = build(work, out) or {}
+        except (OSError, MemoryError) as error:
+            where = getattr(error, "filename", None) or out
+            raise StageError(f"stage {stage.name}: {where}: {reason_of(error)}") from error
         seconds = time.monotonic() - clock
         manifest = _publish(stage, place, out, {**_circumstances(place, started, seconds), **facts})
         shutil.rmtree(work)

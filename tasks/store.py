@@ -23,10 +23,12 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from model.errors import DailyTrainError, expanded, regular_file
+
 MULTIPART_BYTES = 16 * 2**20
 
 
-class StoreError(Exception):
+class StoreError(DailyTrainError):
     """The store cannot do what was asked; the message names the object and the reason."""
 
 
@@ -82,7 +84,7 @@ def open_store(url: str) -> Store:
 
 def digest_file(path: Path) -> Digest:
     """Size and SHA-256 of a file's content, read once in constant memory."""
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         return Digest(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
@@ -90,7 +92,7 @@ class LocalStore:
     """A directory. Writes go to a temporary file first and are renamed, so that a reader never sees half of one."""
 
     def __init__(self, root: str) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = expanded(root).absolute()
         self.url = str(self.root)
 
     def check(self) -> None:

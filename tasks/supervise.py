@@ -21,6 +21,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from model.errors import tell_error
 from tasks.checkpoints import Uploads
 from tasks.grace import seconds_to_save
 from tasks.ranks import SMALLER_MICRO_BATCH, Ranks
@@ -122,12 +123,15 @@ class Supervisor:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the trainer with the configuration that the file names; its exit code."""
-    [file] = sys.argv[1:] if argv is None else argv
-    config = json.loads(Path(file).read_text())
-    run_dir, output = Path(config["run_dir"]), Output()
-    uploads = Uploads(config["key"], run_dir, open_store(config["store"]), output.warning)
-    supervisor = Supervisor(config["config"], run_dir, config["processes"], output)
-    code = supervisor.follow(uploads)
+    try:
+        [file] = sys.argv[1:] if argv is None else argv
+        config = json.loads(Path(file).read_text())
+        run_dir, output = Path(config["run_dir"]), Output()
+        uploads = Uploads(config["key"], run_dir, open_store(config["store"]), output.warning)
+        supervisor = Supervisor(config["config"], run_dir, config["processes"], output)
+        code = supervisor.follow(uploads)
+    except Exception as error:
+        return tell_error(error)
     if code:
         print(supervisor.trainer.words, file=sys.stderr)
     return abs(code)

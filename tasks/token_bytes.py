@@ -7,20 +7,41 @@ bytes of the tokens of every document with its text.
 """
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+from model.errors import DailyTrainError, reason_of, shown_value
 
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_VOCABULARY, GPT2_VOCABULARY = 65_536, 50_257
 LONGEST_TOKEN_BYTES = 2**16 - 1
 CUTS_ONLY = ("Split", "Digits", "Punctuation")
+PROBED = ("a", " ", "1", ".", "\n", "'", "中", "é1", "a ")
+PROBED_CHARACTERS, PROBED_SECONDS = (250, 500, 1000, 4000), 0.04
+"""A rule whose time grows with the text takes 2 ms for the longest; one that grows with its square takes 60."""
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
-class TokenizerError(Exception):
+class TokenizerError(DailyTrainError):
     """A tokenizer cannot be loaded or does not fit the project's contracts."""
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Failures of the library `tokenizers`, bare Exceptions and panics of Rust, as a TokenizerError about `what`."""
+    try:
+        yield
+    except DailyTrainError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise TokenizerError(f"{what}: {reason_of(error)}") from error
+        raise
 
 
 def _byte_characters() -> dict[str, int]:
@@ -44,14 +65,16 @@ def token_bytes(made: Tokenizer) -> list[bytes]:
 
 def check_tokenizer(made: Tokenizer, name: str) -> None:
     """Refuse, naming the property, what shards, training and bits per byte cannot work with."""
-    if reason := next(_reasons(made), None):
-        raise TokenizerError(f"tokenizer {name}: {reason}")
+    with explained(f"tokenizer {name}"):
+        if reason := next(_reasons(made), None):
+            raise TokenizerError(f"tokenizer {name}: {reason}")
 
 
 def _reasons(made: Tokenizer) -> Iterator[str]:
     """What breaks a contract, one sentence each; only the first is sure to make sense."""
     if (size := made.get_vocab_size()) > LARGEST_VOCABULARY:
         yield f"a vocabulary of {size:,} is over {LARGEST_VOCABULARY:,}: shards hold tokens as uint16"
+    yield from _holes(made)  # first: the library writes a tokenizer by counting to its largest id
     yield from _parts_that_change_text(json.loads(made.to_str()))
     yield from _vocabulary(made)
     yield from _added_tokens(made)
@@ -85,9 +108,28 @@ def _parts_that_change_text(spec: dict[str, Any]) -> Iterator[str]:
             yield f"its pre-tokenizer {part['type']} may drop or change characters; known to only cut are {known}"
         elif part.get("behavior") == "Removed":
             yield f"its pre-tokenizer {part['type']} has behavior Removed, which drops characters"
+    yield from _slow_rules([part["pattern"]["Regex"] for part in cuts if "Regex" in part.get("pattern", {})])
     decoder = [part["type"] for part in _flat(spec["decoder"], "decoders")]
     if decoder != ["ByteLevel"]:
         yield f"its decoder is {' and '.join(decoder) or 'missing'}; only ByteLevel is the inverse of its pre-tokenizer"
+
+
+def _slow_rules(patterns: list[str]) -> Iterator[str]:
+    """Regular expressions whose time grows faster than the text. On a long unbroken document one that grows with the
+    square never ends, and one that grows faster is given up by the library in the middle of the text."""
+    for pattern in patterns:
+        rule = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        for size in PROBED_CHARACTERS:
+            for unit, end in product(PROBED, ("", "!", "a")):
+                began = time.thread_time()
+                try:
+                    with explained(f"its rule {shown_value(pattern)} gives up on {size} times {unit!r}"):
+                        rule.pre_tokenize_str(unit * size + end)
+                except TokenizerError as error:
+                    yield str(error)
+                if time.thread_time() - began > PROBED_SECONDS:
+                    yield (f"its rule {shown_value(pattern)} takes {time.thread_time() - began:.2f} s to cut {size} "
+                           f"times {unit!r}: its time grows faster than the text, and a long document would never end")
 
 
 def _flat(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
@@ -97,15 +139,19 @@ def _flat(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     return [leaf for child in part[inner] for leaf in _flat(child, inner)] if part["type"] == "Sequence" else [part]
 
 
+def _holes(made: Tokenizer) -> Iterator[str]:
+    numbers, size = set(made.get_vocab().values()), made.get_vocab_size()
+    if numbers and max(numbers) >= size and (holes := set(range(size)) - numbers):
+        yield f"its ids have holes: of {size:,} tokens the largest id is {max(numbers):,}, and no token is {min(holes)}"
+
+
 def _vocabulary(made: Tokenizer) -> Iterator[str]:
-    vocabulary, size = made.get_vocab(), made.get_vocab_size()
+    vocabulary = made.get_vocab()
     strings: dict[int, str] = {}
     for string, number in sorted(vocabulary.items(), key=lambda entry: entry[1]):
         if number in strings:
             yield f"its id {number} stands for both {strings[number]!r} and {string!r}"
         strings[number] = string
-    if holes := set(range(size)) - set(strings):
-        yield f"its ids have holes: of {size:,} tokens the largest id is {max(strings):,}, and no token is {min(holes)}"
     added = {token.content for token in made.get_added_tokens_decoder().values()}
     for string in made.get_vocab(with_added_tokens=False):
         if string not in added and not BYTE_OF.keys() >= set(string):

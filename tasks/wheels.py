@@ -3,13 +3,14 @@
 import subprocess
 from pathlib import Path
 
+from model.errors import DailyTrainError
 from tasks.child import child_command
 from tasks.lock import locked
 from tasks.stage import logger
 from tasks.store import digest_file
 
 
-class WheelError(Exception):
+class WheelError(DailyTrainError):
     """A wheel cannot be had or is not the pinned one."""
 
 

@@ -23,7 +23,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from eval.command import CommandError, parse, run
 from eval.harness import (
-    EXPECTED,
     Execution,
     HarnessConfig,
     HarnessError,
@@ -457,7 +456,7 @@ def test_errors_are_one_line(inputs, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(_values(inputs, tmp_path) | {"batch": 3}))
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        assert run([str(tmp_path / "config.json")], HarnessConfig, evaluate_checkpoint, EXPECTED) == 1
+        assert run([str(tmp_path / "config.json")], HarnessConfig, evaluate_checkpoint) == 1
     finally:
         signal.signal(signal.SIGTERM, handler)
     error = capsys.readouterr().err

@@ -20,12 +20,12 @@ FILES = [path.relative_to(ROOT) for package in OURS for path in sorted((ROOT / p
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names of everything a file imports, wherever in the file."""
+    """Top-level names of everything a file imports, wherever in the file; errors are everybody's."""
     names: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module != "model.errors":
             names.add(node.module.split(".")[0])
     return names
 

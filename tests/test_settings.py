@@ -150,7 +150,7 @@ def value_of(section: str, field: str) -> tuple[dict[str, Any], Any]:
     return {}, CONTAMINATION.get(field, default if isinstance(default, str) else default + 1)
 
 
-class Made(Exception):
+class Made(BaseException):
     """Instead of building a stage."""
 
 
