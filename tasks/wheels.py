@@ -13,7 +13,7 @@ PATIENCE = ["--timeout", "5", "--retries", "0"]
 is tried again by the stage."""
 NOT_FETCHED = re.compile(r"Could not fetch URL (\S+): (.*)")
 BUSY = re.compile(r"\b(?:429|5\d\d)\b.*\b(?:Client Error|Server Error|error responses)")
-BROKEN = re.compile(r"IncompleteRead|ProtocolError|RemoteDisconnected|ConnectionResetError|ReadTimeoutError|HTTP error \d+")
+BROKEN = re.compile(r"IncompleteRead|ProtocolError|RemoteDisconnected|ConnectionResetError|ReadTimeoutError")
 DAMAGED = re.compile(r"DO NOT MATCH THE HASHES|Wheel .* is invalid|BadZipFile")
 
 
@@ -73,8 +73,8 @@ def _refusal(requirement: str, output: str) -> WheelError:
         return error
     for page, why in missed:
         if why.startswith("connection error"):
-            return WheelError(f"the package index {urlsplit(page).netloc.rpartition('@')[2]} does not answer, and {requirement} is not in "
-                              "the cache")  # fmt: skip
+            index = urlsplit(page).netloc.rpartition("@")[2]
+            return WheelError(f"the package index {index} does not answer, and {requirement} is not in the cache")
     return WheelError(f"pip cannot download {requirement}: {reason}")
 
 
