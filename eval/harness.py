@@ -172,7 +172,8 @@ class AnswerModel(TemplateLM):
         by_length = sorted(range(len(requests)), key=lambda number: -len(requests[number][2]))
         inputs = {number: self._input(number, *requests[number][1:]) for number in by_length}  # the worst one is named
         report = (lambda done: None) if dist.is_initialized() and dist.get_rank() else Progress(len(requests))
-        scores = self.scorer([inputs[number] for number in range(len(requests))], [request[2] for request in requests], report)
+        ordered = [inputs[number] for number in range(len(requests))]
+        scores = self.scorer(ordered, [request[2] for request in requests], report)
         for number, (logprob, _) in enumerate(scores):
             if not np.isfinite(logprob):
                 task, item = self._items[number]
