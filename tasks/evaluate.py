@@ -18,6 +18,7 @@ from prefect.context import TaskRunContext
 from pydantic import Field
 
 from eval.comparison import interval_text
+from eval.hub import unreachable
 from eval.markup import markdown_table
 from eval.precision import Precision, precision_of
 from eval.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
@@ -139,7 +140,7 @@ def evaluate_folder(
     """
     processes = scoring_processes(place)
     items = find_items(config.suites, place, config.num_fewshot)
-    folder = Path(model)
+    folder, away = Path(model), None
     if _is_ours(folder):
         if trust_code:
             raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
@@ -153,7 +154,8 @@ def evaluate_folder(
         name = str(folder.resolve()) if folder.exists() else model
         module, which = "eval.pretrained", {"model": name, "trust_code": trust_code}
         if not folder.exists():
-            os.environ["HF_HUB_OFFLINE"] = "0"  # the child asks the hub
+            away = unreachable()
+            os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
         work = Path(temporary)
         settings = {
@@ -162,7 +164,13 @@ def evaluate_folder(
             "execution": {"device": place.device, "threads": threads_of_each(processes, place)},
         }
         done: dict[str, Any] = {}  # the last event remains
-        run_module(module, which | scoring_settings(config, items) | settings, work, done.update, processes=processes)
+        try:
+            run_module(module, which | scoring_settings(config, items) | settings, work, done.update,
+                       processes=processes)  # fmt: skip
+        except ProcessError as error:
+            if away is None:
+                raise
+            raise ProcessError(f"{error}; only the cache was looked at, because {away}") from None
     notes = [f"{name} is not scored: {reason}" for name, reason in items.missing.items()]
     if note := _precision_note(config, done):
         notes.append(note)

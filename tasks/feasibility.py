@@ -8,6 +8,7 @@ on any CPU are not projected at all.
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -65,6 +66,17 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
             whole.write_text(json.dumps(projection, indent=1))
             os.replace(whole, path)
     _tell(found, driver)
+
+
+def require_space(run_dir: Path, checkpoint_bytes: int) -> None:
+    """Raise FeasibilityError when the disk cannot hold the two checkpoints that a training keeps."""
+    held = sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file())
+    free = shutil.disk_usage(run_dir).free
+    if free + held < 2 * checkpoint_bytes:
+        raise FeasibilityError(
+            f"{run_dir}: {_gigabytes(free)} GB are free, but a training keeps two checkpoints of "
+            f"{_gigabytes(checkpoint_bytes)} GB there; free some space, or set execution.cache to another disk"
+        )
 
 
 def most_flops(model: GPTConfig, train: TrainConfig) -> float:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import datasets
 import pyarrow as pa
@@ -68,12 +69,12 @@ def test_a_dataset_is_read_from_the_cache_at_its_commit_when_the_hub_says_nothin
         point_to(address, monkeypatch)
         assert load_dataset("some/set", None, "train", COMMIT).num_rows == 40
         assert load_file("some/model", "tokenizer.json", COMMIT).read_text() == "{}"
-        with pytest.raises(HubError, match=f"does not answer.*, and the cache .* only the cache holds commit {COMMIT}") as no:
+        with pytest.raises(HubError, match=f"does not answer.*, only the cache holds commit {COMMIT}") as no:
             load_dataset("some/set", None, "train", "2" * 40)
-        assert HubError in causes(no.value) or causes(no.value) == []
-        with pytest.raises(SourceError, match=r"hub dataset other/set@.*: the hub .* does not answer: .*, and the cache"):
+        assert causes(no.value) == [], "not tried again"
+        with pytest.raises(SourceError, match=r"hub dataset other/set@.*: the hub .* does not answer: .*, and the"):
             list(read(HubSource(id="other/set", revision=COMMIT), Path()))
-        with pytest.raises(HubError, match="does not answer: .*, and the cache holds no tokenizer.json of it"):
+        with pytest.raises(HubError, match=r"does not answer: .*, and the cache holds no tokenizer.json of it"):
             load_file("other/model", "tokenizer.json", COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load_dataset("some/set", None, "train", COMMIT).num_rows == 40
@@ -93,7 +94,7 @@ def test_a_stream_that_ends_early_is_no_shorter_corpus(hub: Hub):
 class Index(BaseHTTPRequestHandler):
     """A package index with one wheel, the first downloads of which are damaged."""
 
-    damaged: list[bytes] = []
+    damaged: ClassVar[list[bytes]] = []
     wheel = b""
     status = 200
 

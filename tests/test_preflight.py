@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -20,6 +20,7 @@ from model.config import ConfigError
 from tasks import benchmarks
 from tasks.benchmarks import find_items
 from tasks.evaluate import EvaluationConfig
+from tasks.feasibility import FeasibilityError, require_space
 from tasks.preflight import rehearse_evaluation, require_machine
 from tasks.process import ProcessError
 from tasks.stage import Place, Stage, finish, open_place
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """winogrande-validation.parquet, with one long answer, and a byte-level tokenizer."""
     made = tmp_path_factory.mktemp("preflight") / NASTY
     made.mkdir()
-    rows = [{"sentence": f"the {n} cat runs if _ sees it.", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)}
+    rows = [{"sentence": f"the {n} runs if _ sees it.", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)}
             for n in range(SUITES["winogrande"].rows)]  # fmt: skip
     rows[LONG]["sentence"] += " and" * 20
     table = pa.Table.from_pylist(rows, schema=SUITES["winogrande"].schema)
@@ -64,7 +65,7 @@ def test_any_path_is_evaluated_and_the_longest_answer_is_named(folder: Path, mon
     (folder / "taken").touch()
     with pytest.raises(HarnessError, match="taken: scores cannot be written there"):
         rehearse(replace(config, out=folder / "taken"))
-    with pytest.raises(HarnessError, match=rf"of winogrande, item {LONG}, has \d\d tokens: the model's sequence_length 9"):
+    with pytest.raises(HarnessError, match=rf"winogrande, item {LONG}, has \d\d tokens: .* sequence_length 9"):
         rehearse(replace(config, sequence_length=9))
 
 
@@ -93,17 +94,26 @@ def test_a_machine_that_could_not_write_what_follows_is_refused(tmp_path: Path, 
     place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
     require_machine(place)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="file/cache: a run cannot write there: Not a directory; set execution.cache"):
+    with pytest.raises(ConfigError, match=r"cache: a run cannot write there: Not a directory; set execution.cache"):
         require_machine(replace(place, cache=tmp_path / "file" / "cache"))
     monkeypatch.setattr(locale, "getpreferredencoding", lambda _: "ANSI_X3.4-1968")
-    with pytest.raises(ConfigError, match="text as ANSI_X3.4-1968 here; set PYTHONUTF8=1"):
+    with pytest.raises(ConfigError, match=r"text as ANSI_X3.4-1968 here; set PYTHONUTF8=1"):
         require_machine(place)
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_at_the_first_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3 * 10**9))
+    require_space(tmp_path, 15 * 10**8)
+    with pytest.raises(FeasibilityError, match=r"3\.0 GB are free, but a training keeps two checkpoints of 2\.0 GB"):
+        require_space(tmp_path, 2 * 10**9)
 
 
 def test_more_examples_than_there_are_and_a_tracker_nobody_is_logged_in_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(ConfigError, match="num_fewshot.arc_easy is 2252, but its train split has 2251 examples"):
+    with pytest.raises(ConfigError, match=r"num_fewshot.arc_easy is 2252, but its train split has 2251 examples"):
         compose("smoke", {"evaluation": {"num_fewshot": {"arc_easy": 2252}}})
     monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
@@ -111,10 +121,10 @@ def test_more_examples_than_there_are_and_a_tracker_nobody_is_logged_in_at(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="nobody is logged in at 127.0.0.1; set WANDB_API_KEY"):
+    with pytest.raises(ConfigError, match=r"nobody is logged in at 127.0.0.1; set WANDB_API_KEY"):
         check_tracker(Tracker.WANDB)
     monkeypatch.setenv("WANDB_API_KEY", "k")
-    with pytest.raises(ConfigError, match="127.0.0.1 does not answer .* set WANDB_MODE=offline"):
+    with pytest.raises(ConfigError, match=r"127.0.0.1 does not answer .* set WANDB_MODE=offline"):
         check_tracker(Tracker.WANDB)
     monkeypatch.setenv("WANDB_MODE", "offline")
     check_tracker(Tracker.WANDB)
