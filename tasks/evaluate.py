@@ -18,6 +18,7 @@ from prefect.context import TaskRunContext
 from pydantic import Field
 
 from eval.comparison import interval_text
+from eval.hub import unreachable
 from eval.markup import markdown_table
 from eval.precision import Precision, precision_of
 from eval.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
@@ -59,6 +60,8 @@ class EvaluationConfig(Settings):
         for name, count in vars(self.num_fewshot).items():
             if count and name not in self.suites:
                 raise ValueError(f"num_fewshot.{name} is {count}, but {name} is not one of the suites")
+            if count > (most := SUITES[name].train_rows):
+                raise ValueError(f"num_fewshot.{name} is {count}, but its train split has {most} examples")
 
 
 @task(name="evaluate", **STAGE_TASK)
@@ -71,7 +74,7 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
         **items.digests,
         **{name: result.digest for name, result in items.shots.items()},
     }
-    literal = _literal(config, items)
+    literal = scoring_settings(config, items)
     stage = Stage(name="evaluate", version=VERSION, config=literal | {"versions": defining_versions()}, inputs=inputs)
 
     def build(work: Path, out: Path) -> dict[str, Any]:
@@ -111,7 +114,8 @@ def defining_versions() -> dict[str, Any]:
     return {"lm_eval": version("lm_eval"), "metrics": METRIC_VERSIONS}
 
 
-def _literal(config: EvaluationConfig, items: Items) -> dict[str, Any]:
+def scoring_settings(config: EvaluationConfig, items: Items) -> dict[str, Any]:
+    """What is scored, as the harness knows it."""
     return {
         "items_per_suite": config.items_per_suite,
         "seed": config.seed,
@@ -141,7 +145,7 @@ def evaluate_folder(
         pass  # a folder that cannot be written is told now, not after the scoring
     processes = scoring_processes(place)
     items = find_items(config.suites, place, config.num_fewshot)
-    folder = Path(model)
+    folder, away = Path(model), None
     if _is_ours(folder):
         if trust_code:
             raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
@@ -155,7 +159,8 @@ def evaluate_folder(
         name = str(folder.resolve()) if folder.exists() else model
         module, which = "eval.pretrained", {"model": name, "trust_code": trust_code}
         if not folder.exists():
-            os.environ["HF_HUB_OFFLINE"] = "0"  # the child asks the hub
+            away = unreachable()
+            os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
         work = Path(temporary)
         settings = {
@@ -164,7 +169,13 @@ def evaluate_folder(
             "execution": {"device": place.device, "threads": threads_of_each(processes, place)},
         }
         done: dict[str, Any] = {}  # the last event remains
-        run_module(module, which | _literal(config, items) | settings, work, done.update, processes=processes)
+        try:
+            run_module(module, which | scoring_settings(config, items) | settings, work, done.update,
+                       processes=processes)  # fmt: skip
+        except ProcessError as error:
+            if away is None:
+                raise
+            raise ProcessError(f"{error}; only the cache was looked at, because {away}") from None
     notes = [f"{name} is not scored: {reason}" for name, reason in items.missing.items()]
     if note := _precision_note(config, done):
         notes.append(note)

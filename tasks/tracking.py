@@ -6,11 +6,16 @@ its own environment (`WANDB_API_KEY`, `WANDB_MODE=offline`).
 
 import importlib
 import importlib.util
+import logging
+import netrc
+import os
+import socket
 import time
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 from model.config import ConfigError
 
@@ -21,10 +26,48 @@ class Tracker(StrEnum):
     WANDB = "wandb"
 
 
+MODULES = {
+    Tracker.TENSORBOARD: ("tensorboard.summary.writer.event_file_writer", "tensorboard.compat.proto.event_pb2",
+                          "tensorboard.compat.proto.summary_pb2"),
+    Tracker.WANDB: ("wandb",),
+}  # fmt: skip
+WANDB_SECONDS = 10.0
+
+
 def check_tracker(tracker: Tracker) -> None:
-    """Refuse a tracker that is not installed, before anything starts."""
-    if tracker is not Tracker.NONE and importlib.util.find_spec(tracker) is None:
+    """Refuse a tracker that cannot be used, before anything starts."""
+    if tracker is Tracker.NONE:
+        return
+    if importlib.util.find_spec(tracker) is None:
         raise ConfigError(f"tracker {tracker} is not installed: pip install 'daily-train[{tracker}]'")
+    try:
+        for module in MODULES[tracker]:
+            _module(module)
+    except Exception as error:  # whatever a package raises that does not fit the others
+        raise ConfigError(f"tracker {tracker} cannot be imported: {error}") from error
+    if tracker is Tracker.WANDB and os.environ.get("WANDB_MODE", "online") == "online":
+        _check_wandb(urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"))
+
+
+def _check_wandb(server: SplitResult) -> None:
+    """Whether somebody is logged in, and the server answers: W&B itself would wait for a minute and a half."""
+    remedy = "or set WANDB_MODE=offline"
+    if not os.environ.get("WANDB_API_KEY") and not _has_netrc_entry(server.hostname or ""):
+        raise ConfigError(f"tracker wandb: nobody is logged in at {server.hostname}; set WANDB_API_KEY, {remedy}")
+    port = server.port or (443 if server.scheme == "https" else 80)
+    try:
+        socket.create_connection((server.hostname, port), WANDB_SECONDS).close()
+    except OSError as error:
+        if not any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")):
+            told = f"tracker wandb: {server.hostname} does not answer ({error})"
+            raise ConfigError(f"{told}; try later, {remedy}") from None
+
+
+def _has_netrc_entry(host: str) -> bool:
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class Tracking:
@@ -44,6 +87,12 @@ class Tracking:
     def __call__(self, event: dict[str, Any]) -> None:
         if self.tracker is Tracker.NONE or event["event"] not in ("step", "validation"):
             return
+        try:
+            self._tell(event)
+        except Exception as error:  # whatever it raises: a training does not end because nobody is told
+            self._give_up(error)
+
+    def _tell(self, event: dict[str, Any]) -> None:
         values = {f"{event['event']}/{name}": float(value) for name, value in event.items()
                   if isinstance(value, int | float) and name not in ("step", "steps")}  # fmt: skip
         if self.tracker is Tracker.WANDB:
@@ -55,10 +104,17 @@ class Tracking:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.tracker is Tracker.WANDB:
-            self.writer.finish()
-        elif self.tracker is Tracker.TENSORBOARD:
-            self.writer.close()
+        try:
+            if self.tracker is Tracker.WANDB:
+                self.writer.finish()
+            elif self.tracker is Tracker.TENSORBOARD:
+                self.writer.close()
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        logging.getLogger("daily_train").warning("%s is told nothing more: %s", self.tracker, error)
+        self.tracker = Tracker.NONE
 
 
 def _tensorboard_event(step: int, values: dict[str, float]) -> Any:

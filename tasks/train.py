@@ -18,7 +18,7 @@ from tasks.benchmarks import Items
 from tasks.budget import in_tokens
 from tasks.checkpoints import clear, restore
 from tasks.devices import threads_of_each, training_processes
-from tasks.feasibility import require_feasible
+from tasks.feasibility import require_feasible, require_space
 from tasks.process import run_module
 from tasks.progress import PROMPTS, Teller, TrainingProgress
 from tasks.source import model_source_digest
@@ -96,6 +96,8 @@ def _train(
         progress = TrainingProgress(run_dir, encoder.decode, tell)
 
         def follow(event: dict[str, Any]) -> None:
+            if event["event"] == "start":
+                require_space(run_dir, event["checkpoint_bytes"])  # before the first step
             progress(event)
             tracking(event)
 

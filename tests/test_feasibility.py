@@ -20,6 +20,7 @@ from model.plan import memory_bytes
 from model.projection import memory
 from tasks import feasibility, provenance
 from tasks.feasibility import FeasibilityError, most_flops, require_feasible
+from tasks.preflight import check_run
 from tasks.source import model_source_digest
 from tasks.stage import Place
 
@@ -206,6 +207,6 @@ def test_the_bound_on_flops_holds_and_spares_the_small_presets_a_process(preset:
 def test_a_flow_asks_before_it_downloads(tmp_path: Path, gpu: dict, monkeypatch: pytest.MonkeyPatch):
     gpu["device_bytes"] = 1000
     monkeypatch.setattr("flows.daily.prepare", lambda run, place: pytest.fail("it went on to the data"))
-    monkeypatch.setattr("flows.daily.check_trainings", feasibility.check_trainings.fn)
+    monkeypatch.setattr("flows.daily.check_run", check_run.fn)
     with pytest.raises(FeasibilityError, match=r"needs .* GB of memory"):
         daily_train.fn(preset=Preset.smoke, execution=Execution(store=str(tmp_path / "store")))

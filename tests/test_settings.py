@@ -356,8 +356,8 @@ class Direct:
 def test_an_ablation_trains_without_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """From the command line to what the trainer is given."""
     monkeypatch.setattr(cli, "daily_train", Direct(daily_train))
-    monkeypatch.setattr(cli, "require_feasible", lambda *_: None)
-    monkeypatch.setattr("flows.daily.check_trainings", lambda *_: None)
+    monkeypatch.setattr(cli, "require_ready", lambda *_: None)
+    monkeypatch.setattr("flows.daily.check_run", lambda *_: None)
     ready = {"shards": None, "vocabulary": None, "items": None}
     runs = []
     monkeypatch.setattr("flows.daily.prepare", lambda run, place: runs.append(run) or type("Ready", (), ready))
@@ -430,14 +430,14 @@ def test_the_form_sends_no_few_shot_examples_that_a_preset_has():
 
 
 def test_a_comparison_refuses_a_seed_of_one_design(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("flows.compare.check_trainings", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr("flows.compare.check_run", lambda *_: pytest.fail("it went on"))
     with pytest.raises(ConfigError, match=r"train\.seed has no effect"):
         compare_designs.fn(preset=Preset.smoke, train=FORMS["train"](seed=5), execution=Execution(store=str(tmp_path)))
 
 
 def test_the_study_and_a_preset_keep_null(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen = []
-    monkeypatch.setattr("flows.study.check_trainings", lambda trainings, *_: seen.append(trainings[0][0]) or 1 / 0)
+    monkeypatch.setattr("flows.study.check_run", lambda trainings, *_: seen.append(trainings[0][0]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         contamination_study.fn(model=FORMS["model"](softcap=None), execution=Execution(store=str(tmp_path)))
     assert seen[0].softcap is None

@@ -1,0 +1,136 @@
+"""What can be known before training is checked before training.
+
+* `check_run`, the first task of a run: this machine, the files that are named, and whether it can train it
+  (`tasks/feasibility.py`). Nothing is downloaded before.
+* Each stage before training refuses its own bad input: documents, benchmark rows, tokenizer, shards.
+* `rehearse_evaluation`, when tokenizer and items are there: the requests of the evaluation are made, by the code that
+  scores, with everything but the network. What it would find after training is found now.
+
+docs/operating.md lists what is checked when.
+"""
+
+import locale
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from prefect import task
+from tokenizers import Tokenizer
+
+from eval.hellaswag import without_wikihow_marks
+from eval.suites import SUITES, Suite, chosen_items
+from model.config import ConfigError
+from tasks.benchmarks import Items, find_source
+from tasks.evaluate import EvaluationConfig, defining_versions, scoring_settings
+from tasks.feasibility import ANY_CPU, Training, most_flops, require_feasible, trained
+from tasks.process import run_module
+from tasks.stage import STAGE_TASK, Place, Result, logger, materialise, sha256_json
+from tasks.token_bytes import check_tokenizer
+from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing, load_tokenizer
+
+WORTH_REHEARSING = 600.0
+"""Seconds of training on any CPU from which the evaluation is rehearsed, which takes 10 to 20 of them."""
+
+
+@task(name="plan", **STAGE_TASK)
+def check_run(
+    trainings: Sequence[Training], tokenizer: TokenizerConfig, evaluation: EvaluationConfig | None, place: Place
+) -> None:
+    """The first task of a run, see `require_ready`."""
+    require_ready(trainings, tokenizer, evaluation, place)
+
+
+def require_ready(
+    trainings: Sequence[Training], tokenizer: TokenizerConfig, evaluation: EvaluationConfig | None, place: Place
+) -> None:
+    """Raise one sentence when something that is needed later is known to be missing now, see docs/operating.md."""
+    require_machine(place)
+    if tokenizer.kind is TokenizerKind.FILE:
+        check_tokenizer(load_tokenizer(existing(tokenizer.path)), tokenizer.path)
+    for name in evaluation.suites if evaluation else ():
+        find_source(SUITES[name], place)  # a folder of benchmarks that is not there
+    require_feasible(trainings, tokenizer.entries, place)
+
+
+def require_machine(place: Place) -> None:
+    """Raise ConfigError for a machine on which a later stage could not write its files."""
+    if (encoding := locale.getpreferredencoding(False)).lower().replace("-", "") != "utf8":
+        raise ConfigError(f"Python reads and writes text as {encoding} here; set PYTHONUTF8=1")
+    for folder, setting in ((place.cache, "execution.cache"), (Path(tempfile.gettempdir()), "TMPDIR")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+        except OSError as error:
+            raise ConfigError(f"{folder}: a run cannot write there: {error.strerror}; set {setting}") from error
+
+
+@task(name="rehearsal", **STAGE_TASK)
+def rehearse_evaluation(
+    config: EvaluationConfig, trainings: Sequence[Training], tokenizer: Result, items: Items, place: Place
+) -> None:
+    """Refuse a model whose evaluation would fail after its training, such as one that cannot hold an answer.
+
+    Trainings that are short on any CPU are only rehearsed when an estimate of their longest answer comes near to the
+    sequence_length; those that the store holds already are not. The outcome is kept in `plans/` of the cache.
+    """
+    lengths = {model.sequence_length for model, _ in trainings}
+    folder = materialise(tokenizer, place)
+    most = min(lengths)
+    entries = load_tokenizer(folder / "tokenizer.json")
+    resolved = [(replace(model, vocab_size=model.vocab_size or entries.get_vocab_size()), train)
+                for model, train in trainings]  # fmt: skip
+    seconds = sum(most_flops(model, train) for model, train in resolved) / ANY_CPU
+    few_shot = any(vars(config.num_fewshot).values())
+    if seconds < WORTH_REHEARSING and not few_shot and 1.25 * _longest_answer(config, entries, items, place) + 8 < most:
+        return
+    literal = scoring_settings(config, items)
+    digests = {name: result.digest for name, result in {**items.results, **items.shots}.items()}
+    identity = {**literal, **defining_versions(), **digests, "tokenizer": tokenizer.digest, "sequence_length": most}
+    kept = place.cache / "plans" / f"rehearsal-{sha256_json(identity)}"
+    if kept.exists() or trained(trainings, place):
+        return
+    done: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:
+        work = Path(temporary)
+        rehearsal = {
+            **literal,
+            "benchmarks": str(items.folder(place, work / "benchmarks")),
+            "tokenizer": str(folder / "tokenizer.json"),
+            "sequence_length": most,
+            "out": str(work / "out"),
+        }
+        run_module("eval.rehearsal", rehearsal, work, done.update)
+    for name, (cut, count) in done["cut"].items():
+        if cut:
+            logger().warning("%s: %d of %d questions are longer than model.sequence_length %d and lose their beginning",
+                             name, cut, count, most)  # fmt: skip
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.touch()
+
+
+def _longest_answer(config: EvaluationConfig, tokenizer: Tokenizer, items: Items, place: Place) -> int:
+    """Tokens of the longest answer that is asked about, each encoded without its question."""
+    texts: set[str] = set()
+    for name, result in items.results.items():
+        suite = SUITES[name]
+        with (materialise(result, place) / f"{name}.parquet").open("rb") as file:
+            rows = pq.ParquetFile(file).read()
+        for row in rows.take(chosen_items(suite, config.items_per_suite, config.seed)).to_pylist():
+            texts.update(f" {answer.strip()}" for answer in _answers(suite, row))
+    return max(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False))
+
+
+def _answers(suite: Suite, row: dict[str, Any]) -> list[str]:
+    match suite.name:
+        case "hellaswag":
+            return [without_wikihow_marks(ending) for ending in row["endings"]]
+        case "winogrande":
+            return [row["sentence"].partition("_")[2]]
+        case "truthfulqa":
+            return [*row["mc1_targets"]["choices"], *row["mc2_targets"]["choices"]]
+        case _:
+            return row["choices"]["text"]
