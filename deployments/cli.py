@@ -15,8 +15,9 @@ from pydantic import ValidationError
 os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client, huggingface_hub
 
+from deployments.access import AccessError, auth_string, close_temporary_server, connected
 from deployments.chat import ChatError, converse, require_gradio
 from deployments.export import ExportError, export
 from deployments.inlining import InliningError
@@ -45,6 +46,7 @@ from tasks.tokenizer import TokenizerError
 from tasks.wheels import WheelError
 
 EXPECTED = (
+    AccessError,
     ChatError,
     ConfigError,
     ContaminationError,
@@ -269,6 +271,7 @@ def _run(arguments: argparse.Namespace) -> None:
     place = place_of(execution, dict(os.environ))
     require_feasible([(run.model, run.train)], run.tokenizer.entries, place)  # as the flow does, but without a server
     _shorten_expected_errors()
+    close_temporary_server()
     began = time.monotonic()
     published = daily_train(
         preset=Preset(arguments.preset),
@@ -284,6 +287,7 @@ def _study(arguments: argparse.Namespace) -> None:
     study = _settings(StudyConfig, "study", arguments)
     forms = forms_of(changes, contamination_study)
     _shorten_expected_errors()
+    close_temporary_server()
     page = contamination_study(
         preset=Preset(arguments.preset),
         study=study,
@@ -297,7 +301,8 @@ def _notify(arguments: argparse.Namespace) -> None:
     address = os.environ.get(NOTIFY)
     if not address:
         raise NotifyError(f"set {NOTIFY} to the address; an argument could be read by every user of this machine")
-    notify(address, f"http://127.0.0.1:{arguments.port}/api")
+    with connected(arguments.port, auth_string()):
+        notify(address)
     print("The first message is sent; runs that fail, finish or regress are told there.")
 
 
