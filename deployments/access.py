@@ -118,7 +118,7 @@ def signature(string: str, *words: str) -> str:
 
 def same(given: str, expected: str) -> bool:
     """Compare without telling by the time it takes how much is right."""
-    return hmac.compare_digest(given.encode(errors="surrogateescape"), expected.encode())
+    return hmac.compare_digest(given.encode(), expected.encode())
 
 
 def basic(string: str) -> str:

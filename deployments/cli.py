@@ -148,10 +148,10 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         help="score any model on the benchmarks: a finished model's folder, or what transformers opens",
         description="Score a model on the five suites, print the table and write scores.json and samples.parquet.",
-        epilog="example: daily-train evaluate HuggingFaceTB/SmolLM2-135M --suites arc_easy --num-fewshot arc_easy=25",
+        epilog="example: daily-train evaluate HuggingFaceTB/SmolLM2-135M@main --suites arc_easy --num-fewshot arc_easy=25",
     )
     scores.add_argument("model", metavar="MODEL", help="folder of a finished model, or a folder, .gguf file or hub id "
-                                                       "that transformers opens")
+                                                       "that transformers opens, with ID@REVISION")
     scores.add_argument("--tokenizer", type=Path, metavar="FILE", help="of a finished model, if not in its folder")
     scores.add_argument("--suites", nargs="+", default=list(SUITES), metavar="SUITE", help=f"of {', '.join(SUITES)}")
     scores.add_argument("--items", type=int, metavar="N", help="a fixed random subset of N items a suite; default: all")
@@ -159,7 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     scores.add_argument("--num-fewshot", nargs="+", default=[], metavar="SUITE=N", help="examples before questions")
     scores.add_argument("--precision", default="fp32", help="fp32, tf32 (a GPU's faster products) or bf16 (default: "
                                                             "%(default)s)")
-    scores.add_argument("--trust-code", action="store_true", help="run the modelling file that the model brings along")
+    scores.add_argument("--trust-code", action="store_true", help="run the modelling file that the model brings along; "
+                                                                     "one of the hub needs ID@40-digit-commit")
     scores.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for the two files (%(default)s)")
     _execution_options(scores)
     scores.set_defaults(command=_evaluate)

@@ -7,10 +7,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is reporte
 from collections.abc import Iterator
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from deployments.dialogue import Pair, load_pair, parser
+from deployments.origin import OwnOrigin
 
 PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
+POLICY = ("default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
+          "frame-ancestors 'none'")
 SYSTEM_FONTS = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # others come from elsewhere
 
 
@@ -47,7 +51,11 @@ def main() -> None:
     arguments.add_argument("--port", type=int, required=True)
     given = arguments.parse_args()
     blocks = page(load_pair(given.folder, given.tokenizer))
-    blocks.launch(server_name="127.0.0.1", server_port=given.port, theme=SYSTEM_FONTS, show_error=True)
+    own = Middleware(OwnOrigin, port=given.port, policy=POLICY)
+    blocks.launch(
+        server_name="127.0.0.1", server_port=given.port, share=False, theme=SYSTEM_FONTS, show_error=True,
+        app_kwargs={"middleware": [own]},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

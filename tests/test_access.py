@@ -1,0 +1,129 @@
+"""The authentication string of the server: its file, who is trusted with it, and the server that a run starts itself."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_HOME, PREFECT_SERVER_API_AUTH_STRING, temporary_settings
+
+from deployments import access
+from deployments.access import FILE, AccessError, auth_string, require_own_server
+
+
+@pytest.fixture
+def home(tmp_path: Path):
+    with temporary_settings({PREFECT_HOME: tmp_path / "home"}, restore_defaults={PREFECT_SERVER_API_AUTH_STRING}):
+        yield tmp_path / "home"
+
+
+def test_the_string_is_made_once_for_its_owner_alone_whatever_the_umask(home: Path):
+    home.mkdir(mode=0o755)
+    before = os.umask(0)
+    try:
+        strings: list[str] = []
+        threads = [threading.Thread(target=lambda: strings.append(auth_string())) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        os.umask(before)
+    assert len(strings) == 8 and len(set(strings)) == 1 and len(strings[0]) > 40
+    assert os.listdir(home) == [FILE]
+    assert (home / FILE).stat().st_mode & 0o777 == 0o600 and home.stat().st_mode & 0o777 == 0o700
+    with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: "a string of one's own"}):
+        assert auth_string() == "a string of one's own"
+
+
+def test_a_file_that_others_may_have_written_or_read_is_refused(home: Path, tmp_path: Path):
+    auth_string()
+    file = home / FILE
+    for mode in (0o640, 0o604, 0o620):
+        file.chmod(mode)
+        with pytest.raises(AccessError, match=f"has mode {mode:o}: other users may know"):
+            auth_string()
+    file.chmod(0o600)
+    for content in ("", "short", "two words of some length"):
+        file.write_text(content)
+        with pytest.raises(AccessError, match="does not hold one"):
+            auth_string()
+    file.unlink()
+    (tmp_path / "target").write_text("daily-train:" + 40 * "a")
+    (tmp_path / "target").chmod(0o600)
+    file.symlink_to(tmp_path / "target")
+    with pytest.raises(AccessError, match="is a link"):
+        auth_string()
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    with pytest.raises(AccessError, match="not a file of yours"):
+        auth_string()
+
+
+def test_a_ticket_is_worth_something_for_a_quarter_of_an_hour(monkeypatch: pytest.MonkeyPatch):
+    made = access.ticket("string")
+    assert access.valid_ticket(made, "string") and not access.valid_ticket(made, "other")
+    until, rest = made.split(".", 1)
+    for wrong in ("", ".", "..", "x.y.z", f"{int(until) + 1}.{rest}", made[:-1], "\x00.é.\N{REPLACEMENT CHARACTER}"):
+        assert not access.valid_ticket(wrong, "string"), wrong
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + access.SECONDS_TO_LOG_IN + 1)
+    assert not access.valid_ticket(made, "string")
+
+
+def test_somebody_elses_server_on_the_port_is_not_told_the_string(home: Path):
+    heard: list[str] = []
+
+    class Impostor(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(f"{self.path} {self.headers}")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"true")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Impostor)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with (
+            pytest.raises(AccessError, match="is not a Daily Train server"),
+            access.connected(server.server_port, auth_string()),
+        ):
+            raise AssertionError("was connected")
+    finally:
+        server.shutdown()
+        server.server_close()
+    told = "".join(heard)
+    assert "/enter?challenge=" in told and auth_string() not in told and access.basic(auth_string()) not in told
+    assert not require_own_server(server.server_port, auth_string())  # nobody listens any more
+
+
+TEMPORARY = """
+import json
+from prefect.server.api import server
+from prefect.settings import PREFECT_API_AUTH_STRING
+from deployments.access import close_temporary_server
+close_temporary_server()
+class Started(Exception): pass
+def start(args, env): print(json.dumps([args, env, PREFECT_API_AUTH_STRING.value()])); raise Started
+server.subprocess.Popen = start
+try: server.SubprocessASGIServer(8123).start()
+except Started: pass
+"""
+
+
+def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(tmp_path: Path):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    done = subprocess.run([sys.executable, "-c", TEMPORARY], env={**kept, "PREFECT_HOME": str(tmp_path)},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    arguments, environment, clients = json.loads(done.stdout.splitlines()[-1])
+    assert len(clients) > 40 and environment["PREFECT_SERVER_API_AUTH_STRING"] == clients
+    assert environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] != "*"
+    assert clients not in str(arguments)
