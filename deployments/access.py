@@ -23,6 +23,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prefect.context import refresh_global_settings_context
 from prefect.settings import (
@@ -157,8 +158,8 @@ def require_own_server(port: int, string: str) -> bool:
         raise AccessError(f"the server on port {port} does not answer: {error}") from error
     if not same(proof, signature(string, "server", str(port), challenge)):
         raise AccessError(
-            f"what answers on port {port} is not a Daily Train server that knows the string of {where_it_is()}: end it, "
-            "or choose another --port"
+            f"what answers on port {port} is not a Daily Train server that knows the string of {where_it_is()}: end "
+            "it, or choose another --port"
         )
     return True
 
@@ -173,12 +174,23 @@ def connected(port: int, string: str) -> Iterator[None]:
 
 
 @functools.cache
-def close_temporary_server() -> None:
-    """The server that a run starts for itself where no other is set answers this process and its children alone: it
+def settle_server() -> None:
+    """For a run in a terminal: it uses the server of PREFECT_API_URL, with the string of our file if that server is
+    ours.
+
+    Without that setting Prefect starts a server for the run, which then answers this process and its children alone: it
     writes to the database of PREFECT_HOME, from which the worker of a later `up` would take deployments."""
-    if PREFECT_API_URL.value():
+    url = urlsplit(PREFECT_API_URL.value() or "")
+    if not url.netloc:
+        string = secrets.token_urlsafe(32)
+        os.environ |= {GIVEN: string, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1"}
+    elif PREFECT_API_AUTH_STRING.value() or url.hostname != "127.0.0.1" or not (home() / FILE).exists():
         return
-    string = secrets.token_urlsafe(32)
-    os.environ |= {GIVEN: string, "PREFECT_API_AUTH_STRING": string,
-                   "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1"}  # fmt: skip
+    else:
+        string = auth_string()
+        try:
+            require_own_server(url.port or 80, string)
+        except AccessError:  # somebody else's server: with another string, or with none
+            return
+    os.environ["PREFECT_API_AUTH_STRING"] = string
     refresh_global_settings_context()

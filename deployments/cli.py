@@ -17,7 +17,7 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client, huggingface_hub
 
-from deployments.access import AccessError, auth_string, close_temporary_server, connected
+from deployments.access import AccessError, auth_string, connected, settle_server
 from deployments.chat import ChatError, converse, require_gradio
 from deployments.export import ExportError, export
 from deployments.inlining import InliningError
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         help="score any model on the benchmarks: a finished model's folder, or what transformers opens",
         description="Score a model on the five suites, print the table and write scores.json and samples.parquet.",
-        epilog="example: daily-train evaluate HuggingFaceTB/SmolLM2-135M@main --suites arc_easy --num-fewshot arc_easy=25",
+        epilog="example: daily-train evaluate HuggingFaceTB/SmolLM2-135M@main --suites arc_easy --items 500",
     )
     scores.add_argument("model", metavar="MODEL", help="folder of a finished model, or a folder, .gguf file or hub id "
                                                        "that transformers opens, with ID@REVISION")
@@ -272,7 +272,7 @@ def _run(arguments: argparse.Namespace) -> None:
     place = place_of(execution, dict(os.environ))
     require_feasible([(run.model, run.train)], run.tokenizer.entries, place)  # as the flow does, but without a server
     _shorten_expected_errors()
-    close_temporary_server()
+    settle_server()
     began = time.monotonic()
     published = daily_train(
         preset=Preset(arguments.preset),
@@ -288,7 +288,7 @@ def _study(arguments: argparse.Namespace) -> None:
     study = _settings(StudyConfig, "study", arguments)
     forms = forms_of(changes, contamination_study)
     _shorten_expected_errors()
-    close_temporary_server()
+    settle_server()
     page = contamination_study(
         preset=Preset(arguments.preset),
         study=study,

@@ -58,7 +58,8 @@ def apprise_url(address: str) -> str:
 
 
 def notify(address: str) -> None:
-    """Keep the address on the server that Prefect's clients in this process use, send a first message to it, and set up the automations that will."""
+    """Keep the address on the server that Prefect's clients in this process use, send a first message to it, and set
+    up the automations that will."""
     service = Apprise()
     service.add(apprise_url(address))
     if not service.notify(title="The Daily Train", body="Runs that fail, finish or regress are told here."):

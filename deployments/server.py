@@ -92,7 +92,8 @@ class Login:
         word = body.decode(errors="replace")
         if not same(word, self.string):
             if not valid_ticket(word, self.string):
-                return PlainTextResponse("That is not the string, or the address is older than a quarter of an hour.", 401)
+                told = "That is not the string, or the address is older than a quarter of an hour."
+                return PlainTextResponse(told, 401)
             if word in self.used:
                 return PlainTextResponse("This address was used already.", 401)
             self.used.add(word)

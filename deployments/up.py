@@ -113,7 +113,8 @@ def up(port: int) -> None:
         "PREFECT_UI_URL": url,
     }
     server = Part("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)
-    worker = Part("worker", ["prefect", "worker", "start", "--pool", POOL, "--type", "process"], environment, _lock(port))
+    work = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    worker = Part("worker", work, environment, _lock(port))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
     try:

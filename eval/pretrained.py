@@ -120,7 +120,7 @@ def load_pretrained(config: PretrainedConfig) -> AnswerModel:
     try:
         if not Path(source).exists():
             found = cached_file(source, options.get("gguf_file", "config.json"), revision=config.revision)
-            commit = extract_commit_hash(found, None)  # for all of it, and code in another repository is of no commit here
+            commit = extract_commit_hash(found, None)  # for all that is loaded; another repository has no such commit
             origin = {"id": config.model, "revision": config.revision, "commit": commit}
             options |= {"revision": commit, "code_revision": commit}
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

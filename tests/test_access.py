@@ -1,5 +1,6 @@
-"""The authentication string of the server: its file, who is trusted with it, and the server that a run starts itself."""
+"""The authentication string of the server: its file, who is told it, and the server that a run starts for itself."""
 
+import contextvars
 import json
 import os
 import subprocess
@@ -27,7 +28,8 @@ def test_the_string_is_made_once_for_its_owner_alone_whatever_the_umask(home: Pa
     before = os.umask(0)
     try:
         strings: list[str] = []
-        threads = [threading.Thread(target=lambda: strings.append(auth_string())) for _ in range(8)]
+        contexts = [contextvars.copy_context() for _ in range(8)]  # where Prefect keeps the settings
+        threads = [threading.Thread(target=each.run, args=(lambda: strings.append(auth_string()),)) for each in contexts]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -109,8 +111,8 @@ TEMPORARY = """
 import json
 from prefect.server.api import server
 from prefect.settings import PREFECT_API_AUTH_STRING
-from deployments.access import close_temporary_server
-close_temporary_server()
+from deployments.access import settle_server
+settle_server()
 class Started(Exception): pass
 def start(args, env): print(json.dumps([args, env, PREFECT_API_AUTH_STRING.value()])); raise Started
 server.subprocess.Popen = start

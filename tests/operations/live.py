@@ -222,7 +222,8 @@ def daily_train_up(folder: Path, credentials: dict[str, str], store: str) -> Ite
     port = free_port()
     hook = f"http://127.0.0.1:{receiver.server_port}/{SECRETS['DAILY_TRAIN_NOTIFY']}"
     (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(SITE.format(seconds=0.2) + OUTSIDE.format(file=str(folder / "outside")))
+    site = SITE.format(seconds=0.2) + OUTSIDE.format(file=str(folder / "outside"))
+    (folder / "site" / "sitecustomize.py").write_text(site)
     environment = {
         **os.environ, **credentials, **SECRETS, **SECONDS_BETWEEN, "DAILY_TRAIN_NOTIFY": hook,
         "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}",
