@@ -164,9 +164,16 @@ def require_own_server(port: int, string: str) -> bool:
     return True
 
 
+def keep_from_proxies() -> None:
+    """What goes to loopback, the string with it, goes through no HTTP proxy."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+
+
 @contextmanager
 def connected(port: int, string: str) -> Iterator[None]:
     """Prefect's clients in this process use the server on this port, once that has proved itself."""
+    keep_from_proxies()
     if not require_own_server(port, string):
         raise AccessError(f"no server answers on port {port}; `daily-train up` starts one")
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api", PREFECT_API_AUTH_STRING: string}):
@@ -180,6 +187,7 @@ def settle_server() -> None:
 
     Without that setting Prefect starts a server for the run, which then answers this process and its children alone: it
     writes to the database of PREFECT_HOME, from which the worker of a later `up` would take deployments."""
+    keep_from_proxies()
     url = urlsplit(PREFECT_API_URL.value() or "")
     if not url.netloc:
         string = secrets.token_urlsafe(32)

@@ -97,6 +97,7 @@ class Part:
 def up(port: int) -> None:
     """Start everything, print the address, and stay until interrupted or until a part ends again and again."""
     string = access.auth_string()
+    access.keep_from_proxies()
     url = f"http://127.0.0.1:{port}"
     api = f"{url}/api"
     environment = {
@@ -112,6 +113,7 @@ def up(port: int) -> None:
         "DAILY_TRAIN_VERSION": provenance.commit(),
         "PREFECT_UI_URL": url,
     }
+    environment.pop(NOTIFY, None)  # runs have no use for it
     server = Part("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)
     work = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     worker = Part("worker", work, environment, _lock(port))

@@ -1,17 +1,21 @@
 """The authentication string of the server: its file, who is told it, and the server that a run starts for itself."""
 
 import contextvars
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_HOME, PREFECT_SERVER_API_AUTH_STRING, temporary_settings
+from prefect.context import refresh_global_settings_context
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_HOME,
+    PREFECT_SERVER_API_AUTH_STRING,
+    get_current_settings,
+    temporary_settings,
+)
 
 from deployments import access
 from deployments.access import FILE, AccessError, auth_string, require_own_server
@@ -29,7 +33,9 @@ def test_the_string_is_made_once_for_its_owner_alone_whatever_the_umask(home: Pa
     try:
         strings: list[str] = []
         contexts = [contextvars.copy_context() for _ in range(8)]  # where Prefect keeps the settings
-        threads = [threading.Thread(target=each.run, args=(lambda: strings.append(auth_string()),)) for each in contexts]
+        threads = [
+            threading.Thread(target=each.run, args=(lambda: strings.append(auth_string()),)) for each in contexts
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -107,25 +113,20 @@ def test_somebody_elses_server_on_the_port_is_not_told_the_string(home: Path):
     assert not require_own_server(server.server_port, auth_string())  # nobody listens any more
 
 
-TEMPORARY = """
-import json
-from prefect.server.api import server
-from prefect.settings import PREFECT_API_AUTH_STRING
-from deployments.access import settle_server
-settle_server()
-class Started(Exception): pass
-def start(args, env): print(json.dumps([args, env, PREFECT_API_AUTH_STRING.value()])); raise Started
-server.subprocess.Popen = start
-try: server.SubprocessASGIServer(8123).start()
-except Started: pass
-"""
-
-
-def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(tmp_path: Path):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    done = subprocess.run([sys.executable, "-c", TEMPORARY], env={**kept, "PREFECT_HOME": str(tmp_path)},
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    arguments, environment, clients = json.loads(done.stdout.splitlines()[-1])
-    assert len(clients) > 40 and environment["PREFECT_SERVER_API_AUTH_STRING"] == clients
-    assert environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] != "*"
-    assert clients not in str(arguments)
+def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(monkeypatch: pytest.MonkeyPatch):
+    names = (access.GIVEN, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
+    for name in (*names, "PREFECT_API_URL"):
+        monkeypatch.setenv(name, "")  # to be put back
+        monkeypatch.delenv(name)
+    refresh_global_settings_context()
+    try:
+        access.settle_server.__wrapped__()
+        # what Prefect starts its temporary server with, and what the clients of this process send
+        environment = get_current_settings().to_environment_variables(exclude_unset=True)
+        sent = PREFECT_API_AUTH_STRING.value()
+    finally:
+        monkeypatch.undo()
+        refresh_global_settings_context()
+    string = environment[access.GIVEN]
+    assert len(string) > 40 and sent == string
+    assert environment["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1"

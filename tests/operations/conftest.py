@@ -5,9 +5,11 @@ from collections.abc import Generator, Iterator
 
 import pytest
 from httpx import TransportError
-from playwright.sync_api import Browser, Playwright, StorageState, sync_playwright
+from playwright.sync_api import Browser, Playwright, StorageState, expect, sync_playwright
 
 from tests.operations.live import CHROMIUM, QUIET, Up, daily_train_up
+
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="package")

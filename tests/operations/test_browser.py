@@ -18,8 +18,6 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from model.choices import OptimizerName
 from tests.operations.live import CHROMIUM, ROOT, SECONDS, Up, free_port
 
-expect.set_options(timeout=60_000)
-
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium` runs the browser tests"
 )
