@@ -19,6 +19,7 @@ from prefect.settings import (
 
 from deployments import access
 from deployments.access import FILE, AccessError, auth_string, require_own_server
+from deployments.origin import HOSTS, OwnOrigin
 
 
 @pytest.fixture
@@ -130,3 +131,25 @@ def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(monkeypat
     string = environment[access.GIVEN]
     assert len(string) > 40 and sent == string
     assert environment["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1"
+
+
+def test_the_address_of_a_tunnel_or_a_proxy_is_named_by_one_setting(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(HOSTS, "train.example.org, localhost:8080")
+    own = OwnOrigin(None, 4200, "")
+
+    def refused(host: str, *origins: str) -> str | None:
+        headers = [(b"host", host.encode()), *((b"origin", origin.encode()) for origin in origins)]
+        return own.refused({"type": "websocket", "headers": headers})
+
+    for host, *origins in (
+        ("127.0.0.1:4200",),
+        ("LOCALHOST:4200", "http://localhost:4200"),
+        ("train.example.org", "https://train.example.org"),
+        ("localhost:8080", "http://localhost:8080"),
+        ("127.0.0.1:4200", "https://train.example.org"),  # a proxy that goes by its own name for the server
+    ):
+        assert refused(host, *origins) is None, host
+    assert "'localhost:8081' is not an address" in refused("localhost:8081")
+    for origin in ("http://evil.test", "null", "", "http://[", "http://train.example.org.evil.test"):
+        assert f"a page of {origin!r} may not" in refused("train.example.org", origin)
+    assert refused("127.0.0.1:4200", "http://127.0.0.1:4200", "http://evil.test")
