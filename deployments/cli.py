@@ -18,10 +18,11 @@ from pydantic import ValidationError
 os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client, huggingface_hub
 
 from prefect.exceptions import TerminationSignal
 
+from deployments.access import auth_string, connected, settle_server
 from deployments.chat import ChatError, converse, require_gradio
 from deployments.command import run
 from deployments.export import export
@@ -132,10 +133,10 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         help="score any model on the benchmarks: a finished model's folder, or what transformers opens",
         description="Score a model on the five suites, print the table and write scores.json and samples.parquet.",
-        epilog="example: daily-train evaluate HuggingFaceTB/SmolLM2-135M --suites arc_easy --num-fewshot arc_easy=25",
+        epilog="example: daily-train evaluate HuggingFaceTB/SmolLM2-135M@main --suites arc_easy --items 500",
     )
     scores.add_argument("model", metavar="MODEL", help="folder of a finished model, or a folder, .gguf file or hub id "
-                                                       "that transformers opens")
+                                                       "that transformers opens, with ID@REVISION")
     scores.add_argument("--tokenizer", type=Path, metavar="FILE", help="of a finished model, if not in its folder")
     scores.add_argument("--suites", nargs="+", default=list(SUITES), metavar="SUITE", help=f"of {', '.join(SUITES)}")
     scores.add_argument("--items", type=int, metavar="N", help="a fixed random subset of N items a suite; default: all")
@@ -143,7 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     scores.add_argument("--num-fewshot", nargs="+", default=[], metavar="SUITE=N", help="examples before questions")
     scores.add_argument("--precision", default="fp32", help="fp32, tf32 (a GPU's faster products) or bf16 (default: "
                                                             "%(default)s)")
-    scores.add_argument("--trust-code", action="store_true", help="run the modelling file that the model brings along")
+    scores.add_argument("--trust-code", action="store_true", help="run the modelling file that the model brings along; "
+                                                                     "one of the hub needs ID@40-digit-commit")
     scores.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for the two files (%(default)s)")
     _execution_options(scores)
     scores.set_defaults(command=_evaluate)
@@ -287,7 +289,8 @@ def _notify(arguments: argparse.Namespace) -> None:
     address = os.environ.get(NOTIFY)
     if not address:
         raise NotifyError(f"set {NOTIFY} to the address; an argument could be read by every user of this machine")
-    notify(address, f"http://127.0.0.1:{arguments.port}/api")
+    with connected(arguments.port, auth_string()):
+        notify(address)
     print("The first message is sent; runs that fail, finish or regress are told there.")
 
 
@@ -368,9 +371,10 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
 
 
 def _prepare_run() -> None:
-    """Have a temporary server end with the run."""
+    """Have a temporary server end with the run, and answer this run alone."""
     from deployments.temporary_server import TemporaryServer  # noqa: PLC0415 (takes seconds)
 
+    settle_server()
     TemporaryServer()
 
 

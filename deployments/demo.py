@@ -8,11 +8,15 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is reporte
 from collections.abc import Iterator
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from deployments.dialogue import Pair, load_pair, parser
+from deployments.origin import OwnOrigin
 from model.errors import tell_error
 
 PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
+POLICY = ("default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
+          "frame-ancestors 'none'")
 SYSTEM_FONTS = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # others come from elsewhere
 
 
@@ -48,9 +52,13 @@ def main() -> None:
     arguments = parser("Serve a page with a model before and after training.")
     arguments.add_argument("--port", type=int, required=True)
     given = arguments.parse_args()
+    own = Middleware(OwnOrigin, port=given.port, policy=POLICY)
     try:
         blocks = page(load_pair(given.folder, given.tokenizer))
-        blocks.launch(server_name="127.0.0.1", server_port=given.port, theme=SYSTEM_FONTS, show_error=True)
+        blocks.launch(
+            server_name="127.0.0.1", server_port=given.port, share=False, theme=SYSTEM_FONTS, show_error=True,
+            app_kwargs={"middleware": [own]},
+        )  # fmt: skip
     except Exception as error:
         sys.exit(tell_error(error))
 

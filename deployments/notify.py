@@ -12,7 +12,6 @@ from prefect import get_client
 from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture, SendNotification
 from prefect.blocks.notifications import SlackWebhook
 from prefect.client.schemas.objects import StateType
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from model.errors import DailyTrainError
 from tasks.announce import FINISHED, REGRESSED
@@ -59,19 +58,19 @@ def apprise_url(address: str) -> str:
     return address
 
 
-def notify(address: str, api: str) -> None:
-    """Keep the address on the server, send a first message to it, and set up the automations that will."""
+def notify(address: str) -> None:
+    """Keep the address on the server that Prefect's clients in this process use, send a first message to it, and set
+    up the automations that will."""
     service = Apprise()
     service.add(apprise_url(address))
     if not service.notify(title="The Daily Train", body="Runs that fail, finish or regress are told here."):
         raise NotifyError("the first message was not accepted; is the address right and reachable from here?")
     block = SlackWebhook(url=apprise_url(address))  # the block's name says Slack, but it takes any Apprise address
-    with temporary_settings({PREFECT_API_URL: api}):
-        document = block.save(BLOCK, overwrite=True)
-        for name, (which, subject, body) in MESSAGES.items():
-            action = SendNotification(block_document_id=document, subject=f"The Daily Train: {subject}", body=body)
-            trigger = EventTrigger(**which, posture=Posture.Reactive, threshold=1, for_each={"prefect.resource.id"})
-            _save(f"daily-train: tell of {name} runs", "Sends a message for each.", trigger, action)
+    document = block.save(BLOCK, overwrite=True)
+    for name, (which, subject, body) in MESSAGES.items():
+        action = SendNotification(block_document_id=document, subject=f"The Daily Train: {subject}", body=body)
+        trigger = EventTrigger(**which, posture=Posture.Reactive, threshold=1, for_each={"prefect.resource.id"})
+        _save(f"daily-train: tell of {name} runs", "Sends a message for each.", trigger, action)
 
 
 def watch_over_runs() -> None:

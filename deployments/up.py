@@ -2,16 +2,16 @@
 
 What already runs is used as it is. A part that ends is started again; Ctrl-C stops what was started here. The server
 keeps its state in SQLite below PREFECT_HOME, or in the database that PREFECT_SERVER_DATABASE_CONNECTION_URL names.
+It answers its own pages and those who know its authentication string (deployments/server.py, deployments/access.py).
 """
 
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +23,9 @@ from httpx import HTTPStatusError, codes
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.workers.process import ProcessWorker
 
+from deployments import access
 from deployments.notify import SECONDS_BETWEEN_HEARTBEATS, notify, watch_over_runs
 from model.errors import DailyTrainError
 from tasks import provenance
@@ -40,7 +40,9 @@ SECONDS_TO_START = 300  # on a machine whose cores are all in use
 SECONDS_TO_STOP = 60  # a worker kills its runs after 30; their trainers go on saving (tasks/supervise.py)
 RESTARTS, RESTART_SECONDS = 5, 3600.0
 SETTINGS = {
+    "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(SECONDS_BETWEEN_HEARTBEATS),
     "PREFECT_WORKER_QUERY_SECONDS": "5",
 }
@@ -58,6 +60,7 @@ class Part:
     arguments: list[str]
     environment: dict[str, str]
     lock: IO | None = None
+    umask: int = -1
     process: subprocess.Popen | None = None
     started: list[float] = field(default_factory=list)
 
@@ -69,10 +72,11 @@ class Part:
                           "its last lines say why")
         self.started = [*recent, time.monotonic()]
         self.process = subprocess.Popen(
-            child_command("prefect", *self.arguments),
+            child_command(*self.arguments),
             env=self.environment,
             cwd=provenance.PROJECT,
             start_new_session=True,
+            umask=self.umask,
             stdin=subprocess.DEVNULL,
             pass_fds=(self.lock.fileno(),) if self.lock else (),
         )
@@ -93,35 +97,46 @@ class Part:
 
 def up(port: int) -> None:
     """Start everything, print the address, and stay until interrupted or until a part ends again and again."""
+    string = access.auth_string()
+    access.keep_from_proxies()
     url = f"http://127.0.0.1:{port}"
     api = f"{url}/api"
     environment = {
         **SETTINGS,
         **os.environ,
         "PREFECT_API_URL": api,
+        "PREFECT_API_AUTH_STRING": string,
+        access.GIVEN: string,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
         "DAILY_TRAIN_HOME": str(provenance.PROJECT),
         "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
         "DAILY_TRAIN_STORE": os.environ.get("DAILY_TRAIN_STORE", str(provenance.PROJECT / ".daily-train")),
         "DAILY_TRAIN_VERSION": provenance.commit(),
         "PREFECT_UI_URL": url,
     }
-    server = Part("server", ["server", "start", "--host", "127.0.0.1", "--port", str(port)], environment)
-    worker = Part("worker", ["worker", "start", "--pool", POOL, "--type", "process"], environment, _lock(port))
+    environment.pop(NOTIFY, None)  # runs have no use for it
+    server = Part("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)
+    work = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    worker = Part("worker", work, environment, _lock(port))
     try:
-        if not _healthy(api):
+        if not access.require_own_server(port, string):
+            held = _hold(port)  # noqa: F841 (as long as this runs)
             server.start()
-            _wait_until_healthy(api, server)
-        _set_up(api, environment)
+            _wait_until_ready(port, string, server)
+        with access.connected(port, string):
+            _set_up(api, environment)
         if worker.lock:
             worker.start()
         parts = [part for part in (server, worker) if part.process]
         reused = [part.name for part in (server, worker) if not part.process]
         told = f" The {' and the '.join(reused)} ran already." if reused else ""
-        print(f"\nThe Daily Train is up: {url}\n{told}{'Ctrl-C stops it.' if parts else ''}", flush=True)
+        print(f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.ticket(string)}\n"
+              f"or at any time with the string of {access.where_it_is()}.{told}"
+              f"{' Ctrl-C stops it.' if parts else ''}", flush=True)  # fmt: skip
         while parts:
             time.sleep(1)
             for part in parts:
-                if part.ended() and (part is server or _healthy(api)):  # a worker cannot start without its server
+                if part.ended() and (part is server or _answers(port, string)):  # a worker needs its server
                     print(f"The {part.name} ended with exit code {part.process.returncode}; it is started again.")
                     part.start()
     finally:
@@ -129,11 +144,24 @@ def up(port: int) -> None:
             part.stop()
 
 
+def _hold(port: int) -> socket.socket:
+    """Take the port until this process ends: also while the server is being started again, no other user can listen
+    there for what runs and browsers would send. The server binds it as well (deployments/server.py)."""
+    held = socket.socket()
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UpError(f"port {port} cannot be used ({error.strerror}); choose another --port") from error
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(("127.0.0.1", port))
+    return held
+
+
 def _lock(port: int) -> IO | None:
     """A lock that the worker of this server holds as long as it lives; None when one does."""
-    home = Path(PREFECT_HOME.value())
-    home.mkdir(parents=True, exist_ok=True)
-    file = (home / f"daily-train-worker-{port}.lock").open("w")
+    file = (access.home() / f"daily-train-worker-{port}.lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -144,7 +172,7 @@ def _lock(port: int) -> IO | None:
 
 def _set_up(api: str, environment: dict[str, str]) -> None:
     """Work pool, queues, deployments and automations; what is there is brought up to date."""
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         template = ProcessWorker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
@@ -153,8 +181,8 @@ def _set_up(api: str, environment: dict[str, str]) -> None:
         paused = [found.name for found in client.read_deployments() if not any(s.active for s in found.schedules)]
         watch_over_runs()
         if address := os.environ.get(NOTIFY):
-            notify(address, api)
-    file = Path(PREFECT_HOME.value()) / "daily-train-deployments.yaml"
+            notify(address)
+    file = access.home() / "daily-train-deployments.yaml"
     file.write_text(deployments_yaml(os.environ.get(REPOSITORY), paused))
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
     done = subprocess.run(command, env=environment, cwd=provenance.PROJECT, capture_output=True, text=True, check=False)
@@ -194,20 +222,20 @@ def deployments_yaml(repository: str | None, paused: list[str]) -> str:
     return yaml.safe_dump(described, sort_keys=False)
 
 
-def _healthy(api: str) -> bool:
+def _answers(port: int, string: str) -> bool:
+    """Whether our server is there; one that is too busy to say so is not."""
     try:
-        with urllib.request.urlopen(f"{api}/health", timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return access.require_own_server(port, string)
+    except access.AccessError:
         return False
 
 
-def _wait_until_healthy(api: str, server: Part) -> None:
+def _wait_until_ready(port: int, string: str, server: Part) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
-    while not _healthy(api):
+    while not _answers(port, string):
         if server.ended():
             code = server.process.returncode
-            raise UpError(f"the server ended with exit code {code}; is the port of {api} in use?")
+            raise UpError(f"the server ended with exit code {code}; is the port {port} in use?")
         if time.monotonic() > deadline:
-            raise UpError(f"the server does not answer on {api}/health after {SECONDS_TO_START} s")
+            raise UpError(f"the server does not answer on port {port} after {SECONDS_TO_START} s")
         time.sleep(0.5)

@@ -122,10 +122,14 @@ class AnswerModel(TemplateLM):
     out the work, so that few-shot examples are the same for any number of processes.
     """
 
-    def __init__(self, scorer: Scorer, encode: Encode, prefix_token: int) -> None:
-        """`encode(texts, add_special_tokens)` gives token ids, and `prefix_token` stands for an empty context."""
+    def __init__(
+        self, scorer: Scorer, encode: Encode, prefix_token: int, origin: dict[str, str | None] | None = None
+    ) -> None:
+        """`encode(texts, add_special_tokens)` gives token ids, and `prefix_token` stands for an empty context.
+        `origin`: id, revision and commit on the hub, for the report."""
         super().__init__()
         self.scorer = scorer
+        self.origin = origin
         self._encode = encode
         self._encoded: dict[tuple[str, bool | None], np.ndarray] = {}
         self._ids = lru_cache(64)(self._look_up)  # the choices of an item share the list of their context
@@ -330,6 +334,7 @@ def evaluate_model(config: ScoringConfig, load: Callable[[], AnswerModel]) -> di
         "seed": config.seed,
         # as in the stage's key: the default is left out, so that files of earlier versions mean the same
         **({} if config.precision is Precision.FP32 else {"precision": config.precision}),
+        **({"model": model.origin} if model.origin else {}),
         "scores": scores,
     }
     (config.out / "scores.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")

@@ -9,14 +9,19 @@ Shape suffixes: B rows, T tokens, D width, U positions, V vocabulary.
 """
 
 import inspect
+import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+# read when a model is loaded: a thread of the library would ask a service of the hub to convert its weights
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from eval.arithmetic import DTYPES, in_fp32
 from eval.command import run
@@ -41,6 +46,8 @@ _TOLERANCE = 1e-3
 class PretrainedConfig(ScoringConfig):
     model: str
     """A folder that `transformers` opens, a `.gguf` file, or an id on the hub."""
+    revision: str | None = None
+    """Of an id on the hub: branch, tag or commit; null: what the hub gives at present."""
     trust_code: bool = False
     """Run the modelling file that the model brings along."""
 
@@ -108,7 +115,13 @@ def load_pretrained(config: PretrainedConfig) -> AnswerModel:
     source, options = config.model, {"trust_remote_code": config.trust_code}
     if source.endswith(".gguf"):
         source, options["gguf_file"] = str(Path(source).parent), Path(source).name
+    origin = None
     try:
+        if not Path(source).exists():
+            found = cached_file(source, options.get("gguf_file", "config.json"), revision=config.revision)
+            commit = extract_commit_hash(found, None)  # for all that is loaded; another repository has no such commit
+            origin = {"id": config.model, "revision": config.revision, "commit": commit}
+            options |= {"revision": commit, "code_revision": commit}
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[config.precision], **options)
     except Exception as error:  # transformers raises what its many parts raise
@@ -133,7 +146,7 @@ def load_pretrained(config: PretrainedConfig) -> AnswerModel:
                 ids |= zip(part, tokenizer(part, add_special_tokens=special)["input_ids"] if part else [])
         return [ids[text] for text in texts]
 
-    return AnswerModel(Scorer(network, device, config.execution.batch_tokens), encode, prefix)
+    return AnswerModel(Scorer(network, device, config.execution.batch_tokens), encode, prefix, origin)
 
 
 def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

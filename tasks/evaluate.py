@@ -24,6 +24,7 @@ from eval.precision import Precision, precision_of
 from eval.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
 from tasks.benchmarks import Items, find_items
 from tasks.devices import scoring_processes, threads_of_each
+from tasks.documents import COMMIT
 from tasks.process import ProcessError, run_module
 from tasks.progress import Teller
 from tasks.settings import Settings
@@ -135,7 +136,8 @@ def _precision_note(config: EvaluationConfig, done: dict[str, Any]) -> str | Non
 def evaluate_folder(
     config: EvaluationConfig, model: str, tokenizer: Path | None, trust_code: bool, out: Path, place: Place
 ) -> str:
-    """Score a finished model of ours (a folder), or a folder, `.gguf` file or hub id that `transformers` opens.
+    """Score a finished model of ours (a folder), or what `transformers` opens: a folder, a `.gguf` file, or
+    `id@revision` of the hub, where without a revision what the hub gives at present is scored and its commit recorded.
 
     Writes scores.json and samples.parquet to `out` and returns the table with intervals. No stage: a folder's content
     has no key. Raises ProcessError with the harness's own sentence.
@@ -143,8 +145,6 @@ def evaluate_folder(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=out):
         pass  # a folder that cannot be written is told now, not after the scoring
-    processes = scoring_processes(place)
-    items = find_items(config.suites, place, config.num_fewshot)
     folder, away = Path(model), None
     if _is_ours(folder):
         if trust_code:
@@ -156,11 +156,19 @@ def evaluate_folder(
             raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
         if find_spec("transformers") is None:
             raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
-        name = str(folder.resolve()) if folder.exists() else model
-        module, which = "eval.pretrained", {"model": name, "trust_code": trust_code}
-        if not folder.exists():
+        if folder.exists():
+            name, revision = str(folder.resolve()), None
+        else:
+            name, _, given = model.partition("@")
+            revision = given or None
+            if trust_code and not COMMIT.fullmatch(given):
+                raise ProcessError(f"{model}: --trust-code runs code of the hub, which can change under a branch or "
+                                   f"tag: give the commit that you have read, {name}@40-digit-commit")
             away = unreachable()
             os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
+        module, which = "eval.pretrained", {"model": name, "revision": revision, "trust_code": trust_code}
+    processes = scoring_processes(place)
+    items = find_items(config.suites, place, config.num_fewshot)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
         work = Path(temporary)
         settings = {
@@ -218,7 +226,9 @@ def _table(found: dict[str, Any]) -> str:
     ]
     versions = ", ".join(f"{task} {version}" for task, version in found["task_versions"].items())
     shots = {score["suite"]: score["num_fewshot"] for score in found["scores"] if score["num_fewshot"]}
-    told = f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(found)}. "
+    model = found.get("model")
+    told = f"{model['id']} at commit {model['commit']}. " if model else ""
+    told += f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(found)}. "
     told += "Solved examples before a question: "
     told += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
     told += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."

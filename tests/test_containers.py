@@ -13,6 +13,7 @@ from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 from prefect.utilities.templating import apply_values, find_placeholders
 
 from deployments import init
+from deployments.access import GIVEN
 from deployments.cli import _parser
 from flows.config import Preset, compose
 from model import cost
@@ -34,7 +35,10 @@ def test_compose_names_only_what_it_defines():
             assert not healthy or "healthcheck" in COMPOSE["services"][other], f"{name} waits for {other} for ever"
         assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(COMPOSE["volumes"])
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), "beyond loopback"
-    worker = COMPOSE["services"]["worker"]
+    server, worker = (COMPOSE["services"][name] for name in ("server", "worker"))
+    assert server["entrypoint"] == ["python", "-m", "deployments.server"]
+    for service in (server, worker):  # nobody knows a string that compose does not give
+        assert service["environment"][GIVEN].startswith(f"${{{GIVEN}:?")
     assert worker["build"]["target"].removeprefix("${TARGET:-").rstrip("}") in targets == {"base", "cpu", "cuda"}
     assert (FOLDER / worker["build"]["context"] / worker["build"]["dockerfile"]).is_file()
     assert _parser().parse_args(worker["command"].split()).port == 4200
@@ -59,7 +63,8 @@ def test_the_dockerfile_passes_its_linter():
 
 def test_no_secret_stands_in_a_container_file():
     for path in (*FOLDER.glob("compose*.yaml"), FOLDER / "Dockerfile", FOLDER / "kubernetes/job-template.json"):
-        for value in re.findall(r"(?:PASSWORD|SECRET_ACCESS_KEY|ACCESS_KEY_ID)\s*[:=]\s*(\S+)", path.read_text()):
+        secret = r"(?:PASSWORD|SECRET_ACCESS_KEY|ACCESS_KEY_ID|AUTH_STRING)\s*[:=]\s*(\S+)"
+        for value in re.findall(secret, path.read_text()):
             assert value.startswith(("${", "...")), f"{path.name}: {value}"
 
 

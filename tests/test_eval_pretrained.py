@@ -3,9 +3,11 @@
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -214,3 +216,59 @@ def test_models_that_cannot_be_scored_are_refused(folder, tmp_path):
     tokenizer.save_pretrained(tmp_path / "small")
     with pytest.raises(HarnessError, match=r"small: its tokenizer has a BPE dropout of 0\.1, so scores would"):
         load_pretrained(_config(tmp_path / "small", tmp_path))
+
+
+FIRST, SECOND = 40 * "1", 40 * "2"
+
+
+def _published(cache: Path, name: str, commits: dict[str, Path]) -> None:
+    """What the hub's library keeps of a model whose branch `main` is at the last of its commits."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    for commit, files in commits.items():
+        shutil.copytree(files, repository / "snapshots" / commit)
+        (repository / "refs" / "main").write_text(commit)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Where the hub's library keeps what it has, which is all that it has here."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_model_of_the_hub_is_that_of_the_revision_and_its_commit_is_recorded(folder, tmp_path, hub):
+    torch.manual_seed(2)
+    shutil.copytree(folder, tmp_path / "later")
+    transformers.LlamaForCausalLM(LLAMA).save_pretrained(tmp_path / "later")
+    _published(hub, "org/model", {FIRST: folder, SECOND: tmp_path / "later"})
+    for revision, commit, path in ((None, SECOND, tmp_path / "later"), (FIRST, FIRST, folder), ("main", SECOND, None)):
+        found = load_pretrained(replace(_config("org/model", tmp_path), revision=revision))
+        assert found.origin == {"id": "org/model", "revision": revision, "commit": commit}
+        if path:
+            here = load_pretrained(_config(path, tmp_path))
+            assert here.origin is None
+            for ours, theirs in zip(found.scorer.network.model.parameters(), here.scorer.network.model.parameters()):
+                assert torch.equal(ours, theirs)
+    with pytest.raises(HarnessError, match="cannot be loaded"):
+        load_pretrained(replace(_config("org/model", tmp_path), revision=40 * "3"))
+
+
+def test_code_of_the_hub_is_run_at_the_commit_that_was_named_alone(folder, tmp_path, hub, monkeypatch, capsys):
+    for model in ("org/model", "org/model@main", f"org/model@{FIRST[:7]}"):
+        assert main(["evaluate", model, "--trust-code", "--store", str(tmp_path / "store")]) == 1
+        assert "give the commit that you have read, org/model@40-digit-commit" in capsys.readouterr().err
+    # a pinned model whose code lies in another repository, where it can change
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    shutil.copytree(folder, tmp_path / "model")
+    described = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "own", "auto_map": {"AutoConfig": "org/code--own.Config"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(described))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    _published(hub, "org/model", {FIRST: tmp_path / "model"})
+    _published(hub, "org/code", {SECOND: tmp_path / "code"})
+    with pytest.raises(HarnessError, match="cannot be loaded"):
+        load_pretrained(replace(_config("org/model", tmp_path), revision=FIRST, trust_code=True))
+    assert not (tmp_path / "ran").exists()

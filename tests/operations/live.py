@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,9 +19,14 @@ from typing import Any
 
 import httpx
 
+from deployments.access import FILE, GIVEN, basic
 from tests.lingering import SITE
 
 ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+         "--disable-3d-apis"]  # drawing the graph of a run in software takes a whole core  # fmt: skip
 SECONDS = 300  # the longest that anything may take on a loaded machine
 SECRETS = {"HF_TOKEN": "hf_QkZpT3JTZWNyZXQ", "DAILY_TRAIN_NOTIFY": "https-token-9f2c7d41"}
 STATES_AT_END = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -28,6 +34,23 @@ SECONDS_BETWEEN = {
     "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
 }  # fmt: skip
 """How often worker and scheduler look for work: oftener than the defaults, so that tests wait less."""
+
+
+OUTSIDE = """
+import os
+def heard(event, arguments):
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    if host and str(host) not in ("127.0.0.1", "localhost", "::1"):
+        with open({file!r}, "a") as file:
+            print(host, *sys.orig_argv[1:4], file=file)
+sys.addaudithook(heard)
+"""
+"""For sitecustomize.py as well: every process writes down which other machines it asks for."""
 
 
 def free_port() -> int:
@@ -70,7 +93,15 @@ class Up:
 
     @property
     def api(self) -> httpx.Client:
-        return httpx.Client(base_url=f"{self.url}/api", timeout=SECONDS, transport=Patient())
+        return httpx.Client(base_url=f"{self.url}/api", timeout=SECONDS, transport=Patient(), headers=self.headers)
+
+    @property
+    def auth_string(self) -> str:
+        return (self.folder / "home" / FILE).read_text().strip()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Basic {basic(self.auth_string)}"}
 
     @property
     def log(self) -> str:
@@ -191,12 +222,14 @@ def daily_train_up(folder: Path, credentials: dict[str, str], store: str) -> Ite
     port = free_port()
     hook = f"http://127.0.0.1:{receiver.server_port}/{SECRETS['DAILY_TRAIN_NOTIFY']}"
     (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(SITE.format(seconds=0.2))
+    site = SITE.format(seconds=0.2) + OUTSIDE.format(file=str(folder / "outside"))
+    (folder / "site" / "sitecustomize.py").write_text(site)
     environment = {
         **os.environ, **credentials, **SECRETS, **SECONDS_BETWEEN, "DAILY_TRAIN_NOTIFY": hook,
         "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}",
     }  # fmt: skip
-    environment.pop("PREFECT_API_URL", None)
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", GIVEN):
+        environment.pop(name, None)
     command = [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(

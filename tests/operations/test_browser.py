@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,17 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Response, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Response, StorageState, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from model.choices import OptimizerName
-from tests.operations.live import ROOT, SECONDS, Up, free_port
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-         "--disable-3d-apis"]  # drawing the graph of a run in software takes a whole core  # fmt: skip
-expect.set_options(timeout=60_000)
+from tests.operations.live import CHROMIUM, ROOT, SECONDS, Up, free_port
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium` runs the browser tests"
@@ -42,18 +35,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def page(browser: Browser, logged_in: StorageState) -> Iterator[Page]:
     """A page that fails its test when anything outside this machine is asked for."""
-    opened = browser.new_page(viewport={"width": 1280, "height": 1000}, reduced_motion="reduce")
+    opened = browser.new_page(
+        viewport={"width": 1280, "height": 1000}, reduced_motion="reduce", storage_state=logged_in
+    )
     opened.set_default_timeout(SECONDS * 1000 / 5)
     outside: list[str] = []
     opened.on("request", lambda request: outside.append(request.url))
@@ -164,7 +151,7 @@ READ = {
 """What a person reads in each artifact of the run below."""
 
 
-def test_a_run_by_hand_from_the_form_to_the_report(address: str, page: Page, store: Path):
+def test_a_run_by_hand_from_the_form_to_the_report(up: Up, address: str, page: Page, store: Path):
     open_form(page, address)
     expect(page.get_by_text("Budget in training tokens; exactly one of").first).to_be_visible()
     field(page, "Optimizer").get_by_role("button").press("ArrowDown")
@@ -184,7 +171,7 @@ def test_a_run_by_hand_from_the_form_to_the_report(address: str, page: Page, sto
     softcap.locator("textarea").fill("null")
     run = submit(page, address)
     wait_for_state(page, "Completed")
-    api = httpx.Client(base_url=f"{address}/api", timeout=60)
+    api = httpx.Client(base_url=f"{address}/api", timeout=60, headers=up.headers)
     given = api.get(f"/flow_runs/{run}").json()
     assert given["parameters"]["train"] == {"tokens": 40960} and given["parameters"]["model"] == {"softcap": None}
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d smoke \w+", given["name"])
@@ -277,6 +264,8 @@ def test_the_demo_page_shows_both_models(page: Page, store: Path):
         assert_pleasant(page)
         page.set_viewport_size({"width": 390, "height": 900})
         assert_pleasant(page)
+        for other in ({"Host": "evil.test"}, {"Origin": "http://127.0.0.1:9"}):  # DNS rebinding, another page
+            assert httpx.post(f"http://127.0.0.1:{port}/gradio_api/queue/join", headers=other).status_code == 403
     finally:
         os.killpg(demo.pid, signal.SIGTERM)
         demo.wait(30)

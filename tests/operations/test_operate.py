@@ -15,8 +15,9 @@ import boto3
 import pytest
 import yaml
 from prefect import flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from deployments.access import FILE
 from deployments.notify import NotifyError, apprise_url
 from deployments.up import UpError, deployments_yaml
 from tasks.announce import announce
@@ -100,7 +101,7 @@ def test_overlapping_runs_queue_and_a_cancelled_one_saves_and_resumes(up: Up):
 def test_a_run_survives_its_server_and_its_worker_and_can_still_be_cancelled(up: Up):
     run = up.start(tokens=LONG)
     up.in_training(run)
-    up.kill("prefect server start")
+    up.kill("deployments.server")
     step = up.events()[-1]["step"]
     wait_for(lambda: up.state(run)["type"] == "UNKNOWN")
     up.kill("prefect worker start")
@@ -162,7 +163,7 @@ def test_a_regressed_run_is_told_with_its_statistics(up: Up):
     def tell() -> None:
         announce(report, "s3://…/report.md")
 
-    with temporary_settings({PREFECT_API_URL: f"{up.url}/api"}):
+    with temporary_settings({PREFECT_API_URL: f"{up.url}/api", PREFECT_API_AUTH_STRING: up.auth_string}):
         tell()
     told = up.message("smoke regressed")
     assert "arc_easy acc: -2.10 points (95 % -3.20 to -1.00, p 0.0002, 2,376 items) against yesterday" in told
@@ -175,13 +176,19 @@ def test_a_run_that_died_with_its_worker_is_shown_as_crashed(up: Up, lost: float
 
 
 def test_no_secret_is_written_anywhere(up: Up, s3_environment: dict[str, str]):
-    secrets = [*SECRETS.values(), s3_environment["AWS_SECRET_ACCESS_KEY"]]
+    secrets = [*SECRETS.values(), s3_environment["AWS_SECRET_ACCESS_KEY"], up.auth_string]
     objects = [content for contents in _objects(up).values() for content in contents]
-    files = [path.read_bytes() for path in up.folder.rglob("*") if path.is_file()]
+    files = [path.read_bytes() for path in up.folder.rglob("*") if path.is_file() and path.name != FILE]
     assert any(b"SQLite format 3" in content for content in files) and len(objects) > 20
     for content in [*objects, *files]:
         for secret in secrets:
             assert secret.encode() not in content
+
+
+def test_nobody_outside_is_asked_for_anything_but_data(up: Up):
+    asked = (up.folder / "outside").read_text().splitlines()
+    assert any("-m pip download" in line for line in asked), "the record would hold it"
+    assert {line for line in asked if "-m pip download" not in line and not line.startswith("huggingface.co ")} == set()
 
 
 def _objects(up: Up) -> dict[str, list[bytes]]:

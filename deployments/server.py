@@ -1,0 +1,170 @@
+"""The Prefect server behind a door: `python -m deployments.server --port 4200`, which `daily-train up` starts.
+
+Around Prefect's own application, from the outside in: requests of other web pages and under other names are refused
+(deployments/origin.py); the pages need a login; the API needs the authentication string, which Prefect checks itself.
+
+A person logs in at /enter, with a ticket behind the `#` of an address that `up` prints, or with the string. The
+browser keeps the string where Prefect's pages look for it, and a cookie that opens the pages and nothing of the API.
+"""
+
+import argparse
+import json
+import secrets
+import socket
+import sys
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+
+import uvicorn
+from prefect.server.api.server import create_app
+from prefect.settings import (
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_SERVER_API_KEEPALIVE_TIMEOUT,
+    PREFECT_SERVER_API_WEBSOCKET_PING_INTERVAL,
+    PREFECT_SERVER_API_WEBSOCKET_PING_TIMEOUT,
+    PREFECT_SERVER_LOGGING_LEVEL,
+)
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.access import basic, same, signature, valid_ticket
+from deployments.origin import OwnOrigin
+
+POLICY = ("default-src 'self'; connect-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+          "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
+          "base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
+"""Content-Security-Policy of Prefect's pages: they talk to this server alone, and not to an analytics host. Their forms
+and graphs compile functions."""
+ENTER = "/enter"
+ENTRANCE = Path(__file__).with_name("enter.html").read_text()
+LONGEST = 4096  # bytes of what a person sends to log in
+
+
+class Login:
+    """An ASGI application whose pages need a login. The API below /api is left to Prefect, which checks the string."""
+
+    def __init__(self, app: ASGIApp, port: int, string: str) -> None:
+        self.app, self.port, self.string = app, port, string
+        self.cookie, self.pass_word = f"daily-train-{port}", signature(string, "pages")
+        self.used: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or path == "/api" or path.startswith("/api/"):
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        if path == ENTER:
+            answer = await self.enter(request)
+        elif not self.knows(request):
+            answer = entrance(401)
+        elif path == "/ui-settings":
+            answer = await self.settings(request)
+        else:
+            await self.app(scope, receive, send)
+            return
+        await answer(scope, receive, send)
+
+    def knows(self, request: Request) -> bool:
+        """Whether the request comes with the string, or from a browser that has logged in."""
+        if same(request.headers.get("authorization", ""), f"Basic {basic(self.string)}"):
+            return True
+        try:
+            found = SimpleCookie(request.headers.get("cookie", "")).get(self.cookie)
+        except CookieError:
+            return False
+        return found is not None and same(found.value, self.pass_word)
+
+    async def enter(self, request: Request) -> Response:
+        """The page, a proof that this server knows the string, or a login: a ticket or the string for the string."""
+        if request.method == "GET":
+            if challenge := request.query_params.get("challenge"):
+                return PlainTextResponse(signature(self.string, "server", str(self.port), challenge))
+            return entrance(200)
+        if request.method != "POST":
+            return Response(status_code=405)
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > LONGEST:
+                return Response(status_code=413)
+        word = body.decode(errors="replace")
+        if not same(word, self.string):
+            if not valid_ticket(word, self.string):
+                told = "That is not the string, or the address is older than a quarter of an hour."
+                return PlainTextResponse(told, 401)
+            if word in self.used:
+                return PlainTextResponse("This address was used already.", 401)
+            self.used.add(word)
+        answer = PlainTextResponse(basic(self.string), headers={"Cache-Control": "no-store"})
+        answer.set_cookie(self.cookie, self.pass_word, httponly=True, samesite="lax")
+        return answer
+
+    async def settings(self, request: Request) -> Response:
+        """Prefect's settings of its pages, with the API under the name by which the browser knows this server."""
+        parts: list[Message] = []
+
+        async def collect(message: Message) -> None:
+            parts.append(message)
+
+        plain = [pair for pair in request.scope["headers"] if pair[0] != b"accept-encoding"]
+        await self.app({**request.scope, "headers": plain}, request.receive, collect)
+        found = json.loads(b"".join(part.get("body", b"") for part in parts))
+        found["api_url"] = f"{request.url.scheme}://{request.headers['host']}/api"
+        return Response(json.dumps(found), media_type="application/json")
+
+
+def entrance(status: int) -> Response:
+    """The login page, whose script alone may run there."""
+    nonce = secrets.token_urlsafe(16)
+    policy = (f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+              "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
+    return HTMLResponse(ENTRANCE.replace("NONCE", nonce), status, headers)
+
+
+def guarded(app: ASGIApp, port: int, string: str) -> ASGIApp:
+    """The application behind both doors."""
+    return OwnOrigin(Login(app, port, string), port, POLICY)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket of this address, which only the user who holds the port (deployments/up.py) may bind beside him."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.bind((host, port))
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, as `prefect server start` does: migrations, services, log level and timeouts."""
+    parser = argparse.ArgumentParser(description="Serve Prefect's API and pages to those who know the string.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, required=True)
+    given = parser.parse_args(argv)
+    string = PREFECT_SERVER_API_AUTH_STRING.value()
+    if not string:
+        print("error: PREFECT_SERVER_API_AUTH_STRING is not set; nobody could log in", file=sys.stderr)
+        return 1
+    try:
+        listening = listen(given.host, given.port)
+    except OSError as error:
+        print(f"error: {given.host} port {given.port}: {error.strerror}", file=sys.stderr)
+        return 1
+    config = uvicorn.Config(
+        guarded(create_app(final=True), given.port, string),
+        timeout_keep_alive=PREFECT_SERVER_API_KEEPALIVE_TIMEOUT.value(),
+        ws_ping_interval=PREFECT_SERVER_API_WEBSOCKET_PING_INTERVAL.value(),
+        ws_ping_timeout=PREFECT_SERVER_API_WEBSOCKET_PING_TIMEOUT.value(),
+        log_level=PREFECT_SERVER_LOGGING_LEVEL.value().lower(),
+    )
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening])
+    return 0 if server.started else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

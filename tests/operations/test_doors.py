@@ -1,0 +1,151 @@
+"""Who reaches the server of `daily-train up`: in real Chromium, also a page that knows the authentication string."""
+
+import re
+import stat
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Playwright, StorageState, expect
+
+from deployments.access import FILE, basic, ticket
+from tests.operations.live import CHROMIUM, QUIET, Up
+
+chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium`")
+ATTACKS = """async ([url, basic, string, deployment]) => {
+  const headers = {"Authorization": `Basic ${basic}`, "Content-Type": "application/json"};
+  const pause = `${url}/api/deployments/${deployment}/pause_deployment`;
+  const asked = async (address, options) => {
+    try { const answer = await fetch(address, options); return answer.status; } catch { return "refused"; }
+  };
+  const socket = path => new Promise(told => {
+    const opened = new WebSocket(url.replace("http", "ws") + path, ["prefect"]);
+    opened.onopen = () => opened.send(JSON.stringify({type: "auth", token: string}));
+    opened.onmessage = message => told(message.data);
+    opened.onclose = () => told("refused");
+  });
+  return {
+    "read": await asked(`${url}/api/block_documents/filter`, {method: "POST", headers, body: "{}"}),
+    "empty POST": await asked(pause, {method: "POST", headers}),
+    "no-cors POST": await asked(pause, {method: "POST", mode: "no-cors"}),
+    "log in": await asked(`${url}/enter`, {method: "POST", body: string}),
+    "events": await socket("/api/events/out"),
+    "logs": await socket("/api/logs/out"),
+  };
+}"""
+"""What a hostile page tries, with the string in its hand, so that only the checks of address and page hold it back."""
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[str]:
+    """Another page on this machine: another port of loopback, another origin."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<!DOCTYPE html><title>elsewhere</title>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_without_the_string_everything_but_the_health_check_answers_401(up: Up):
+    plain = httpx.Client(base_url=up.url, timeout=60)
+    block = plain.post("/api/block_documents/filter", json={"include_secrets": True})
+    assert block.status_code == 401 and "hook" not in block.text
+    assert up.api.post("/block_documents/filter", json={"include_secrets": True}).json()[0]["data"]["url"]
+    for path in ("/", "/v2/", "/deployments", "/ui-settings", "/docs", "/openapi.json", "/api/docs",
+                 "/api/openapi.json", "/api/admin/version", "/api/admin/settings", "//api/admin/version"):  # fmt: skip
+        assert plain.get(path).status_code == 401, path
+        assert plain.get(path, headers={"Authorization": "Basic eDp5"}).status_code == 401, path
+    assert plain.post("/enter", content="daily-train:").status_code == 401
+    assert plain.post("/enter", content=ticket("another string")).status_code == 401
+    assert plain.get("/api/health").status_code == 200
+    home = up.folder / "home"
+    for path in (home, *home.glob("prefect.db*"), home / FILE):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+    for process in up.processes("daily-train|deployments|prefect"):
+        with open(f"/proc/{process}/cmdline") as command:
+            assert up.auth_string not in command.read()
+
+
+def test_other_addresses_and_pages_are_refused_even_with_the_string(up: Up):
+    def status(**headers: str) -> int:
+        return httpx.get(f"{up.url}/api/admin/version", headers={**up.headers, **headers}, timeout=60).status_code
+
+    port = up.url.rpartition(":")[2]
+    assert status() == status(Origin=up.url) == 200
+    assert status(Host=f"localhost:{port}", Origin=f"http://localhost:{port}") == 200
+    for host in ("evil.test", f"evil.test:{port}", "127.0.0.1:1", "127.0.0.1", "0.0.0.0", f"127.0.0.1.test:{port}"):
+        assert status(Host=host) == 403, host
+    for origin in ("null", "http://evil.test", "http://127.0.0.1:1", f"http://localhost:{port}", f"{up.url}.evil.test"):
+        assert status(Origin=origin) == 403, origin
+    assert status(**{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}) == 403
+    answer = httpx.get(f"{up.url}/", headers=up.headers, follow_redirects=True, timeout=60)
+    assert "access-control-allow-origin" not in answer.headers
+    assert "connect-src 'self'" in answer.headers["content-security-policy"]
+
+
+@chromium
+def test_a_person_logs_in_once_and_the_pages_ask_nobody_else(up: Up, browser: Browser, logged_in: StorageState):
+    used = re.search(r"/enter#(\S+)", up.log)[1]
+    assert httpx.post(f"{up.url}/enter", content=used, timeout=60).text == "This address was used already."
+
+    context = browser.new_context()
+    asked: list[str] = []
+    context.on("request", lambda request: asked.append(request.url))
+    page = context.new_page()
+    assert page.goto(f"{up.url}/v2/deployments").status == 401
+    page.locator("#word").fill("daily-train:wrong")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#said")).to_contain_text("not the string")
+    page.locator("#word").fill(up.auth_string)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("link", name="by-hand")).to_be_visible()
+    context.clear_cookies()  # as after the browser was closed: it does not ask a second time
+    page.goto(f"{up.url}/v2/work-pools")
+    expect(page.get_by_text("daily-train").first).to_be_visible()
+    context.close()
+    assert len(asked) > 20 and not [url for url in asked if not url.startswith((f"{up.url}/", "blob:", "data:"))]
+
+
+@chromium
+def test_pages_from_elsewhere_change_and_learn_nothing(
+    up: Up, browser: Browser, logged_in: StorageState, elsewhere: str, playwright: Playwright
+):
+    deployment = up.deployment("by-hand")
+    given = [up.url, basic(up.auth_string), up.auth_string, deployment["id"]]
+    page = browser.new_context(storage_state=logged_in).new_page()
+    page.goto(elsewhere)
+    refused = page.evaluate(ATTACKS, given)
+    assert refused.pop("no-cors POST") == 0  # the page cannot see the answer
+    assert set(refused.values()) == {"refused"}, refused
+    for embedded in (f"<iframe src='{up.url}/v2/'></iframe>", f"<script src='{up.url}/api/health'></script>"):
+        with page.expect_response(f"{up.url}/**") as answer:
+            page.set_content(embedded)
+        assert answer.value.status == 403
+    page.set_content(f"<form method=post enctype=text/plain action='{given[0]}/api/deployments/{deployment['id']}"
+                     "/pause_deployment'><input name=a></form><script>document.forms[0].submit()</script>")
+    page.wait_for_url(f"{up.url}/**")
+    assert "may not use this server" in page.content()
+    page.context.close()
+
+    rebinding = playwright.chromium.launch(
+        executable_path=CHROMIUM, args=[*QUIET, "--host-resolver-rules=MAP evil.test 127.0.0.1"]
+    )
+    page = rebinding.new_page()
+    evil = up.url.replace("127.0.0.1", "evil.test")
+    assert page.goto(f"{evil}/enter").status == 403
+    assert page.evaluate(ATTACKS, [evil, *given[1:]]) == {
+        "read": 403, "empty POST": 403, "no-cors POST": 403, "log in": 403, "events": "refused", "logs": "refused"
+    }  # fmt: skip
+    rebinding.close()
+    assert not deployment["paused"] and not up.deployment("by-hand")["paused"]
