@@ -17,12 +17,14 @@ from datasets import Dataset, DatasetBuilder, DownloadMode, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
 
+from model.errors import DailyTrainError
+
 ANSWER_SECONDS = 5
 LOOK_UP_SECONDS = 10
 """A look-up of the hub's name has no time limit of its own."""
 
 
-class HubError(Exception):
+class HubError(DailyTrainError):
     """The hub does not have what was asked for, or does not answer and the cache does not hold it."""
 
 
