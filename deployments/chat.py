@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 
+from tasks.ledger import find_run
 from tasks.provenance import PROJECT
-from tasks.report import find_run
 from tasks.stage import Place, StageError, load, materialise
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from deployments.inlining import inlined
 from eval.card import model_card
 from model.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
-from tasks.report import find_run
+from tasks.ledger import find_run
 from tasks.source import model_source_digest
 from tasks.stage import Place, Result, load, materialise, read_json
 from tasks.store import digest_file

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.stage import Place, Result, Stage, StageError, canonical_json, finish, materialise, open_place, sha256_json
+from tasks.manifest import canonical_json, sha256_json
+from tasks.stage import Place, Result, Stage, StageError, finish, materialise, open_place
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("abé🚂"),
@@ -115,6 +116,7 @@ def test_a_damaged_output_is_found_and_built_again(place: Place, name: str, harm
     assert finish(STAGE, place, build).skipped
 
 
+@settings(deadline=None)  # what a disk takes to sync
 @given(position=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_a_manifest_is_never_trusted(tmp_path_factory, position: int, bit: int):
     place = open_place(str(tmp_path_factory.mktemp("store")), None, 1, None, None, 0.0)

@@ -6,7 +6,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tasks.store import MULTIPART_BYTES, Digest, S3Store, Store, StoreError, digest_file, open_store
+from tasks.s3 import MULTIPART_BYTES, S3Store
+from tasks.store import Digest, Store, StoreError, digest_file, open_store
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -116,7 +117,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: str):
 
 def test_a_wrong_secret_is_refused(s3: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StoreError, match="access denied"):
+    with pytest.raises(StoreError, match="secret key does not belong"):
         open_store(s3).check()
 
 
