@@ -130,6 +130,40 @@ def restore(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> Non
         return
 
 
+def discard_damaged(run_dir: Path, log: Log) -> None:
+    """Move aside what the trainer could not read beside its checkpoints; it writes that anew. A finished model goes
+    with it, because it is beside that model that these files are complete: the last steps are trained again."""
+    finished = (run_dir / "final").exists()
+    for name, whole in (("run.json", _is_record), ("samples.json", _are_samples), ("metrics.jsonl", _are_events)):
+        path = run_dir / name
+        try:
+            if whole(path.read_text(), finished):
+                continue
+        except FileNotFoundError:
+            if not finished:
+                continue
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            log.warning("%s is damaged (%s) and made anew", path, shown(error))
+        if path.exists() and name != "metrics.jsonl":  # of that the trainer keeps the lines before the damage
+            path.replace(path.with_name(f"{name}.damaged"))
+        shutil.rmtree(run_dir / "final", ignore_errors=True)
+
+
+def _is_record(text: str, _: bool) -> bool:
+    record = json.loads(text)
+    return isinstance(record["steps"], int) and all(map(dict.keys, record.get("execution", [{}])))
+
+
+def _are_samples(text: str, finished: bool) -> bool:
+    names = ("prompt", "untrained", "trained") if finished else ("prompt", "untrained")
+    return all(isinstance(token, int) for sample in json.loads(text) for name in names for token in sample[name])
+
+
+def _are_events(text: str, finished: bool) -> bool:
+    events = [json.loads(line)["event"] for line in text.splitlines()] if finished else []
+    return "done" in events or not finished
+
+
 def clear(key: str, store: Store) -> None:
     """Remove the checkpoints of a finished stage from the store."""
     _delete(f"checkpoints/{key}", store)

@@ -1,9 +1,10 @@
-"""What an S3 server, or the library, says no to, as a sentence with what to do."""
+"""What goes wrong with a request to an S3 server, as a sentence with what to do."""
 
 import time
 
 from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 
+from tasks.faults import transient
 from tasks.objects import ReadOnlyStoreError, StoreError
 
 EXPIRED = "the credentials have expired: renew them (AWS_SESSION_TOKEN) and run the same command again"
@@ -19,6 +20,27 @@ REFUSED = {
     "PermanentRedirect": REGION,
 }
 SKEWED = ("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture")
+
+
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError)
+"""What the library raises for an answer whose bytes were changed on the way."""
+
+
+class UploadGoneError(StoreError):
+    """The server does not know the upload in parts: it was completed or aborted, or its name arrived changed."""
+
+
+def failure(where: str, no_bucket: str | None, error: BaseException, seconds: float, tries: int) -> StoreError:
+    """The error to raise when a request failed so often; `no_bucket` as of `refusal`."""
+    if transient(error) or isinstance(error, UNREADABLE):
+        times = "1 try" if tries == 1 else f"{tries} tries"
+        found = StoreError(f"{where}: the store did not answer as it should ({times} in {seconds:.0f} s): "
+                           f"{one_line(error)}")  # fmt: skip
+        found.transient = True
+        return found
+    if code_of(error) == "NoSuchUpload":
+        return UploadGoneError(f"{where}: {one_line(error)}")
+    return refusal(where, no_bucket, error)
 
 
 def refusal(where: str, no_bucket: str | None, error: BaseException) -> StoreError:

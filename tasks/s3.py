@@ -31,7 +31,7 @@ from tasks.bodies import known_sums, md5_header, read_whole, require_unchanged, 
 from tasks.faults import transient
 from tasks.objects import READ_BYTES, Digest, StoreError, check_inside, check_key, digest_file
 from tasks.probe import prove
-from tasks.refusals import code_of, one_line, refusal, status_of
+from tasks.refusals import UNREADABLE, UploadGoneError, code_of, failure, one_line, status_of
 
 MULTIPART_BYTES = 16 * 2**20
 PARTS_AT_ONCE = 8
@@ -126,7 +126,7 @@ class S3Store:
             self._abort_uploads(key)  # of a process that was killed, or of a try before this one
             try:
                 return self._put_parts(key, path, digest)
-            except _UploadGone as error:
+            except UploadGoneError as error:
                 if number == SAME:
                     raise StoreError(f"{self._where(key)}: the upload in parts was lost: {error}") from error
             except BaseException:
@@ -174,7 +174,7 @@ class S3Store:
 
         try:
             self._tried(key, complete)
-        except _UploadGone:
+        except UploadGoneError:
             if self.digest(key) != digest:  # else an earlier try had arrived
                 raise
 
@@ -270,10 +270,12 @@ class S3Store:
             seen[found] += 1
             if found.sha256 == recorded or not recorded or seen[found] == SAME:
                 return found
-        error = StoreError(f"{self._where(key)}: arrived {FETCHES} times with other bytes than its sha256 says; the "
-                           "network changes what it carries")  # fmt: skip
+        raise self._changed(key)
+
+    def _changed(self, key: str) -> StoreError:
+        error = StoreError(f"{self._where(key)}: {FETCHES} answers differ; the network changes what it carries")
         error.transient = True
-        raise error
+        return error
 
     def publish(self, key: str, content: bytes) -> bool:
         unknown = False  # whether an earlier try may have arrived
@@ -315,17 +317,28 @@ class S3Store:
     def exists(self, key: str) -> bool:
         return self.digest(key) is not None
 
+    def _page(self, prefix: str, below: str, after: str) -> tuple[list[str], bool]:
+        """Up to 1,000 names, and whether there are more. No checksum protects a listing: it counts when it comes twice
+        in a row."""
+
+        def once(client: Any) -> tuple[Any, bool]:
+            page = client.list_objects_v2(Bucket=self.bucket, Prefix=below, StartAfter=after)
+            return [entry["Key"] for entry in page.get("Contents", [])], bool(page.get("IsTruncated"))
+
+        before = self._tried(prefix, once)
+        for _ in range(FETCHES):
+            if (found := self._tried(prefix, once)) == before:
+                return found
+            before = found
+        raise self._changed(prefix)
+
     def list(self, prefix: str) -> Iterator[str]:
-        start, more = self._name(""), {}
-        where = {"Bucket": self.bucket, "Prefix": self._name(prefix.rstrip("/") + "/" if prefix else "")}
-        while True:
-            page = self._tried(prefix, lambda client, more=more: client.list_objects_v2(**where, **more))
-            for entry in page.get("Contents", []):
-                if not entry["Key"].endswith("/"):  # a folder, as consoles make them
-                    yield entry["Key"].removeprefix(start)
-            if not page.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+        start, below = self._name(""), self._name(prefix.rstrip("/") + "/" if prefix else "")
+        after, more = "", True
+        while more:
+            names, more = self._page(prefix, below, after)
+            after = names[-1] if names else ""
+            yield from (name.removeprefix(start) for name in names if not name.endswith("/"))  # a console's folder
 
     def delete(self, key: str) -> None:
         self._tried(key, lambda client: client.delete_object(Bucket=self.bucket, Key=self._name(key)))
@@ -350,10 +363,10 @@ class S3Store:
         for number in itertools.count(1):
             try:
                 return once(self._client(number))
-            except CAUGHT as error:
-                pause = min(LONGEST_PAUSE, 0.15 * 2**number) * random.uniform(0.5, 1.0)
+            except (*CAUGHT, *UNREADABLE) as error:
+                pause = min(LONGEST_PAUSE, 0.05 * 2**number) * random.uniform(0.5, 1.0)
                 waited = time.monotonic() - began
-                again = transient(error) and (number < 3 or waited + pause < self.patience)
+                again = (transient(error) or isinstance(error, UNREADABLE)) and (number < 3 or waited + pause < self.patience)
                 if not again or (stop is not None and stop.is_set()):
                     raise self._error(key, error, waited, number) from error
                 if waited > 10 and not told:
@@ -369,19 +382,8 @@ class S3Store:
         try:
             yield
         except CAUGHT as error:
-            raise self._error(key, error, 0.0, 1) from error
+            raise self._error(key, error) from error
 
-    def _error(self, key: str, error: BaseException, seconds: float, tries: int) -> StoreError:
-        """The sentence for a failure."""
-        where = self._where(key)
-        if transient(error):
-            times = "1 try" if tries == 1 else f"{tries} tries"
-            return StoreError(f"{where}: the store did not answer as it should ({times} in {seconds:.0f} s): "
-                              f"{one_line(error)}")  # fmt: skip
-        if code_of(error) == "NoSuchUpload":
-            return _UploadGone(f"{where}: {one_line(error)}")
-        return refusal(where, self.bucket if not key or code_of(error) == "NoSuchBucket" else None, error)
-
-
-class _UploadGone(StoreError):
-    """The server does not know the upload in parts: it was completed or aborted, or its name arrived changed."""
+    def _error(self, key: str, error: BaseException, seconds: float = 0.0, tries: int = 1) -> StoreError:
+        no_bucket = self.bucket if not key or code_of(error) == "NoSuchBucket" else None
+        return failure(self._where(key), no_bucket, error, seconds, tries)

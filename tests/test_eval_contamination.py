@@ -36,6 +36,7 @@ from eval.probes import probes
 from eval.references import Reference, Severity, Text, references
 from eval.suites import SUITES, normalise, write_rows
 from eval.words import words
+from tasks.objects import digest_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ContaminationConfig(control_items=6)
@@ -530,6 +531,7 @@ def _change(path: Path, change: Callable[[list[dict]], None]) -> None:
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     change(lines)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.with_suffix(".sha256").write_text(digest_file(path).sha256)  # as if the scan had written this
 
 
 def _drop_matches(lines: list[dict]) -> None:
