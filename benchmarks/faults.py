@@ -141,12 +141,13 @@ def one_run(
     done = smoke(proxy.url, url, folder, wheels)
     tally.seconds += time.monotonic() - began
     if done.returncode:
-        tally.failures.append(f"{folder}: {(folder / 'log').read_text()[-300:]}")
+        tally.failures.append(f"{folder}: {(folder / 'log').read_text()[-600:]}")
     with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=direct):
         store = open_store(url)
         found = {f"{m.stage} {m.key}": m.digest for m in manifests(store) if m.stage != "report"}
         tally.orphans += len(left := orphans(store))
-    built = Counter((folder / "builds").read_text().splitlines())
+    builds = folder / "builds"
+    built = Counter(builds.read_text().splitlines() if builds.exists() else [])
     tally.built_twice += sum(count - 1 for count in built.values())
     tally.same += bool(found) and (not wanted or found == wanted)
     tally.failures += [f"orphan {key}" for key in left]

@@ -23,8 +23,8 @@ CODES = {
 """Error codes of S3 servers: overload, a request that arrived cut short or with other bytes, one in conflict."""
 CLASSES = {
     "aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "aiohttp.ServerTimeoutError",
-    "botocore.FlexibleChecksumError", "botocore.HTTPClientError", "botocore.IncompleteReadError",
-    "botocore.ResponseParserError", "botocore.ResponseStreamingError",
+    "botocore.ConnectionError", "botocore.FlexibleChecksumError", "botocore.HTTPClientError",
+    "botocore.IncompleteReadError", "botocore.ResponseParserError", "botocore.ResponseStreamingError",
     "httpcore.NetworkError", "httpcore.ProtocolError", "httpcore.TimeoutException",
     "httpx.DecodingError", "httpx.NetworkError", "httpx.ProtocolError", "httpx.ProxyError", "httpx.TimeoutException",
     "requests.ChunkedEncodingError", "requests.ConnectionError", "requests.ContentDecodingError", "requests.Timeout",

@@ -123,15 +123,15 @@ class S3Store:
             self._tried(key, lambda client: client.put_object(Bucket=self.bucket, Key=self._name(key), **sent))
             return
         for number in itertools.count(1):
-            self._abort_uploads(key)  # of a process that was killed, or of a try before this one
             try:
-                return self._put_parts(key, path, digest)
+                self._put_parts(key, path, digest)
+                break
             except UploadGoneError as error:
                 if number == SAME:
                     raise StoreError(f"{self._where(key)}: the upload in parts was lost: {error}") from error
-            except BaseException:
-                self._abort_uploads(key)
-                raise
+            finally:
+                with contextlib.suppress(*CAUGHT):  # what is left costs money and is in no listing
+                    self._abort_uploads(key)
 
     def _put_parts(self, key: str, path: Path, digest: Digest) -> None:
         """Upload parts in threads, and make one object of them when all have the bytes that were measured."""
@@ -179,13 +179,11 @@ class S3Store:
                 raise
 
     def _abort_uploads(self, key: str) -> None:
-        """Best effort: what is left of uploads in parts to this key costs money and is in no listing."""
-        where = {"Bucket": self.bucket}
-        with contextlib.suppress(*CAUGHT):
-            found = self.client.list_multipart_uploads(**where, Prefix=self._name(key)).get("Uploads", [])
-            for upload in found:
-                if upload["Key"] == self._name(key):
-                    self.client.abort_multipart_upload(**where, Key=upload["Key"], UploadId=upload["UploadId"])
+        """Drop uploads in parts to this key, in one try."""
+        found = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self._name(key)).get("Uploads", [])
+        for upload in found:
+            if upload["Key"] == self._name(key):
+                self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def get(self, key: str, cache: Path) -> Path:
         target = cache / check_key(key)
@@ -366,8 +364,9 @@ class S3Store:
             except (*CAUGHT, *UNREADABLE) as error:
                 pause = min(LONGEST_PAUSE, 0.05 * 2**number) * random.uniform(0.5, 1.0)
                 waited = time.monotonic() - began
-                again = (transient(error) or isinstance(error, UNREADABLE)) and (number < 3 or waited + pause < self.patience)
-                if not again or (stop is not None and stop.is_set()):
+                again = transient(error) or isinstance(error, UNREADABLE)
+                late = number >= 3 and waited + pause >= self.patience
+                if not again or late or (stop is not None and stop.is_set()):
                     raise self._error(key, error, waited, number) from error
                 if waited > 10 and not told:
                     told = True

@@ -8,6 +8,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.object_store import BUCKET, object_store
+from tests.store_proxy import Faults, StoreProxy
 
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes with two threads each would spin on two cores
@@ -58,3 +59,11 @@ def s3(s3_environment: dict[str, str], s3_url: str, monkeypatch: pytest.MonkeyPa
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     return s3_url
+
+
+@pytest.fixture
+def proxy(s3: str, s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreProxy]:
+    """A proxy in front of the test's S3 server that does no harm yet, with the environment set so that it is used."""
+    with StoreProxy(s3_environment["AWS_ENDPOINT_URL_S3"], Faults()) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", running.url)
+        yield running

@@ -5,6 +5,7 @@ requests come in the same order.
 """
 
 import http.client
+import math
 import random
 import socket
 import struct
@@ -27,8 +28,18 @@ MIXES = {
 }  # fmt: skip
 """Faults by the name of their mix. `after`: the server has done what was asked, and the client does not hear of it."""
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"
-CODES = {"500": (500, "InternalError"), "503": (503, "ServiceUnavailable"), "429": (429, "TooManyRequests"),
-         "slow down": (503, "SlowDown")}  # fmt: skip
+CODES = {
+    "500": (500, "InternalError"),
+    "503": (503, "ServiceUnavailable"),
+    "429": (429, "TooManyRequests"),
+    "slow down": (503, "SlowDown"),
+    "expired": (400, "ExpiredToken"),
+    "skewed": (403, "RequestTimeTooSkewed"),
+    "unknown key": (403, "InvalidAccessKeyId"),
+    "denied": (403, "AccessDenied"),
+    "no condition": (501, "NotImplemented"),
+}
+"""Answers instead of the server's; the last four are of servers and credentials that refuse."""
 
 
 @dataclass
@@ -42,6 +53,8 @@ class Faults:
     """How long a request is held that stalls; then the connection is reset."""
     only: str = ""
     """Requests whose line, such as `PUT /bucket/key`, holds this text; empty: all."""
+    most: float = math.inf
+    """How many requests are harmed."""
     done: Counter = field(default_factory=Counter)
     """How often each fault was made, and all `requests`."""
 
@@ -77,10 +90,11 @@ class StoreProxy:
         with self.lock:
             draw = random.Random(f"{faults.seed} {faults.done['requests']}")
             faults.done["requests"] += 1
-            hit = bool(faults.kinds) and faults.only in line and draw.random() < faults.share
+            hit = bool(faults.kinds) and faults.only in line and draw.random() < faults.share and faults.most > 0
             kind = draw.choice(faults.kinds) if hit else ""
             if kind:
                 faults.done[kind] += 1
+                faults.most -= 1
         return kind, draw
 
 
