@@ -33,6 +33,7 @@ STAGE = Stage(name="shard", version=1, config={"a": 1}, inputs={}, recorded=froz
 OUTPUTS = {"data.bin": bytes(range(256)) * 800, "counts.json": b'{"tokens": 204800}', "times.json": b'{"seconds": 1}'}
 COMMAND = """
 import os, sys
+from deployments.cli import main  # first: it sets Prefect's environment
 import tasks.stage
 built = tasks.stage._built
 
@@ -42,7 +43,6 @@ def counted(stage, *rest):
     return built(stage, *rest)
 
 tasks.stage._built = counted
-from deployments.cli import main
 sys.exit(main())
 """
 """`daily-train` that notes every build of a stage."""
@@ -121,8 +121,11 @@ def smoke(endpoint: str, url: str, folder: Path, wheels: Path | None) -> subproc
     if wheels is not None:
         shutil.copytree(wheels, cache / "wheels")
     environment = os.environ | {
-        "AWS_ENDPOINT_URL_S3": endpoint, "PREFECT_HOME": str(folder / "prefect"), "BUILDS": str(folder / "builds"),
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "PREFECT_HOME": str(folder.parents[1] / "prefect"),
+        "BUILDS": str(folder / "builds"),
         "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",
     }  # fmt: skip
     command = [sys.executable, "-c", COMMAND, "run", "--preset", "smoke", "--store", url, "--cache", str(cache),
                "--workers", "1", "--device", "cpu", "--set", 'evaluation.suites=["arc_easy"]']  # fmt: skip

@@ -151,7 +151,7 @@ def discard_damaged(run_dir: Path, log: Log) -> None:
 
 def _is_record(text: str, _: bool) -> bool:
     record = json.loads(text)
-    return isinstance(record["steps"], int) and all(map(dict.keys, record.get("execution", [{}])))
+    return isinstance(record["steps"], int) and all(isinstance(one, dict) for one in record.get("execution", [{}]))
 
 
 def _are_samples(text: str, finished: bool) -> bool:

@@ -534,6 +534,18 @@ def _change(path: Path, change: Callable[[list[dict]], None]) -> None:
     path.with_suffix(".sha256").write_text(digest_file(path).sha256)  # as if the scan had written this
 
 
+def test_results_that_were_damaged_since_are_scanned_again(kept: CommandConfig, tmp_path: Path):
+    shutil.copytree(kept.resume, tmp_path / "scanned")
+    command = replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out")
+    whole = [result.read_bytes() for result in _results(command)]
+    _results(command)[1].write_bytes(b"")
+    _results(command)[2].with_suffix(".sha256").unlink()
+    _results(command)[3].write_bytes(whole[3].replace(b"1", b"2", 1))
+    _results(command)[4].write_bytes(b"\xff")
+    scan_files(command)
+    assert [result.read_bytes() for result in _results(command)] == whole
+
+
 def _drop_matches(lines: list[dict]) -> None:
     del lines[1:]
     lines[0]["matches"] = 0

@@ -302,8 +302,12 @@ def test_a_manifest_that_is_moved_aside_is_kept_with_its_files(place: Place):
 
 @pytest.mark.parametrize(
     "change",
-    [{"outputs": name} for name in ("../../../../escaped", "/tmp/escaped", "", "a\\b", "a\0b", "a//b", "./a", "a/..", 7)]
-    + [{"attempt": name} for name in ("..", "../../../escaped", "a/b", "", "a\\b")] + [{"stage": "../.."}, {"inputs": []}],
+    [
+        *({"outputs": name} for name in ("../../../../x", "/tmp/x", "", "a\\b", "a\0b", "a//b", "./a", "a/..", 7)),
+        *({"attempt": name} for name in ("..", "../../../x", "a/b", "", "a\\b")),
+        {"stage": "../.."},
+        {"inputs": []},
+    ],
 )  # fmt: skip
 def test_names_in_a_manifest_that_lead_elsewhere_are_refused(tmp_path: Path, change: dict):
     """Each manifest has a right hash of itself, as whoever writes to a bucket can make it."""
@@ -349,9 +353,14 @@ def test_flipped_bytes_on_the_way_cost_no_build_and_damage_in_the_bucket_does(pr
     assert not finish(STAGE, place, build).skipped and build.runs == 2
 
 
+def write_outputs(_: Path, out: Path) -> None:
+    for name, content in OUTPUTS.items():
+        (out / name).write_bytes(content)
+
+
 def test_a_store_with_faults_ends_with_the_same_digest_and_no_orphan(proxy, s3: str, s3_environment, tmp_path: Path):
     """As `make bench-faults` does a hundred times with each mix of faults."""
-    wanted = finish(STAGE, open_place(str(tmp_path / "local"), None, 1, None, None, 0.0), lambda _, out: [(out / n).write_bytes(c) for n, c in OUTPUTS.items()] and None)
+    wanted = finish(STAGE, open_place(str(tmp_path / "local"), None, 1, None, None, 0.0), write_outputs)
     tally = Tally()
     for number in range(2):
         proxy.faults = Faults(MIXES["everything"], share=0.3, seed=number, done=tally.faults)
