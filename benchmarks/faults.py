@@ -8,6 +8,7 @@ built twice and no object in the bucket that no manifest names. Outages that las
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -160,7 +161,7 @@ def one_run(
 def outage(name: str, proxy: StoreProxy, folder: Path, seconds: float) -> tuple[float, float, str]:
     """Seconds until a person who starts is told, until a stage that is being stored gives up, and its sentence."""
     place = open_place(f"s3://{BUCKET}/outage-{name.replace(' ', '-')}", str(folder / name), 1, None, None, 0.0)
-    endpoint = os.environ["AWS_ENDPOINT_URL_S3"]
+    endpoint = proxy.url
     proxy.faults = Faults(("stall",) if name == "stalls" else ("503",), share=1.0, stall_seconds=seconds)
     if name == "connection refused":
         with closing(socket()) as free:
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--outages", type=int, default=1, help="0: leave the outages out")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is ended
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         folder = Path(temporary)
         (folder / "server").mkdir()

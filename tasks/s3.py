@@ -43,7 +43,7 @@ SECONDS_TO_OPEN = 12.0
 """The same while somebody waits for a run to begin: an address with a typing error is to be seen soon."""
 LONGEST_PAUSE = 15.0
 CONNECT_SECONDS = 5
-READ_SECONDS = (10, 60)
+READ_SECONDS = (10, 30)
 """Seconds without a byte from the server after which a try is given up: the first two tries, and all others."""
 SAME = 3
 """So many times the same bytes: they are what is stored, whatever the digest says."""
@@ -371,7 +371,7 @@ class S3Store:
                 if waited > 10 and not told:
                     told = True
                     logging.getLogger("daily_train").warning(
-                        "%s: no answer for %.0f s, tried for %.0f s: %s", self._where(key), waited, self.patience,
+                        "%s: no answer for %.0f s, tried for up to %.0f s: %s", self._where(key), waited, self.patience,
                         one_line(error))  # fmt: skip
                 time.sleep(pause) if stop is None else stop.wait(pause)
         raise AssertionError("unreachable")

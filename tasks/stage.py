@@ -29,7 +29,7 @@ from tasks import faults, provenance
 from tasks.attempts import ATTEMPT_DIGITS, BUILT, drop_kept, holds, kept, publish, verified, withdraw
 from tasks.logs import logger
 from tasks.manifest import Json, Manifest, Output, StageError, manifest_key, parse_manifest, sha256_json
-from tasks.objects import ReadOnlyStoreError, StoreError, digest_file
+from tasks.objects import ReadOnlyStoreError, StoreError, digest_file, shown
 from tasks.store import LocalStore, Store, open_store
 from tasks.tracking import Tracker, check_tracker
 
@@ -220,7 +220,7 @@ def finished(name: str, place: Place) -> Iterator[Manifest]:
             except (StageError, StoreError) as error:
                 if faults.transient(error):
                     raise
-                logger().warning("%s/%s is passed over: %s", place.store.url, where, error)
+                logger().warning("%s/%s is passed over: %s", place.store.url, shown(where), shown(error))
 
 
 def transient(_task: object, _run: object, state: State) -> bool:
