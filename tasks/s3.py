@@ -101,10 +101,11 @@ class S3Store:
             self._tried("", self._require_bucket)
             prove(self)
         finally:
-            self.patience = patience
+            self.patience, self._patient = patience, None
 
     def hurry(self) -> None:
         self.patience = min(self.patience, SECONDS_TO_OPEN)
+        self._patient = self.client
 
     def _require_bucket(self, client: Any) -> None:
         """Some servers would make the bucket of a first put."""
