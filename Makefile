@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train test-kills test-inputs lock clean
+.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train test-kills test-inputs bench-faults lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -43,6 +43,9 @@ bench-coverage: $(VENV)/installed-dev  ## do intervals cover, and do tests alarm
 
 bench-eval: $(VENV)/installed-dev  ## seconds and scores beside lm-eval's hf backend
 	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.evaluation $(ARGS)
+
+bench-faults: $(VENV)/installed-dev  ## runs and stages on a store whose network fails in every way; ARGS="--runs 0"
+	$(BIN)/python -m benchmarks.faults $(ARGS)
 
 bench-forecast: $(VENV)/installed  ## speed of daily beside nanochat's before a GPU is there; ARGS="--nanochat DIR"
 	$(BIN)/python -m benchmarks.forecast $(ARGS)

@@ -12,9 +12,9 @@ import sys
 
 from benchmarks.goals import print_goal
 from eval.markup import markdown_table
+from tasks.manifest import sha256_json
 from tasks.provenance import PROJECT
 from tasks.source import NOT_TRAINING, code_of, model_source_digest
-from tasks.stage import sha256_json
 
 PROGRAM = f"""
 import ast, hashlib, io, json, platform, sys, time, tokenize

@@ -34,7 +34,7 @@ from benchmarks.goals import print_goal
 from deployments.temporary_server import TemporaryServer
 from eval.markup import markdown_table
 from tasks.store import Store, open_store
-from tests.conftest import BUCKET, s3_server
+from tests.object_store import BUCKET, object_store
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ("evaluation.items_per_suite=4", 'evaluation.suites=["arc_easy","winogrande"]', "train.tokens=40960")
@@ -344,7 +344,7 @@ def main() -> None:
         for name in ("directory", "s3"):
             if arguments.store not in (name, "both") or arguments.signal == "SIGTERM":
                 continue
-            with s3_server(folders["server"]) if name == "s3" else nullcontext({}) as environment:
+            with object_store(folders["server"]) if name == "s3" else nullcontext({}) as environment:
                 os.environ.update(environment)
                 url = str(folders[name] / "store") if name == "directory" else f"s3://{BUCKET}/kills"
                 count, bad, rows = killed(name, url, environment, folders[name], arguments.only, api)

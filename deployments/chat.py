@@ -8,7 +8,7 @@ import subprocess
 
 from model.errors import DailyTrainError
 from tasks.child import child_command
-from tasks.report import find_run
+from tasks.ledger import find_run
 from tasks.stage import Place, StageError, load, materialise
 
 

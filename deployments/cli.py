@@ -39,9 +39,11 @@ from model.errors import naming, reason_of, shown_value, tell_error
 from tasks import provenance
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
+from tasks.ledger import read_ledger, report_pages
 from tasks.preflight import require_ready
-from tasks.report import Published, read_ledger, report_pages
+from tasks.report import Published
 from tasks.settings import Settings, scalar_types
+from tasks.stage import Place
 from tasks.study import StudyConfig
 
 MOST_NAMES = 8
@@ -207,6 +209,11 @@ def _execution(arguments: argparse.Namespace) -> Execution:
     return _settings(Execution, "execution", arguments)
 
 
+def _place_to_read(arguments: argparse.Namespace) -> Place:
+    """For a command that changes nothing in the store, and makes none."""
+    return place_of(_execution(arguments), dict(os.environ), reading=True)
+
+
 def _settings(kind: type[Section], section: str, arguments: argparse.Namespace) -> Section:
     """A section whose every field is an option of the same name."""
     texts = {name: getattr(arguments, name) for name in kind.model_fields}
@@ -295,7 +302,7 @@ def _notify(arguments: argparse.Namespace) -> None:
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    print(explain_item(arguments.item, arguments.run, place_of(_execution(arguments), dict(os.environ))))
+    print(explain_item(arguments.item, arguments.run, _place_to_read(arguments)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -318,7 +325,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    place = place_of(_execution(arguments), dict(os.environ))
+    place = _place_to_read(arguments)
     family = export(arguments.name, arguments.destination, arguments.tokenizer, place)
     print(f"{arguments.destination}: a model of the {family} family for transformers, with its model card README.md")
 
@@ -348,17 +355,17 @@ def _chat(arguments: argparse.Namespace) -> None:
             f"{arguments.temperature}"
         )
     options = ["--tokens", str(arguments.tokens), "--temperature", str(arguments.temperature)]
-    converse("deployments.dialogue", arguments.run, options, place_of(_execution(arguments), dict(os.environ)))
+    converse("deployments.dialogue", arguments.run, options, _place_to_read(arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     require_gradio()
-    place = place_of(_execution(arguments), dict(os.environ))
+    place = _place_to_read(arguments)
     converse("deployments.demo", arguments.run, ["--port", str(arguments.port)], place)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> None:
-    place = place_of(_execution(arguments), dict(os.environ))
+    place = _place_to_read(arguments)
     rows = read_ledger(place)
     if arguments.html is None:
         print(leaderboard(rows))

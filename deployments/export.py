@@ -19,7 +19,7 @@ from deployments.inlining import inlined
 from eval.card import model_card
 from model.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
 from model.errors import DailyTrainError, expanded, reason_of, regular_file, shown_value
-from tasks.report import find_run
+from tasks.ledger import find_run
 from tasks.source import model_source_digest
 from tasks.stage import Place, Result, load, materialise, read_json
 from tasks.store import digest_file

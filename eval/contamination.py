@@ -180,7 +180,25 @@ def _scan_to_file(row_group: RowGroup, result: Path) -> None:
         file.write(json.dumps(head) + "\n")
         for match in found.matches:
             file.write(json.dumps(asdict(match)) + "\n")
+    _digest_file(result).write_text(_sha256(partial))  # first: a result without it does not count
     partial.replace(result)
+
+
+def _digest_file(result: Path) -> Path:
+    return result.with_suffix(".sha256")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_whole(result: Path) -> bool:
+    """Whether an earlier scan left this result, and nothing has harmed it since."""
+    try:
+        return _digest_file(result).read_text() == _sha256(result)
+    except (OSError, ValueError):
+        return False
 
 
 def _read_result(path: Path) -> Scanned:
@@ -285,7 +303,7 @@ def _scanned(
 ) -> Iterator[tuple[RowGroup, Path]]:
     """Every row group with the file of its result, in order; what lies there already is not scanned again."""
     results = [folder / f"{group.file:05d}-{group.group:05d}.jsonl" for group in groups]
-    todo = [(group, result) for group, result in zip(groups, results) if not result.exists()]
+    todo = [(group, result) for group, result in zip(groups, results) if not _is_whole(result)]
     # A worker that dies raises BrokenProcessPool here, where multiprocessing.Pool would wait for ever.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (index,))

@@ -1,5 +1,7 @@
 """The ledger: one immutable row a run. The leaderboard is the list of rows."""
 
+import json
+import math
 from typing import Any
 
 from eval.markup import markdown_table
@@ -28,6 +30,47 @@ def ledger_row(report: dict[str, Any]) -> Row:
         "regressed": report["regressed"],
         "stages": {name: stage["key"] for name, stage in report["stages"].items()},  # `evaluate` holds the samples
     }
+
+
+TEXTS = ("run", "preset", "finished", "commit", "validation_data")
+NUMBERS = ("bits_per_byte", "parameters", "tokens", "flops", "seconds", "usd")
+
+
+def parse_row(content: bytes) -> Row:
+    """A row of the ledger. Raises ValueError, with what is wrong, for content that is none."""
+    try:
+        row = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"it is a {type(row).__name__}, expected an object")
+    for name in TEXTS:
+        if not isinstance(row.get(name), str) or not row[name].isprintable():
+            raise ValueError(f"{name} is {_short(row.get(name))}, expected a text")
+    for name in NUMBERS:
+        if not _is_number(row.get(name)):
+            raise ValueError(f"{name} is {_short(row.get(name))}, expected a number")
+    scores, stages = row.get("scores"), row.get("stages")
+    if not isinstance(scores, dict) or not all(map(_is_number, scores.values())):
+        raise ValueError(f"scores is {_short(scores)}, expected numbers by suite and metric")
+    if not isinstance(stages, dict) or not all(isinstance(key, str) for key in stages.values()):
+        raise ValueError(f"stages is {_short(stages)}, expected keys by name")
+    if missing := {"contamination", "evaluate", "tokenizer", "train"} - set(stages):
+        raise ValueError(f"stages has no {', '.join(sorted(missing))}")
+    json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate is a ValueError as well
+    return row
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _short(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def earlier_runs(rows: list[Row], run: str, preset: str, data: str) -> dict[str, Row | str]:

@@ -250,11 +250,11 @@ def forms_of(changes: dict[str, dict[str, Any]], flow: Flow) -> dict[str, BaseMo
     return forms
 
 
-def place_of(execution: Execution, environment: dict[str, str]) -> Place:
-    """Open the store and resolve the settings of the machine."""
+def place_of(execution: Execution, environment: dict[str, str], *, reading: bool = False) -> Place:
+    """Open the store, for a run or for `reading`, and resolve the settings of the machine."""
     settings = {name: getattr(execution, name) for name in Execution.model_fields}
     settings["benchmarks_dir"] = execution.benchmarks_dir or environment.get("DAILY_TRAIN_BENCHMARKS")
-    return open_place(**settings)
+    return open_place(**settings, reading=reading)
 
 
 def run_name() -> str:

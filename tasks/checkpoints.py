@@ -9,6 +9,7 @@ leaves. An upload that fails is a warning and training goes on, because the next
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tasks.store import Digest, Store, StoreError, digest_file
+from tasks.faults import transient
+from tasks.objects import Digest, StoreError, bad_name, digest_file, shown
+from tasks.store import Store
 
 KEPT = 2
 BESIDE = ("run.json", "metrics.jsonl", "samples.json")  # of the run: its resolved budget, its curve, first samples
@@ -114,14 +117,51 @@ def restore(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> Non
         temporary.mkdir(parents=True)
         try:
             _download(folder, temporary, store, cache)
-        except (StoreError, OSError, ValueError, TypeError) as error:
+            for beside in BESIDE:
+                (temporary / beside).replace(run_dir / beside)
+        except (StoreError, OSError, ValueError, TypeError, AttributeError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if transient(error):  # the stage is tried again: an older checkpoint would cost the steps between them
+                raise
             log.warning("%s is passed over: %s", folder, error)
             continue
-        for beside in BESIDE:
-            (temporary / beside).replace(run_dir / beside)
         temporary.replace(run_dir / "checkpoints" / _name(step))
         log.info("%s comes from the store %s", _name(step), store.url)
         return
+
+
+def discard_damaged(run_dir: Path, log: Log) -> None:
+    """Move aside what the trainer could not read beside its checkpoints; it writes that anew. A finished model goes
+    with it, because it is beside that model that these files are complete: the last steps are trained again."""
+    finished = (run_dir / "final").exists()
+    for name, whole in (("run.json", _is_record), ("samples.json", _are_samples), ("metrics.jsonl", _are_events)):
+        path = run_dir / name
+        try:
+            if whole(path.read_text(), finished):
+                continue
+        except FileNotFoundError:
+            if not finished:
+                continue
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            log.warning("%s is damaged (%s) and made anew", path, shown(error))
+        if path.exists() and name != "metrics.jsonl":  # of that the trainer keeps the lines before the damage
+            path.replace(path.with_name(f"{name}.damaged"))
+        shutil.rmtree(run_dir / "final", ignore_errors=True)
+
+
+def _is_record(text: str, _: bool) -> bool:
+    record = json.loads(text)
+    return isinstance(record["steps"], int) and all(isinstance(one, dict) for one in record.get("execution", [{}]))
+
+
+def _are_samples(text: str, finished: bool) -> bool:
+    names = ("prompt", "untrained", "trained") if finished else ("prompt", "untrained")
+    return all(isinstance(token, int) for sample in json.loads(text) for name in names for token in sample[name])
+
+
+def _are_events(text: str, finished: bool) -> bool:
+    events = [json.loads(line)["event"] for line in text.splitlines()] if finished else []
+    return "done" in events or not finished
 
 
 def clear(key: str, store: Store) -> None:
@@ -130,7 +170,9 @@ def clear(key: str, store: Store) -> None:
 
 
 def _download(folder: str, target: Path, store: Store, cache: Path) -> None:
-    for name, fields in json.loads(store.read(f"{folder}/{LAST}")).items():
+    for name, fields in json.loads(store.read(f"{folder}/{LAST}") or b"{}").items():
+        if reason := bad_name(name) or ("it has parts" if "/" in name else None):
+            raise StoreError(f"file {shown(name)!r}: {reason}")
         path = store.get(f"{folder}/{name}", cache)
         if (found := digest_file(path)) != Digest(**fields):
             raise StoreError(f"{name} is corrupted: it is {found}, expected {Digest(**fields)}")
@@ -139,18 +181,20 @@ def _download(folder: str, target: Path, store: Store, cache: Path) -> None:
 
 
 def _delete(prefix: str, store: Store) -> None:
-    keys = list(store.list(prefix))
-    for key in sorted(keys, key=lambda key: not key.endswith(LAST)):  # without that file the rest does not count
-        store.delete(key)
+    for key in store.list(prefix):
+        if key.endswith(f"/{LAST}"):  # without that file the rest does not count
+            store.delete(key)
+    store.clear(prefix)
 
 
 def _uploaded(key: str, store: Store) -> list[int]:
-    found = store.list(f"checkpoints/{key}")
-    return sorted(int(name.split("/")[-2].removeprefix("step_")) for name in found if name.endswith(f"/{LAST}"))
+    pattern = re.compile(rf"checkpoints/{re.escape(key)}/step_(\d{{9}})/{re.escape(LAST)}")
+    return sorted(int(found[1]) for name in store.list(f"checkpoints/{key}") if (found := pattern.fullmatch(name)))
 
 
 def _local_steps(run_dir: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step_")) for path in (run_dir / "checkpoints").glob("step_*"))
+    found = (re.fullmatch(r"step_(\d{9})", path.name) for path in (run_dir / "checkpoints").glob("step_*"))
+    return sorted(int(name[1]) for name in found if name)
 
 
 def _name(step: int) -> str:

@@ -11,7 +11,7 @@ from eval.findings import snippet
 from eval.leaks import explain
 from eval.references import references
 from eval.suites import SUITES
-from tasks.report import find_run
+from tasks.ledger import find_run
 from tasks.stage import Place, Result, StageError, load, materialise
 
 

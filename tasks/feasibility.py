@@ -21,9 +21,10 @@ from model.errors import DailyTrainError
 from tasks import provenance
 from tasks.devices import training_processes
 from tasks.host_memory import too_large
+from tasks.manifest import StageError, sha256_json
 from tasks.process import run_module
 from tasks.source import NOT_TRAINING, model_source_digest
-from tasks.stage import Place, logger, sha256_json
+from tasks.stage import Place, finished, logger
 
 Training = tuple[GPTConfig, TrainConfig]
 
@@ -58,8 +59,8 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
             return
     paths = [place.cache / "plans" / f"{_key(training, count, driver, place)}.json"
              for training, count in zip(resolved, processes, strict=True)]  # fmt: skip
-    found = [json.loads(path.read_text()) for path in paths if path.exists()]
-    if len(found) < len(paths) or objection(found, driver, place):
+    found = [_kept(path) for path in paths]
+    if None in found or objection(found, driver, place):
         found = _projected(resolved, processes, place.device, place.workers, place.usd_per_hour or None,
                            place.parallelism)  # fmt: skip
         if reason := objection(found, driver, place):
@@ -70,7 +71,7 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
         for path, projection in zip(paths, found, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             whole = path.with_suffix(f".{os.getpid()}")
-            whole.write_text(json.dumps(projection, indent=1))
+            whole.write_text(json.dumps({"projection": projection, "sha256": sha256_json(projection)}, indent=1))
             os.replace(whole, path)
     _tell(found, driver)
 
@@ -84,6 +85,15 @@ def require_space(run_dir: Path, checkpoint_bytes: int) -> None:
             f"{run_dir}: {_gigabytes(free)} GB are free, but a training keeps two checkpoints of "
             f"{_gigabytes(checkpoint_bytes)} GB there; free some space, or set execution.cache to another disk"
         )
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """A projection that was kept, or None when there is none or the file is damaged: it is made again."""
+    try:
+        found = json.loads(path.read_text())
+        return found["projection"] if found["sha256"] == sha256_json(found["projection"]) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, StageError):
+        return None
 
 
 def most_flops(model: GPTConfig, train: TrainConfig) -> float:
@@ -189,12 +199,9 @@ def _projected(
 
 def trained(trainings: Sequence[Training], place: Place) -> bool:
     """Whether the store holds all of them, trained by this source of model/ on whatever data."""
-    source, done = model_source_digest(), []
-    for key in place.store.list("stages/train"):
-        if key.endswith("/manifest.json"):
-            manifest = json.loads(place.store.read(key) or b"{}")
-            if manifest.get("inputs", {}).get("model_source") == source:
-                done.append([manifest["config"]["model"], manifest["config"]["train"]])
+    source = model_source_digest()
+    done = [[manifest.config.get("model"), manifest.config.get("train")] for manifest in finished("train", place)
+            if manifest.inputs.get("model_source") == source]  # fmt: skip
     return all([asdict(model), asdict(train)] in done for model, train in trainings)
 
 

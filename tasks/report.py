@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from tasks import provenance
 from tasks.announce import announce
 from tasks.benchmarks import Items
 from tasks.contamination import read_findings
-from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, load, materialise, read_json
-from tasks.store import digest_file
+from tasks.faults import transient
+from tasks.ledger import add_row, read_ledger, report_pages
+from tasks.objects import StoreError, digest_file
+from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, load, logger, materialise, read_json
 from tasks.train import read_metrics
 
 VERSION = 5
@@ -61,10 +63,14 @@ def publish_report(
     result = finish(stage, place, build)
     found = read_json(result, place, "report.json")
     row = ledger_row(found)
-    place.store.publish(f"ledger/{result.manifest.key}.json", json.dumps(row, indent=1, sort_keys=True).encode())
     folder = materialise(result, place)
+    if place.unwritable is None:
+        add_row(row, place)
+    else:
+        logger().warning("%s; ledger and leaderboard stay as they are", place.unwritable)
     rows = read_ledger(place)
-    _renew_leaderboard(rows, place)
+    if place.unwritable is None:
+        _renew_leaderboard(rows, place)
     _show(found, folder, leaderboard(rows))
     where = f"{place.store.url}/{result.manifest.location(result.manifest.output('report.html'))}"
     if not result.skipped:
@@ -168,35 +174,28 @@ def compared(run: str, preset: str, stages: dict[str, Result], place: Place) -> 
         else:
             facts = {"roles": [role], "evaluate": row["stages"]["evaluate"]}
             facts |= {name: row[name] for name in ("run", "preset", "finished", "commit")}
-            theirs = load("evaluate", row["stages"]["evaluate"], place)
-            found = compare(ours, _evaluation(theirs, place)) if theirs else {"reason": "its samples are gone"}
-            entries[row["run"]] = facts | found
+            entries[row["run"]] = facts | _difference(ours, row, place)
     return list(entries.values())
+
+
+def _difference(ours: Evaluation, row: dict[str, Any], place: Place) -> dict[str, Any]:
+    """The run against an earlier one, or the reason why not: what is damaged there is no failure of this run."""
+    try:
+        theirs = load("evaluate", row["stages"]["evaluate"], place)
+        if theirs is None:
+            return {"reason": "its samples are gone"}
+        return compare(ours, _evaluation(theirs, replace(place, unwritable="only compared")))
+    except (StageError, StoreError) as error:
+        if transient(error):
+            raise
+        logger().warning("run %s is not compared with: %s", row["run"][:12], error)
+        return {"reason": "its samples are damaged"}
 
 
 def _evaluation(result: Result, place: Place) -> Evaluation:
     folder = materialise(result, place)
     scores = json.loads((folder / "scores.json").read_text())
     return Evaluation(samples=pq.read_table(folder / "samples.parquet"), scores=scores, data=result.manifest.inputs)
-
-
-def read_ledger(place: Place) -> list[dict[str, Any]]:
-    """Every run's row."""
-    return [json.loads(place.store.read(key) or b"{}") for key in place.store.list("ledger")]
-
-
-def find_run(name: str, place: Place) -> dict[str, Any]:
-    """The newest run whose key, or whose train stage's key, begins with `name`; "" takes the newest of all."""
-    rows = [row for row in read_ledger(place) if any(k.startswith(name) for k in (row["run"], row["stages"]["train"]))]
-    if not rows:
-        raise StageError(f"{place.store.url}: there is no run{f' {name}' if name else ''} in the ledger")
-    return max(rows, key=lambda row: row["finished"])
-
-
-def report_pages(place: Place) -> dict[str, str]:
-    """Where in the store the HTML report of each run lies, by the run's name."""
-    pages = (key for key in place.store.list("stages/report") if key.endswith("/report.html"))
-    return {key.split("/")[2]: key for key in pages}
 
 
 def _renew_leaderboard(rows: list[dict[str, Any]], place: Place) -> None:

@@ -12,8 +12,8 @@ import tokenize
 from functools import cache
 from pathlib import Path
 
+from tasks.manifest import sha256_json
 from tasks.provenance import PROJECT
-from tasks.stage import sha256_json
 
 NOT_TRAINING = {
     "budget.py": "turns hours or dollars into tokens, which are in the key",

@@ -16,7 +16,7 @@ from eval.markup import markdown_table, passage, untrusted
 from model.config import GPTConfig, TrainConfig
 from tasks.benchmarks import Items
 from tasks.budget import in_tokens
-from tasks.checkpoints import clear, restore
+from tasks.checkpoints import clear, discard_damaged, restore
 from tasks.devices import threads_of_each, training_processes
 from tasks.feasibility import require_feasible, require_space
 from tasks.process import run_module
@@ -103,6 +103,7 @@ def _train(
 
         def prepare() -> None:  # not before: the process of an earlier run may still save there
             restore(stage.key, run_dir, place.store, place.cache, logger())
+            discard_damaged(run_dir, logger())
 
         run_module("tasks.supervise", supervised, work, follow, place.device_lock, prepare)
     for name in ("final/model.safetensors", "final/config.json", "run.json", "metrics.jsonl"):

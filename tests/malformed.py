@@ -40,7 +40,7 @@ from model.gpt import GPT
 from model.shards import ShardSet, read_dataset
 from tasks.documents import FilesSource
 from tasks.download import SCHEMA, DataConfig, write_documents
-from tasks.report import read_ledger
+from tasks.ledger import read_ledger
 from tasks.shard import ShardConfig, write_shards
 from tasks.stage import Place, Stage, finish, load, materialise, open_place
 from tasks.token_bytes import check_tokenizer, token_bytes

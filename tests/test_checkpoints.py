@@ -19,7 +19,7 @@ from model.config import GPTConfig, TrainConfig
 from model.run import read_config
 from model.shards import Dataset, Split, write_dataset, write_shard
 from tasks.benchmarks import Items
-from tasks.checkpoints import KEPT, Uploads, restore
+from tasks.checkpoints import KEPT, Uploads, discard_damaged, restore
 from tasks.stage import Place, Result, Stage, finish, materialise, open_place
 from tasks.store import Digest, LocalStore, digest_file
 from tasks.train import finished_training, read_metrics
@@ -154,6 +154,42 @@ def test_the_store_keeps_the_last_ones_and_a_damaged_one_is_passed_over(machines
     assert json.loads((there / "checkpoints" / "step_000000004" / "state.json").read_text())["step"] == 4
     assert (there / "run.json").read_text() == "run.json"
     assert warnings == []
+
+
+@pytest.mark.parametrize("machines", ["local"], indirect=True)
+@pytest.mark.parametrize("name", ["../../../../escaped", "/escaped", "a/b", "", ".."])
+def test_a_name_in_a_list_of_files_that_leads_elsewhere_is_refused(machines: tuple[Place, Place], name: str, caplog):
+    first, second = machines
+    uploads = Uploads("k", run_folder(first.cache, range(1, 3)), first.store, print)
+    uploads({"event": "checkpoint", "step": 1})
+    uploads.close(keep=True)
+    first.store.publish("checkpoints/k/step_000000009/uploaded.json", json.dumps({name: {}}).encode())
+    first.store.publish("checkpoints/k/stray/uploaded.json", b"{}")
+    first.store.publish("checkpoints/k/uploaded.json", b"{}")
+    restore("k", second.cache / "run", second.store, second.cache, logging.getLogger("daily_train"))
+    assert f"step_000000009 is passed over: file {name!r}: " in caplog.text
+    assert [path.name for path in (second.cache / "run" / "checkpoints").iterdir()] == ["step_000000002"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "samples.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '[{"prompt": "x"}]', "[" * 50_000, None])
+def test_what_is_damaged_beside_the_checkpoints_is_written_anew(tmp_path: Path, name: str, content: str | None):
+    run_dir = tmp_path / "run"
+    (run_dir / "final").mkdir(parents=True)
+    whole = {"run.json": '{"steps": 2}', "samples.json": '[{"prompt": [1], "untrained": [2], "trained": [3]}]',
+             "metrics.jsonl": '{"event": "done"}\n'}  # fmt: skip
+    for file, text in whole.items():
+        (run_dir / file).write_text(text)
+    discard_damaged(run_dir, logging.getLogger("daily_train"))
+    assert (run_dir / "final").exists()
+    (run_dir / name).unlink()
+    if content is not None:
+        (run_dir / name).write_text(content)
+    discard_damaged(run_dir, logging.getLogger("daily_train"))
+    kept = {file for file in whole if (run_dir / file).exists()}
+    good = (name, content) == ("samples.json", "[]")  # a run without prompts
+    assert (run_dir / "final").exists() is good
+    assert kept >= set(whole) - {name} and (name == "metrics.jsonl" or good or name not in kept)
 
 
 def test_a_store_that_fails_does_not_end_the_training(tmp_path: Path):

@@ -183,6 +183,7 @@ def dead_child(folder: Path) -> None:
 def test_the_network_is_tried_again_and_bad_input_is_not(
     failure: object, error: type, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("tasks.s3.SECONDS_TO_OPEN", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")

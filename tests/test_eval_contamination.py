@@ -36,6 +36,7 @@ from eval.probes import probes
 from eval.references import Reference, Severity, Text, references
 from eval.suites import SUITES, normalise, write_rows
 from eval.words import words
+from tasks.objects import digest_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ContaminationConfig(control_items=6)
@@ -530,6 +531,19 @@ def _change(path: Path, change: Callable[[list[dict]], None]) -> None:
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     change(lines)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.with_suffix(".sha256").write_text(digest_file(path).sha256)  # as if the scan had written this
+
+
+def test_results_that_were_damaged_since_are_scanned_again(kept: CommandConfig, tmp_path: Path):
+    shutil.copytree(kept.resume, tmp_path / "scanned")
+    command = replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out")
+    whole = [result.read_bytes() for result in _results(command)]
+    _results(command)[1].write_bytes(b"")
+    _results(command)[2].with_suffix(".sha256").unlink()
+    _results(command)[3].write_bytes(whole[3].replace(b"1", b"2", 1))
+    _results(command)[4].write_bytes(b"\xff")
+    scan_files(command)
+    assert [result.read_bytes() for result in _results(command)] == whole
 
 
 def _drop_matches(lines: list[dict]) -> None:

@@ -1,6 +1,5 @@
 """A run that its machine cannot train is refused in one sentence, before anything is downloaded."""
 
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from tasks import feasibility, provenance
 from tasks.feasibility import FeasibilityError, most_flops, require_feasible
 from tasks.preflight import check_run
 from tasks.source import model_source_digest
-from tasks.stage import Place
+from tasks.stage import Place, Stage, finish
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 64, "window_pattern": "L", "value_embeddings": False}
@@ -174,9 +173,10 @@ def test_what_fits_is_kept_until_code_configuration_or_machine_change(
 def test_what_the_store_holds_already_is_not_refused(tmp_path: Path, gpu: dict):
     place, (model, train) = place_at(tmp_path), training()
     gpu["device_bytes"] = 1000
-    manifest = {"config": {"model": asdict(model), "train": asdict(train), "prompts": []},
-                "inputs": {"shards": "x", "model_source": model_source_digest()}}  # fmt: skip
-    place.store.publish("stages/train/0/manifest.json", json.dumps(manifest).encode())
+    stage = Stage(name="train", version=1, config={"model": asdict(model), "train": asdict(train), "prompts": []},
+                  inputs={"shards": "x", "model_source": model_source_digest()})  # fmt: skip
+    place.store.publish("stages/train/0/manifest.json", b'{"config": "of nobody"')
+    finish(stage, place, lambda work, out: (out / "model").write_text("weights") and None)
     require_feasible([(model, train)], 512, place)
     with pytest.raises(FeasibilityError):
         require_feasible([(model, replace(train, learning_rate=0.5))], 512, place)

@@ -4,13 +4,21 @@ import dataclasses
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.stage import Place, Result, Stage, StageError, canonical_json, finish, materialise, open_place, sha256_json
+from benchmarks.faults import OUTPUTS, Tally, one_stage
+from tasks.attempts import publish
+from tasks.manifest import canonical_json, parse_manifest, sha256_json
+from tasks.objects import Digest, StoreError
+from tasks.stage import Place, Result, Stage, StageError, finish, materialise, open_place, read_json
+from tasks.store import LocalStore
+from tests.object_store import READER
+from tests.store_proxy import MIXES, Faults
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("abé🚂"),
@@ -115,6 +123,7 @@ def test_a_damaged_output_is_found_and_built_again(place: Place, name: str, harm
     assert finish(STAGE, place, build).skipped
 
 
+@settings(deadline=None)  # what a disk takes to sync
 @given(position=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_a_manifest_is_never_trusted(tmp_path_factory, position: int, bit: int):
     place = open_place(str(tmp_path_factory.mktemp("store")), None, 1, None, None, 0.0)
@@ -203,3 +212,171 @@ def test_an_object_changed_in_the_bucket_is_built_again(s3: str, tmp_path: Path)
     place.store.client.put_object(Bucket=place.store.bucket, Key=key, Body=b"0123456789" * 99 + b"0123456780")
     assert not finish(STAGE, place, build).skipped
     assert build.runs == 2
+
+
+def test_a_build_that_could_not_be_stored_is_stored_by_the_next_call(place: Place, monkeypatch: pytest.MonkeyPatch):
+    build, put = Build(), LocalStore.put
+
+    def refuse(store: LocalStore, key: str, path: Path, digest: Digest) -> None:
+        if key.endswith("times.json"):
+            raise StoreError("the store is away")
+        put(store, key, path, digest)
+
+    monkeypatch.setattr(LocalStore, "put", refuse)
+    with pytest.raises(StoreError, match="away"):
+        finish(STAGE, place, build)
+    [left] = attempts(place)
+    monkeypatch.undo()
+    result = finish(STAGE, place, build)
+    assert (build.runs, result.skipped, attempts(place)) == (1, False, [left])
+    assert not (place.cache / "work/shard" / STAGE.key).exists()
+    assert finish(STAGE, place, build).skipped
+
+
+@pytest.mark.parametrize("harm", ["data.bin", "built.json"])
+def test_a_kept_build_that_is_not_whole_is_built_again(place: Place, monkeypatch: pytest.MonkeyPatch, harm: str):
+    build = Build()
+    monkeypatch.setattr(LocalStore, "put", lambda *_: (_ for _ in ()).throw(StoreError("the store is away")))
+    with pytest.raises(StoreError, match="away"):
+        finish(STAGE, place, build)
+    [path] = (place.cache / "work").rglob(harm)
+    path.write_bytes(path.read_bytes().replace(b"3", b"4"))
+    monkeypatch.undo()
+    result = finish(STAGE, place, build)
+    assert build.runs == 2
+    assert stored(place, result, "data.bin").read_bytes() == b"0123456789" * 100
+
+
+def attempts(place: Place) -> list[str]:
+    """Folders of attempts at the stage in the store."""
+    keys = [key.split("/") for key in place.store.list(f"stages/shard/{STAGE.key}")]
+    return sorted({parts[3] for parts in keys if len(parts) > 4})
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_whoever_publishes_removes_what_other_attempts_left(kind: str, request, tmp_path: Path):
+    url = str(tmp_path / "store") if kind == "local" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    place = open_place(url, str(tmp_path / "cache"), 1, None, None, 0.0)
+    for name in ("0123abcd/data.bin", "notes/of-a-person.txt"):
+        place.store.publish(f"stages/shard/{STAGE.key}/{name}", b"half")
+    result = finish(STAGE, place, Build())
+    assert attempts(place) == sorted([result.manifest.attempt, "notes"])
+
+
+def test_a_machine_that_was_slower_takes_the_result_and_leaves_nothing(place: Place, tmp_path: Path):
+    slow, fast = replace(place, cache=tmp_path / "slow"), replace(place, cache=tmp_path / "fast")
+
+    def overtaken(work: Path, out: Path) -> dict[str, int]:
+        finish(STAGE, fast, Build())
+        return Build()(work, out)
+
+    result = finish(STAGE, slow, overtaken)
+    assert attempts(place) == [result.manifest.attempt]
+    assert result.manifest == finish(STAGE, fast, Build()).manifest
+    assert not list((tmp_path / "slow" / "work" / "shard").glob("*/"))
+
+
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+def test_killed_when_its_manifest_was_published_it_leaves_no_work(place: Place, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.stage.publish", lambda *arguments: publish(*arguments) and killed())
+        with pytest.raises(KeyboardInterrupt):
+            finish(STAGE, place, Build())
+    assert (place.cache / "work/shard" / STAGE.key / "built.json").exists()
+    assert finish(STAGE, place, Build()).skipped
+    assert not (place.cache / "work/shard" / STAGE.key).exists()
+
+
+def test_a_manifest_that_is_moved_aside_is_kept_with_its_files(place: Place):
+    first = finish(STAGE, place, Build()).manifest
+    path = Path(place.store.url) / first.location(first.output("times.json"))
+    path.write_bytes(b"damaged")
+    second = finish(STAGE, place, Build()).manifest
+    aside = manifest_of(place).with_name(f"withdrawn-{first.attempt}.json")
+    assert parse_manifest(aside.read_bytes(), "shard", STAGE.key) == first
+    assert attempts(place) == sorted([first.attempt, second.attempt])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"outputs": name} for name in ("../../../../x", "/tmp/x", "", "a\\b", "a\0b", "a//b", "./a", "a/..", 7)),
+        *({"attempt": name} for name in ("..", "../../../x", "a/b", "", "a\\b")),
+        {"stage": "../.."},
+        {"inputs": []},
+    ],
+)  # fmt: skip
+def test_names_in_a_manifest_that_lead_elsewhere_are_refused(tmp_path: Path, change: dict):
+    """Each manifest has a right hash of itself, as whoever writes to a bucket can make it."""
+    place = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
+    made = finish(STAGE, place, Build()).manifest
+    if "outputs" in change:
+        change = {"outputs": (dataclasses.replace(made.outputs[0], path=change["outputs"]),)}
+    forged = dataclasses.replace(made, **change)
+    with pytest.raises(StageError):
+        parse_manifest(forged.content(), "shard", STAGE.key)
+
+
+def test_a_forged_manifest_writes_nothing_outside_the_cache(s3: str, tmp_path: Path):
+    place = open_place(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
+    made = finish(STAGE, place, Build()).manifest
+    output = dataclasses.replace(made.outputs[0], path="sub/data.bin")
+    forged = Result(manifest=dataclasses.replace(made, outputs=(output,)), skipped=True, seconds=0.0)
+    (tmp_path / "given").write_bytes(b"0123456789" * 100)
+    place.store.put(made.location(output), tmp_path / "given", output.content)
+    (place.cache / made.folder).mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (place.cache / made.folder / "sub").symlink_to(tmp_path / "outside")
+    with pytest.raises(StoreError, match="a link leads from there"):
+        materialise(forged, place)
+    with pytest.raises(StoreError, match="leaves its folder"):
+        place.store.get("stages/../../escaped", place.cache)
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_flipped_bytes_on_the_way_cost_no_build_and_damage_in_the_bucket_does(proxy, s3: str, tmp_path: Path):
+    place, build = open_place(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0), Build()
+    result = finish(STAGE, place, build)
+    proxy.faults = Faults(("flipped answer",), share=1.0, most=4, only="GET")
+    assert (materialise(result, place) / "data.bin").read_bytes() == b"0123456789" * 100
+    assert read_json(result, place, "times.json") == {"run": 1}
+    assert proxy.faults.done["flipped answer"] == 4
+    shutil.rmtree(place.cache)
+    output = result.manifest.output("data.bin")
+    place.store.client.put_object(Bucket=place.store.bucket, Body=b"9" * 1000, Metadata={"sha256": output.sha256},
+                                  Key=f"{tmp_path.name}/{result.manifest.location(output)}")
+    with pytest.raises(StageError, match=r"data\.bin is corrupted.*its manifest is kept as .*withdrawn-"):
+        materialise(result, place)
+    assert not finish(STAGE, place, build).skipped and build.runs == 2
+
+
+def write_outputs(_: Path, out: Path) -> None:
+    for name, content in OUTPUTS.items():
+        (out / name).write_bytes(content)
+
+
+def test_a_store_with_faults_ends_with_the_same_digest_and_no_orphan(proxy, s3: str, s3_environment, tmp_path: Path):
+    """As `make bench-faults` does a hundred times with each mix of faults."""
+    wanted = finish(STAGE, open_place(str(tmp_path / "local"), None, 1, None, None, 0.0), write_outputs)
+    tally = Tally()
+    for number in range(2):
+        proxy.faults = Faults(MIXES["everything"], share=0.3, seed=number, done=tally.faults)
+        one_stage(tally, proxy, s3_environment["AWS_ENDPOINT_URL_S3"], tmp_path / "mix", number, wanted.digest)
+    assert sum(tally.faults.values()) > tally.faults["requests"] + 10
+    assert (tally.same, tally.built_twice, tally.orphans, tally.failures) == (2, 0, 0, [])
+
+
+def test_a_store_that_may_only_be_read_serves_what_is_done(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    url, build = f"{s3}/{tmp_path.name}", Build()
+    finish(STAGE, open_place(url, str(tmp_path / "first"), 1, None, None, 0.0), build)
+    for name, value in READER.items():
+        monkeypatch.setenv(name, value)
+    place = open_place(url, str(tmp_path / "second"), 1, None, None, 0.0)
+    result = finish(STAGE, place, build)
+    assert result.skipped and (materialise(result, place) / "times.json").exists()
+    with pytest.raises(StoreError, match=r"access denied.*; stage shard is not in the store"):
+        finish(dataclasses.replace(STAGE, config={"a": 2}), place, build)
+    assert build.runs == 1

@@ -1,12 +1,27 @@
 """Both stores behave alike, the S3 one against a real server."""
 
+import errno
+import http.client
+import ssl
 import threading
+import time
+import urllib.error
 from pathlib import Path
 
 import boto3
+import httpx
 import pytest
+import requests
+import urllib3
+from botocore.exceptions import EndpointConnectionError, FlexibleChecksumError, IncompleteReadError, NoCredentialsError
+from huggingface_hub.errors import OfflineModeIsEnabled
 
-from tasks.store import MULTIPART_BYTES, Digest, S3Store, Store, StoreError, digest_file, open_store
+from tasks.faults import transient
+from tasks.objects import Digest, ReadOnlyStoreError, StoreError, digest_file
+from tasks.s3 import MULTIPART_BYTES, S3Store
+from tasks.store import LocalStore, Store, open_store
+from tests.object_store import READER
+from tests.store_proxy import Faults, StoreProxy
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -116,7 +131,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: str):
 
 def test_a_wrong_secret_is_refused(s3: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StoreError, match="access denied"):
+    with pytest.raises(StoreError, match="secret key does not belong"):
         open_store(s3).check()
 
 
@@ -124,6 +139,7 @@ def test_an_unreachable_server_ends_in_one_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setattr("tasks.s3.SECONDS_TO_OPEN", 1.0)
     with pytest.raises(StoreError) as caught:
         S3Store("s3://bucket/prefix").check()
     assert "s3://bucket/prefix" in str(caught.value)
@@ -139,3 +155,149 @@ def test_a_store_that_cannot_be_a_folder_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):
         open_store(str(tmp_path / "file")).check()
+
+
+def test_a_store_that_was_opened_holds_nothing(store: Store):
+    assert list(store.list("")) == []
+    if isinstance(store, LocalStore):
+        assert list(store.root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "broken", "sentence"),
+    [
+        ("put", lambda *_: (_ for _ in ()).throw(StoreError("no")), "cannot be written: no"),
+        ("publish", lambda *_: True, "If-None-Match.*: the second of two was not refused"),
+        ("publish", lambda *_: False, "If-None-Match.*: refused although nothing was there"),
+        ("read", lambda *_: b"other", "cannot be read: what was read is not what was written"),
+        ("digest", lambda *_: Digest(64, ""), "cannot say what it holds"),
+        ("list", lambda *_: iter(()), "cannot be listed: two objects were written and 0 listed"),
+        ("delete", lambda *_: None, "cannot be deleted from: what was deleted is there still"),
+    ],
+)
+def test_what_a_store_cannot_do_is_said_when_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, broken: object, sentence: str
+):
+    monkeypatch.setattr(LocalStore, method, broken)
+    with pytest.raises(StoreError, match=sentence):
+        open_store(str(tmp_path / "store")).check()
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_credentials_that_may_only_read_are_known_as_such(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in READER.items():
+        monkeypatch.setenv(name, value)
+    store = open_store(f"{s3}/{tmp_path.name}")
+    with pytest.raises(ReadOnlyStoreError, match="cannot be written: access denied"):
+        store.check()
+    assert list(store.list("")) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "only", "sentence"),
+    [
+        ("no condition", "/once", "cannot be written only where nothing is .If-None-Match.*NotImplemented"),
+        ("denied", "DELETE", "cannot be deleted from: access denied: the credentials do not allow DeleteObject"),
+        ("expired", "", "the credentials have expired: renew them"),
+        ("skewed", "", "the clock of this machine is wrong: it says .* GMT, the server's"),
+        ("unknown key", "", "the server does not know this access key"),
+    ],
+)
+def test_what_a_server_refuses_is_said_in_its_own_sentence(
+    proxy: StoreProxy, s3: str, tmp_path: Path, kind: str, only: str, sentence: str
+):
+    proxy.faults = Faults((kind,), share=1.0, only=only)
+    with pytest.raises(StoreError, match=sentence) as refused:
+        open_store(f"{s3}/{tmp_path.name}").check()
+    assert not transient(refused.value) and "\n" not in str(refused.value)
+    proxy.faults = Faults()
+    assert kind == "denied" or list(open_store(f"{s3}/{tmp_path.name}").list("")) == []
+
+
+def test_a_server_without_the_newer_checksums_gets_none_and_finds_a_flipped_byte_still(
+    proxy: StoreProxy, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    store, sent = open_store(f"{s3}/{tmp_path.name}"), []
+    store.client.meta.events.register("before-send.s3", lambda request, **_: sent.extend(request.headers))
+    path, digest = file_of(tmp_path, b"speech" * 100)
+    proxy.faults = Faults(("flipped request",), share=1.0, most=1, only="PUT")
+    store.put("x", path, digest)
+    assert store.read("x") == b"speech" * 100 and proxy.faults.done["flipped request"] == 1
+    store.publish("y", b"{}")
+    assert not [name for name in sent if name.lower().startswith(("x-amz-checksum", "x-amz-sdk-checksum"))]
+
+
+def test_a_publication_whose_answer_was_lost_is_ours(proxy: StoreProxy, s3: str, tmp_path: Path):
+    store = open_store(f"{s3}/{tmp_path.name}")
+    for kind in ("reset after", "500 after"):
+        proxy.faults = Faults((kind,), share=1.0, most=1)
+        assert store.publish(kind, b"ours")
+        assert not store.publish(kind, b"theirs")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_bytes_that_change_or_are_cut_on_the_way_are_fetched_again(
+    proxy: StoreProxy, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+):
+    if large:
+        monkeypatch.setattr("tasks.s3.MULTIPART_BYTES", 5 * 2**20)
+    store = open_store(f"{s3}/{tmp_path.name}")
+    content = bytes(range(256)) * (22_000 if large else 64)  # 5.6 MB: two parts
+    path, digest = file_of(tmp_path, content)
+    for kind in ("flipped request", "truncated request", "500 after"):
+        proxy.faults = Faults((kind,), share=1.0, most=2)
+        store.put("x", path, digest)
+    for kind in ("flipped answer", "truncated answer"):
+        proxy.faults = Faults((kind,), share=1.0, most=2, only="GET")
+        assert store.get("x", tmp_path / "cache").read_bytes() == content
+        assert proxy.faults.done[kind] == 2
+    uploads = store.client.list_multipart_uploads(Bucket=store.bucket, Prefix=f"{tmp_path.name}/x")
+    assert "Uploads" not in uploads
+
+
+def test_a_server_that_stands_still_ends_in_one_sentence(
+    proxy: StoreProxy, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tasks.s3.READ_SECONDS", (0.2, 0.4))
+    monkeypatch.setattr("tasks.s3.PATIENCE", 1.0)
+    store = S3Store(f"{s3}/{tmp_path.name}", patience=1.0)
+    proxy.faults = Faults(("stall",), share=1.0)
+    began = time.monotonic()
+    with pytest.raises(StoreError, match=r"x: the store did not answer as it should \(\d tries in \d s\): ") as stalled:
+        store.read("x")
+    assert time.monotonic() - began < 5 and transient(stalled.value)
+
+
+def of(package: str, name: str, *bases: type) -> Exception:
+    return type(name, bases or (Exception,), {"__module__": package})("broken")
+
+
+def answered(status: int) -> Exception:
+    error = of("huggingface_hub.errors", "HfHubHTTPError")
+    error.response = type("Response", (), {"status_code": status})()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (ConnectionResetError(), True), (TimeoutError(), True), (OSError(errno.EHOSTUNREACH, ""), True),
+        (http.client.IncompleteRead(b""), True), (answered(429), True), (answered(503), True),
+        (answered(404), False), (answered(403), False), (answered(501), False),
+        (httpx.RemoteProtocolError("server disconnected"), True), (httpx.ReadTimeout("slow"), True),
+        (requests.exceptions.ChunkedEncodingError(), True), (urllib3.exceptions.ProtocolError(), True),
+        (of("elsewhere", "ProtocolError"), False),
+        (EndpointConnectionError(endpoint_url="x"), True),
+        (IncompleteReadError(actual_bytes=1, expected_bytes=2), True), (FlexibleChecksumError(error_msg="x"), True),
+        (NoCredentialsError(), False),
+        (ssl.SSLCertVerificationError("self-signed"), False), (OSError(errno.ENOSPC, ""), False), (ValueError(), False),
+        (OfflineModeIsEnabled("offline"), False), (urllib.error.HTTPError("", 503, "", None, None), True),
+    ],
+)  # fmt: skip
+def test_what_a_retry_may_mend_is_known_by_its_class_through_what_was_raised_of_it(error: Exception, again: bool):
+    assert transient(error) is again
+    try:
+        raise StoreError("the store") from error
+    except StoreError as raised:
+        assert transient(raised) is again

@@ -1,0 +1,78 @@
+"""What goes wrong with a request to an S3 server, as a sentence with what to do."""
+
+import time
+
+from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+
+from tasks.faults import transient
+from tasks.objects import ReadOnlyStoreError, StoreError
+
+EXPIRED = "the credentials have expired: renew them (AWS_SESSION_TOKEN) and run the same command again"
+REGION = "the bucket is in another region: set AWS_REGION"
+REFUSED = {
+    "ExpiredToken": EXPIRED,
+    "ExpiredTokenException": EXPIRED,
+    "TokenRefreshRequired": EXPIRED,
+    "InvalidToken": "the server does not know this session token: check AWS_SESSION_TOKEN",
+    "InvalidAccessKeyId": "the server does not know this access key: check AWS_ACCESS_KEY_ID and the endpoint",
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key: check AWS_SECRET_ACCESS_KEY",
+    "AuthorizationHeaderMalformed": REGION,
+    "PermanentRedirect": REGION,
+}
+SKEWED = ("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture")
+
+
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError)
+"""What the library raises for an answer whose bytes were changed on the way."""
+
+
+class UploadGoneError(StoreError):
+    """The server does not know the upload in parts: it was completed or aborted, or its name arrived changed."""
+
+
+def failure(where: str, no_bucket: str | None, error: BaseException, seconds: float, tries: int) -> StoreError:
+    """The error to raise when a request failed so often; `no_bucket` as of `refusal`."""
+    if transient(error) or isinstance(error, UNREADABLE):
+        times = "1 try" if tries == 1 else f"{tries} tries"
+        found = StoreError(f"{where}: the store did not answer as it should ({times} in {seconds:.0f} s): "
+                           f"{one_line(error)}")  # fmt: skip
+        found.transient = True
+        return found
+    if code_of(error) == "NoSuchUpload":
+        return UploadGoneError(f"{where}: {one_line(error)}")
+    return refusal(where, no_bucket, error)
+
+
+def refusal(where: str, no_bucket: str | None, error: BaseException) -> StoreError:
+    """The error to raise; `no_bucket` is the bucket's name where a 404 means that it is not there."""
+    code = code_of(error)
+    if code in REFUSED:
+        return StoreError(f"{where}: {REFUSED[code]}")
+    if code in SKEWED:
+        there = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("date", "another time")
+        here = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())
+        return StoreError(f"{where}: the clock of this machine is wrong: it says {here}, the server's {there}; set it")
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return StoreError(f"{where}: there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    match status_of(error):
+        case 404:
+            absent = f"there is no bucket {no_bucket!r}" if no_bucket else "there is no such object in the store"
+            return StoreError(f"{where}: {absent}")
+        case 403 | 405:
+            return ReadOnlyStoreError(f"{where}: access denied: the credentials do not allow {error.operation_name}")
+    return StoreError(f"{where}: {one_line(error)}")
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of an answer."""
+    return error.response["ResponseMetadata"].get("HTTPStatusCode") if isinstance(error, ClientError) else None
+
+
+def code_of(error: BaseException) -> str:
+    """S3's name of an error, or ""."""
+    return error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The error's own text without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
