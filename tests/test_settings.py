@@ -358,6 +358,7 @@ def test_an_ablation_trains_without_what_it_leaves_out(monkeypatch: pytest.Monke
     monkeypatch.setattr(cli, "daily_train", Direct(daily_train))
     monkeypatch.setattr(cli, "require_ready", lambda *_: None)
     monkeypatch.setattr("flows.daily.check_run", lambda *_: None)
+    monkeypatch.setattr("flows.daily.rehearse_evaluation", lambda *_: None)
     ready = {"shards": None, "vocabulary": None, "items": None}
     runs = []
     monkeypatch.setattr("flows.daily.prepare", lambda run, place: runs.append(run) or type("Ready", (), ready))
