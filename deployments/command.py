@@ -40,9 +40,13 @@ def main() -> int:
 
 
 def go_on_in_child() -> None:
-    """Return in a new process; this one waits for it, ends what it leaves behind, and exits with its code."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    """Return in a new process; this one waits for it, ends what it leaves behind, and exits with its code.
+
+    Elsewhere than on Linux, where processes are not adopted, there is one process as of any program.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [*heard, signal.SIGCHLD])
@@ -59,13 +63,13 @@ def go_on_in_child() -> None:
 def run(main: Callable[[], int]) -> int:
     """The exit code of `main`, which a signal interrupts from now on; until now it has ended this process.
 
-    Once interrupted, the process ends without waiting for its threads, which wait for whatever did not answer.
+    Once interrupted, it ends without waiting for its threads, which wait for whatever did not answer.
     """
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
     code = main()
-    if code == 128 + signal.SIGINT:
+    if code == 128 + signal.SIGINT and sys.platform == "linux":  # what it leaves behind is ended
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
