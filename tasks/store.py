@@ -8,7 +8,6 @@ which backend is used. Credentials and the endpoint of an S3 server come from th
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -110,7 +109,7 @@ class LocalStore:
 
     def put(self, key: str, path: Path, digest: Digest) -> None:
         target = self._path(key)
-        partial = target.with_name(f".{secrets.token_hex(4)}.partial")
+        partial = target.with_name(f".{target.name}.partial")  # one name: the next try removes what a killed one left
         with self._explained(target):
             for _ in range(3):  # another process may remove the folder while it is empty
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +118,7 @@ class LocalStore:
             self._place(path, partial, target)
 
     def _place(self, path: Path, partial: Path, target: Path) -> None:
+        partial.unlink(missing_ok=True)
         try:
             try:
                 os.link(path, partial)
