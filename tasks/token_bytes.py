@@ -70,6 +70,12 @@ def check_tokenizer(made: Tokenizer, name: str) -> None:
             raise TokenizerError(f"tokenizer {name}: {reason}")
 
 
+def require_numbers(made: Tokenizer, name: str) -> None:
+    """Refuse holes in the ids: the library writes a tokenizer by counting to its largest id, which may be 2^32."""
+    if reason := next(_holes(made), None):
+        raise TokenizerError(f"tokenizer {name}: {reason}")
+
+
 def _reasons(made: Tokenizer) -> Iterator[str]:
     """What breaks a contract, one sentence each; only the first is sure to make sense."""
     if (size := made.get_vocab_size()) > LARGEST_VOCABULARY:
