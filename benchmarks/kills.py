@@ -260,6 +260,7 @@ def killed(
         run = Run(folder, url, environment, moment.at, "" if own else api)
         if not run.wait_for(moment):
             rows.append([name, moment.stage, moment.what, moment.target, "not reached", run.said()[-300:]])
+            print(*rows[-1], sep=" | ", flush=True)
             run.kill("command", signal.SIGTERM)
             run.seconds_to_end()
             bad += 1
@@ -315,7 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", choices=("directory", "s3", "both"), default="both", help="where results go")
     parser.add_argument("--signal", choices=("SIGTERM", "SIGKILL", "both"), default="both", help="how they are ended")
-    parser.add_argument("--only", default="", help="moments whose stage and words hold this text")
+    parser.add_argument("--only", default="", help="moments whose stage and words hold this text: 'train '")
     parser.add_argument("--folder", type=Path, help="for stores, caches and logs; default: a temporary one")
     arguments = parser.parse_args()
     with nullcontext(arguments.folder) if arguments.folder else tempfile.TemporaryDirectory() as given:
