@@ -37,7 +37,7 @@ from tasks.store import Store, open_store
 from tests.object_store import BUCKET, object_store
 
 ROOT = Path(__file__).resolve().parents[1]
-FAST = ("evaluation.items_per_suite=4", 'evaluation.suites=["arc_easy","winogrande"]', "train.tokens=40960")
+FAST = ("evaluation.items_per_suite=4", 'evaluation.suites=["arc_easy","winogrande"]', "train.tokens=163840")
 STAGES = ("download", "benchmarks", "contamination", "tokenizer", "shard", "train", "evaluate", "report")
 LIMIT = 15.0
 """Seconds in which everything has ended."""
