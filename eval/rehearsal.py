@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from eval.command import run
-from eval.harness import EXPECTED, AnswerModel, ScoringConfig, evaluate_model, require_steady, tokenized_on_all_threads
+from eval.harness import AnswerModel, ScoringConfig, evaluate_model, require_steady, tokenized_on_all_threads
 from eval.prefixes import Sequence
 from eval.scoring import Score
 
@@ -56,4 +56,4 @@ def rehearse(config: RehearsalConfig) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], RehearsalConfig, rehearse, EXPECTED))
+    sys.exit(run(sys.argv[1:], RehearsalConfig, rehearse))

@@ -20,7 +20,7 @@ from model.run import read_config
 from model.shards import Dataset, Split, write_dataset, write_shard
 from tasks.benchmarks import Items
 from tasks.checkpoints import KEPT, Uploads, discard_damaged, restore
-from tasks.stage import Place, Result, Stage, finish, materialise, open_place
+from tasks.stage import Place, Result, Stage, StageError, finish, materialise, open_place
 from tasks.store import Digest, LocalStore, digest_file
 from tasks.train import finished_training, read_metrics
 from tests.lingering import SITE
@@ -118,7 +118,7 @@ def test_the_trainer_is_asked_for_deterministic_algorithms(tmp_path: Path, monke
     monkeypatch.setattr("tasks.train.run_module", lambda name, run, *rest: asked.append(read_config(run["config"])))
     for choice in ({}, {"deterministic": True}):
         place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0, **choice)
-        with pytest.raises(FileNotFoundError):  # nothing was trained
+        with pytest.raises(StageError, match="No such file"):  # nothing was trained
             trained(place)
     assert [run.execution.deterministic for run in asked] == [False, True]
 

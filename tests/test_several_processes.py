@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,8 +72,9 @@ import sys
 from pathlib import Path
 from tasks.process import run_module
 folder = Path(sys.argv[1])
-run_module("program", {"acts": [[["sleep", 60]], [["sleep", 2]]]}, folder, lambda event: print("began", flush=True),
-           folder / "device.lock", processes=2)
+acts = [[["sleep", 60]], [["deaf", None], ["sleep", 2]]]
+run_module("program", {"acts": acts}, folder, lambda event: print("began", flush=True), folder / "device.lock",
+           processes=2)
 """
 
 
@@ -84,6 +86,11 @@ def process_of(rank: int, run: int) -> int | None:
         if b"model.train" in command and f"RANK={rank}".encode() in environment:
             return process
     return None
+
+
+def ignores_sigterm(process: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    return bool(int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def assert_over(place: Place, before: set[int]) -> None:
@@ -164,6 +171,7 @@ def test_one_process_that_is_left_holds_the_device(program: Path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(program)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout.readline() == "began\n"
     first, second = family(parent.pid)[1:]
+    wait_until(lambda: ignores_sigterm(second))  # which it gets when its parent is gone
     for process in (parent.pid, first):
         os.kill(process, signal.SIGKILL)
     parent.wait()
