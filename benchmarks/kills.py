@@ -38,7 +38,7 @@ from tests.object_store import BUCKET, object_store
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ("evaluation.items_per_suite=4", 'evaluation.suites=["arc_easy","winogrande"]', "train.tokens=163840")
-STAGES = ("download", "benchmarks", "contamination", "tokenizer", "shard", "train", "evaluate", "report")
+STAGES = ("benchmarks", "download", "contamination", "tokenizer", "shard", "train", "evaluate", "report")
 LIMIT = 15.0
 """Seconds in which everything has ended."""
 LONGEST = 600.0

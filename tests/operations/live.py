@@ -47,7 +47,7 @@ def heard(event, arguments):
         return
     if host and str(host) not in ("127.0.0.1", "localhost", "::1"):
         with open({file!r}, "a") as file:
-            print(host, *sys.orig_argv[1:4], file=file)
+            print(host, *sys.orig_argv[1:6], file=file)
 sys.addaudithook(heard)
 """
 """For sitecustomize.py as well: every process writes down which other machines it asks for."""
