@@ -3,6 +3,7 @@ its settings once, and how long it spins is seen in the CPU time of the process,
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -62,4 +63,4 @@ def test_threads_spin_shortly_while_others_need_the_processors_and_the_run_says_
     assert found["slowed"] < found["alone"] / 2, found
     assert found["slowed"] < found["alone again"] / 2, found
     assert found["warning alone"] is None and found["again"] is None
-    assert "2 CPU threads" in found["warning"] and "30%" in found["warning"]
+    assert re.search(r"its 2 CPU threads .* had no processor for \d+% of the last", found["warning"])
