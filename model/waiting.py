@@ -24,6 +24,8 @@ SLOWED, UNDISTURBED = 0.08, 0.03
 """Share of the time in which the threads were ready to compute but had no processor: above the one, others slow this
 process down; below the other, for `UNDISTURBED_LOOKS` looks, they do so no more."""
 UNDISTURBED_LOOKS = 6
+SLOWED_LOOKS = 10
+"""In a row, before others are spoken of: a shorter disturbance costs nothing worth a warning."""
 
 
 class Waiting:
@@ -56,15 +58,17 @@ class Waiting:
         return warning
 
     def _watch(self) -> None:
-        delays, at, undisturbed = _delays(), time.monotonic(), 0
+        delays, at, undisturbed, slowed = _delays(), time.monotonic(), 0, []
         while not self.end.wait(SECONDS_BETWEEN_LOOKS):
             before, delays = delays, _delays()
             then, at = at, time.monotonic()
             delayed = sum(delay - before.get(thread, 0) for thread, delay in delays.items())
             share = delayed / 1e9 / (at - then) / self.threads
             undisturbed = undisturbed + 1 if share < UNDISTURBED else 0
+            slowed = [*slowed[1 - SLOWED_LOOKS :], share] if share > SLOWED else []
+            if len(slowed) == SLOWED_LOOKS:
+                self._warn(sum(slowed) / SLOWED_LOOKS)
             if share > SLOWED:
-                self._warn(share)
                 if self.end_of_team is None:
                     self._keep_team()
             elif undisturbed >= UNDISTURBED_LOOKS:
@@ -75,8 +79,9 @@ class Waiting:
         now = time.monotonic()
         if self.warned_at is None or now - self.warned_at > SECONDS_BETWEEN_WARNINGS:
             self.warned_at = now
+            seconds = SLOWED_LOOKS * SECONDS_BETWEEN_LOOKS
             self.warning = (f"other programs slow this one down: its {self.threads} CPU threads were ready to compute "
-                            f"but had no processor for {share:.0%} of the last {SECONDS_BETWEEN_LOOKS:g} s")
+                            f"but had no processor for {share:.0%} of the last {seconds:g} s")
 
     def _keep_team(self) -> None:
         self.end_of_team = threading.Event()

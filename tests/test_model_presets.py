@@ -61,7 +61,7 @@ def tiny_training(folder: Path, shards: Path, preset: str) -> list[dict]:
 
 def losses_of(events: list[dict]) -> list[float]:
     """Validation loss before the first step, and training losses of steps 1, 10 and 20."""
-    return [round(event["loss"], 5) for event in events[:5] if event["event"] in ("validation", "step")]
+    return [round(event["loss"], 5) for event in events if event["event"] in ("validation", "step")][:4]
 
 
 def first_losses(folder: Path, preset: str) -> list[float]:
