@@ -116,10 +116,10 @@ def one_stage(tally: Tally, proxy: StoreProxy, direct: str, folder: Path, number
         tally.orphans += len(orphans(open_store(url)))
 
 
-def smoke(endpoint: str, url: str, folder: Path, wheels: Path | None) -> subprocess.CompletedProcess:
-    """`daily-train run --preset smoke` in a process of its own."""
+def smoke(endpoint: str, url: str, folder: Path, wheels: Path | None) -> subprocess.Popen:
+    """Starts `daily-train run --preset smoke` as a process, which writes to `folder / "log"`."""
     cache = folder / "cache"
-    if wheels is not None:
+    if wheels is not None and not cache.exists():
         shutil.copytree(wheels, cache / "wheels")
     environment = os.environ | {
         "AWS_ENDPOINT_URL_S3": endpoint,
@@ -131,20 +131,20 @@ def smoke(endpoint: str, url: str, folder: Path, wheels: Path | None) -> subproc
     command = [sys.executable, "-c", COMMAND, "run", "--preset", "smoke", "--store", url, "--cache", str(cache),
                "--workers", "1", "--device", "cpu", "--set", 'evaluation.suites=["arc_easy"]']  # fmt: skip
     with (folder / "log").open("w") as log:
-        return subprocess.run(command, env=environment, cwd=folder, stdout=log, stderr=log, check=False)
+        return subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
 
 
 def one_run(
     tally: Tally, proxy: StoreProxy, direct: str, folder: Path, wheels: Path | None, wanted: dict[str, str]
 ) -> dict[str, str]:
     """A whole run through the proxy; the digest of every stage but the report, which holds times."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     url = f"s3://{BUCKET}/run-{folder.parent.name}-{folder.name}"
     tally.runs += 1
     began = time.monotonic()
-    done = smoke(proxy.url, url, folder, wheels)
+    code = smoke(proxy.url, url, folder, wheels).wait()
     tally.seconds += time.monotonic() - began
-    if done.returncode:
+    if code:
         tally.failures.append(f"{folder}: {(folder / 'log').read_text()[-600:]}")
     with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=direct):
         store = open_store(url)
@@ -181,12 +181,35 @@ def outage(name: str, proxy: StoreProxy, folder: Path, seconds: float) -> tuple[
     return times[0], times[1], sentence
 
 
+def outage_in_run(
+    proxy: StoreProxy, direct: str, folder: Path, wheels: Path, wanted: dict[str, str]
+) -> tuple[float, str, Tally]:
+    """A whole run whose store answers 503 for ever once the shards are in it, and the same command once it answers
+    again: seconds from the outage to the end of the first, what that said, and what the second ended with."""
+    folder.mkdir(parents=True)
+    url = f"s3://{BUCKET}/run-{folder.parent.name}-{folder.name}"
+    proxy.faults = Faults()
+    with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=direct):
+        store = open_store(url)
+    run = smoke(proxy.url, url, folder, wheels)
+    while run.poll() is None and not any(key.endswith("/manifest.json") for key in store.list("stages/shard")):
+        time.sleep(0.2)
+    proxy.faults, began = Faults(("503",), share=1.0), time.monotonic()
+    run.wait()
+    seconds, said = time.monotonic() - began, (folder / "log").read_text().strip().splitlines()[-1]
+    again = Tally()
+    proxy.faults = Faults(done=again.faults)
+    (folder / "log").rename(folder / "log of the first")
+    one_run(again, proxy, direct, folder, wheels, wanted)
+    return seconds, said, again
+
+
 def main() -> None:
     """Print the tables and the goals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3, help="whole runs of each mix (default: %(default)s)")
     parser.add_argument("--stages", type=int, default=100, help="stages of each mix (default: %(default)s)")
-    parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
+    parser.add_argument("--mixes", nargs="*", default=list(MIXES), choices=list(MIXES))
     parser.add_argument("--outages", type=int, default=1, help="0: leave the outages out")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -203,12 +226,13 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folder: Path) -> None:
     """All tables, with the proxy running."""
     tallies: dict[str, list[Tally]] = {"stage": [], "run": []}
+    in_run = None
     if arguments.stages:
         print(f"\nStages, a fifth of the requests harmed; timeouts of the mix `stalls`: 0.5 and 2 s\n\n{HEADER}")
         tallies["stage"] = stages(arguments, proxy, direct, folder)
     if arguments.runs:
         print(f"\nWhole runs of the preset smoke, a fifth of the requests harmed\n\n{HEADER}")
-        tallies["run"] = runs(arguments, proxy, direct, folder)
+        tallies["run"], in_run = runs(arguments, proxy, direct, folder)
     worst: dict[str, Any] = {}
     if arguments.outages:
         print("\n| outage | told at the start after, s | while storing after, s | sentence |\n|---|---|---|---|")
@@ -226,6 +250,8 @@ def measure(arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folde
             for tally in found:
                 for failure in tally.failures:
                     print(f"failure: {failure}")
+    if in_run is not None:
+        print_goal("a whole run in an outage, seconds to its end", in_run, 600, at_most=True)
     if worst:
         limit = s3.PATIENCE + s3.READ_SECONDS[1] + 2 * s3.CONNECT_SECONDS
         storing = [seconds for _, seconds, _ in worst.values()]
@@ -251,24 +277,32 @@ def stages(arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folder
     return tallies
 
 
-def runs(arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folder: Path) -> list[Tally]:
-    """A tally of each mix, for whole runs; the first, without faults, says what the digests are."""
+def runs(
+    arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folder: Path
+) -> tuple[list[Tally], float | None]:
+    """A tally of each mix, for whole runs; the first, without faults, says what the digests are. And the seconds after
+    which a run ends when the store fails in the middle of it and stays so."""
     proxy.faults = Faults()
     clean = Tally(faults=proxy.faults.done)
     wanted = one_run(clean, proxy, direct, folder / "clean" / "0", None, {})
     print(clean.row("none"), flush=True)
-    tallies = [clean]
+    tallies, in_run = [clean], None
+    wheels = folder / "clean" / "0" / "cache" / "wheels"
     for mix in arguments.mixes:
         tally = Tally()
         for number in range(arguments.runs):
             proxy.faults = Faults(MIXES[mix], seed=1000 + arguments.seed + number, done=tally.faults)
-            wheels = folder / "clean" / "0" / "cache" / "wheels"
             one_run(tally, proxy, direct, folder / mix / str(number), wheels, wanted)
         print(tally.row(mix), flush=True)
         for failure in tally.failures:
             print(f"failure: {failure!r}", flush=True)
         tallies.append(tally)
-    return tallies
+    if arguments.outages:
+        in_run, said, again = outage_in_run(proxy, direct, folder / "outage" / "0", wheels, wanted)
+        print(again.row("none, after an outage"))
+        print(f"\n503 from the first shards on: the run ended after {in_run:.0f} s: {said}", flush=True)
+        tallies.append(again)
+    return tallies, in_run
 
 
 if __name__ == "__main__":

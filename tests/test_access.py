@@ -4,8 +4,10 @@ import contextvars
 import os
 import threading
 import time
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import socket
 
 import pytest
 from prefect.context import refresh_global_settings_context
@@ -85,7 +87,7 @@ def test_a_ticket_is_worth_something_for_a_quarter_of_an_hour(monkeypatch: pytes
     assert not access.valid_ticket(made, "string")
 
 
-def test_somebody_elses_server_on_the_port_is_not_told_the_string(home: Path):
+def test_somebody_elses_server_on_the_port_is_not_told_the_string(home: Path, monkeypatch: pytest.MonkeyPatch):
     heard: list[str] = []
 
     class Impostor(BaseHTTPRequestHandler):
@@ -106,12 +108,19 @@ def test_somebody_elses_server_on_the_port_is_not_told_the_string(home: Path):
             access.connected(server.server_port, auth_string()),
         ):
             raise AssertionError("was connected")
+        told = "".join(heard)
+        heard.clear()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        with closing(socket()) as free:
+            free.bind(("127.0.0.1", 0))  # nobody listens
+            assert not require_own_server(free.getsockname()[1], auth_string())
+        assert not heard, "an HTTP proxy was asked"
     finally:
         server.shutdown()
         server.server_close()
-    told = "".join(heard)
     assert "/enter?challenge=" in told and auth_string() not in told and access.basic(auth_string()) not in told
-    assert not require_own_server(server.server_port, auth_string())  # nobody listens any more
 
 
 def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(monkeypatch: pytest.MonkeyPatch):
