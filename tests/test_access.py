@@ -8,6 +8,7 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import socket
+from urllib.request import proxy_bypass
 
 import pytest
 from prefect.context import refresh_global_settings_context
@@ -125,12 +126,15 @@ def test_somebody_elses_server_on_the_port_is_not_told_the_string(home: Path, mo
 
 def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(monkeypatch: pytest.MonkeyPatch):
     names = (access.GIVEN, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
-    for name in (*names, "PREFECT_API_URL"):
+    for name in (*names, "PREFECT_API_URL", "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "")  # to be put back
         monkeypatch.delenv(name)
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     refresh_global_settings_context()
     try:
         access.settle_server.__wrapped__()
+        assert all(map(proxy_bypass, ("127.0.0.1", "localhost", "example.org"))) and not proxy_bypass("example.com")
         # what Prefect starts its temporary server with, and what the clients of this process send
         environment = get_current_settings().to_environment_variables(exclude_unset=True)
         sent = PREFECT_API_AUTH_STRING.value()
