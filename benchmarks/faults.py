@@ -196,7 +196,8 @@ def outage_in_run(
         time.sleep(0.2)
     proxy.faults, began = Faults(("503",), share=1.0), time.monotonic()
     run.wait()
-    seconds, said = time.monotonic() - began, (folder / "log").read_text().strip().splitlines()[-1]
+    seconds = time.monotonic() - began
+    said = "; ".join(line for line in (folder / "log").read_text().splitlines() if line.startswith("daily-train: error"))
     again = Tally()
     proxy.faults = Faults(done=again.faults)
     (folder / "log").rename(folder / "log of the first")
@@ -300,7 +301,7 @@ def runs(
     if arguments.outages:
         in_run, said, again = outage_in_run(proxy, direct, folder / "outage" / "0", wheels, wanted)
         print(again.row("none, after an outage"))
-        print(f"\n503 from the first shards on: the run ended after {in_run:.0f} s: {said}", flush=True)
+        print(f"\n503 for ever from the first shards on: the run ended after {in_run:.0f} s: {said}", flush=True)
         tallies.append(again)
     return tallies, in_run
 
