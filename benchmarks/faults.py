@@ -197,7 +197,8 @@ def outage_in_run(
     proxy.faults, began = Faults(("503",), share=1.0), time.monotonic()
     run.wait()
     seconds = time.monotonic() - began
-    said = "; ".join(line for line in (folder / "log").read_text().splitlines() if line.startswith("daily-train: error"))
+    lines = (folder / "log").read_text().splitlines()
+    said = "; ".join(line for line in lines if line.startswith("daily-train: error"))
     again = Tally()
     proxy.faults = Faults(done=again.faults)
     (folder / "log").rename(folder / "log of the first")
