@@ -9,7 +9,7 @@ import time
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socket import socket
+from socket import AF_INET6, socket
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ from starlette.types import Message, Receive, Scope, Send
 from deployments import access, server
 from deployments.access import FILE, AccessError, auth_string, require_own_server
 from deployments.origin import HOSTS, OwnOrigin
+from deployments.up import UpError, _hold
 
 
 @pytest.fixture
@@ -144,6 +145,23 @@ def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(monkeypat
     string = environment[access.GIVEN]
     assert len(string) > 40 and sent == string
     assert environment["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1"
+
+
+def test_up_holds_its_port_for_localhost_too():
+    """A browser that is given http://localhost:4200 asks ::1 first."""
+    with closing(socket(AF_INET6)) as other:
+        try:
+            other.bind(("::1", 0))
+        except OSError:
+            pytest.skip("a machine without IPv6")
+        port = other.getsockname()[1]
+        with pytest.raises(UpError, match=f"port {port} of ::1 cannot be used"):
+            _hold(port)
+    held = _hold(port)
+    with closing(socket(AF_INET6)) as other, pytest.raises(OSError, match="in use"):
+        other.bind(("::1", port))
+    for each in held:
+        each.close()
 
 
 def test_a_string_that_could_be_guessed_or_not_be_entered_is_refused(home: Path):
