@@ -38,6 +38,7 @@ from model.errors import DailyTrainError
 
 GIVEN = "PREFECT_SERVER_API_AUTH_STRING"
 FILE = "daily-train-auth"
+SHORTEST = 16
 SECONDS_TO_LOG_IN = 15 * 60
 SECONDS_TO_ANSWER = 30  # of a server on a machine whose cores are all in use
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # of a server on loopback nobody else hears
@@ -64,6 +65,9 @@ def home() -> Path:
 def auth_string() -> str:
     """The authentication string; the first call on a machine makes it. Raises AccessError."""
     if given := PREFECT_SERVER_API_AUTH_STRING.value():
+        if not _usable(given):
+            raise AccessError(f"{GIVEN} must have at least {SHORTEST} characters of ASCII and no white space at its "
+                              "ends: whoever may connect can try words; `openssl rand -hex 32` gives one")
         return given
     file = home() / FILE
     try:
@@ -98,9 +102,14 @@ def _read(file: Path) -> str:
             raise AccessError(f"{file} has mode {found.st_mode & 0o777:o}: other users may know the string ({mode:o}); "
                               "delete it, and the next start makes a new one")
         lines = opened.read(4096).decode(errors="replace").split()
-    if len(lines) != 1 or len(lines[0]) < 16:
+    if len(lines) != 1 or not _usable(lines[0]):
         raise AccessError(f"{file} does not hold one authentication string; delete it, and the next start makes one")
     return lines[0]
+
+
+def _usable(string: str) -> bool:
+    """Whether nobody guesses it, and Prefect, which compares ASCII alone, and the login page can take it."""
+    return len(string) >= SHORTEST and string.isascii() and string.isprintable() and string == string.strip()
 
 
 def where_it_is() -> str:
@@ -121,7 +130,7 @@ def signature(string: str, *words: str) -> str:
 
 def same(given: str, expected: str) -> bool:
     """Compare without telling by the time it takes how much is right."""
-    return hmac.compare_digest(given.encode(), expected.encode())
+    return hmac.compare_digest(given.encode(errors="surrogatepass"), expected.encode())
 
 
 def basic(string: str) -> str:

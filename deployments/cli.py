@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -361,7 +362,9 @@ def _chat(arguments: argparse.Namespace) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     require_gradio()
     place = _place_to_read(arguments)
-    converse("deployments.demo", arguments.run, ["--port", str(arguments.port)], place)
+    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # in place of one in /tmp that all users of the machine share
+        converse("deployments.demo", arguments.run, ["--port", str(arguments.port)], place)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is reported to anybody
+os.environ |= {"GRADIO_SSR_MODE": "False", "GRADIO_RUN_HISTORY": "False"}  # nor another server, nor a history, needed
 
 from collections.abc import Iterator
 
@@ -57,7 +58,7 @@ def main() -> None:
         blocks = page(load_pair(given.folder, given.tokenizer))
         blocks.launch(
             server_name="127.0.0.1", server_port=given.port, share=False, theme=SYSTEM_FONTS, show_error=True,
-            app_kwargs={"middleware": [own]},
+            app_kwargs={"middleware": [own]}, max_file_size=1,  # the page takes no files
         )  # fmt: skip
     except Exception as error:
         sys.exit(tell_error(error))

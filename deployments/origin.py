@@ -55,7 +55,8 @@ class OwnOrigin:
         if len(hosts) != 1 or hosts[0] not in self.hosts:
             return f"{', '.join(hosts) or 'no address'!r} is not an address of this server; {HOSTS} can name more"
         for origin in values(b"origin"):
-            if (page := origin.partition("://")[2]) != hosts[0] and page not in self.configured:
+            scheme, _, page = origin.partition("://")
+            if scheme not in ("http", "https") or (page != hosts[0] and page not in self.configured):
                 return f"a page of {origin!r} may not use this server; {HOSTS} can name more"
         if any(site in ("cross-site", "same-site") for site in values(b"sec-fetch-site")):
             link = values(b"sec-fetch-dest") == ["document"] and scope.get("method") in ("GET", "HEAD")

@@ -8,6 +8,7 @@ browser keeps the string where Prefect's pages look for it, and a cookie that op
 """
 
 import argparse
+import asyncio
 import json
 import secrets
 import socket
@@ -28,8 +29,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.access import basic, same, signature, valid_ticket
+from deployments.access import AccessError, auth_string, basic, same, signature, valid_ticket
 from deployments.origin import OwnOrigin
+from model.errors import tell_error
 
 POLICY = ("default-src 'self'; connect-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
           "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
@@ -39,10 +41,13 @@ and graphs compile functions."""
 ENTER = "/enter"
 ENTRANCE = Path(__file__).with_name("enter.html").read_text()
 LONGEST = 4096  # bytes of what a person sends to log in
+SECONDS_TO_SAY_IT = 30  # the string, after a websocket was opened
+UNKNOWN = '{"type": "auth", "token": ""}'
 
 
 class Login:
-    """An ASGI application whose pages need a login. The API below /api is left to Prefect, which checks the string."""
+    """An ASGI application whose pages need a login. The API below /api is left to Prefect, which checks the string: it
+    hears the right one or none, since of others it takes some for mistakes of its own, with a traceback each."""
 
     def __init__(self, app: ASGIApp, port: int, string: str) -> None:
         self.app, self.port, self.string = app, port, string
@@ -51,10 +56,18 @@ class Login:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if scope["type"] != "http" or path == "/api" or path.startswith("/api/"):
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        if scope["type"] == "websocket":
+            await self.app(scope, self.says_it_first(receive), send)
+            return
         request = Request(scope, receive)
+        if path == "/api" or path.startswith("/api/"):
+            if not self.has_string(request):
+                scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"authorization"]}
+            await self.app(scope, receive, send)
+            return
         if path == ENTER:
             answer = await self.enter(request)
         elif not self.knows(request):
@@ -66,9 +79,41 @@ class Login:
             return
         await answer(scope, receive, send)
 
+    def has_string(self, request: Request) -> bool:
+        return same(request.headers.get("authorization", ""), f"Basic {basic(self.string)}")
+
+    def says_it_first(self, receive: Receive) -> Receive:
+        """What a websocket sends; its first message, if that is not the string, or does not come, as one that Prefect
+        refuses."""
+        heard = False
+
+        async def checked() -> Message:
+            nonlocal heard
+            if heard:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), SECONDS_TO_SAY_IT)
+            except TimeoutError:
+                message = {"type": "websocket.receive"}
+            if message["type"] == "websocket.receive":
+                heard = True
+                if not self.is_login(message.get("text")):
+                    return {"type": "websocket.receive", "text": UNKNOWN}
+            return message
+
+        return checked
+
+    def is_login(self, text: str | None) -> bool:
+        try:
+            said = json.loads(text or "")
+        except (ValueError, RecursionError):
+            return False
+        token = said.get("token") if isinstance(said, dict) and said.get("type") == "auth" else None
+        return isinstance(token, str) and same(token, self.string)
+
     def knows(self, request: Request) -> bool:
         """Whether the request comes with the string, or from a browser that has logged in."""
-        if same(request.headers.get("authorization", ""), f"Basic {basic(self.string)}"):
+        if self.has_string(request):
             return True
         try:
             found = SimpleCookie(request.headers.get("cookie", "")).get(self.cookie)
@@ -145,10 +190,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, required=True)
     given = parser.parse_args(argv)
-    string = PREFECT_SERVER_API_AUTH_STRING.value()
-    if not string:
+    if not PREFECT_SERVER_API_AUTH_STRING.value():
         print("error: PREFECT_SERVER_API_AUTH_STRING is not set; nobody could log in", file=sys.stderr)
         return 1
+    try:
+        string = auth_string()
+    except AccessError as error:
+        return tell_error(error)
     try:
         listening = listen(given.host, given.port)
     except OSError as error:

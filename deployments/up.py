@@ -5,6 +5,7 @@ keeps its state in SQLite below PREFECT_HOME, or in the database that PREFECT_SE
 It answers its own pages and those who know its authentication string (deployments/server.py, deployments/access.py).
 """
 
+import errno
 import fcntl
 import os
 import signal
@@ -144,18 +145,24 @@ def up(port: int) -> None:
             part.stop()
 
 
-def _hold(port: int) -> socket.socket:
+def _hold(port: int) -> list[socket.socket]:
     """Take the port until this process ends: also while the server is being started again, no other user can listen
-    there for what runs and browsers would send. The server binds it as well (deployments/server.py)."""
-    held = socket.socket()
-    with socket.socket() as probe:
+    there for what runs and browsers would send. The server binds it as well (deployments/server.py). Nobody listens on
+    ::1, which browsers ask first for `localhost`; what is asked there is refused, and they go to 127.0.0.1."""
+    held = []
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         try:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+            taken = socket.socket(family)
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            taken.bind((host, port))
         except OSError as error:
-            raise UpError(f"port {port} cannot be used ({error.strerror}); choose another --port") from error
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind(("127.0.0.1", port))
+            if family is socket.AF_INET6 and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                continue  # a machine without IPv6
+            raise UpError(f"port {port} of {host} cannot be used ({error.strerror}); choose another --port") from error
+        held.append(taken)
     return held
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from eval.comparison import interval_text
 from eval.leaks import control_suites, verdict_table
-from eval.markup import code_block, markdown_table
+from eval.markup import code_block, markdown_table, sentence
 from eval.precision import precision_of
 
 UNRECORDED = "Not recorded: this model was exported from a folder, without its run's report."
@@ -93,7 +93,7 @@ def _scores(report: dict[str, Any]) -> list[str]:
     rows, lines = [], []
     for score in report["scores"]:
         if score["value"] is None:
-            lines.append(f"{score['suite']} was not scored. {score['not_scored']}.")
+            lines.append(f"{score['suite']} was not scored. {sentence(score['not_scored'])}.")
             continue
         rows.append([
             score["suite"], score["metric"], how.get("num_fewshot", {}).get(score["task"]),

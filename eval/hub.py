@@ -5,15 +5,17 @@ that does not answer is not asked again, and the error says so without a cause, 
 a hub that does answer keep their cause, from which `tasks/stage.py` decides whether a retry may succeed.
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetBuilder, DownloadMode, IterableDataset
+from datasets import Dataset, DatasetBuilder, DownloadMode, IterableDataset, data_files
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
 
@@ -77,7 +79,7 @@ def load_dataset(
     source = repository if local else f"{repository}@{commit}"
     reason = None if local else unreachable()
     error: Exception | None = None
-    with _cache_alone() if reason else nullcontext():
+    with _cache_alone() if reason else nullcontext(), _own_files_alone(Path(repository) if local else None):
         try:
             builder = datasets.load_dataset_builder(repository, configuration, revision=commit)
             if not local and builder.hash != commit:  # the library would take whatever commit was cached last
@@ -92,6 +94,27 @@ def load_dataset(
         held = f", only {error}" if isinstance(error, HubError) else ""
         raise HubError(f"{source}: {reason}, and the cache does not hold it{held}")
     raise HubError(f"{source}: {first_line(error)}") from error
+
+
+@contextmanager
+def _own_files_alone(folder: Path | None) -> Iterator[None]:
+    """The header of a dataset's README says which files are read, and may name any file of this machine and any host:
+    what lies outside the dataset is in no digest of it. Refused before it is looked for. `folder`: None for the hub."""
+    resolve = data_files.resolve_pattern
+
+    def resolved(pattern: str, base_path: str, *others: Any, **named: Any) -> list[str]:
+        path, base = PurePosixPath(pattern), PurePosixPath(os.path.normpath(base_path))
+        inside = base.is_relative_to(folder.resolve()) if folder else base_path.startswith("hf://")
+        if not inside or path.is_absolute() or ".." in (*path.parts, *PurePosixPath(base_path).parts) or (
+                "://" in pattern or "::" in pattern):  # fmt: skip
+            raise HubError(f"its README names files that are not in it: {pattern!r} in {base_path!r}")
+        return resolve(pattern, base_path, *others, **named)
+
+    data_files.resolve_pattern = resolved
+    try:
+        yield
+    finally:
+        data_files.resolve_pattern = resolve
 
 
 def _prepare(builder: DatasetBuilder) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 from eval.markup import markdown_table
@@ -34,6 +35,8 @@ def ledger_row(report: dict[str, Any]) -> Row:
 
 TEXTS = ("run", "preset", "finished", "commit", "validation_data")
 NUMBERS = ("bits_per_byte", "parameters", "tokens", "flops", "seconds", "usd")
+PLAIN = re.compile(r"[\w .:/+-]{1,200}", re.ASCII)
+"""What our rows hold: nothing that Markdown, HTML, a terminal or a path would act on."""
 
 
 def parse_row(content: bytes) -> Row:
@@ -45,20 +48,24 @@ def parse_row(content: bytes) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"it is a {type(row).__name__}, expected an object")
     for name in TEXTS:
-        if not isinstance(row.get(name), str) or not row[name].isprintable():
+        if not _is_plain(row.get(name)):
             raise ValueError(f"{name} is {_short(row.get(name))}, expected a text")
     for name in NUMBERS:
         if not _is_number(row.get(name)):
             raise ValueError(f"{name} is {_short(row.get(name))}, expected a number")
     scores, stages = row.get("scores"), row.get("stages")
-    if not isinstance(scores, dict) or not all(map(_is_number, scores.values())):
+    if not isinstance(scores, dict) or not all(map(_is_number, scores.values())) or not all(map(_is_plain, scores)):
         raise ValueError(f"scores is {_short(scores)}, expected numbers by suite and metric")
-    if not isinstance(stages, dict) or not all(isinstance(key, str) for key in stages.values()):
+    if not isinstance(stages, dict) or not all(map(_is_plain, [*stages, *stages.values()])):
         raise ValueError(f"stages is {_short(stages)}, expected keys by name")
     if missing := {"contamination", "evaluate", "tokenizer", "train"} - set(stages):
         raise ValueError(f"stages has no {', '.join(sorted(missing))}")
     json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate is a ValueError as well
     return row
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str) and PLAIN.fullmatch(value) is not None
 
 
 def _is_number(value: object) -> bool:

@@ -42,6 +42,12 @@ def untrusted(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|~>])", r"\\\1", visible).replace("\n", " ")
 
 
+def sentence(text: str) -> str:
+    """A sentence of ours with foreign words in it, such as the reason of an error: no link, image, code, emphasis or
+    HTML comes of it, and in a terminal it can still be read."""
+    return re.sub(r"([\\`*\[\]<|])", r"\\\1", CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)).replace("\n", " ")
+
+
 def code_block(text: str) -> str:
     """Text from anywhere as a fenced block; the fence is longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)

@@ -12,7 +12,7 @@ import numpy as np
 from eval.anchors import anchor_note
 from eval.comparison import comparison_section, interval_text
 from eval.leaks import contamination_section, effects_section
-from eval.markup import code, markdown_table, passage
+from eval.markup import code, markdown_table, passage, sentence
 from eval.paired import GOLD, PerItem
 
 Report = dict[str, Any]
@@ -92,7 +92,8 @@ def score_table(scores: list[dict[str, Any]]) -> str:
 
 def notes(scores: list[dict[str, Any]]) -> list[str]:
     """What a reader of the table must know: what was not scored and why, subsets, items too short to check."""
-    lines = [f"**{score['suite']}: not scored.** {score['not_scored']}." for score in scores if score["value"] is None]
+    lines = [f"**{score['suite']}: not scored.** {sentence(score['not_scored'])}." for score in scores
+             if score["value"] is None]  # fmt: skip
     scored = [score for score in scores if score["value"] is not None]
     if any(score["subset"] for score in scored):
         lines.append("Scores are of a fixed, seeded subset of items where the table says “of”; all items were checked "

@@ -41,8 +41,11 @@ def shown_value(value: object) -> str:
 
 
 def in_one_line(text: str) -> str:
-    """The text in one line, shortened in its middle where no one would read it."""
+    """The text in one line, shortened in its middle where no one would read it, and with what a terminal would act on
+    (names and answers from elsewhere) spelled out."""
     line, half = " ".join(text.split()), LONGEST_SENTENCE // 2 - 2
+    if not line.isprintable():
+        line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     return line if len(line) <= LONGEST_SENTENCE else f"{line[:half]} … {line[-half:]}"
 
 

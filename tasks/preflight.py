@@ -9,9 +9,14 @@
 docs/operating.md lists what is checked when.
 """
 
+import getpass
 import locale
+import os
+import re
+import stat
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,7 @@ from tokenizers import Tokenizer
 from eval.hellaswag import without_wikihow_marks
 from eval.suites import SUITES, Suite, chosen_items
 from model.config import ConfigError
+from tasks import provenance
 from tasks.benchmarks import Items, find_source
 from tasks.evaluate import EvaluationConfig, defining_versions, scoring_settings
 from tasks.feasibility import ANY_CPU, Training, most_flops, require_feasible, trained
@@ -66,6 +72,30 @@ def require_machine(place: Place) -> None:
                 file.write(bytes(4096))
         except OSError as error:
             raise ConfigError(f"{folder}: a run cannot write there: {error.strerror}; set {setting}") from error
+    _require_own_compiler()
+
+
+def _require_own_compiler() -> None:
+    """Where torch keeps compiled code of what the trainer has no folder for (`compiled/` of the cache), it has a name
+    in the temporary folder that any user of the machine can take first, and runs what it finds there."""
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    try:
+        user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())  # as torch writes it
+    except (KeyError, OSError):  # no entry in /etc/passwd, as in some containers
+        user = f"uid_{os.getuid()}"
+    folder = Path(tempfile.gettempdir()) / f"torchinductor_{user}"
+    if provenance.hardware()["gpus"]:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+    if not os.path.lexists(folder):
+        return
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise ConfigError(f"{folder} is another user's or a link, and torch would run the code it finds there; set "
+                          "TORCHINDUCTOR_CACHE_DIR or TMPDIR to a folder of your own")
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        folder.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
 
 
 @task(name="rehearsal", **STAGE_TASK)

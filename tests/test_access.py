@@ -1,13 +1,16 @@
 """The authentication string of the server: its file, who is told it, and the server that a run starts for itself."""
 
+import asyncio
 import contextvars
+import json
 import os
 import threading
 import time
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socket import socket
+from socket import AF_INET6, socket
+from typing import Any
 from urllib.request import proxy_bypass
 
 import pytest
@@ -19,10 +22,12 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
+from starlette.types import Message, Receive, Scope, Send
 
-from deployments import access
+from deployments import access, server
 from deployments.access import FILE, AccessError, auth_string, require_own_server
 from deployments.origin import HOSTS, OwnOrigin
+from deployments.up import UpError, _hold
 
 
 @pytest.fixture
@@ -146,6 +151,64 @@ def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(monkeypat
     assert environment["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1"
 
 
+def test_up_holds_its_port_for_localhost_too():
+    """A browser that is given http://localhost:4200 asks ::1 first."""
+    with closing(socket(AF_INET6)) as other:
+        try:
+            other.bind(("::1", 0))
+        except OSError:
+            pytest.skip("a machine without IPv6")
+        port = other.getsockname()[1]
+        with pytest.raises(UpError, match=f"port {port} of ::1 cannot be used"):
+            _hold(port)
+    held = _hold(port)
+    with closing(socket(AF_INET6)) as other, pytest.raises(OSError, match="in use"):
+        other.bind(("::1", port))
+    for each in held:
+        each.close()
+
+
+def test_a_string_that_could_be_guessed_or_not_be_entered_is_refused(home: Path):
+    for given in ("admin:pass", "fifteen-letters", "with white space at its end ", "é" * 20, "a" * 20 + "\x1b"):
+        with (
+            temporary_settings({PREFECT_SERVER_API_AUTH_STRING: given}),
+            pytest.raises(AccessError, match="must have at least 16 characters") as refused,
+        ):
+            auth_string()
+        assert given not in str(refused.value)
+
+
+def test_prefect_hears_the_right_string_or_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "SECONDS_TO_SAY_IT", 0.05)
+    string, heard = "daily-train:a string", []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        heard.append((await receive())["text"] if scope["type"] == "websocket" else dict(scope["headers"]))
+
+    async def ask(kind: str, header: bytes = b"", message: Message | None = None) -> Any:
+        async def receive() -> Message:
+            return message or await asyncio.sleep(60)
+
+        scope = {"type": kind, "path": "/api/events/out", "headers": [(b"authorization", header), (b"accept", b"*")]}
+        await server.Login(application, 4200, string)(scope, receive, None)
+        return heard.pop()
+
+    async def every() -> None:
+        right = f"Basic {access.basic(string)}".encode()
+        assert (await ask("http", right))[b"authorization"] == right
+        for header in (b"", b"Basic w6k=", b"Basic \xe9", right.lower(), right + b"=", b"Bearer x"):
+            assert await ask("http", header) == {b"accept": b"*"}, header
+        login = json.dumps({"type": "auth", "token": string})
+        assert await ask("websocket", message={"type": "websocket.receive", "text": login}) == login
+        said = ("[]", "1", "null", "no JSON", "[" * 5000, '{"type": "auth"}', login.replace("auth", "x"),
+                *(login.replace(f'"{string}"', token) for token in ("1", "[]", '"é"', r'"\ud800"')))
+        for message in (None, {"bytes": b"\xff"}, *({"text": text} for text in said)):
+            given = message and {"type": "websocket.receive", **message}
+            assert await ask("websocket", message=given) == server.UNKNOWN, message
+
+    asyncio.run(every())
+
+
 def test_the_address_of_a_tunnel_or_a_proxy_is_named_by_one_setting(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(HOSTS, "train.example.org, localhost:8080")
     own = OwnOrigin(None, 4200, "")
@@ -163,6 +226,7 @@ def test_the_address_of_a_tunnel_or_a_proxy_is_named_by_one_setting(monkeypatch:
     ):
         assert refused(host, *origins) is None, host
     assert "'localhost:8081' is not an address" in refused("localhost:8081")
-    for origin in ("http://evil.test", "null", "", "http://[", "http://train.example.org.evil.test"):
+    for origin in ("http://evil.test", "null", "", "http://[", "http://train.example.org.evil.test",
+                   "file://train.example.org"):  # fmt: skip
         assert f"a page of {origin!r} may not" in refused("train.example.org", origin)
     assert refused("127.0.0.1:4200", "http://127.0.0.1:4200", "http://evil.test")

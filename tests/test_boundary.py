@@ -160,6 +160,7 @@ def test_the_log_of_a_failed_run_has_the_sentence_and_with_debug_the_traceback(m
 
 def test_a_sentence_is_one_line_of_bounded_length():
     assert sentence_of(StageError("a\n  b")) == "a b"
+    assert sentence_of(StageError("\x1b[2J é \u202e \udcff")) == r"\x1b[2J é \u202e \udcff"
     told = sentence_of(SourceError("file.txt: " + "x" * 10**6))
     assert told.startswith("file.txt: x") and len(told) <= 2000
 

@@ -66,6 +66,7 @@ def test_no_secret_stands_in_a_container_file():
         secret = r"(?:PASSWORD|SECRET_ACCESS_KEY|ACCESS_KEY_ID|AUTH_STRING)\s*[:=]\s*(\S+)"
         for value in re.findall(secret, path.read_text()):
             assert value.startswith(("${", "...")), f"{path.name}: {value}"
+    assert "**/.env*" in (FOLDER.parent / ".dockerignore").read_text().split(), "compose reads secrets from such a file"
 
 
 def test_every_placeholder_of_the_job_template_has_a_variable_and_every_variable_a_use():

@@ -27,6 +27,11 @@ BROKEN = {
     "huge-number": json.dumps(ROW | {"flops": 10**400}).encode(),
     "scores": json.dumps(ROW | {"scores": [1]}).encode(), "stages": json.dumps(ROW | {"stages": {"train": 1}}).encode(),
     "surrogate": json.dumps(ROW | {"loss_nats_per_token": "\ud800"}).encode(),
+    "link": json.dumps(ROW | {"run": "link", "preset": "[x](http://evil.test)"}).encode(),
+    "image": json.dumps(ROW | {"run": "image", "commit": "![x](a.png)"}).encode(),
+    "escape": json.dumps(ROW | {"run": "escape", "scores": {"arc\x1b[2J/acc": 0.5}}).encode(),
+    "path": json.dumps(ROW | {"run": "path", "stages": ROW["stages"] | {"x": "!()"}}).encode(),
+    "long": json.dumps(ROW | {"run": "long", "finished": "2" * 201}).encode(),
     "copy": json.dumps(ROW).encode(), "large": b" " * (17 * 2**20),
 }  # fmt: skip
 

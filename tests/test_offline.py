@@ -53,6 +53,24 @@ def point_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
 
+@pytest.mark.parametrize("header", [
+    {"data_files": "../secret.parquet"}, {"data_files": "{home}/secret.parquet"}, {"data_files": "file://{home}/*"},
+    {"data_files": "{url}/secret.parquet"}, {"data_files": [{"split": "train", "path": "zip://x::{url}/y.zip"}]},
+    {"data_dir": ".."}, {"data_dir": "{home}"},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("local", [True, False])
+def test_a_dataset_names_no_file_outside_itself(header: dict, local: bool, hub: Hub, tmp_path: Path):
+    pq.write_table(pa.table({"text": ["secret"]}), tmp_path / "secret.parquet")
+    with serving(tmp_path) as elsewhere:
+        written = json.dumps({"configs": [{"config_name": "default", **header}]})
+        written = written.replace("{home}", str(tmp_path)).replace("{url}", elsewhere.url)
+        (tmp_path / "hub" / "README.md").write_text(f"---\n{written}\n---\n")
+        where = (str(tmp_path / "hub"), None, "train", None) if local else ("owner/data", None, "train", COMMIT)
+        with pytest.raises(HubError, match="its README names files that are not in it"):
+            load_dataset(*where, streaming=True)
+        assert not elsewhere.requests
+
+
 def causes(error: BaseException) -> list[type]:
     found = []
     while error := error.__cause__ or (None if error.__suppress_context__ else error.__context__):

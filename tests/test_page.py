@@ -8,7 +8,7 @@ from prefect.utilities.callables import parameter_schema
 from eval.ledger import leaderboard_page
 from eval.markup import code, markdown_table, passage, untrusted
 from eval.page import FOLDED_ROWS, page
-from eval.report import configuration_table
+from eval.report import configuration_table, notes
 from flows.config import BOUNDS, FORMS, Execution, compose
 from flows.daily import daily_train
 from model.config import BUDGETS, ConfigError
@@ -24,6 +24,13 @@ def test_a_page_holds_its_figures_and_asks_for_nothing():
     assert re.findall(r'<img src="([^"]{22})', made) == ["data:image/png;base64,"]
     assert "<script" not in made and "\x1b" not in made
     assert not re.findall(r'(?:src|href)="(?!data:|#)', made)
+
+
+def test_the_reason_why_a_suite_was_not_scored_is_foreign_text():
+    told = notes([{"suite": "truthfulqa", "value": None, "not_scored": HOSTILE}])
+    made = page("\n\n".join(told), {})
+    assert "![x](https://example.org/y.png)" in made
+    assert "<img" not in made and "<script" not in made and "\x1b" not in made
 
 
 def test_a_page_with_a_missing_figure_is_refused():

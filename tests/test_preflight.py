@@ -17,7 +17,7 @@ from eval.rehearsal import RehearsalConfig, rehearse
 from eval.suites import SUITES, SuiteError, write_rows
 from flows.config import compose
 from model.config import ConfigError
-from tasks import benchmarks
+from tasks import benchmarks, provenance
 from tasks.benchmarks import find_items
 from tasks.evaluate import EvaluationConfig
 from tasks.feasibility import FeasibilityError, require_space
@@ -99,6 +99,26 @@ def test_a_machine_that_could_not_write_what_follows_is_refused(tmp_path: Path, 
     monkeypatch.setattr(locale, "getpreferredencoding", lambda _: "ANSI_X3.4-1968")
     with pytest.raises(ConfigError, match=r"text as ANSI_X3.4-1968 here; set PYTHONUTF8=1"):
         require_machine(place)
+
+
+def test_a_folder_that_somebody_else_laid_out_for_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("getpass.getuser", lambda: "DOMAIN\\me")
+    folder = tmp_path / "torchinductor_DOMAIN_me"
+    monkeypatch.setattr(provenance, "hardware", lambda: {"gpus": ["H100"]})
+    require_machine(place)
+    assert folder.stat().st_mode & 0o777 == 0o700, "taken before others can"
+    folder.chmod(0o777)
+    require_machine(place)
+    assert not folder.stat().st_mode & 0o022
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="is another user's or a link, and torch would run the code it finds there"):
+        require_machine(place)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    require_machine(place)
 
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_at_the_first_event(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.faults import OUTPUTS, Tally, one_stage
 from tasks.attempts import publish
+from tasks.lock import locked
 from tasks.manifest import canonical_json, parse_manifest, sha256_json
 from tasks.objects import Digest, StoreError
 from tasks.stage import Place, Result, Stage, StageError, finish, materialise, open_place, read_json
@@ -318,6 +319,13 @@ def test_names_in_a_manifest_that_lead_elsewhere_are_refused(tmp_path: Path, cha
     forged = dataclasses.replace(made, **change)
     with pytest.raises(StageError):
         parse_manifest(forged.content(), "shard", STAGE.key)
+
+
+def test_a_lock_in_place_of_which_somebody_left_a_link_empties_nothing(tmp_path: Path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "lock").symlink_to(tmp_path / "precious")
+    with locked(tmp_path / "lock", print):
+        assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_a_forged_manifest_writes_nothing_outside_the_cache(s3: str, tmp_path: Path):

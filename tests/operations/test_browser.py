@@ -266,6 +266,8 @@ def test_the_demo_page_shows_both_models(page: Page, store: Path):
         assert_pleasant(page)
         for other in ({"Host": "evil.test"}, {"Origin": "http://127.0.0.1:9"}):  # DNS rebinding, another page
             assert httpx.post(f"http://127.0.0.1:{port}/gradio_api/queue/join", headers=other).status_code == 403
+        upload = f"http://127.0.0.1:{port}/gradio_api/upload"
+        assert httpx.post(upload, files={"files": ("x", b"not wanted")}).status_code == 413
     finally:
         os.killpg(demo.pid, signal.SIGTERM)
         demo.wait(30)
