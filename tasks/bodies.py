@@ -13,8 +13,14 @@ SLOWEST = 100e3
 """Bytes a second below which a download is given up as one that stands still."""
 
 
-def read_whole(answer: dict[str, Any], seconds: float) -> tuple[bytes, str]:
-    """The whole body and the SHA-256 that was recorded with it, or "". Raises TimeoutError when it stands still."""
+def read_whole(answer: dict[str, Any], seconds: float, part: str | None = None) -> tuple[bytes, str]:
+    """The whole body and the SHA-256 that was recorded with it, or "". Raises TimeoutError when it stands still, and
+    StoreError when it is not the `part` (`bytes=0-9`) that was asked for."""
+    if "ContentLength" not in answer:
+        raise http.client.HTTPException("an answer without Content-Length")
+    if part and not answer.get("ContentRange", "").startswith(part.replace("=", " ") + "/"):
+        answer["Body"].close()
+        raise StoreError(f"{part} of an object was asked for, and the server or a proxy gave another part, or all")
     deadline = time.monotonic() + seconds + answer["ContentLength"] / SLOWEST
     pieces, body = [], answer["Body"]
     while piece := body.read(2**20):

@@ -20,18 +20,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
+from tasks import refusals
 from tasks.bodies import known_sums, md5_header, read_whole, require_unchanged, sha256_header
-from tasks.faults import transient
 from tasks.objects import READ_BYTES, Digest, StoreError, check_inside, check_key, digest_file
 from tasks.probe import prove
-from tasks.refusals import UNREADABLE, UploadGoneError, code_of, failure, one_line, status_of
+from tasks.refusals import UNREADABLE, UploadGoneError, code_of, failure, is_absent, may_pass, status_of
 
 MULTIPART_BYTES = 16 * 2**20
 PARTS_AT_ONCE = 8
@@ -48,7 +47,7 @@ READ_SECONDS = (10, 30)
 SAME = 3
 """So many times the same bytes: they are what is stored, whatever the digest says."""
 FETCHES = 12
-CAUGHT = (BotoCoreError, ClientError, HTTPError, http.client.HTTPException, OSError)
+CAUGHT = (BotoCoreError, ClientError, HTTPError, http.client.HTTPException, OSError, RecursionError)
 Answer = TypeVar("Answer")
 
 
@@ -56,15 +55,15 @@ class S3Store:
     """A bucket with a prefix on any S3-compatible server that honours conditional puts (`If-None-Match: *`)."""
 
     def __init__(self, url: str, patience: float = PATIENCE) -> None:
-        parts = urlsplit(url)
-        if not parts.netloc:
-            raise StoreError(f"store {url!r}: the bucket's name is missing, expected s3://bucket/prefix")
         self.url = url.rstrip("/")
-        self.bucket = parts.netloc
-        self.prefix = parts.path.strip("/")
+        self.bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not self.bucket:
+            raise StoreError(f"store {url!r}: the bucket's name is missing, expected s3://bucket/prefix")
+        self.prefix = check_key(prefix.strip("/"), empty=True)
+        refusals.check_environment()
         self.patience = patience
         self.read_seconds = READ_SECONDS
-        with self._explained(""):
+        with self._configured():
             self.session = boto3.Session()  # of its own: the default one remembers old credentials
         self.client = self._connect(self.read_seconds[0])
         self._patient: Any = None
@@ -73,7 +72,7 @@ class S3Store:
 
     def _connect(self, read_seconds: float) -> Any:
         own_endpoint = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
-        with self._explained(""):
+        with self._configured():
             return self.session.client(
                 "s3",
                 region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
@@ -212,7 +211,7 @@ class S3Store:
             part = {"Range": f"bytes={start}-{min(start + MULTIPART_BYTES, size) - 1}"} if len(starts) > 1 else {}
             try:
                 content = self._tried(key, lambda client: read_whole(client.get_object(
-                    Bucket=self.bucket, Key=self._name(key), **part), self.read_seconds[0]), stop)[0]  # fmt: skip
+                    Bucket=self.bucket, Key=self._name(key), **part), self.read_seconds[0], part.get("Range")), stop)[0]
                 with target.open("r+b") as file:
                     file.seek(start)
                     file.write(content)
@@ -227,7 +226,8 @@ class S3Store:
             else:
                 pool = ThreadPoolExecutor(PARTS_AT_ONCE)
                 try:
-                    list(pool.map(fetch, starts))
+                    for first in range(0, len(starts), MOST_PARTS):  # a wrong size takes no memory
+                        list(pool.map(fetch, starts[first : first + MOST_PARTS]))
                 finally:
                     stop.set()
                     pool.shutdown(wait=False, cancel_futures=True)
@@ -238,7 +238,7 @@ class S3Store:
             try:
                 answer = client.get_object(Bucket=self.bucket, Key=self._name(key))
             except ClientError as error:
-                if status_of(error) == 404 and code_of(error) != "NoSuchBucket":
+                if is_absent(error):
                     return None
                 raise
             if answer["ContentLength"] > most:
@@ -304,10 +304,13 @@ class S3Store:
             try:
                 head = client.head_object(**where)
             except ClientError as error:
-                if status_of(error) == 404:
-                    return None
-                if status_of(error) in (400, 403):
-                    client.get_object(**where, Range="bytes=0-0")["Body"].close()  # says why; an answer to HEAD cannot
+                try:
+                    if status_of(error) in (400, 403, 404):
+                        client.get_object(**where, Range="bytes=0-0")["Body"].close()  # says why; HEAD's answer cannot
+                except ClientError as reason:
+                    if is_absent(reason):
+                        return None
+                    raise
                 raise
             return Digest(head["ContentLength"], head["Metadata"].get("sha256", ""))
 
@@ -365,7 +368,7 @@ class S3Store:
             except (*CAUGHT, *UNREADABLE) as error:
                 pause = min(LONGEST_PAUSE, 0.05 * 2**number) * random.uniform(0.5, 1.0)
                 waited = time.monotonic() - began
-                again = transient(error) or isinstance(error, UNREADABLE)
+                again = may_pass(error)
                 late = number >= 3 and waited + pause >= self.patience
                 if not again or late or (stop is not None and stop.is_set()):
                     raise self._error(key, error, waited, number) from error
@@ -373,9 +376,16 @@ class S3Store:
                     told = True
                     logging.getLogger("daily_train").warning(
                         "%s: no answer for %.0f s, tried for up to %.0f s: %s", self._where(key), waited, self.patience,
-                        one_line(error))  # fmt: skip
+                        refusals.one_line(error))  # fmt: skip
                 time.sleep(pause) if stop is None else stop.wait(pause)
         raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def _configured(self) -> Iterator[None]:
+        try:
+            yield
+        except (*CAUGHT, *UNREADABLE) as error:
+            raise StoreError(f"{self.url}: the settings of AWS cannot be used: {refusals.one_line(error)}") from error
 
     @contextlib.contextmanager
     def _explained(self, key: str) -> Iterator[None]:

@@ -161,7 +161,7 @@ def finish(stage: Stage, place: Place, build: Callable[[Path, Path], dict[str, J
             done = done or verified(stage.name, stage.key, place)  # another process built it while this one waited
             if done is None:
                 manifest = publish(kept(stage, place, work) or _built(stage, place, work, build), place, work / "out")
-                shutil.rmtree(work)
+                shutil.rmtree(work, ignore_errors=True)  # whoever removed the cache loses nothing
                 return Result(manifest=manifest, skipped=False, seconds=time.monotonic() - began)
             drop_kept(work, done, place)
     return Result(manifest=done, skipped=True, seconds=time.monotonic() - began)

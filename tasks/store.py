@@ -66,7 +66,7 @@ def open_store(url: str) -> Store:
     """`s3://bucket/prefix` gives an S3Store, anything else is a local directory."""
     if url.startswith("s3://"):
         return S3Store(url)
-    if "://" in url:
+    if "://" in url or url.startswith("s3:") or not url.strip():
         raise StoreError(f"store {url!r}: known kinds are a local directory and s3://bucket/prefix")
     return LocalStore(url)
 
@@ -101,6 +101,8 @@ class LocalStore:
 
     def check(self) -> None:
         with self._explained(self.root):
+            if os.path.lexists(self.root) and not self.root.is_dir():
+                raise StoreError(f"{shown(self.root)}: is no directory; a store is a directory or s3://bucket/prefix")
             self.root.mkdir(parents=True, exist_ok=True)
         prove(self)
 
@@ -140,6 +142,8 @@ class LocalStore:
         path = self._path(key)
         with self._explained(path):
             if not path.is_file():
+                if os.path.lexists(path):  # nothing could be published in its place
+                    raise StoreError(f"{shown(path)}: is a folder, a link that leads nowhere or the like, not a file")
                 return None
             if (size := path.stat().st_size) > most:
                 raise StoreError(f"{shown(path)}: is {size:,} bytes, expected at most {most:,}")
