@@ -91,12 +91,19 @@ def kept(stage: "Stage", place: "Place", work: Path) -> Manifest | None:
         return None
     except (StageError, OSError) as error:
         logger().warning("stage %s: what was built in %s is not whole: %s; it is built again", stage.name, work, error)
-        (work / BUILT).unlink()
+        _remove(work / BUILT if work.is_dir() else work)
         if manifest:
             place.store.clear(manifest.folder)
         return None
     logger().info("stage %s is built already: it is stored now", stage.name)
     return manifest
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def drop_kept(work: Path, done: Manifest, place: "Place") -> None:

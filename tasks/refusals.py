@@ -1,7 +1,9 @@
 """What goes wrong with a request to an S3 server, as a sentence with what to do."""
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
@@ -65,7 +67,7 @@ def refusal(where: str, no_bucket: str | None, error: BaseException) -> StoreErr
         case 404:
             absent = f"there is no bucket {no_bucket!r}" if no_bucket else "there is no such object in the store"
             return StoreError(f"{where}: {absent}")
-        case 403 | 405:
+        case 403 | 405 if "Quota" not in code:
             return ReadOnlyStoreError(f"{where}: access denied: the credentials do not allow {error.operation_name}")
     return StoreError(f"{where}: {f'answer {status}: ' if status and not code else ''}{one_line(error)}")
 
@@ -84,12 +86,18 @@ def is_absent(error: BaseException) -> bool:
     return status_of(error) == 404 and code.startswith("NoSuch") and code != "NoSuchBucket"
 
 
-def check_environment() -> None:
-    """Refuse credentials that no header can carry, such as one with a line break at its end, without telling them."""
+@contextlib.contextmanager
+def configured(url: str) -> Iterator[None]:
+    """Tells of settings of the AWS environment that cannot be used; of credentials that no header can carry without
+    their text."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         value = os.environ.get(name, "")
         if not value.isascii() or not value.isprintable() or " " in value:
             raise StoreError(f"{name} holds white space, such as a line break at its end, or a letter no key has")
+    try:
+        yield
+    except Exception as error:
+        raise StoreError(f"{url}: the settings of AWS cannot be used: {one_line(error)}") from error
 
 
 def status_of(error: BaseException) -> int | None:
