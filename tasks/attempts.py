@@ -91,7 +91,7 @@ def kept(stage: "Stage", place: "Place", work: Path) -> Manifest | None:
         return None
     except (StageError, OSError) as error:
         logger().warning("stage %s: what was built in %s is not whole: %s; it is built again", stage.name, work, error)
-        _remove(work / BUILT if work.is_dir() else work)
+        remove(work / BUILT if work.is_dir() else work)
         if manifest:
             place.store.clear(manifest.folder)
         return None
@@ -99,7 +99,8 @@ def kept(stage: "Stage", place: "Place", work: Path) -> Manifest | None:
     return manifest
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove what is there, whatever it is."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
