@@ -108,7 +108,8 @@ def remove(path: Path) -> None:
 
 
 def drop_kept(work: Path, done: Manifest, place: "Place") -> None:
-    """Another machine was faster, or a process was killed when its manifest had been published: leave nothing."""
+    """Another machine was faster, also than a process that was killed here while it built, or one was killed when its
+    manifest had been published: leave nothing."""
     with suppress(StageError, OSError):
         kept = parse_manifest((work / BUILT).read_bytes(), done.stage, done.key)
         if kept.attempt != done.attempt:

@@ -25,6 +25,14 @@ def locked(path: Path, waiting: Callable[[str], None]) -> Iterator[int]:
             return
 
 
+def is_free(path: Path) -> bool:
+    """Whether nobody holds the lock now."""
+    with suppress(OSError), path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 def _is_there(path: Path, file: int) -> bool:
     with suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(file))

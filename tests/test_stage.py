@@ -376,6 +376,15 @@ def test_strange_things_in_the_work_folder_are_removed(place: Place, where: str)
     assert not finish(STAGE, place, Build()).skipped
 
 
+def test_what_a_killed_build_left_goes_when_another_machine_was_faster_and_stays_while_it_goes_on(place: Place):
+    finish(STAGE, place, Build())
+    work = place.cache / "work" / STAGE.name / STAGE.key
+    (work / "run").mkdir(parents=True)
+    with locked(work.with_suffix(".lock"), print):  # as of a process that builds there
+        assert finish(STAGE, place, Build()).skipped and work.exists()
+    assert finish(STAGE, place, Build()).skipped and not work.exists()
+
+
 def test_a_cache_that_is_removed_when_a_stage_is_stored_costs_nothing(place: Place, monkeypatch: pytest.MonkeyPatch):
     publish = LocalStore.publish
     monkeypatch.setattr(
