@@ -92,6 +92,12 @@ def _link_new(content: bytes, path: Path) -> None:
             os.unlink(name)
 
 
+def _unlisted(error: OSError) -> None:
+    """What cannot be listed is not empty: a training would begin anew beside its checkpoints."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
 class LocalStore:
     """A directory. Writes go to a temporary file first and are renamed, so that a reader never sees half of one."""
 
@@ -133,10 +139,9 @@ class LocalStore:
             partial.unlink(missing_ok=True)  # a link that replaces itself is left by the system
 
     def get(self, key: str, cache: Path) -> Path:
-        path = self._path(key)
-        if not path.is_file():
-            raise StoreError(f"{path}: there is no such object in the store")
-        return path
+        if not self.exists(key):
+            raise StoreError(f"{self._path(key)}: there is no such object in the store")
+        return self._path(key)
 
     def read(self, key: str, most: int = READ_BYTES) -> bytes | None:
         path = self._path(key)
@@ -171,13 +176,16 @@ class LocalStore:
             return digest_file(path) if path.is_file() else None
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        path = self._path(key)
+        with self._explained(path):
+            return path.is_file()
 
     def list(self, prefix: str) -> Iterator[str]:
         below = self._path(prefix) if prefix else self.root
         with self._explained(below):
-            found = (path for path in below.rglob("*") if path.is_file() and not path.name.startswith("."))
-            yield from sorted(path.relative_to(self.root).as_posix() for path in found)
+            found = (Path(folder, name) for folder, _, names in os.walk(below, onerror=_unlisted) for name in names)
+            files = (path for path in found if not path.name.startswith(".") and path.is_file())
+            yield from sorted(path.relative_to(self.root).as_posix() for path in files)
 
     def delete(self, key: str) -> None:
         path = self._path(key)

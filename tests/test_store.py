@@ -3,6 +3,7 @@
 import errno
 import http.client
 import io
+import os
 import socket
 import ssl
 import threading
@@ -367,6 +368,21 @@ def test_settings_that_cannot_be_used_are_named_at_once(s3: str, monkeypatch, na
 def test_an_address_with_a_slip_is_no_folder_here(url: str):
     with pytest.raises(StoreError):
         open_store(url)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path, monkeypatch):
+    store, listed = open_store(str(tmp_path / "store")), os.scandir
+    store.publish("checkpoints/k/a.json", b"{}")
+
+    def scandir(folder: str) -> object:
+        if str(folder).endswith("/k"):  # modes do not stop root
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(StoreError, match="checkpoints: Permission denied"):
+        list(store.list("checkpoints"))
+    assert list(store.list("ledger")) == []
 
 
 def test_what_follows_a_hash_belongs_to_the_prefix(s3: str):
