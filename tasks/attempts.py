@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from tasks.logs import logger
 from tasks.manifest import Manifest, Output, StageError, manifest_key, parse_manifest
 from tasks.objects import Digest, digest_file
-from tasks.store import Store
 
 if TYPE_CHECKING:
     from tasks.stage import Place, Stage
@@ -43,7 +42,7 @@ def verified(name: str, key: str, place: "Place") -> Manifest | None:
     try:
         manifest = parse_manifest(content, name, key)
         for output in manifest.outputs:
-            _require(place.store, manifest.location(output), output)
+            _require(place, manifest.location(output), output)
     except StageError as error:
         logger().warning("%s/%s is not valid: %s; stage %s is built again%s", place.store.url, where, error, name,
                          withdraw(where, content, manifest, place))
@@ -51,10 +50,14 @@ def verified(name: str, key: str, place: "Place") -> Manifest | None:
     return manifest
 
 
-def _require(store: Store, where: str, output: Output) -> None:
-    """Raise StageError when the store does not hold the output; asked twice, since what follows costs a build."""
+def _require(place: "Place", where: str, output: Output) -> None:
+    """Raise StageError when the store does not hold the output; asked twice, since what follows costs a build. What
+    another program brought there has no record of its SHA-256: then its bytes are read."""
     for again in (True, False):
-        found = store.digest(where)
+        found = place.store.digest(where)
+        if found == Digest(output.bytes, ""):
+            copy = place.cache / where
+            found = digest_file(copy if holds(copy, output.content) else place.store.get(where, place.cache))
         if found == output.content:
             return
         if again:
@@ -83,12 +86,12 @@ def kept(stage: "Stage", place: "Place", work: Path) -> Manifest | None:
         manifest = parse_manifest((work / BUILT).read_bytes(), stage.name, stage.key)
         for output in manifest.outputs:
             if not holds(work / "out" / output.path, output.content):
-                _require(place.store, manifest.location(output), output)
+                _require(place, manifest.location(output), output)
     except FileNotFoundError:
         return None
     except (StageError, OSError) as error:
         logger().warning("stage %s: what was built in %s is not whole: %s; it is built again", stage.name, work, error)
-        (work / BUILT).unlink()
+        remove(work / BUILT if work.is_dir() else work)
         if manifest:
             place.store.clear(manifest.folder)
         return None
@@ -96,8 +99,17 @@ def kept(stage: "Stage", place: "Place", work: Path) -> Manifest | None:
     return manifest
 
 
+def remove(path: Path) -> None:
+    """Remove what is there, whatever it is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def drop_kept(work: Path, done: Manifest, place: "Place") -> None:
-    """Another machine was faster, or a process was killed when its manifest had been published: leave nothing."""
+    """Another machine was faster, also than a process that was killed here while it built, or one was killed when its
+    manifest had been published: leave nothing."""
     with suppress(StageError, OSError):
         kept = parse_manifest((work / BUILT).read_bytes(), done.stage, done.key)
         if kept.attempt != done.attempt:

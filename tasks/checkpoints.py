@@ -7,6 +7,8 @@ The trainer knows nothing of the store: its parent (tasks/supervise.py) follows 
 leaves. An upload that fails is a warning and training goes on, because the next one may work.
 """
 
+import errno
+import hashlib
 import json
 import os
 import re
@@ -19,6 +21,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from model.errors import DailyTrainError
 from tasks.faults import transient
 from tasks.objects import Digest, StoreError, bad_name, digest_file, shown
 from tasks.store import Store
@@ -108,9 +111,10 @@ class Uploads:
 
 def restore(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> None:
     """Fetch the newest intact checkpoint of the store into `run_dir`, when it is newer than those there."""
-    newest_here = max(_local_steps(run_dir), default=-1)
-    for step in reversed(_uploaded(key, store)):
-        if step <= newest_here:
+    steps = _uploaded(key, store)
+    here = [step for step in _local_steps(run_dir) if steps and _is_intact(run_dir / "checkpoints" / _name(step))]
+    for step in reversed(steps):
+        if here and step <= here[-1]:
             return
         folder, temporary = f"checkpoints/{key}/{_name(step)}", run_dir / "checkpoints" / f".{_name(step)}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -119,15 +123,35 @@ def restore(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> Non
             _download(folder, temporary, store, cache)
             for beside in BESIDE:
                 (temporary / beside).replace(run_dir / beside)
-        except (StoreError, OSError, ValueError, TypeError, AttributeError) as error:
+        except (StoreError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if transient(error):  # the stage is tried again: an older checkpoint would cost the steps between them
+            if not _is_damage(error):  # an older checkpoint would cost the steps between them
                 raise
-            log.warning("%s is passed over: %s", folder, error)
+            log.warning("%s is passed over: %s", folder, shown(error))
             continue
+        shutil.rmtree(run_dir / "checkpoints" / _name(step), ignore_errors=True)  # a damaged one
         temporary.replace(run_dir / "checkpoints" / _name(step))
         log.info("%s comes from the store %s", _name(step), store.url)
         return
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether a checkpoint is to blame, and not a store that is away or refuses, or this disk that is full."""
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    if isinstance(cause, OSError):
+        return cause.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+    return not transient(error) and (cause is None or not isinstance(error, StoreError))
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether the trainer could go on from a checkpoint: its files are those that it wrote."""
+    try:
+        record = json.loads((folder / "state.json").read_text())
+        own = record.pop("sha256")
+        whole = own == hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        return whole and all(digest_file(folder / name) == Digest(**file) for name, file in record["files"].items())
+    except (DailyTrainError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def discard_damaged(run_dir: Path, log: Log) -> None:

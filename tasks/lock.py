@@ -1,6 +1,7 @@
 """A lock of this machine that is a file: whoever waits for it says who holds it."""
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,14 +11,32 @@ from pathlib import Path
 def locked(path: Path, waiting: Callable[[str], None]) -> Iterator[int]:
     """Hold the lock; gives its descriptor, which a child may inherit. The kernel frees it when the last process that
     has the descriptor is gone. Before it waits it calls `waiting` with the file and who holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:  # never emptied: in a folder of several users it may be a link to anything
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting(f"until {path} is free, which is held by {_holder(path)}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:  # never emptied: it may be a link to anything, where others write
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting(f"until {path} is free, which is held by {_holder(path)}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_there(path, file.fileno()):
+                continue  # the cache was removed meanwhile: whoever comes now makes a new file
+            yield file.fileno()
+            return
+
+
+def is_free(path: Path) -> bool:
+    """Whether nobody holds the lock now."""
+    with suppress(OSError), path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _is_there(path: Path, file: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(file))
+    return False
 
 
 def _holder(path: Path) -> str:

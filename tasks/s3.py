@@ -20,18 +20,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from tasks.bodies import known_sums, md5_header, read_whole, require_unchanged, sha256_header
-from tasks.faults import transient
+from tasks import refusals
+from tasks.bodies import SLOWEST, known_sums, md5_header, read_whole, require_unchanged, sha256_header, size_of, within
 from tasks.objects import READ_BYTES, Digest, StoreError, check_inside, check_key, digest_file
 from tasks.probe import prove
-from tasks.refusals import UNREADABLE, UploadGoneError, code_of, failure, one_line, status_of
+from tasks.refusals import UNREADABLE, UploadGoneError, code_of, failure, is_absent, may_pass, status_of
 
 MULTIPART_BYTES = 16 * 2**20
 PARTS_AT_ONCE = 8
@@ -48,7 +47,7 @@ READ_SECONDS = (10, 30)
 SAME = 3
 """So many times the same bytes: they are what is stored, whatever the digest says."""
 FETCHES = 12
-CAUGHT = (BotoCoreError, ClientError, HTTPError, http.client.HTTPException, OSError)
+CAUGHT = (BotoCoreError, ClientError, HTTPError, http.client.HTTPException, OSError, RecursionError)
 Answer = TypeVar("Answer")
 
 
@@ -56,15 +55,14 @@ class S3Store:
     """A bucket with a prefix on any S3-compatible server that honours conditional puts (`If-None-Match: *`)."""
 
     def __init__(self, url: str, patience: float = PATIENCE) -> None:
-        parts = urlsplit(url)
-        if not parts.netloc:
-            raise StoreError(f"store {url!r}: the bucket's name is missing, expected s3://bucket/prefix")
         self.url = url.rstrip("/")
-        self.bucket = parts.netloc
-        self.prefix = parts.path.strip("/")
+        self.bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not self.bucket:
+            raise StoreError(f"store {url!r}: the bucket's name is missing, expected s3://bucket/prefix")
+        self.prefix = check_key(prefix.strip("/"), empty=True)
         self.patience = patience
         self.read_seconds = READ_SECONDS
-        with self._explained(""):
+        with refusals.configured(self.url):
             self.session = boto3.Session()  # of its own: the default one remembers old credentials
         self.client = self._connect(self.read_seconds[0])
         self._patient: Any = None
@@ -73,7 +71,7 @@ class S3Store:
 
     def _connect(self, read_seconds: float) -> Any:
         own_endpoint = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
-        with self._explained(""):
+        with refusals.configured(self.url):
             return self.session.client(
                 "s3",
                 region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
@@ -121,7 +119,8 @@ class S3Store:
                 body = path.read_bytes()
             require_unchanged(path, Digest(len(body), hashlib.sha256(body).hexdigest()), digest)
             sent = {"Body": body, "Metadata": {"sha256": digest.sha256}, **self._checksum(body)}
-            self._tried(key, lambda client: client.put_object(Bucket=self.bucket, Key=self._name(key), **sent))
+            sent |= {"Bucket": self.bucket, "Key": self._name(key)}
+            self._tried(key, lambda client: client.put_object(**sent), size=digest.bytes)
             return
         for number in itertools.count(1):
             try:
@@ -149,7 +148,7 @@ class S3Store:
                 return {"PartNumber": number, "ETag": answer["ETag"]} | known_sums(answer)
 
             try:
-                return self._tried(key, once, stop)
+                return self._tried(key, once, stop, size)
             except BaseException:
                 stop.set()
                 raise
@@ -212,7 +211,8 @@ class S3Store:
             part = {"Range": f"bytes={start}-{min(start + MULTIPART_BYTES, size) - 1}"} if len(starts) > 1 else {}
             try:
                 content = self._tried(key, lambda client: read_whole(client.get_object(
-                    Bucket=self.bucket, Key=self._name(key), **part), self.read_seconds[0]), stop)[0]  # fmt: skip
+                    Bucket=self.bucket, Key=self._name(key), **part), self.read_seconds[0], part.get("Range")),
+                    stop, MULTIPART_BYTES)[0]
                 with target.open("r+b") as file:
                     file.seek(start)
                     file.write(content)
@@ -227,7 +227,8 @@ class S3Store:
             else:
                 pool = ThreadPoolExecutor(PARTS_AT_ONCE)
                 try:
-                    list(pool.map(fetch, starts))
+                    for first in range(0, len(starts), MOST_PARTS):  # a wrong size takes no memory
+                        list(pool.map(fetch, starts[first : first + MOST_PARTS]))
                 finally:
                     stop.set()
                     pool.shutdown(wait=False, cancel_futures=True)
@@ -238,18 +239,18 @@ class S3Store:
             try:
                 answer = client.get_object(Bucket=self.bucket, Key=self._name(key))
             except ClientError as error:
-                if status_of(error) == 404 and code_of(error) != "NoSuchBucket":
+                if is_absent(error):
                     return None
                 raise
-            if answer["ContentLength"] > most:
+            if (size := size_of(answer)) > most:
                 answer["Body"].close()
-                raise StoreError(f"{self._where(key)}: is {answer['ContentLength']:,} bytes, expected at most {most:,}")
+                raise StoreError(f"{self._where(key)}: is {size:,} bytes, expected at most {most:,}")
             return read_whole(answer, self.read_seconds[0])
 
         contents: dict[Digest, bytes] = {}
 
         def fetch() -> tuple[Digest, str] | None:
-            if (found := self._tried(key, once)) is None:
+            if (found := self._tried(key, once, size=2**20 if most == READ_BYTES else most)) is None:
                 return None
             digest = Digest(len(found[0]), hashlib.sha256(found[0]).hexdigest())
             contents[digest] = found[0]
@@ -304,12 +305,15 @@ class S3Store:
             try:
                 head = client.head_object(**where)
             except ClientError as error:
-                if status_of(error) == 404:
-                    return None
-                if status_of(error) in (400, 403):
-                    client.get_object(**where, Range="bytes=0-0")["Body"].close()  # says why; an answer to HEAD cannot
+                try:
+                    if status_of(error) in (400, 403, 404):
+                        client.get_object(**where, Range="bytes=0-0")["Body"].close()  # says why; HEAD's answer cannot
+                except ClientError as reason:
+                    if is_absent(reason):
+                        return None
+                    raise
                 raise
-            return Digest(head["ContentLength"], head["Metadata"].get("sha256", ""))
+            return Digest(size_of(head), head["Metadata"].get("sha256", ""))
 
         return self._tried(key, once)
 
@@ -336,8 +340,11 @@ class S3Store:
         after, more = "", True
         while more:
             names, more = self._page(prefix, below, after)
+            if more and (not names or names[-1] == after):
+                raise StoreError(f"{self._where(prefix)}: its listing does not get beyond {after!r}")
             after = names[-1] if names else ""
-            yield from (name.removeprefix(start) for name in names if not name.endswith("/"))  # a console's folder
+            yield from (name.removeprefix(start) for name in names  # without a console's folder
+                        if name.startswith(below) and not name.endswith("/"))  # fmt: skip
 
     def delete(self, key: str) -> None:
         self._tried(key, lambda client: client.delete_object(Bucket=self.bucket, Key=self._name(key)))
@@ -356,16 +363,20 @@ class S3Store:
     def _where(self, key: str) -> str:
         return f"{self.url}/{key}" if key else self.url
 
-    def _tried(self, key: str, once: Callable[[Any], Answer], stop: threading.Event | None = None) -> Answer:
-        """The answer to a request; tried again as long as its failures are transient and there is patience."""
+    def _tried(
+        self, key: str, once: Callable[[Any], Answer], stop: threading.Event | None = None, size: int = 0
+    ) -> Answer:
+        """The answer to a request of so many bytes; tried again while its failures may pass and there is patience."""
         began, told = time.monotonic(), False
         for number in itertools.count(1):
             try:
-                return once(self._client(number))
+                client = self._client(number)
+                seconds = CONNECT_SECONDS + 2 * self.read_seconds[client is not self.client] + size / SLOWEST
+                return within(seconds, lambda: once(client))  # noqa: B023 (called here)
             except (*CAUGHT, *UNREADABLE) as error:
                 pause = min(LONGEST_PAUSE, 0.05 * 2**number) * random.uniform(0.5, 1.0)
                 waited = time.monotonic() - began
-                again = transient(error) or isinstance(error, UNREADABLE)
+                again = may_pass(error)
                 late = number >= 3 and waited + pause >= self.patience
                 if not again or late or (stop is not None and stop.is_set()):
                     raise self._error(key, error, waited, number) from error
@@ -373,7 +384,7 @@ class S3Store:
                     told = True
                     logging.getLogger("daily_train").warning(
                         "%s: no answer for %.0f s, tried for up to %.0f s: %s", self._where(key), waited, self.patience,
-                        one_line(error))  # fmt: skip
+                        refusals.one_line(error))  # fmt: skip
                 time.sleep(pause) if stop is None else stop.wait(pause)
         raise AssertionError("unreachable")
 

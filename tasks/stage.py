@@ -27,7 +27,7 @@ from prefect.states import State
 from model.errors import expanded, reason_of
 from tasks import faults, provenance
 from tasks.attempts import ATTEMPT_DIGITS, BUILT, drop_kept, holds, kept, publish, verified, withdraw
-from tasks.lock import locked
+from tasks.lock import is_free, locked
 from tasks.logs import logger
 from tasks.manifest import Json, Manifest, Output, StageError, manifest_key, parse_manifest, sha256_json
 from tasks.objects import ReadOnlyStoreError, StoreError, digest_file, shown
@@ -156,12 +156,12 @@ def finish(stage: Stage, place: Place, build: Callable[[Path, Path], dict[str, J
     done = verified(stage.name, stage.key, place)
     if done is None and place.unwritable is not None:
         raise StoreError(f"{place.unwritable}; stage {stage.name} is not in the store and would have to be built")
-    if done is None or (work / BUILT).exists():
+    if done is None or (work / BUILT).exists() or (work.exists() and is_free(work.with_suffix(".lock"))):
         with _alone(work):
             done = done or verified(stage.name, stage.key, place)  # another process built it while this one waited
             if done is None:
                 manifest = publish(kept(stage, place, work) or _built(stage, place, work, build), place, work / "out")
-                shutil.rmtree(work)
+                shutil.rmtree(work, ignore_errors=True)  # whoever removed the cache loses nothing
                 return Result(manifest=manifest, skipped=False, seconds=time.monotonic() - began)
             drop_kept(work, done, place)
     return Result(manifest=done, skipped=True, seconds=time.monotonic() - began)

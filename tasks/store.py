@@ -66,7 +66,7 @@ def open_store(url: str) -> Store:
     """`s3://bucket/prefix` gives an S3Store, anything else is a local directory."""
     if url.startswith("s3://"):
         return S3Store(url)
-    if "://" in url:
+    if "://" in url or url.startswith("s3:") or not url.strip():
         raise StoreError(f"store {url!r}: known kinds are a local directory and s3://bucket/prefix")
     return LocalStore(url)
 
@@ -92,6 +92,12 @@ def _link_new(content: bytes, path: Path) -> None:
             os.unlink(name)
 
 
+def _unlisted(error: OSError) -> None:
+    """What cannot be listed is not empty: a training would begin anew beside its checkpoints."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
 class LocalStore:
     """A directory. Writes go to a temporary file first and are renamed, so that a reader never sees half of one."""
 
@@ -101,6 +107,8 @@ class LocalStore:
 
     def check(self) -> None:
         with self._explained(self.root):
+            if os.path.lexists(self.root) and not self.root.is_dir():
+                raise StoreError(f"{shown(self.root)}: is no directory; a store is a directory or s3://bucket/prefix")
             self.root.mkdir(parents=True, exist_ok=True)
         prove(self)
 
@@ -131,15 +139,16 @@ class LocalStore:
             partial.unlink(missing_ok=True)  # a link that replaces itself is left by the system
 
     def get(self, key: str, cache: Path) -> Path:
-        path = self._path(key)
-        if not path.is_file():
-            raise StoreError(f"{path}: there is no such object in the store")
-        return path
+        if not self.exists(key):
+            raise StoreError(f"{self._path(key)}: there is no such object in the store")
+        return self._path(key)
 
     def read(self, key: str, most: int = READ_BYTES) -> bytes | None:
         path = self._path(key)
         with self._explained(path):
             if not path.is_file():
+                if os.path.lexists(path):  # nothing could be published in its place
+                    raise StoreError(f"{shown(path)}: is a folder, a link that leads nowhere or the like, not a file")
                 return None
             if (size := path.stat().st_size) > most:
                 raise StoreError(f"{shown(path)}: is {size:,} bytes, expected at most {most:,}")
@@ -167,13 +176,16 @@ class LocalStore:
             return digest_file(path) if path.is_file() else None
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        path = self._path(key)
+        with self._explained(path):
+            return path.is_file()
 
     def list(self, prefix: str) -> Iterator[str]:
         below = self._path(prefix) if prefix else self.root
         with self._explained(below):
-            found = (path for path in below.rglob("*") if path.is_file() and not path.name.startswith("."))
-            yield from sorted(path.relative_to(self.root).as_posix() for path in found)
+            found = (Path(folder, name) for folder, _, names in os.walk(below, onerror=_unlisted) for name in names)
+            files = (path for path in found if not path.name.startswith(".") and path.is_file())
+            yield from sorted(path.relative_to(self.root).as_posix() for path in files)
 
     def delete(self, key: str) -> None:
         path = self._path(key)

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from model.errors import DailyTrainError
+from tasks.attempts import remove
 from tasks.child import child_command
 from tasks.lock import locked
 from tasks.stage import logger
@@ -39,10 +40,12 @@ def fetch_wheel(requirement: str, sha256: str, cache: Path) -> Path:
 def _fetched(requirement: str, sha256: str, folder: Path) -> Path:
     if (found := _wheel_in(folder)) and digest_file(found).sha256 == sha256:
         return found
+    if not folder.is_dir():
+        remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for options in ([], ["--no-cache-dir"]):
         for old in folder.glob("*.whl"):
-            old.unlink()
+            remove(old)
         output = _download(requirement, folder, options)
         wheel = _wheel_in(folder)
         if wheel is None:
@@ -88,4 +91,4 @@ def _refusal(requirement: str, output: str) -> WheelError:
 
 
 def _wheel_in(folder: Path) -> Path | None:
-    return next(iter(sorted(folder.glob("*.whl"))), None)
+    return next((path for path in sorted(folder.glob("*.whl")) if path.is_file()), None)

@@ -38,8 +38,11 @@ CODES = {
     "unknown key": (403, "InvalidAccessKeyId"),
     "denied": (403, "AccessDenied"),
     "no condition": (501, "NotImplemented"),
+    "elsewhere": (307, "TemporaryRedirect"),
+    "no backend": (404, "default backend - 404"),
+    "quota": (403, "QuotaExceeded"),
 }
-"""Answers instead of the server's; the last four are of servers and credentials that refuse."""
+"""Answers instead of the server's; those below are of servers and credentials that refuse, or of proxies."""
 
 
 @dataclass

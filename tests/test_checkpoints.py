@@ -1,13 +1,16 @@
 """A training whose machine is lost goes on elsewhere from the store, to the same bytes."""
 
+import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +157,54 @@ def test_the_store_keeps_the_last_ones_and_a_damaged_one_is_passed_over(machines
     assert json.loads((there / "checkpoints" / "step_000000004" / "state.json").read_text())["step"] == 4
     assert (there / "run.json").read_text() == "run.json"
     assert warnings == []
+
+
+@pytest.mark.parametrize("machines", ["local"], indirect=True)
+def test_a_checkpoint_that_is_damaged_here_comes_from_the_store(machines: tuple[Place, Place]):
+    first, _ = machines
+    run_dir = run_folder(first.cache, range(1, 3))
+    uploads = Uploads("k", run_dir, first.store, print)
+    uploads({"event": "checkpoint", "step": 2})
+    uploads.close(keep=True)
+    state = run_dir / "checkpoints" / "step_000000002" / "state.json"
+    whole = state.read_bytes()
+    state.unlink()  # a store in a directory may hold the same file
+    state.write_bytes(whole.replace(b"2", b"3"))
+    restore("k", run_dir, first.store, first.cache, logging.getLogger("daily_train"))
+    assert state.read_bytes() == whole
+
+
+@pytest.mark.parametrize("machines", ["local"], indirect=True)
+@pytest.mark.parametrize("number, goes_on", [(errno.ENOSPC, False), (errno.EACCES, False), (errno.EIO, True)])
+def test_a_full_disk_or_a_store_that_refuses_costs_no_checkpoint(
+    machines: tuple[Place, Place], monkeypatch: pytest.MonkeyPatch, number: int, goes_on: bool
+):
+    first, second = machines
+    run_dir = run_folder(first.cache, range(1, 3))
+    for step in (1, 2):
+        uploads = Uploads("k", run_dir, first.store, print)
+        uploads({"event": "checkpoint", "step": step})
+        uploads.pool.shutdown()
+    copy = shutil.copyfile
+
+    def copyfile(source: Path, target: Path) -> None:
+        if "step_000000002" in str(target):
+            raise OSError(number, os.strerror(number), str(target))
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    there = second.cache / "run"
+    with nullcontext() if goes_on else pytest.raises(OSError, match=os.strerror(number)):
+        restore("k", there, second.store, second.cache, logging.getLogger("daily_train"))
+    assert [path.name for path in (there / "checkpoints").iterdir()] == (["step_000000001"] if goes_on else [])
+
+
+@pytest.mark.parametrize("machines", ["local"], indirect=True)
+def test_a_deeply_nested_list_of_files_is_passed_over(machines: tuple[Place, Place], caplog):
+    first, second = machines
+    first.store.publish("checkpoints/k/step_000000009/uploaded.json", b"[" * 100_000)
+    restore("k", second.cache / "run", second.store, second.cache, logging.getLogger("daily_train"))
+    assert "step_000000009 is passed over" in caplog.text
 
 
 @pytest.mark.parametrize("machines", ["local"], indirect=True)

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -343,6 +345,74 @@ def test_a_forged_manifest_writes_nothing_outside_the_cache(s3: str, tmp_path: P
     with pytest.raises(StoreError, match="leaves its folder"):
         place.store.get("stages/../../escaped", place.cache)
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_bucket_that_another_program_copied_is_as_good_and_damage_in_it_is_found(s3: str, tmp_path: Path):
+    place, build = open_place(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0), Build()
+    result = finish(STAGE, place, build)
+
+    def replaced(name: str, change: bytes) -> None:
+        key = result.manifest.location(result.manifest.output(name))
+        content = place.store.read(key)[len(change):] + change
+        place.store.client.put_object(Bucket=place.store.bucket, Key=f"{tmp_path.name}/{key}", Body=content)
+
+    replaced("data.bin", b"")
+    replaced("times.json", b"")
+    assert finish(STAGE, place, build).skipped
+    shutil.rmtree(place.cache)
+    replaced("data.bin", b"x")
+    assert not finish(STAGE, place, build).skipped and build.runs == 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+def test_what_is_no_file_in_place_of_a_manifest_is_named_before_a_build(place: Place, kind: str):
+    manifest, build = manifest_of(place), Build()
+    manifest.parent.mkdir(parents=True)
+    made = {"folder": manifest.mkdir, "pipe": lambda: os.mkfifo(manifest), "link": lambda: manifest.symlink_to("/none")}
+    made[kind]()
+    with pytest.raises(StoreError, match=r"manifest\.json: is a folder"):
+        finish(STAGE, place, build)
+    assert build.runs == 0
+
+
+@pytest.mark.parametrize("where", ["", "/built.json/x", "/out"])
+def test_strange_things_in_the_work_folder_are_removed(place: Place, where: str):
+    work = place.cache / "work" / STAGE.name / f"{STAGE.key}{where}"
+    work.parent.mkdir(parents=True)
+    work.write_text("stray")
+    assert not finish(STAGE, place, Build()).skipped
+
+
+def test_what_a_killed_build_left_goes_when_another_machine_was_faster_and_stays_while_it_goes_on(place: Place):
+    finish(STAGE, place, Build())
+    work = place.cache / "work" / STAGE.name / STAGE.key
+    (work / "run").mkdir(parents=True)
+    with locked(work.with_suffix(".lock"), print):  # as of a process that builds there
+        assert finish(STAGE, place, Build()).skipped and work.exists()
+    assert finish(STAGE, place, Build()).skipped and not work.exists()
+
+
+def test_a_cache_that_is_removed_when_a_stage_is_stored_costs_nothing(place: Place, monkeypatch: pytest.MonkeyPatch):
+    publish = LocalStore.publish
+    monkeypatch.setattr(
+        LocalStore, "publish", lambda *args: (publish(*args), shutil.rmtree(place.cache, ignore_errors=True))[0])
+    assert not finish(STAGE, place, Build()).skipped
+    assert finish(STAGE, place, Build()).skipped
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path):
+    path, entered = tmp_path / "cache" / "x.lock", []
+
+    def second() -> None:
+        with locked(path, lambda _: (shutil.rmtree(path.parent), waits.set())):
+            entered.append(path.exists())
+
+    waits, other = threading.Event(), threading.Thread(target=second)
+    with locked(path, print):
+        other.start()
+        assert waits.wait(30)
+    other.join(30)
+    assert entered == [True]
 
 
 def test_flipped_bytes_on_the_way_cost_no_build_and_damage_in_the_bucket_does(proxy, s3: str, tmp_path: Path):

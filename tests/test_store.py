@@ -2,10 +2,14 @@
 
 import errno
 import http.client
+import io
+import os
+import socket
 import ssl
 import threading
 import time
 import urllib.error
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -16,6 +20,7 @@ import urllib3
 from botocore.exceptions import EndpointConnectionError, FlexibleChecksumError, IncompleteReadError, NoCredentialsError
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from tasks.bodies import read_whole
 from tasks.faults import transient
 from tasks.objects import Digest, ReadOnlyStoreError, StoreError, digest_file
 from tasks.s3 import MULTIPART_BYTES, S3Store
@@ -277,6 +282,111 @@ def answered(status: int) -> Exception:
     error = of("huggingface_hub.errors", "HfHubHTTPError")
     error.response = type("Response", (), {"status_code": status})()
     return error
+
+
+def test_a_404_of_a_proxy_is_not_the_absence_of_an_object(proxy: StoreProxy, s3: str, tmp_path: Path):
+    store = S3Store(f"{s3}/{tmp_path.name}", patience=0.0)
+    store.publish("here", b"content")
+    proxy.faults = Faults(("no backend",), share=1.0, most=3)  # the HEAD and the GET that is to explain it
+    assert store.digest("here").bytes == 7 and store.read("here") == b"content" and store.digest("absent") is None
+    proxy.faults = Faults(("no backend",), share=1.0)
+    for ask in (store.read, store.digest, store.exists):
+        with pytest.raises(StoreError, match="did not answer as it should") as caught:
+            ask("here")
+        assert transient(caught.value)
+
+
+@pytest.mark.parametrize("fault, sentence", [("elsewhere", "sends requests elsewhere"), ("quota", "QuotaExceeded")])
+def test_redirects_and_quotas_are_told_as_what_they_are(proxy: StoreProxy, s3: str, fault: str, sentence: str):
+    proxy.faults = Faults((fault,), share=1.0, only="PUT" if fault == "quota" else "")
+    with pytest.raises(StoreError, match=sentence) as caught:
+        open_store(f"{s3}/x").check()
+    assert type(caught.value) is StoreError
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(s3: str, monkeypatch: pytest.MonkeyPatch):
+    stop = threading.Event()
+    monkeypatch.setattr("tasks.s3.CONNECT_SECONDS", 0.1)
+
+    def drip(server: socket.socket) -> None:
+        connections: list[socket.socket] = []
+        server.settimeout(0.1)
+        while not stop.is_set():
+            with suppress(OSError):
+                connections.append(server.accept()[0])
+            for connection in connections:
+                with suppress(OSError):
+                    connection.send(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dripping = threading.Thread(target=drip, args=(server,))
+        dripping.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.getsockname()[1]}")
+        store = S3Store("s3://bucket/x", patience=0.0)
+        store.read_seconds = (0.2, 0.2)
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="no whole answer within"):
+            store.digest("x")
+        assert time.monotonic() - began < 20
+        stop.set()
+        dripping.join()
+
+
+@pytest.mark.parametrize("given", ["bytes 0-99/100", "bytes 10-19/100", ""])
+def test_a_part_that_was_not_asked_for_is_refused(given: str):
+    answer = {"ContentLength": 10, "Body": io.BytesIO(bytes(10)), "ContentRange": given}
+    with pytest.raises(StoreError, match="another part, or all"):
+        read_whole(answer, 1.0, "bytes=0-9")
+    with pytest.raises(http.client.HTTPException, match="without Content-Length"):
+        read_whole({"Body": io.BytesIO(b"")}, 1.0)
+
+
+def test_a_listing_that_repeats_itself_ends_and_names_of_elsewhere_are_left_out(s3: str, monkeypatch):
+    store = open_store(f"{s3}/x")
+    monkeypatch.setattr(store, "_page", lambda *_: (["x/a/b"], True))
+    with pytest.raises(StoreError, match="does not get beyond 'x/a/b'"):
+        list(store.list("a"))
+    monkeypatch.setattr(store, "_page", lambda *_: (["x/a/b", "x/other/c"], False))
+    assert list(store.list("a")) == ["a/b"]
+
+
+@pytest.mark.parametrize("name, value, sentence", [
+    ("AWS_ENDPOINT_URL_S3", "localhost:8333", "Invalid endpoint"),
+    ("AWS_ENDPOINT_URL_S3", "http://[::1", "cannot be used"),
+    ("AWS_REGION", "us east/1", "cannot be used"),
+    ("AWS_ACCESS_KEY_ID", "key\n", "AWS_ACCESS_KEY_ID holds white space"),
+    ("AWS_SESSION_TOKEN", "secret\ntoken", "AWS_SESSION_TOKEN holds white space"),
+])  # fmt: skip
+def test_settings_that_cannot_be_used_are_named_at_once(s3: str, monkeypatch, name: str, value: str, sentence: str):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StoreError, match=sentence) as caught:
+        open_store(f"{s3}/x")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["s3:/bucket/x", "", " ", "s3://bucket/../x"])
+def test_an_address_with_a_slip_is_no_folder_here(url: str):
+    with pytest.raises(StoreError):
+        open_store(url)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path, monkeypatch):
+    store, listed = open_store(str(tmp_path / "store")), os.scandir
+    store.publish("checkpoints/k/a.json", b"{}")
+
+    def scandir(folder: str) -> object:
+        if str(folder).endswith("/k"):  # modes do not stop root
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(StoreError, match="checkpoints: Permission denied"):
+        list(store.list("checkpoints"))
+    assert list(store.list("ledger")) == []
+
+
+def test_what_follows_a_hash_belongs_to_the_prefix(s3: str):
+    assert S3Store("s3://bucket/runs#1?x").prefix == "runs#1?x"
 
 
 @pytest.mark.parametrize(
