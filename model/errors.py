@@ -7,6 +7,7 @@ of the program, whose traceback goes to a file. `DAILY_TRAIN_DEBUG=1` shows the 
 
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -17,6 +18,8 @@ from pathlib import Path
 LONGEST_SENTENCE = 2000
 LONGEST_VALUE = 200
 DEBUG = "DAILY_TRAIN_DEBUG"
+STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What steers a terminal or turns text around, in the name of a file for instance."""
 
 
 class DailyTrainError(Exception):
@@ -43,6 +46,7 @@ def shown_value(value: object) -> str:
 def in_one_line(text: str) -> str:
     """The text in one line, shortened in its middle where no one would read it."""
     line, half = " ".join(text.split()), LONGEST_SENTENCE // 2 - 2
+    line = STEERING.sub(lambda found: ascii(found[0])[1:-1], line)
     return line if len(line) <= LONGEST_SENTENCE else f"{line[:half]} … {line[-half:]}"
 
 
@@ -55,6 +59,13 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def at_once(path: str, flags: int) -> int:
+    """For `open(opener=…)`: a pipe that nobody reads is an OSError instead of a wait without end."""
+    file = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(file, True)
+    return file
 
 
 def expanded(path: str) -> Path:

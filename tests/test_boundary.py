@@ -4,6 +4,8 @@ import errno
 import gzip
 import json
 import logging
+import os
+import re
 import resource
 import zipfile
 from collections.abc import Callable, Iterator
@@ -251,3 +253,35 @@ def test_the_parts_of_a_finished_model_are_compared_before_memory_is_taken(tmp_p
         with pytest.raises(DailyTrainError) as caught:
             train.checkpoint.load_final(tmp_path / "final")
         assert str(tmp_path / "final") in str(caught.value) and told in str(caught.value)
+
+
+def test_what_steers_a_terminal_is_shown_and_not_sent():
+    assert str(DailyTrainError("a\x1b[31m\x00\u202eb é中\udcff")) == r"a\x1b[31m\x00\u202eb é中" + "\udcff"
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["explain", "hellaswag:²"], "expected SUITE:NUMBER"),
+    (["explain", "hellaswag:" + "9" * 5000], "expected SUITE:NUMBER"),
+    (["chat", "--temperature", "nan"], "--temperature 0 or from 0.01 to 100"),
+    (["chat", "--temperature", "1e-45"], "--temperature 0 or from 0.01 to 100"),
+    (["up", "--port", "70000"], "'70000' is no port"),
+    (["demo", "--port", "-1"], "'-1' is no port"),
+    (["export", "latest", "."], r"\.: is the folder that the command runs in"),
+    (["evaluate", "model"], r"model/config\.json: is not a file"),
+    (["leaderboard", "--html", "pipe", "--store", "store"], "pipe: No such device or address"),
+])  # fmt: skip
+def test_arguments_that_cannot_be_meant(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    os.mkfifo(tmp_path / "model/config.json")
+    (tmp_path / "store/stages/train/x").mkdir(parents=True)
+    (tmp_path / "store/stages/train/x/manifest.json").touch()
+    monkeypatch.chdir(tmp_path / ("empty" if "export" in arguments else ""))
+    try:
+        assert cli.main(arguments) == 1
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert re.search(said, capsys.readouterr().err)
