@@ -18,6 +18,9 @@ from typing import Annotated, Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
+from datasets.table import CastError
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from pydantic import ConfigDict, Field, model_validator
 
 from eval.hub import HubError, first_line, load_dataset
@@ -80,6 +83,11 @@ class HubSource(Settings):
                 f"hub dataset {self.id!r}: revision {self.revision!r} is not a 40-digit commit; a branch or tag can "
                 "move, so that the run could not be repeated"
             )
+        if not Path(self.id).exists():
+            try:
+                validate_repo_id(self.id)
+            except HFValidationError as error:
+                raise ValueError(f"hub dataset {self.id!r}: {error}") from None
         return self
 
 
@@ -213,7 +221,7 @@ def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, A
 
 def _of_columns(error: Exception) -> str:
     """What to do about a file whose columns are not those of the others."""
-    if not isinstance(error, DatasetsError | pa.ArrowException | TypeError):
+    if not isinstance(error, DatasetsError | CastError | pa.ArrowException | TypeError):
         return ""
     return ("; all its files must have the same columns of the same types (a folder is also read with kind `files`, "
             "which looks at the text alone)")  # fmt: skip

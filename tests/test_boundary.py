@@ -23,6 +23,7 @@ from eval.sources import from_wheel
 from eval.suites import SUITES, SuiteError
 from flows.config import compose
 from model import train
+from model.config import ConfigError
 from model.errors import DailyTrainError, sentence_of
 from model.gpt import GPT
 from tasks.documents import HubSource, SourceError, read
@@ -234,6 +235,23 @@ def test_files_of_a_dataset_whose_unused_columns_differ_are_told(tmp_path: Path)
         (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SourceError, match=r"hub dataset .*: all its files must|hub dataset .*; all its files must"):
         list(read(HubSource(id=str(tmp_path)), tmp_path))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_dataset_with_one_column_more_in_its_second_file_is_told_by_column(streaming: bool, tmp_path: Path):
+    for number, more in enumerate(({}, {"other": 1})):
+        pq.write_table(pa.Table.from_pylist([{"text": "a"} | more]), tmp_path / f"{number}.parquet")
+    with pytest.raises(SourceError, match=r"hub dataset .*Couldn't cast text: string other: int64.*to \{'text'"):
+        list(read(HubSource(id=str(tmp_path), streaming=streaming), tmp_path))
+
+
+@pytest.mark.parametrize("changes", [
+    {"tokenizer": {"kind": "hub", "path": f"a/b/c@{'0' * 40}"}}, {"tokenizer": {"kind": "hub", "path": f"@{'0' * 40}"}},
+    {"data": {"source": {"kind": "hub", "id": "../../a", "revision": "0" * 40}}},
+])  # fmt: skip
+def test_what_cannot_be_a_name_on_the_hub_is_refused_with_the_configuration(changes: dict):
+    with pytest.raises(ConfigError, match=r"(tokenizer|hub dataset) '.*': Repo id must"):
+        compose("smoke", changes)
 
 
 def test_a_network_that_no_memory_here_can_hold_is_refused_before_anything_is_downloaded(place: Place):
