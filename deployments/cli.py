@@ -6,6 +6,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -32,11 +33,11 @@ from deployments.up import NOTIFY, PORT, up
 from eval.ledger import leaderboard, leaderboard_page
 from eval.report import notes, score_table
 from eval.suites import SUITES
-from flows.config import FORMS, Execution, Preset, compose, forms_of, one_sentence, place_of
+from flows.config import FORMS, Execution, Preset, compose, forms_of, one_sentence, place_of, require_encodable
 from flows.daily import daily_train
 from flows.study import contamination_study
 from model.config import ConfigError
-from model.errors import naming, reason_of, shown_value, tell_error
+from model.errors import at_once, naming, reason_of, shown_value, tell_error
 from tasks import provenance
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         help="start the Prefect server, a worker and the deployments on this machine",
         description="Start server, work pool, worker and deployments on loopback and print the address of the UI.",
     )
-    server.add_argument("--port", type=int, default=PORT, help="port of the UI and API (default: %(default)s)")
+    server.add_argument("--port", type=_port, default=PORT, help="port of the UI and API (default: %(default)s)")
     server.set_defaults(command=lambda arguments: up(arguments.port))
 
     tell = commands.add_parser(
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Keep the address on the running server, send a first message, set up the messages about runs.",
         epilog=f"example: {NOTIFY}=https://discord.com/api/webhooks/… daily-train notify; `up` does the same by itself",
     )
-    tell.add_argument("--port", type=int, default=PORT, help="port of the server (default: %(default)s)")
+    tell.add_argument("--port", type=_port, default=PORT, help="port of the server (default: %(default)s)")
     tell.set_defaults(command=_notify)
 
     study = commands.add_parser(
@@ -175,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token (default: %(default)s)")
     chat.set_defaults(command=_chat)
     demo = commands.add_parser("demo", help="the same as a page: trained and untrained side by side (extra `demo`)")
-    demo.add_argument("--port", type=int, default=7860, help="port of the page on loopback (default: %(default)s)")
+    demo.add_argument("--port", type=_port, default=7860, help="port of the page on loopback (default: %(default)s)")
     demo.set_defaults(command=_demo)
     for talk in (chat, demo):
         talk.add_argument("--run", default="", metavar="RUN", help="beginning of the run's name (default: the newest)")
@@ -186,6 +187,12 @@ def _parser() -> argparse.ArgumentParser:
     _execution_options(board)
     board.set_defaults(command=_leaderboard)
     return parser
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{shown_value(text)} is no port: expected a number from 1 to 65535")
+    return int(text)
 
 
 def _changes_option(parser: argparse.ArgumentParser) -> None:
@@ -272,13 +279,11 @@ def _run(arguments: argparse.Namespace) -> None:
     execution = _execution(arguments)
     place = place_of(execution, dict(os.environ))
     require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, place)  # before a server is started
+    forms = forms_of(changes, daily_train)
+    require_encodable(**forms, execution=execution)
     _prepare_run()
     began = time.monotonic()
-    published = daily_train(
-        preset=Preset(arguments.preset),
-        **forms_of(changes, daily_train),
-        execution=execution,
-    )
+    published = daily_train(preset=Preset(arguments.preset), **forms, execution=execution)
     _summary(published, time.monotonic() - began)
 
 
@@ -286,9 +291,9 @@ def _study(arguments: argparse.Namespace) -> None:
     changes = _changes(arguments.set)
     compose(arguments.preset, changes)
     study = _settings(StudyConfig, "study", arguments)
-    forms = forms_of(changes, contamination_study)
+    forms, execution = forms_of(changes, contamination_study), _execution(arguments)
+    require_encodable(**forms, execution=execution)
     _prepare_run()
-    execution = _execution(arguments)
     page = contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution)
     print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
 
@@ -350,11 +355,9 @@ def _summary(published: Published, seconds: float) -> None:
 
 
 def _chat(arguments: argparse.Namespace) -> None:
-    if arguments.tokens < 1 or arguments.temperature < 0:
-        raise ChatError(
-            f"--tokens must be at least 1 and --temperature at least 0, but they are {arguments.tokens} and "
-            f"{arguments.temperature}"
-        )
+    if arguments.tokens < 1 or not (arguments.temperature == 0 or 0.01 <= arguments.temperature <= 100):
+        raise ChatError(f"--tokens must be at least 1 and --temperature 0 or from 0.01 to 100, but they are "
+                        f"{arguments.tokens} and {arguments.temperature}")
     options = ["--tokens", str(arguments.tokens), "--temperature", str(arguments.temperature)]
     converse("deployments.dialogue", arguments.run, options, _place_to_read(arguments))
 
@@ -375,8 +378,8 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
         return
     root = Path(place.store.url)  # links work where the store is a folder of this machine
     links = {run: (root / key).as_uri() for run, key in report_pages(place).items()} if root.is_dir() else {}
-    with naming(arguments.html):
-        arguments.html.write_text(leaderboard_page(rows, links))
+    with naming(arguments.html), open(arguments.html, "w", opener=at_once) as file:
+        file.write(leaderboard_page(rows, links))
     print(arguments.html)
 
 

@@ -44,6 +44,7 @@ def go_on_in_child() -> None:
 
     Elsewhere than on Linux, where processes are not adopted, there is one process as of any program.
     """
+    open_standard_streams()
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -58,6 +59,18 @@ def go_on_in_child() -> None:
     for number in heard:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def open_standard_streams() -> None:
+    """Let standard input, output and errors that are closed (`>&-`) be nothing. Else Python has none, and the next file
+    that is opened takes their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def run(main: Callable[[], int]) -> int:

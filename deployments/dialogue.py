@@ -79,6 +79,7 @@ def main() -> None:
     arguments.add_argument("--tokens", type=int, required=True)
     arguments.add_argument("--temperature", type=float, required=True)
     given = arguments.parse_args()
+    sys.stdin.reconfigure(errors="replace")
     try:
         _talk(given)
     except Exception as error:

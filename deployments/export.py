@@ -52,6 +52,8 @@ def export(name: str, destination: Path, tokenizer: Path | None, place: Place) -
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ExportError(f"{destination}: exists already, and an export overwrites nothing")
+    if destination.exists() and destination.samefile("."):  # it would be replaced, and whoever is in it sees nothing
+        raise ExportError(f"{destination}: is the folder that the command runs in; name a new one")
     folder = expanded(name)
     return write(_folder(folder, tokenizer) if folder.is_dir() else _run(name, place), destination)
 

@@ -23,6 +23,7 @@ from model.errors import DailyTrainError
 _AROUND, _LONGEST_SNIPPET = 120, 600  # characters shown beside and of a match
 _CHARACTER_BYTES = 4
 _KEPT_MATCHES = 200
+MOST_RUN, LEAST_COVERAGE = 200, 0.01
 _SWEEP_RUNS, _SWEEP_COVERAGES = range(8, 41), [tenths / 10 for tenths in range(1, 11)]
 FINDINGS_FILES = ("verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json")
 VERDICTS_SCHEMA = pa.schema(
@@ -92,6 +93,8 @@ class ContaminationConfig:
     def __post_init__(self) -> None:
         if not (5 <= self.ngram <= self.run and self.ngram <= 32 and 0 < self.coverage <= 1):
             raise ContaminationError(f"expected 5 <= ngram <= run, ngram <= 32 and 0 < coverage <= 1, found {self}")
+        if self.run > MOST_RUN or self.coverage < LEAST_COVERAGE:  # the control invents items of so many words
+            raise ContaminationError(f"expected run <= {MOST_RUN} and coverage >= {LEAST_COVERAGE}, found {self}")
         if self.control_items < 1:
             raise ContaminationError(f"expected control_items >= 1, found {self}")
 

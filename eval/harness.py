@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
-from model.errors import DailyTrainError
+from model.errors import DailyTrainError, regular_file
 
 # These are read once, when datasets, tokenizers and tqdm are imported, so they precede the imports: no network,
 # no threads in a process that may fork, no progress bars between our own output.
@@ -353,6 +353,10 @@ def _require_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        for path in (folder / "scores.json", folder / "samples.parquet"):
+            if path.is_symlink() or path.exists():  # of an earlier evaluation
+                folder = path
+                regular_file(path).open("r+b").close()
     except OSError as error:
         raise HarnessError(f"{folder}: scores cannot be written there: {error.strerror}") from error
 

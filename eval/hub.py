@@ -17,9 +17,11 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetBuilder, DownloadMode, IterableDataset, data_files
 from datasets.exceptions import DatasetGenerationError
+from datasets.table import CastError
 from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
-from model.errors import DailyTrainError
+from model.errors import DailyTrainError, in_one_line
 
 ANSWER_SECONDS = 5
 LOOK_UP_SECONDS = 10
@@ -57,7 +59,10 @@ def _asked(endpoint: str, minute: int) -> str | None:
 
 def load_file(repository: str, name: str, commit: str, *, again: bool = False) -> Path:
     """A file of a model's repository at a commit. `again` replaces the copy in the cache. Raises HubError."""
-    cached = try_to_load_from_cache(repository, name, revision=commit)
+    try:
+        cached = try_to_load_from_cache(repository, name, revision=commit)
+    except HFValidationError as error:
+        raise HubError(f"{repository}@{commit}: {first_line(error)}") from error
     if isinstance(cached, str) and not again:
         return Path(cached)
     if reason := unreachable():
@@ -126,7 +131,12 @@ def _prepare(builder: DatasetBuilder) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class."""
+    """The first line of an error's message, or the name of its class. Of an error that only says that there was one,
+    that of its cause; of columns that do not fit, all lines: which are there and which were expected."""
+    if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+        return first_line(error.__cause__)
+    if isinstance(error, CastError):
+        return in_one_line(str(error))
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -250,6 +250,16 @@ def forms_of(changes: dict[str, dict[str, Any]], flow: Flow) -> dict[str, BaseMo
     return forms
 
 
+def require_encodable(**sections: BaseModel) -> None:
+    """Raise ConfigError for a text that Prefect could not send, such as a path that is no UTF-8."""
+    for section, form in sections.items():
+        for name, value in form.model_dump().items():
+            try:
+                json.dumps(value, default=str, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise ConfigError(f"{section}.{name} is {shown_value(value)}, which is not valid UTF-8") from None
+
+
 def place_of(execution: Execution, environment: dict[str, str], *, reading: bool = False) -> Place:
     """Open the store, for a run or for `reading`, and resolve the settings of the machine."""
     settings = {name: getattr(execution, name) for name in Execution.model_fields}

@@ -60,6 +60,13 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def at_once(path: str, flags: int) -> int:
+    """For `open(opener=…)`: a pipe that nobody reads is an OSError instead of a wait without end."""
+    file = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(file, True)
+    return file
+
+
 def expanded(path: str) -> Path:
     """The path with `~` resolved; OSError for the home of a user that there is not."""
     try:

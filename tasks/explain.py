@@ -1,6 +1,7 @@
 """`daily-train explain hellaswag:123`: why an item counts as contaminated or clean in a finished run."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from eval.findings import snippet
 from eval.leaks import explain
 from eval.references import references
 from eval.suites import SUITES
+from model.errors import shown_value
 from tasks.ledger import find_run
 from tasks.stage import Place, Result, StageError, load, materialise
 
@@ -18,8 +20,8 @@ from tasks.stage import Place, Result, StageError, load, materialise
 def explain_item(name: str, run: str | None, place: Place) -> str:
     """The verdict of `suite:item` in the newest run, or in the one whose name begins with `run`, with both texts."""
     suite, _, number = name.partition(":")
-    if suite not in SUITES or not number.isdigit():
-        raise StageError(f"item {name!r}: expected SUITE:NUMBER with one of {', '.join(SUITES)}")
+    if suite not in SUITES or not re.fullmatch(r"[0-9]{1,9}", number):
+        raise StageError(f"item {shown_value(name)}: expected SUITE:NUMBER with one of {', '.join(SUITES)}")
     row = find_run(run or "", place)
     checked = _finished("contamination", row["stages"]["contamination"], place)
     folder = materialise(checked, place)

@@ -55,7 +55,7 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
             trainings, place
         ):
             raise FeasibilityError(reason)
-        if most_hours <= place.max_hours:
+        if most_hours <= place.max_hours and all(train.flops is None for _, train in resolved):  # a step may cost more
             return
     paths = [place.cache / "plans" / f"{_key(training, count, driver, place)}.json"
              for training, count in zip(resolved, processes, strict=True)]  # fmt: skip

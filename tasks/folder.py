@@ -43,7 +43,10 @@ def document_files(root: Path, patterns: tuple[str, ...], notes: tuple[str, ...]
 
     Raises SourceError for a folder that cannot be listed, a link that leads nowhere, and when no file is left.
     """
-    found = sorted(_walk(root, "", patterns, notes, set()), key=lambda file: file.name)
+    try:
+        found = sorted(_walk(root, os.path.realpath(root), "", patterns, notes, set()), key=lambda file: file.name)
+    except RecursionError:
+        raise SourceError(f"{root}: its folders are nested too deeply") from None
     chosen: dict[str, Found] = {}
     for file in sorted(found, key=lambda file: (file.path.is_symlink(), file.name)):  # a link after what it leads to
         if file.reason is None:
@@ -75,19 +78,22 @@ def left_out(files: list[Found]) -> list[dict]:
 
 
 def _walk(
-    folder: Path, prefix: str, patterns: tuple[str, ...], notes: tuple[str, ...], seen: set[str]
+    folder: Path, true: str, prefix: str, patterns: tuple[str, ...], notes: tuple[str, ...], seen: set[str]
 ) -> Iterator[Found]:
-    """`seen`: true paths of the folders that were listed, so that a link to one of them ends there."""
-    seen.add(os.path.realpath(folder))
+    """`true`: the folder's path without links. `seen`: those of the folders that were listed, so that a link to one of
+    them ends there."""
+    seen.add(true)
     try:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             name, path = prefix + entry.name, Path(entry.path)
             if entry.name.startswith("."):
                 yield Found(name, path, "hidden")
-            elif path.is_dir() and os.path.realpath(path) in seen:
-                yield Found(name, path, "leads to a folder that is read already")
             elif path.is_dir():
-                yield from _walk(path, name + "/", patterns, notes, seen)
+                inside = os.path.realpath(path) if entry.is_symlink() else os.path.join(true, entry.name)
+                if inside in seen:
+                    yield Found(name, path, "leads to a folder that is read already")
+                else:
+                    yield from _walk(path, inside, name + "/", patterns, notes, seen)
             else:
                 yield Found(name, path, _reason(name, path, patterns, notes))
     except OSError as error:

@@ -1,7 +1,7 @@
 """What can be known before training is checked before training.
 
-* `check_run`, the first task of a run: this machine, the files that are named, and whether it can train it
-  (`tasks/feasibility.py`). Nothing is downloaded before.
+* `check_run`, the first task of a run: this machine, the files that are named, settings that contradict each other, and
+  whether it can train it (`tasks/feasibility.py`). Nothing is downloaded before.
 * Each stage before training refuses its own bad input: documents, benchmark rows, tokenizer, shards.
 * `rehearse_evaluation`, when tokenizer and items are there: the requests of the evaluation are made, by the code that
   scores, with everything but the network. What it would find after training is found now.
@@ -27,16 +27,18 @@ from tokenizers import Tokenizer
 
 from eval.hellaswag import without_wikihow_marks
 from eval.suites import SUITES, Suite, chosen_items
-from model.config import ConfigError
+from model.config import ConfigError, GPTConfig, TrainConfig
 from tasks import provenance
 from tasks.benchmarks import Items, find_source
 from tasks.evaluate import EvaluationConfig, defining_versions, scoring_settings
 from tasks.feasibility import ANY_CPU, Training, most_flops, require_feasible, trained
 from tasks.process import run_module
 from tasks.stage import STAGE_TASK, Place, Result, logger, materialise, sha256_json
-from tasks.token_bytes import check_tokenizer
+from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
 from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing, load_tokenizer
 
+MOST_SAMPLED = 10_000
+"""Tokens of a sample."""
 WORTH_REHEARSING = 600.0
 """Seconds of training on any CPU from which the evaluation is rehearsed, which takes 10 to 20 of them."""
 
@@ -54,11 +56,40 @@ def require_ready(
 ) -> None:
     """Raise one sentence when something that is needed later is known to be missing now, see docs/operating.md."""
     require_machine(place)
-    if tokenizer.kind is TokenizerKind.FILE:
-        check_tokenizer(load_tokenizer(existing(tokenizer.path)), tokenizer.path)
+    vocabulary, end_of_text = None, None
+    match tokenizer.kind:
+        case TokenizerKind.TRAIN:
+            vocabulary, end_of_text = tokenizer.vocab_size, 0
+        case TokenizerKind.GPT2:
+            vocabulary, end_of_text = GPT2_VOCABULARY, GPT2_VOCABULARY - 1
+        case TokenizerKind.FILE:
+            made = load_tokenizer(existing(tokenizer.path))
+            check_tokenizer(made, tokenizer.path)
+            vocabulary, end_of_text = made.get_vocab_size(), made.token_to_id(END_OF_TEXT)
+    for model, train in trainings:
+        require_coherent(model, train, vocabulary, end_of_text)
     for name in evaluation.suites if evaluation else ():
         find_source(SUITES[name], place)  # a folder of benchmarks that is not there
     require_feasible(trainings, tokenizer.entries, place)
+
+
+def require_coherent(model: GPTConfig, train: TrainConfig, vocabulary: int | None, end_of_text: int | None) -> None:
+    """Raise ConfigError for a training that contradicts itself or its tokenizer, which the trainer would find when
+    documents and shards are there. `vocabulary` and `end_of_text` of a tokenizer that is not here yet are None."""
+    for name, there in (("vocab_size", vocabulary), ("eot_token", end_of_text)):
+        given = getattr(model, name)
+        if None not in (given, there) and given != there:
+            raise ConfigError(f"model.{name} is {given}, but that of the tokenizer is {there}; leave it out")
+    sequences = train.micro_batch_sequences or 1
+    if train.tokens_per_step % (sequences * model.sequence_length):
+        raise ConfigError(f"train.tokens_per_step {train.tokens_per_step} must be a multiple of train."
+                          f"micro_batch_sequences {sequences} times model.sequence_length {model.sequence_length}")
+    if train.tokens is not None and train.tokens < train.tokens_per_step:
+        raise ConfigError(f"train.tokens {train.tokens} is less than one step, train.tokens_per_step "
+                          f"{train.tokens_per_step}")
+    if train.sample_tokens > MOST_SAMPLED:
+        raise ConfigError(f"train.sample_tokens is {train.sample_tokens}, expected at most {MOST_SAMPLED:,}: each is "
+                          "drawn by itself, before and after training")
 
 
 def require_machine(place: Place) -> None:

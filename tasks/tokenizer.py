@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field, model_validator
@@ -70,8 +72,14 @@ class TokenizerConfig(Settings):
         if (self.kind in (TokenizerKind.FILE, TokenizerKind.HUB)) != (self.path is not None):
             raise ValueError(f"tokenizer kind {self.kind.value!r} with path {self.path!r}: "
                              "`file` and `hub` need one, the others have none")
-        if self.kind is TokenizerKind.HUB and not COMMIT.fullmatch(self.path.rpartition("@")[2]):
-            raise ValueError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
+        if self.kind is TokenizerKind.HUB:
+            repository, _, commit = self.path.rpartition("@")
+            if not COMMIT.fullmatch(commit):
+                raise ValueError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
+            try:
+                validate_repo_id(repository)
+            except HFValidationError as error:
+                raise ValueError(f"tokenizer {self.path!r}: {error}") from None
         return self
 
     @property

@@ -4,6 +4,8 @@ import errno
 import gzip
 import json
 import logging
+import os
+import re
 import resource
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from eval.sources import from_wheel
 from eval.suites import SUITES, SuiteError
 from flows.config import compose
 from model import train
+from model.config import ConfigError
 from model.errors import DailyTrainError, sentence_of
 from model.gpt import GPT
 from tasks.documents import HubSource, SourceError, read
@@ -235,6 +238,23 @@ def test_files_of_a_dataset_whose_unused_columns_differ_are_told(tmp_path: Path)
         list(read(HubSource(id=str(tmp_path)), tmp_path))
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_dataset_with_one_column_more_in_its_second_file_is_told_by_column(streaming: bool, tmp_path: Path):
+    for number, more in enumerate(({}, {"other": 1})):
+        pq.write_table(pa.Table.from_pylist([{"text": "a"} | more]), tmp_path / f"{number}.parquet")
+    with pytest.raises(SourceError, match=r"hub dataset .*Couldn't cast text: string other: int64.*to \{'text'"):
+        list(read(HubSource(id=str(tmp_path), streaming=streaming), tmp_path))
+
+
+@pytest.mark.parametrize("changes", [
+    {"tokenizer": {"kind": "hub", "path": f"a/b/c@{'0' * 40}"}}, {"tokenizer": {"kind": "hub", "path": f"@{'0' * 40}"}},
+    {"data": {"source": {"kind": "hub", "id": "../../a", "revision": "0" * 40}}},
+])  # fmt: skip
+def test_what_cannot_be_a_name_on_the_hub_is_refused_with_the_configuration(changes: dict):
+    with pytest.raises(ConfigError, match=r"(tokenizer|hub dataset) '.*': Repo id must"):
+        compose("smoke", changes)
+
+
 def test_a_network_that_no_memory_here_can_hold_is_refused_before_anything_is_downloaded(place: Place):
     run_config = compose("smoke", {"model": {"width": 2**20, "heads": 2**10}})
     with pytest.raises(FeasibilityError, match=r"at least [\d,.]+ GB of memory on a CPU.*model\.width \(1048576\)"):
@@ -252,3 +272,35 @@ def test_the_parts_of_a_finished_model_are_compared_before_memory_is_taken(tmp_p
         with pytest.raises(DailyTrainError) as caught:
             train.checkpoint.load_final(tmp_path / "final")
         assert str(tmp_path / "final") in str(caught.value) and told in str(caught.value)
+
+
+def test_what_steers_a_terminal_is_shown_and_not_sent():
+    assert str(DailyTrainError("a\x1b[31m\x00\u202eb é中\udcff")) == r"a\x1b[31m\x00\u202eb é中" + "\udcff"
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["explain", "hellaswag:²"], "expected SUITE:NUMBER"),
+    (["explain", "hellaswag:" + "9" * 5000], "expected SUITE:NUMBER"),
+    (["chat", "--temperature", "nan"], "--temperature 0 or from 0.01 to 100"),
+    (["chat", "--temperature", "1e-45"], "--temperature 0 or from 0.01 to 100"),
+    (["up", "--port", "70000"], "'70000' is no port"),
+    (["demo", "--port", "-1"], "'-1' is no port"),
+    (["export", "latest", "."], r"\.: is the folder that the command runs in"),
+    (["evaluate", "model"], r"model/config\.json: is not a file"),
+    (["leaderboard", "--html", "pipe", "--store", "store"], "pipe: No such device or address"),
+])  # fmt: skip
+def test_arguments_that_cannot_be_meant(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    os.mkfifo(tmp_path / "model/config.json")
+    (tmp_path / "store/stages/train/x").mkdir(parents=True)
+    (tmp_path / "store/stages/train/x/manifest.json").touch()
+    monkeypatch.chdir(tmp_path / ("empty" if "export" in arguments else ""))
+    try:
+        assert cli.main(arguments) == 1
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert re.search(said, capsys.readouterr().err)

@@ -166,3 +166,10 @@ def test_who_waits_for_a_lock_says_who_holds_it_and_can_be_interrupted(tmp_path:
     assert f"until {path} is free" in message and f"process {holder.pid}: {sys.executable} -c" in message
     with locked(path, messages.append):
         assert len(messages) == 1
+
+
+def test_closed_standard_streams_are_nothing_and_no_file_takes_their_place():
+    code = ("import os, sys; from deployments.command import open_standard_streams; open_standard_streams(); "
+            "print('x', file=sys.stdout, flush=True); sys.stdin.read(); sys.exit(os.open('/dev/null', 0))")
+    done = subprocess.run(["sh", "-c", f'{sys.executable} -c "$0" <&- >&-', code], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (3, "")

