@@ -98,6 +98,11 @@ def read_config(path: Path, cls: type[Config]) -> Config:
     return parse(cls, values, path.name)
 
 
+def _unwind(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would interrupt what the first one has begun
+    sys.exit(128 + number)
+
+
 def run(
     arguments: list[str],
     cls: type[Config],
@@ -107,7 +112,7 @@ def run(
 
     `work` returns the fields of the last event.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _unwind)
     try:
         if len(arguments) != 1:
             raise CommandError(f"expected one argument, the path of a JSON configuration, found {arguments}")

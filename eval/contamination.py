@@ -313,6 +313,10 @@ def _scanned(
             if result in pending:
                 pending[result].result()
             yield group, result
+    except BaseException:
+        for worker in multiprocessing.active_children():  # each could take minutes; half a result counts for nothing
+            worker.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

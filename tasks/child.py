@@ -31,11 +31,17 @@ def end_with_parent(parent: int, by: signal.Signals) -> None:
         os.kill(os.getpid(), by)
 
 
+def _unwind(number: int, _: object) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):  # another one would interrupt what the first one has begun
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def _main(arguments: Sequence[str]) -> None:
     parent, by, module, *rest = arguments
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+            signal.signal(number, _unwind)
     end_with_parent(int(parent), signal.Signals[by])
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, nor that of whoever uses the command
     sys.argv = [module, *rest]

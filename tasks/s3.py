@@ -44,9 +44,8 @@ LONGEST_PAUSE = 15.0
 CONNECT_SECONDS = 5
 READ_SECONDS = (10, 30)
 """Seconds without a byte from the server after which a try is given up: the first two tries, and all others."""
-SAME = 3
-"""So many times the same bytes: they are what is stored, whatever the digest says."""
-FETCHES = 12
+SAME, FETCHES = 3, 12
+"""So many times the same bytes, of so many fetches at most: they are what is stored, whatever the digest says."""
 CAUGHT = (BotoCoreError, ClientError, HTTPError, http.client.HTTPException, OSError, RecursionError)
 Answer = TypeVar("Answer")
 
@@ -94,9 +93,10 @@ class S3Store:
 
     def check(self) -> None:
         patience = self.patience
-        self.hurry()
         try:
+            self.hurry()
             self._tried("", self._require_bucket)
+            self.patience, self._patient = patience, None  # it answers, so the address is right
             prove(self)
         finally:
             self.patience, self._patient = patience, None

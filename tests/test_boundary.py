@@ -275,7 +275,8 @@ def test_the_parts_of_a_finished_model_are_compared_before_memory_is_taken(tmp_p
 
 
 def test_what_steers_a_terminal_is_shown_and_not_sent():
-    assert str(DailyTrainError("a\x1b[31m\x00\u202eb é中\udcff")) == r"a\x1b[31m\x00\u202eb é中" + "\udcff"
+    told = str(DailyTrainError("a\x1b[31m\x00\u202eb é中\udcff"))
+    assert told.isprintable() and told == r"a\x1b[31m\x00\u202eb é中\udcff"
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

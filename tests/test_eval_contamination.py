@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -433,7 +434,8 @@ if "spawn_main" in " ".join(sys.orig_argv):
 
 
 def test_a_killed_scan_continues(whole, documents, benchmarks, tmp_path):
-    """kill -9 in the middle, then the same command: the same bytes as a scan that was never killed."""
+    """SIGTERM twice in the middle, or kill -9, ends it and its workers. Then the same command: the same bytes as a scan
+    that nobody ended."""
     config = {
         "documents": [str(path) for path in documents],
         "benchmarks": str(benchmarks),
@@ -448,18 +450,23 @@ def test_a_killed_scan_continues(whole, documents, benchmarks, tmp_path):
     arguments = [sys.executable, "-m", "eval.contamination", str(tmp_path / "config.json")]
     (tmp_path / "sitecustomize.py").write_text(SLOW)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, env=environment)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "scanned").glob("*/*.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    workers = {int(pid) for pid in children.read_text().split()}
-    assert workers
-    process.kill()
-    process.wait()
-    while any(_runs(worker) for worker in workers):
-        assert time.monotonic() < deadline, "a worker outlives its scan"
-        time.sleep(0.05)
+    for signals in ([signal.SIGTERM, signal.SIGTERM], [signal.SIGKILL]):
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, env=environment)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 300
+        while not list((tmp_path / "scanned").glob("*/*.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        workers = {int(pid) for pid in children.read_text().split()}
+        assert workers
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.1)
+        assert process.wait(60) == (-signal.SIGKILL if signals == [signal.SIGKILL] else 128 + signal.SIGTERM)
+        while any(_runs(worker) for worker in workers):
+            assert time.monotonic() < deadline, "a worker outlives its scan"
+            time.sleep(0.05)
+        if len(signals) == 2:
+            shutil.rmtree(tmp_path / "scanned")
     results = sorted((tmp_path / "scanned").glob("*/*.jsonl"))
     times = {path: path.stat().st_mtime_ns for path in results}
     assert 1 <= len(times) < 8  # row groups of documents; those of the planted file come after them

@@ -274,6 +274,18 @@ def test_a_server_that_stands_still_ends_in_one_sentence(
     assert time.monotonic() - began < 5 and transient(stalled.value)
 
 
+def test_a_store_that_answers_when_a_run_begins_is_given_time(
+    proxy: StoreProxy, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tasks.s3.SECONDS_TO_OPEN", 0.0)
+    proxy.faults = Faults(("503",), share=1.0, most=4, only="PUT")
+    open_store(f"{s3}/{tmp_path.name}").check()
+    assert proxy.faults.done["503"] == 4
+    proxy.faults = Faults(("503",), share=1.0, only="HEAD")
+    with pytest.raises(StoreError, match=r"\(3 tries in 0 s\)"):
+        open_store(f"{s3}/{tmp_path.name}").check()
+
+
 def of(package: str, name: str, *bases: type) -> Exception:
     return type(name, bases or (Exception,), {"__module__": package})("broken")
 
