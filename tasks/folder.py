@@ -20,6 +20,7 @@ NOTES = (
     "authors.*", "contributing.*", "notes.*", "note.*", "todo.*",
 )  # fmt: skip
 NAMED = 100
+DEEPEST = 200
 
 
 class SourceError(DailyTrainError):
@@ -43,10 +44,7 @@ def document_files(root: Path, patterns: tuple[str, ...], notes: tuple[str, ...]
 
     Raises SourceError for a folder that cannot be listed, a link that leads nowhere, and when no file is left.
     """
-    try:
-        found = sorted(_walk(root, os.path.realpath(root), "", patterns, notes, set()), key=lambda file: file.name)
-    except RecursionError:
-        raise SourceError(f"{root}: its folders are nested too deeply") from None
+    found = sorted(_walk(root, os.path.realpath(root), "", patterns, notes, set()), key=lambda file: file.name)
     chosen: dict[str, Found] = {}
     for file in sorted(found, key=lambda file: (file.path.is_symlink(), file.name)):  # a link after what it leads to
         if file.reason is None:
@@ -83,6 +81,8 @@ def _walk(
     """`true`: the folder's path without links. `seen`: those of the folders that were listed, so that a link to one of
     them ends there."""
     seen.add(true)
+    if prefix.count("/") > DEEPEST:
+        raise SourceError(f"{folder}: folders are nested more than {DEEPEST} deep")
     try:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             name, path = prefix + entry.name, Path(entry.path)
