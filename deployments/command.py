@@ -11,14 +11,19 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deployments.init import PR_SET_CHILD_SUBREAPER
 from deployments.init import SECONDS as SECONDS_FOR_LARGEST
 from tasks.child import end_with_parent
+
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS_TO_UNWIND = 9.0
@@ -29,6 +34,8 @@ SECONDS_TO_END = 3.0
 """For what the command has left behind."""
 SAVES = (b"tasks.supervise", b"model.train")
 """Children that save before they end."""
+_watched = False
+"""Whether this process is the child that `go_on_in_child` has made."""
 
 
 def main() -> int:
@@ -56,6 +63,8 @@ def go_on_in_child() -> None:
     if command:
         os._exit(_Watch(command, heard).code())
     end_with_parent(parent, signal.SIGKILL)
+    global _watched
+    _watched = True
     for number in heard:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -88,6 +97,23 @@ def run(main: Callable[[], int]) -> int:
             sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def end_with(child: "Popen", name: str, stopped: threading.Event) -> None:
+    """From now on the command ends, as SIGTERM ends it, when a child that it cannot do without has ended although
+    nobody has `stopped` it."""
+
+    def wait() -> None:
+        code = child.wait()
+        if stopped.is_set():
+            return
+        by = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with code {code}"
+        with suppress(OSError):
+            os.write(2, f"daily-train: error: {name} {by}; what is finished is kept\n".encode())
+        if _watched:
+            os.kill(os.getppid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True, name="end_with").start()
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -1,8 +1,10 @@
-"""The Prefect server that a run starts for itself where PREFECT_API_URL names none. However the run ends, it ends."""
+"""The Prefect server that a run starts for itself where PREFECT_API_URL names none. However the run ends, it ends; and
+a run whose server was ended, which would wait for it in vain, ends with it."""
 
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,27 @@ import prefect
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
+from deployments.command import end_with
 from tasks.child import child_command
 
 
 class TemporaryServer(SubprocessASGIServer):
     """Prefect's own, which is left behind by a run that is ended by a signal. The first one that is made is the one
     that Prefect starts when it is needed."""
+
+    stopped: threading.Event | None = None
+
+    def start(self, timeout: int | None = None) -> None:
+        super().start(timeout)
+        if self.stopped is None and self.server_process:
+            self.stopped = threading.Event()
+            end_with(self.server_process, "the temporary Prefect server of this run", self.stopped)
+
+    def stop(self) -> None:
+        if self.stopped:
+            self.stopped.set()
+        self.stopped = None
+        super().stop()
 
     def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
         settings = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}

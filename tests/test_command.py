@@ -31,7 +31,11 @@ from tasks.child import child_command
 folder, how = Path(sys.argv[1]), sys.argv[2]
 
 def main():
-    subprocess.Popen(child_command(*sys.argv[3:], str(folder)), start_new_session=True)
+    child = subprocess.Popen(child_command(*sys.argv[3:], str(folder)), start_new_session=True)
+    stopped = threading.Event()
+    command.end_with(child, "the child", stopped)
+    if how == "stops it":
+        stopped.set()
     while not (folder / "child").exists():
         time.sleep(0.01)
     (folder / "begun").touch()
@@ -134,6 +138,20 @@ def test_what_is_killed_takes_its_children_along(start: Callable[..., Command], 
     assert code == (137 if who == "the run" else -9)
     assert ("ended by SIGKILL; the same command" in said) == (who == "the run")
     wait_until(lambda: not command.left(), 30)
+
+
+@pytest.mark.parametrize("how", ["swallows", "stops it"])
+def test_what_the_command_cannot_do_without_ends_it(start: Callable[..., Command], how: str):
+    command = start(how)
+    [child] = [process for process in command.left() if parent(parent(process)) == command.process.pid]
+    os.kill(child, signal.SIGKILL)
+    if how == "stops it":
+        time.sleep(0.3)
+        assert len(command.left()) == 2, "nothing that it has stopped itself ends it"
+        return
+    code, said = command.ended()
+    assert code == 128 + signal.SIGTERM and "error: the child was ended by SIGKILL; what is finished is kept" in said
+    assert not command.left()
 
 
 def parent(process: int) -> int:
