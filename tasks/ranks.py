@@ -27,6 +27,10 @@ SECONDS_TO_FOLLOW = 10.0
 """For the others to end when one has failed, and for the first to write what it has begun to write. Those that wait for
 the one that failed do not end by themselves: on a GPU only after half an hour."""
 
+SECONDS_TO_EXPLAIN = 1.0
+"""For the others to end by themselves before they are asked: one whose memory was full closes its connections, by which
+the others fail, before it has ended with the code that says so."""
+
 
 class Ranks:
     """`count` processes of `python -m MODULE CONFIG`, which end with this one; `stdout` is that of the first."""
@@ -91,14 +95,18 @@ class Ranks:
             if self.failed != [rank]:
                 return
         if code not in (TERMINATED, -signal.SIGTERM):  # else all were asked
+            self._wait_for_all(SECONDS_TO_EXPLAIN)
             self.signal(signal.SIGTERM)
-        deadline = time.monotonic() + SECONDS_TO_FOLLOW
-        for process in self.processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
+        self._wait_for_all(SECONDS_TO_FOLLOW)
         with self.lock:
             self.killed = True
         self.signal(signal.SIGKILL)
+
+    def _wait_for_all(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every process that is left, and to what it started."""

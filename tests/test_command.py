@@ -68,6 +68,11 @@ while True:
 """
 
 
+def hear() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Command:
     """PROGRAM at work, with a mark in the environment of all its processes."""
 
@@ -78,6 +83,7 @@ class Command:
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(folder), how, "endless", *arguments],
             env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            preexec_fn=hear,  # under nohup, or in the background of a script, the tests ignore some
         )  # fmt: skip
         wait_until((folder / "begun").exists, 60)
 
