@@ -68,9 +68,8 @@ class Waiting:
             slowed = [*slowed[1 - SLOWED_LOOKS :], share] if share > SLOWED else []
             if len(slowed) == SLOWED_LOOKS:
                 self._warn(sum(slowed) / SLOWED_LOOKS)
-            if share > SLOWED:
-                if self.end_of_team is None:
-                    self._keep_team()
+            if share > SLOWED and self.end_of_team is None:
+                self._keep_team()
             elif undisturbed >= UNDISTURBED_LOOKS:
                 self._drop_team()
         self._drop_team()

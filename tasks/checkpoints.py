@@ -112,9 +112,10 @@ class Uploads:
 def restore(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> None:
     """Fetch the newest intact checkpoint of the store into `run_dir`, when it is newer than those there."""
     steps = _uploaded(key, store)
-    here = [step for step in _local_steps(run_dir) if steps and _is_intact(run_dir / "checkpoints" / _name(step))]
+    here = reversed(_local_steps(run_dir)) if steps else ()
+    newest_here = next((step for step in here if _is_intact(run_dir / "checkpoints" / _name(step))), -1)
     for step in reversed(steps):
-        if here and step <= here[-1]:
+        if step <= newest_here:
             return
         folder, temporary = f"checkpoints/{key}/{_name(step)}", run_dir / "checkpoints" / f".{_name(step)}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -41,6 +42,14 @@ class Document:
     id: str
     text: str
     source: str
+
+
+def require_repository_id(name: str, told: str) -> None:
+    """Raise ValueError, which begins with `told`, for what cannot be the name of a repository on the hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"{told}: {error}") from None
 
 
 class WheelSource(Settings):
@@ -84,10 +93,7 @@ class HubSource(Settings):
                 "move, so that the run could not be repeated"
             )
         if not Path(self.id).exists():
-            try:
-                validate_repo_id(self.id)
-            except HFValidationError as error:
-                raise ValueError(f"hub dataset {self.id!r}: {error}") from None
+            require_repository_id(self.id, f"hub dataset {self.id!r}")
         return self
 
 
@@ -283,8 +289,8 @@ def _parquet_rows(path: Path, source: FilesSource) -> Iterator[dict[str, Any]]:
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with _open(path) as file:
-        for number, line in enumerate(_lines(file, path)):
+    with _opened(path) as file:
+        for number, line in enumerate(file):
             where = f"{path}: line {number + 1}"
             text = _decode(line, where)
             try:
@@ -296,26 +302,18 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        yield from file
+        with path.open("rb") as file:
+            yield file
     except (OSError, MemoryError) as error:
         raise SourceError(f"{path}: cannot be read: {reason_of(error)}") from error
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _content(path: Path) -> bytes:
-    try:
-        with _open(path) as file:
-            return file.read()
-    except (OSError, MemoryError) as error:
-        raise SourceError(f"{path}: cannot be read: {reason_of(error)}") from error
+    with _opened(path) as file:
+        return file.read()
 
 
 def _decode(content: bytes, where: str) -> str:
@@ -339,7 +337,8 @@ def _digests(found: list[Found]) -> list[dict[str, Any]]:
     digests = []
     for file in found:
         if file.reason is None:
-            _open(file.path).close()
+            with _opened(file.path):
+                pass
             digests.append({"path": file.name, "sha256": digest_file(file.path).sha256})
     return digests
 

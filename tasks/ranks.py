@@ -26,7 +26,6 @@ SMALLER_MICRO_BATCH = 75
 SECONDS_TO_FOLLOW = 10.0
 """For the others to end when one has failed, and for the first to write what it has begun to write. Those that wait for
 the one that failed do not end by themselves: on a GPU only after half an hour."""
-
 SECONDS_TO_EXPLAIN = 1.0
 """For the others to end by themselves before they are asked: one whose memory was full closes its connections, by which
 the others fail, before it has ended with the code that says so."""

@@ -8,8 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field, model_validator
@@ -18,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from eval.hub import HubError, load_file
 from eval.markup import code_block, markdown_table
 from model.errors import expanded, regular_file
-from tasks.documents import COMMIT
+from tasks.documents import COMMIT, require_repository_id
 from tasks.download import documents_files
 from tasks.settings import Settings
 from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
@@ -76,10 +74,7 @@ class TokenizerConfig(Settings):
             repository, _, commit = self.path.rpartition("@")
             if not COMMIT.fullmatch(commit):
                 raise ValueError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
-            try:
-                validate_repo_id(repository)
-            except HFValidationError as error:
-                raise ValueError(f"tokenizer {self.path!r}: {error}") from None
+            require_repository_id(repository, f"tokenizer {self.path!r}")
         return self
 
     @property

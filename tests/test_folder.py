@@ -271,6 +271,6 @@ def test_a_file_larger_than_the_memory_is_one_sentence(tmp_path: Path, monkeypat
         def read(self, *_: object) -> bytes:
             raise MemoryError
 
-    monkeypatch.setattr(documents, "_open", lambda _: Large())
+    monkeypatch.setattr(documents.Path, "open", lambda *_: Large())
     with pytest.raises(SourceError, match=r"a\.txt: cannot be read: not enough memory"):
         list(read(FilesSource(path=str(tmp_path)), tmp_path))
