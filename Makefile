@@ -22,6 +22,7 @@ test-inputs: $(VENV)/installed-dev  ## 2,000 malformed inputs: no traceback, no 
 
 check: $(VENV)/installed-dev  ## lint
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
 	$(BIN)/daily-train up

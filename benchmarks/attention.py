@@ -41,9 +41,11 @@ def attention_ways(length: int, window: int) -> dict[str, Callable[[Tensor, Tens
     """Full causal attention, ours, and how SDPA's documentation has a window: a mask of all scores."""
     distance = torch.arange(length)[:, None] - torch.arange(length)
     seen = (distance >= 0) & (distance < window)
-    return {FULL: lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True),
-            WINDOW: lambda *qkv: windowed_attention(*qkv, window),
-            MASK: lambda *qkv: F.scaled_dot_product_attention(*qkv, attn_mask=seen)}
+    return {
+        FULL: lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True),
+        WINDOW: lambda *qkv: windowed_attention(*qkv, window),
+        MASK: lambda *qkv: F.scaled_dot_product_attention(*qkv, attn_mask=seen),
+    }
 
 
 def cpu_seconds(model: GPTConfig, dtype: torch.dtype, turns: int) -> dict[str, list[float]]:
@@ -101,11 +103,23 @@ def main() -> int:
             over = {way: sorted(one / full for one, full in zip(seconds[way], seconds[FULL])) for way in (WINDOW, MASK)}
             ratios.append(statistics.median(over[WINDOW]))
             shown = [f"{statistics.median(over[way]):.2f} ({over[way][0]:.2f} to {over[way][-1]:.2f})" for way in over]
-            rows.append([name, f"{model.heads} × {model.head_size}", model.sequence_length, model.short_window_tokens,
-                         str(dtype).removeprefix("torch."), *shown])
+            rows.append(
+                [
+                    name,
+                    f"{model.heads} × {model.head_size}",
+                    model.sequence_length,
+                    model.short_window_tokens,
+                    str(dtype).removeprefix("torch."),
+                    *shown,
+                ]
+            )
     print(f"torch {torch.__version__}, one thread, {arguments.turns} turns, {time.monotonic() - began:.0f} s")
-    print(markdown_table(["preset", "heads", "tokens", "window", "type", "window ÷ full causal",
-                          "SDPA with a mask ÷ full causal"], rows))
+    print(
+        markdown_table(
+            ["preset", "heads", "tokens", "window", "type", "window ÷ full causal", "SDPA with a mask ÷ full causal"],
+            rows,
+        )
+    )
     print()
     rows = []
     for name, model in models.items():
@@ -113,11 +127,33 @@ def main() -> int:
         scores = scores_a_query(length, window)
         both = replace(model, depth=2, window_pattern="SL")
         (window_counted, past_counted), (visible, past_visible) = (
-            count(both, length) for count in (attention_spans, visible_scores))
-        rows.append([name, window_counted, round(visible), round(scores["stretches"]), round(scores["flex"]),
-                     past_counted, round(past_visible)])
-    print(markdown_table(["preset", "window: counted", "visible", "SDPA over stretches", "FlexAttention",
-                          "whole past: counted", "visible"], rows))
+            count(both, length) for count in (attention_spans, visible_scores)
+        )
+        rows.append(
+            [
+                name,
+                window_counted,
+                round(visible),
+                round(scores["stretches"]),
+                round(scores["flex"]),
+                past_counted,
+                round(past_visible),
+            ]
+        )
+    print(
+        markdown_table(
+            [
+                "preset",
+                "window: counted",
+                "visible",
+                "SDPA over stretches",
+                "FlexAttention",
+                "whole past: counted",
+                "visible",
+            ],
+            rows,
+        )
+    )
     print()
     print_goal("windowed attention over full causal at its worst preset", max(ratios), 1.0, at_most=True)
     return 0

@@ -40,8 +40,14 @@ from model.precision import TYPES, autocast
 
 BLOCK = 128
 """Attention kernels skip blocks of so many queries and keys of which no score is read."""
-GPU = {"multi_processor_count": 132, "major": 9, "regs_per_multiprocessor": 65_536, "warp_size": 32,
-       "max_threads_per_multi_processor": 2048, "max_threads_per_block": 1024}  # fmt: skip
+GPU = {
+    "multi_processor_count": 132,
+    "major": 9,
+    "regs_per_multiprocessor": 65_536,
+    "warp_size": 32,
+    "max_threads_per_multi_processor": 2048,
+    "max_threads_per_block": 1024,
+}
 """What Inductor asks of an H100 or an H200."""
 PRODUCTS = {"mm": 0, "bmm": 0, "_scaled_mm": 0, "addmm": 1, "baddbmm": 1}
 """Operators, and the place of the first matrix among their arguments."""
@@ -88,8 +94,13 @@ def update_of_nanochat(checkout: Path, model: GPTConfig, train: TrainConfig) -> 
             parameter.grad = torch.zeros_like(parameter)
         with redirect_stdout(sys.stderr):
             optimizer = network.setup_optimizer(weight_decay=0.1)
-        return _update(network, optimizer.step, lambda: [
-            value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)])
+        return _update(
+            network,
+            optimizer.step,
+            lambda: [
+                value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+            ],
+        )
 
 
 def _update(network: nn.Module, step: Callable[[], object], state: Callable[[], list[Tensor]]) -> tuple[float, float]:
@@ -180,7 +191,8 @@ def _gpu() -> Iterator[None]:
     answers = {
         (DeviceProperties, "create"): classmethod(lambda cls, device: properties),
         (torch.cuda, "get_device_properties"): lambda device=None: SimpleNamespace(
-            **GPU, minor=0, name="", gcnArchName=""),
+            **GPU, minor=0, name="", gcnArchName=""
+        ),
         (torch.cuda, "get_device_capability"): lambda device=None: (9, 0),
         (torch.cuda, "current_device"): lambda: 0,
         (scheduler, "has_triton"): lambda *device: True,
@@ -261,5 +273,6 @@ def _of_kernel(kernel: scheduler.BaseSchedulerNode, vocab_size: int) -> Iterator
 def at_depth(depth: int, parts: dict[int, Work]) -> Work:
     """Linear through the counts of two depths, which differ by a period of windows and value embeddings."""
     (first, start), (second, end) = parts.items()
-    return defaultdict(float, {kind: start[kind] + (end[kind] - start[kind]) * (depth - first) / (second - first)
-                               for kind in end})
+    return defaultdict(
+        float, {kind: start[kind] + (end[kind] - start[kind]) * (depth - first) / (second - first) for kind in end}
+    )

@@ -134,8 +134,14 @@ def _recall_table(keys: list[tuple[str, str, int]], found: dict[str, list[bool]]
         for (suite, form, _), flag in zip(keys, flags, strict=True):
             shares.setdefault((suite, tool), {}).setdefault(form, []).append(flag)
     rows = [
-        [suite, tool, *(f"{100 * np.mean(shares[suite, tool][form]):.0f}" if form in shares[suite, tool] else "–"
-                        for form in FORMS)]
+        [
+            suite,
+            tool,
+            *(
+                f"{100 * np.mean(shares[suite, tool][form]):.0f}" if form in shares[suite, tool] else "–"
+                for form in FORMS
+            ),
+        ]
         for suite in dict.fromkeys(suite for suite, _, _ in keys)
         for tool in found
     ]

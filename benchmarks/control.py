@@ -177,8 +177,12 @@ def outputs(tree: Path) -> dict[str, object]:
     coverage.pop("control")
     page = subprocess.run(
         [sys.executable, "-c", _PAGE, str(out / "coverage.json")],
-        cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        cwd=tree,
+        env=os.environ | {"PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     return {
         "verdicts": pq.read_table(out / "verdicts.parquet").to_pylist(),
         "documents to drop": pq.read_table(out / "flagged.parquet").to_pylist(),
@@ -252,9 +256,13 @@ def report(folder: Path, pieces: list[str], only: str) -> None:
     corpus(pieces, items, folder / "other", leaky=False)
     config = {
         "documents": [str(path) for path in sorted((folder / "corpus").iterdir())],
-        "benchmarks": str(folder / "benchmarks"), "suites": list(SUITE_NAMES), "config": {"control_items": 8},
-        "seed": 0, "workers": 1, "counted": counted,
-    }  # fmt: skip
+        "benchmarks": str(folder / "benchmarks"),
+        "suites": list(SUITE_NAMES),
+        "config": {"control_items": 8},
+        "seed": 0,
+        "workers": 1,
+        "counted": counted,
+    }
     tree = broken_tree(folder, None)
     status, message = run(tree, config | {"out": str(tree / "out")})
     if status:

@@ -108,15 +108,23 @@ def covered(
             holding += limits[0] <= truth <= limits[1]
             widths.append((limits[1] - limits[0]) / 2)
         ordinary += abs(values.mean() - truth) <= Z95 * values.std(ddof=1) / math.sqrt(len(values))
-    return {"refused": 1 - len(widths) / simulations, "ours": holding / max(1, len(widths)),
-            "ordinary": ordinary / simulations, "half_width": float(np.mean(widths)) if widths else math.nan}
+    return {
+        "refused": 1 - len(widths) / simulations,
+        "ours": holding / max(1, len(widths)),
+        "ordinary": ordinary / simulations,
+        "half_width": float(np.mean(widths)) if widths else math.nan,
+    }
 
 
 def coverage(scenario: Scenario, simulations: int, seed: int = 0) -> dict[str, float]:
     """`covered`, of the mean of one evaluation."""
     generator, clusters = np.random.default_rng(seed), scenario.clusters.tolist()
-    return covered(lambda: answers(scenario, generator), lambda values: interval(values, clusters, SCORES)[0],
-                   scenario.truth, simulations)
+    return covered(
+        lambda: answers(scenario, generator),
+        lambda values: interval(values, clusters, SCORES)[0],
+        scenario.truth,
+        simulations,
+    )
 
 
 SHARED = 0.7
@@ -145,11 +153,16 @@ def alarms(scenario: Scenario, simulations: int, seed: int = 0) -> dict[str, flo
     given = len(detectable)
     gain = float(np.mean(detectable)) if given else math.nan
     rates = {name: count / max(1, given) for name, count in counts.items()}
-    better = [paired(_gained(*_pair(scenario, generator), gain, generator, yes_no).tolist(), clusters, yes_no)["p"]
-              for _ in range(given)]  # fmt: skip
+    better = [
+        paired(_gained(*_pair(scenario, generator), gain, generator, yes_no).tolist(), clusters, yes_no)["p"]
+        for _ in range(given)
+    ]
     seen = [p <= LEVEL for p in better if p is not None]
-    return rates | {"refused": counts["refused"] / simulations, "detectable": gain,
-                    "power": float(np.mean(seen)) if seen else math.nan}
+    return rates | {
+        "refused": counts["refused"] / simulations,
+        "detectable": gain,
+        "power": float(np.mean(seen)) if seen else math.nan,
+    }
 
 
 def _pair(scenario: Scenario, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -205,15 +218,20 @@ def difference_coverage(changes: Changes, simulations: int, seed: int = 0) -> di
         values = generator.choice([1.0, -1.0, 0.0], changes.items, p=shares)
         return values * generator.random(changes.items) if changes.graded else values
 
-    return covered(draw, lambda values: paired(values, names, not changes.graded)["interval"], changes.truth,
-                   simulations)
+    return covered(
+        draw, lambda values: paired(values, names, not changes.graded)["interval"], changes.truth, simulations
+    )
 
 
 def _cells(found: dict[str, float]) -> list[str | None]:
     """Refused, coverage of ours where most are given, of the ordinary interval, half-width."""
     given = found["refused"] < 0.5
-    return [f"{100 * found['refused']:.1f}", f"{100 * found['ours']:.1f}" if given else None,
-            f"{100 * found['ordinary']:.1f}", f"{100 * found['half_width']:.2f}" if given else None]
+    return [
+        f"{100 * found['refused']:.1f}",
+        f"{100 * found['ours']:.1f}" if given else None,
+        f"{100 * found['ordinary']:.1f}",
+        f"{100 * found['half_width']:.2f}" if given else None,
+    ]
 
 
 COLUMNS = ["cannot be given, %", "ours covers, %", "ordinary interval covers, %", "half-width of ours, points"]
@@ -224,14 +242,17 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=2000)
     simulations = parser.parse_args().simulations
     error = 100 * math.sqrt(0.95 * 0.05 / simulations)
-    print(f"{simulations} simulated evaluations each (a coverage is known to ± {error:.1f} points); 95 % intervals are "
-          "to cover 93 to 97 %, or not to be given.\n")
+    print(
+        f"{simulations} simulated evaluations each (a coverage is known to ± {error:.1f} points); 95 % intervals are "
+        "to cover 93 to 97 %, or not to be given.\n"
+    )
     rows, shares = [], []
     for scenario in SCENARIOS:
         found = coverage(scenario, simulations)
         shares += [found["ours"]] if found["refused"] < 0.5 else []
-        rows.append([scenario.name, len(scenario.clusters), int(scenario.clusters[-1]) + 1, scenario.truth,
-                     *_cells(found)])
+        rows.append(
+            [scenario.name, len(scenario.clusters), int(scenario.clusters[-1]) + 1, scenario.truth, *_cells(found)]
+        )
     print(markdown_table(["evaluation", "items", "clusters", "truth", *COLUMNS], rows))
     print("\nDifferences of two models on the same items. Where hardly any answer changes, 0 is in every interval.\n")
     rows, near = [], []
@@ -240,8 +261,10 @@ def main() -> None:
         near += [found["ours"]] if found["refused"] < 0.5 else []
         rows.append([changes.name, changes.items, f"{100 * changes.truth:.2f}", *_cells(found)])
     print(markdown_table(["comparison", "items", "true difference, points", *COLUMNS], rows))
-    print(f"\nTwo equal models that agree on {100 * SHARED:.0f} % of items by force: how often each test sees a "
-          "difference at 5 %. McNemar's exact test takes items for independent and may stay below.\n")
+    print(
+        f"\nTwo equal models that agree on {100 * SHARED:.0f} % of items by force: how often each test sees a "
+        "difference at 5 %. McNemar's exact test takes items for independent and may stay below.\n"
+    )
     rows, powers = [], []
     for scenario in SCENARIOS:
         found = alarms(scenario, simulations // 4)
@@ -250,12 +273,31 @@ def main() -> None:
             continue
         powers.append(found["power"])
         exact = None if scenario.graded else f"{100 * found['mcnemar']:.1f}"
-        rows.append([scenario.name, f"{100 * found['refused']:.1f}", f"{100 * found['paired']:.1f}", exact,
-                     f"{100 * found['unpaired']:.1f}", f"{100 * found['detectable']:.2f}",
-                     f"{100 * found['power']:.0f}"])
-    print(markdown_table(["evaluation", "cannot be given, %", "paired test, %", "McNemar, %",
-                          "two independent scores, %", "detectable difference, points", "seen at that difference, %"],
-                         rows))
+        rows.append(
+            [
+                scenario.name,
+                f"{100 * found['refused']:.1f}",
+                f"{100 * found['paired']:.1f}",
+                exact,
+                f"{100 * found['unpaired']:.1f}",
+                f"{100 * found['detectable']:.2f}",
+                f"{100 * found['power']:.0f}",
+            ]
+        )
+    print(
+        markdown_table(
+            [
+                "evaluation",
+                "cannot be given, %",
+                "paired test, %",
+                "McNemar, %",
+                "two independent scores, %",
+                "detectable difference, points",
+                "seen at that difference, %",
+            ],
+            rows,
+        )
+    )
     print()
     print_goal("lowest coverage of scores, %", 100 * min(shares), 93)
     print_goal("highest coverage of scores, %", 100 * max(shares), 97, at_most=True)

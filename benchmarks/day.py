@@ -61,22 +61,34 @@ def measured_speed(hardware: Hardware, precision: str) -> Speed:
     """Of the network of `daily`. Raises LookupError without results of an H200."""
     findings = read(sorted(RESULTS.glob("*.jsonl")))
     here = [line for line in findings if hardware.name in line["device"]]
-    for lines, slower in ((here, 1.0), ([line for line in findings if "H200" in line["device"]],
-                                        BANDWIDTH["H200"] / BANDWIDTH[hardware.name])):
-        steps = newest(lines, "step", "what", where=lambda line: line["what"] == "daily" and line["depth"] == 24
-                       and line["precision"] == precision)
+    for lines, slower in (
+        (here, 1.0),
+        ([line for line in findings if "H200" in line["device"]], BANDWIDTH["H200"] / BANDWIDTH[hardware.name]),
+    ):
+        steps = newest(
+            lines,
+            "step",
+            "what",
+            where=lambda line: line["what"] == "daily" and line["depth"] == 24 and line["precision"] == precision,
+        )
         validations = newest(lines, "validation", where=lambda line: line["stage"] == "daily-bf16")
         if not steps or not validations:
             continue
         step = steps[-1]
-        profiles = newest(lines, "profile", where=lambda line, step=step: (line["stage"], line["commit"])
-                          == (step["stage"], step["commit"]))
+        profiles = newest(
+            lines,
+            "profile",
+            where=lambda line, step=step: (line["stage"], line["commit"]) == (step["stage"], step["commit"]),
+        )
         kinds = profiles[-1]["kinds"]
         share = sum(kinds[kind] for kind in BOUND_BY_MEMORY) / sum(kinds.values())
         factor = 1 + share * (slower - 1)
         validated = validations[0]["tokens"] / validations[0]["seconds"]
-        source = f"measured on an {hardware.name}" if slower == 1 else (
-            f"derived from an H200: {share:.0%} of the time is bound by memory, {slower:.2f} × slower")
+        source = (
+            f"measured on an {hardware.name}"
+            if slower == 1
+            else (f"derived from an H200: {share:.0%} of the time is bound by memory, {slower:.2f} × slower")
+        )
         return Speed(step["tokens_per_second"] / factor, validated / factor, source)
     raise LookupError(f"no results of a daily run in {precision} in {RESULTS}")
 
@@ -107,8 +119,11 @@ def simulate(train: TrainConfig, steps: int, speed: Speed, checkpoint_minutes: f
 def day(training_seconds: float) -> dict[str, float]:
     """Hours of each stage."""
     hours = {name: TEXT_BYTES / rate / 3600 for name, rate in RATES.items()}
-    return hours | {"tokenizer": SECONDS["tokenizer"] / 3600, "train": training_seconds / 3600,
-                    "evaluate and report": SECONDS["evaluate and report"] / 3600}
+    return hours | {
+        "tokenizer": SECONDS["tokenizer"] / 3600,
+        "train": training_seconds / 3600,
+        "evaluate and report": SECONDS["evaluate and report"] / 3600,
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,11 +145,15 @@ def main(argv: list[str] | None = None) -> int:
     hours = sum(stages.values())
     rows = [[name, round(value, 2)] for name, value in stages.items()]
     tokens = steps * run.train.tokens_per_step
-    print(f"{arguments.preset} on {arguments.gpus} {hardware.name}: {speed.tokens_per_second:,.0f} tokens/s in "
-          f"{run.train.precision} ({speed.source}), micro-batch {size}\n")
+    print(
+        f"{arguments.preset} on {arguments.gpus} {hardware.name}: {speed.tokens_per_second:,.0f} tokens/s in "
+        f"{run.train.precision} ({speed.source}), micro-batch {size}\n"
+    )
     print(markdown_table(["stage", "hours"], [*rows, ["whole run", round(hours, 2)]]))
-    print(f"\n{steps:,} steps, {tokens / 1e9:.2f} B tokens; {training['checkpoints']} checkpoints, at most "
-          f"{training['lost'] / 60:.0f} minutes of work are lost with the machine\n")
+    print(
+        f"\n{steps:,} steps, {tokens / 1e9:.2f} B tokens; {training['checkpoints']} checkpoints, at most "
+        f"{training['lost'] / 60:.0f} minutes of work are lost with the machine\n"
+    )
     print_goal("planned peak, GB", memory["total"] / 1e9, 0.9 * hardware.memory_bytes / 1e9, at_most=True)
     if arguments.preset == "daily":
         print_goal("whole run, hours", hours, HOURS, at_most=True)

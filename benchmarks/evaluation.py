@@ -106,8 +106,11 @@ def best_batch_size(model: HFLM, loaded: dict, suites: list[Suite]) -> int:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             break
-        print(f"hf backend, batch size {size}: {seconds:.2f} s{' of CPU time' if device == 'cpu' else ''} on "
-              f"{PROBE_ITEMS[device]} items a suite", flush=True)
+        print(
+            f"hf backend, batch size {size}: {seconds:.2f} s{' of CPU time' if device == 'cpu' else ''} on "
+            f"{PROBE_ITEMS[device]} items a suite",
+            flush=True,
+        )
         if seconds > 1.3 * least:
             break
         if seconds < least:
@@ -133,10 +136,22 @@ def random_model(folder: Path, shape: dict[str, int]) -> tuple[Path, Path]:
     texts = _texts([default_documents(folder)], 5_000_000)
     made = train_bpe(texts, VOCABULARY, os.cpu_count() or 1)
     made.save(str(folder / "tokenizer.json"))
-    network = GPT(GPTConfig(
-        **shape, sequence_length=1024, vocab_size=made.get_vocab_size(), vocab_multiple=1, norm=Norm.LAYER,
-        position=Position.LEARNED, activation=Activation.GELU, qk_norm=False, tied_head=True, bias=True,
-        zero_init_projections=False, softcap=None))
+    network = GPT(
+        GPTConfig(
+            **shape,
+            sequence_length=1024,
+            vocab_size=made.get_vocab_size(),
+            vocab_multiple=1,
+            norm=Norm.LAYER,
+            position=Position.LEARNED,
+            activation=Activation.GELU,
+            qk_norm=False,
+            tied_head=True,
+            bias=True,
+            zero_init_projections=False,
+            softcap=None,
+        )
+    )
     initialise(network, seed=0)
     digest = digest_file(folder / "tokenizer.json").sha256
     publish_final(folder / "model", network, made.token_to_id(END_OF_TEXT), digest, {})
@@ -176,22 +191,40 @@ def compare(model: Path, tokenizer: Path, suites: list[Suite], folder: Path, arg
     write(Finished(model=model, tokenizer=tokenizer, facts={}), folder / "exported")
     config = json.loads((model / "config.json").read_text())["model"]
     device, precision = arguments.device, arguments.precision
-    ours = load_model(HarnessConfig(
-        checkpoint=model, tokenizer=tokenizer, benchmarks=folder, suites=tuple(suite.name for suite in suites),
-        items_per_suite=arguments.items, seed=0, precision=precision, out=folder, execution=Execution(device=device)))
+    ours = load_model(
+        HarnessConfig(
+            checkpoint=model,
+            tokenizer=tokenizer,
+            benchmarks=folder,
+            suites=tuple(suite.name for suite in suites),
+            items_per_suite=arguments.items,
+            seed=0,
+            precision=precision,
+            out=folder,
+            execution=Execution(device=device),
+        )
+    )
     if (found := computed_in(precision, ours.scorer.device)) is not precision:
         print(f"{device} has no {precision.value}: both compute in {found.value}\n")
-    theirs = CountingHF(pretrained=str(folder / "exported"), dtype=DTYPES[precision], softmax_dtype="float32",
-                        device=device, trust_remote_code=True)
+    theirs = CountingHF(
+        pretrained=str(folder / "exported"),
+        dtype=DTYPES[precision],
+        softmax_dtype="float32",
+        device=device,
+        trust_remote_code=True,
+    )
     write_tasks(suites, folder, folder)
     loaded = load_tasks(suites, folder)
     theirs.batch_size_per_gpu = arguments.batch_size or best_batch_size(theirs, loaded, suites)
     timed(ours, loaded, suites, PROBE_ITEMS[device])
     parameters = sum(weight.numel() for weight in theirs.model.parameters())
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
-    print(f"\n{parameters / 1e6:.1f} M parameters (depth {config['depth']}, width {config['width']}, vocabulary "
-          f"{config['vocab_size']:,}), {precision.value}, {where}, torch {torch.__version__}, hf at batch size "
-          f"{theirs.batch_size_per_gpu}\n", flush=True)
+    print(
+        f"\n{parameters / 1e6:.1f} M parameters (depth {config['depth']}, width {config['width']}, vocabulary "
+        f"{config['vocab_size']:,}), {precision.value}, {where}, torch {torch.__version__}, hf at batch size "
+        f"{theirs.batch_size_per_gpu}\n",
+        flush=True,
+    )
     print(markdown_table(header(device), []), flush=True)
     rows = []
     for suite in sorted(suites, key=lambda suite: suite.rows):
@@ -208,8 +241,20 @@ def compare(model: Path, tokenizer: Path, suites: list[Suite], folder: Path, arg
 
 def header(device: str) -> list[str]:
     ratio = f"hf ÷ ours, {'CPU' if device == 'cpu' else 'seconds'}"
-    return ["suite", "items", "seconds ours", "hf", "CPU seconds ours", "hf", ratio, "tokens ours", "hf", "load",
-            "largest difference, nats", "items that differ"]
+    return [
+        "suite",
+        "items",
+        "seconds ours",
+        "hf",
+        "CPU seconds ours",
+        "hf",
+        ratio,
+        "tokens ours",
+        "hf",
+        "load",
+        "largest difference, nats",
+        "items that differ",
+    ]
 
 
 def measure(ours: AnswerModel, theirs: HFLM, loaded: dict, suite: Suite, items: int | None) -> list[float]:

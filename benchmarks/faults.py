@@ -64,12 +64,16 @@ class Tally:
     def row(self, name: str) -> str:
         """One line of the table."""
         harmed = sum(count for kind, count in self.faults.items() if kind != "requests")
-        return (f"| {name} | {self.runs} | {self.faults['requests']:,} | {harmed:,} | {self.same} | "
-                f"{self.built_twice} | {self.orphans} | {self.seconds / max(self.runs, 1):.1f} |")  # fmt: skip
+        return (
+            f"| {name} | {self.runs} | {self.faults['requests']:,} | {harmed:,} | {self.same} | "
+            f"{self.built_twice} | {self.orphans} | {self.seconds / max(self.runs, 1):.1f} |"
+        )
 
 
-HEADER = ("| faults | runs | requests | harmed | same digests | stages built twice | orphans | seconds a run |\n"
-          "|---|---|---|---|---|---|---|---|")  # fmt: skip
+HEADER = (
+    "| faults | runs | requests | harmed | same digests | stages built twice | orphans | seconds a run |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
 
 
 def manifests(store: Store) -> list[Manifest]:
@@ -125,11 +129,29 @@ def smoke(endpoint: str, url: str, folder: Path, wheels: Path | None) -> subproc
         "AWS_ENDPOINT_URL_S3": endpoint,
         "PREFECT_HOME": str(folder.parents[1] / "prefect"),
         "BUILDS": str(folder / "builds"),
-        "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",
-    }  # fmt: skip
-    command = [sys.executable, "-c", COMMAND, "run", "--preset", "smoke", "--store", url, "--cache", str(cache),
-               "--workers", "1", "--device", "cpu", "--set", 'evaluation.suites=["arc_easy"]']  # fmt: skip
+    }
+    command = [
+        sys.executable,
+        "-c",
+        COMMAND,
+        "run",
+        "--preset",
+        "smoke",
+        "--store",
+        url,
+        "--cache",
+        str(cache),
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+        "--set",
+        'evaluation.suites=["arc_easy"]',
+    ]
     with (folder / "log").open("w") as log:
         return subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
 

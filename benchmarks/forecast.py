@@ -55,15 +55,23 @@ class Rates:
         seconds = {
             "products": work["bf16 products"] / self.bf16 + work["fp8 products"] / self.fp8,
             "attention": work["attention"] / self.attention[system] + work["attention bytes"] / self.memory,
-            "elementwise": (work["elementwise"] / self.memory + work["rounding"] / self.rounding
-                            + work["loss"] / self.loss),
+            "elementwise": (
+                work["elementwise"] / self.memory + work["rounding"] / self.rounding + work["loss"] / self.loss
+            ),
             "accumulation": work["accumulation"] / self.memory,
         }
         return {kind: 1e3 * value for kind, value in seconds.items()}
 
 
-ASSUMED = Rates(bf16=620e12, fp8=1097e12, attention={"daily": 560e12, "nanochat": 560e12}, memory=2.6e12,
-                rounding=1.3e12, loss=5.3e11, wall=1.0)
+ASSUMED = Rates(
+    bf16=620e12,
+    fp8=1097e12,
+    attention={"daily": 560e12, "nanochat": 560e12},
+    memory=2.6e12,
+    rounding=1.3e12,
+    loss=5.3e11,
+    wall=1.0,
+)
 """For an H100, before anything had run: 620 TFLOP/s and 2.6 TB/s. Attention 430 (forward) and 360 TFLOP/s (backward) in
 windows, 450 and 380 without: 560 where its bytes are counted besides. fp8 products took 0.70 of the time with the
 rounding: 1097 TFLOP/s where that is counted besides. A kernel that transposes has half the bandwidth; the loss is as on
@@ -92,8 +100,12 @@ class Counted:
         tokens = self.sequences * self.model.sequence_length
         rate = 1e3 * DAILY_STEP / (wall * DAILY_STEP / tokens + update)
         flops = cost.flops_per_token(self.model, self.model.sequence_length)
-        return kinds | {"micro-batch": wall, "update": update, "tokens/s": rate,
-                        "MFU %": 100 * rate * flops / known_hardware("H100").peak_flops}
+        return kinds | {
+            "micro-batch": wall,
+            "update": update,
+            "tokens/s": rate,
+            "MFU %": 100 * rate * flops / known_hardware("H100").peak_flops,
+        }
 
 
 def measured_kinds(profile: Finding) -> dict[str, float]:
@@ -101,19 +113,36 @@ def measured_kinds(profile: Finding) -> dict[str, float]:
     kinds, rows = profile["kinds"], profile["kernels"]
     adds = sum(took for name, took, _ in rows if "CUDAFunctor_add" in name)
     helpers = sum(took for name, took, _ in rows if name.startswith("void cudnn::"))
-    return {"products": kinds["matrix products"], "attention": kinds["attention"] + helpers,
-            "elementwise": kinds["fused elementwise"], "accumulation": adds}  # fmt: skip
+    return {
+        "products": kinds["matrix products"],
+        "attention": kinds["attention"] + helpers,
+        "elementwise": kinds["fused elementwise"],
+        "accumulation": adds,
+    }
 
 
 def measured(findings: list[Finding], counted: Counted) -> tuple[Finding, Finding] | None:
     """Newest step and profile of such a network on an H200."""
     what = {"daily": ("daily", "d4 cudnn", "d4 cudnn+fp8"), "nanochat": ("nanochat", "nanochat d4 fa3")}[counted.system]
     lines = [line for line in findings if "H200" in line["device"]]
-    step = next(iter(newest(lines, "step", where=lambda line: line["what"] in what
-                            and line["depth"] == counted.model.depth and line["precision"] == counted.precision
-                            and line["micro_batch"] == counted.sequences)), None)
-    profiles = step and newest(lines, "profile", where=lambda line: (line["stage"], line["commit"])
-                               == (step["stage"], step["commit"]))
+    step = next(
+        iter(
+            newest(
+                lines,
+                "step",
+                where=lambda line: (
+                    line["what"] in what
+                    and line["depth"] == counted.model.depth
+                    and line["precision"] == counted.precision
+                    and line["micro_batch"] == counted.sequences
+                ),
+            )
+        ),
+        None,
+    )
+    profiles = step and newest(
+        lines, "profile", where=lambda line: (line["stage"], line["commit"]) == (step["stage"], step["commit"])
+    )
     return (step, profiles[-1]) if profiles else None
 
 
@@ -135,17 +164,32 @@ def fitted(findings: list[Finding], counted: list[Counted]) -> Rates:
     memory = plain.work["elementwise"] / (took(plain_profile, "elementwise") - softmax)
     rest = took(rounded_profile, "elementwise") - rounded.work["loss"] / loss
     rest -= rounded.work["elementwise"] / memory
-    bf16 = (sum(one.work["bf16 products"] for one, *_ in rows if one.precision is Precision.BF16)
-            / sum(took(profile, "products") for one, _, profile in rows if one.precision is Precision.BF16))
-    fp8 = (sum(one.work["fp8 products"] for one, *_ in rows if one.precision is Precision.FP8)
-           / sum(took(profile, "products") - one.work["bf16 products"] / bf16
-                 for one, _, profile in rows if one.precision is Precision.FP8))
+    bf16 = sum(one.work["bf16 products"] for one, *_ in rows if one.precision is Precision.BF16) / sum(
+        took(profile, "products") for one, _, profile in rows if one.precision is Precision.BF16
+    )
+    fp8 = sum(one.work["fp8 products"] for one, *_ in rows if one.precision is Precision.FP8) / sum(
+        took(profile, "products") - one.work["bf16 products"] / bf16
+        for one, _, profile in rows
+        if one.precision is Precision.FP8
+    )
     attention = {
         system: sum(one.work["attention"] for one, *_ in rows if one.system == system)
-        / sum(took(profile, "attention") - one.work["attention bytes"] / memory
-              for one, _, profile in rows if one.system == system) for system in ("daily", "nanochat")}
-    return Rates(bf16, fp8, attention, memory, rounded.work["rounding"] / rest, loss,
-                 sum(step["micro_batch_ms"] for _, step, _ in rows) / sum(profile["busy_ms"] for *_, profile in rows))
+        / sum(
+            took(profile, "attention") - one.work["attention bytes"] / memory
+            for one, _, profile in rows
+            if one.system == system
+        )
+        for system in ("daily", "nanochat")
+    }
+    return Rates(
+        bf16,
+        fp8,
+        attention,
+        memory,
+        rounded.work["rounding"] / rest,
+        loss,
+        sum(step["micro_batch_ms"] for _, step, _ in rows) / sum(profile["busy_ms"] for *_, profile in rows),
+    )
 
 
 def slower_memory(rates: Rates, factor: float) -> Rates:
@@ -158,7 +202,8 @@ def count(checkout: Path, micro_batches: list[int]) -> list[Counted]:
     model = run.model.with_vocabulary(run.tokenizer.entries, run.model.eot_token)
     systems: dict[str, tuple[Callable, Callable]] = {
         "daily": (compiled_work.ours, compiled_work.update_of_ours),
-        "nanochat": (partial(compiled_work.nanochat, checkout), partial(compiled_work.update_of_nanochat, checkout))}
+        "nanochat": (partial(compiled_work.nanochat, checkout), partial(compiled_work.update_of_nanochat, checkout)),
+    }
     counted = []
     for (system, (work, update)), precision, sequences in product(systems.items(), PRECISIONS, micro_batches):
         train = replace(run.train, precision=precision, micro_batch_sequences=sequences)
@@ -166,8 +211,11 @@ def count(checkout: Path, micro_batches: list[int]) -> list[Counted]:
         for depth in (4, model.depth):
             network = replace(model, depth=depth)
             expect_products(compiled_work.at_depth(depth, parts), network, sequences)
-            counted.append(Counted(system, network, precision, sequences, compiled_work.at_depth(depth, parts),
-                                   update(network, train)))
+            counted.append(
+                Counted(
+                    system, network, precision, sequences, compiled_work.at_depth(depth, parts), update(network, train)
+                )
+            )
         print(f"counted {system} in {precision}, micro-batch {sequences}", file=sys.stderr)
     return counted
 
@@ -178,8 +226,10 @@ def expect_products(work: Work, model: GPTConfig, sequences: int) -> None:
     multiplied = weights["matrices"] + weights["gates"] + model.padded_vocab_size * model.width
     expected, found = 6 * multiplied * sequences * model.sequence_length, work["bf16 products"] + work["fp8 products"]
     if abs(found / expected - 1) > 0.01:
-        raise ValueError(f"the trace has {found:.4g} FLOPs of products, {expected:.4g} are expected: "
-                         "benchmarks.compiled_work does not know an operator of this network or version of torch")
+        raise ValueError(
+            f"the trace has {found:.4g} FLOPs of products, {expected:.4g} are expected: "
+            "benchmarks.compiled_work does not know an operator of this network or version of torch"
+        )
 
 
 def table(counted: list[Counted], rates: Rates, findings: list[Finding]) -> str:
@@ -187,14 +237,30 @@ def table(counted: list[Counted], rates: Rates, findings: list[Finding]) -> str:
     rows = []
     for one in counted:
         row = one.row(rates)
-        rows.append([f"{one.system}, {one.model.depth} layers", one.precision, one.sequences,
-                     *(f"{row[kind]:.1f}" for kind in COLUMNS), f"{row['tokens/s']:,.0f}", f"{row['MFU %']:.1f}"])
+        rows.append(
+            [
+                f"{one.system}, {one.model.depth} layers",
+                one.precision,
+                one.sequences,
+                *(f"{row[kind]:.1f}" for kind in COLUMNS),
+                f"{row['tokens/s']:,.0f}",
+                f"{row['MFU %']:.1f}",
+            ]
+        )
         if found := measured(findings, one):
             step, profile = found
             real = measured_kinds(profile) | {"micro-batch": step["micro_batch_ms"], "update": step["update_ms"]}
             mfu = step.get("mfu")
-            rows.append([f"measured, commit {step['commit']}", "", "", *(f"{value:.1f}" for value in real.values()),
-                         f"{step['tokens_per_second']:,}", f"{100 * mfu:.1f}" if mfu else "–"])
+            rows.append(
+                [
+                    f"measured, commit {step['commit']}",
+                    "",
+                    "",
+                    *(f"{value:.1f}" for value in real.values()),
+                    f"{step['tokens_per_second']:,}",
+                    f"{100 * mfu:.1f}" if mfu else "–",
+                ]
+            )
             errors = [row[kind] / value - 1 for kind, value in real.items()]
             errors.append(row["tokens/s"] / step["tokens_per_second"] - 1)
             rows.append(["error of the forecast, %", "", "", *(f"{100 * error:+.1f}" for error in errors), ""])
@@ -212,16 +278,25 @@ def main(argv: list[str] | None = None) -> int:
     deep = [one for one in counted if one.model.depth > 4]
     h200 = fitted(findings, counted)
     h100 = slower_memory(h200, BANDWIDTH["H200"] / BANDWIDTH["H100"])
-    gpus = {"H100, assumed rates": (ASSUMED, deep), "H100, fitted rates": (h100, deep),
-            "H200, fitted rates": (h200, counted)}  # fmt: skip
+    gpus = {
+        "H100, assumed rates": (ASSUMED, deep),
+        "H100, fitted rates": (h100, deep),
+        "H200, fitted rates": (h200, counted),
+    }
     for name, (rates, networks) in gpus.items():
         print(f"{name}: {rates}\n\n{table(networks, rates, findings if rates is h200 else [])}\n")
     for name, (rates, _) in gpus.items():
         for sequences in arguments.micro_batch:
-            speed = {one.system: one.row(rates)["tokens/s"] for one in deep
-                     if one.precision is Precision.FP8 and one.sequences == sequences}
-            print_goal(f"forecast of daily in fp8 over nanochat's ({name}, micro-batch {sequences})",
-                       speed["daily"] / speed["nanochat"], GOAL)
+            speed = {
+                one.system: one.row(rates)["tokens/s"]
+                for one in deep
+                if one.precision is Precision.FP8 and one.sequences == sequences
+            }
+            print_goal(
+                f"forecast of daily in fp8 over nanochat's ({name}, micro-batch {sequences})",
+                speed["daily"] / speed["nanochat"],
+                GOAL,
+            )
     return 0
 
 

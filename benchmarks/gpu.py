@@ -30,15 +30,24 @@ RESERVED_GIGABYTES = 4
 
 def commit() -> str | None:
     """Of this checkout, with "-dirty" where files differ from it; None for a copy without its history."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, check=False,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     return done.stdout.strip() or None
 
 
 def driver() -> str | None:
     try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-                              capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     except OSError:
         return None
     return done.stdout.strip() or None
@@ -50,8 +59,12 @@ def machine(named_commit: str | None) -> dict:
     return {
         "device": torch.cuda.get_device_name() if cuda else "CPU",
         "memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1) if cuda else None,
-        "driver": driver(), "torch": torch.__version__, "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "python": platform.python_version(), "commit": named_commit or commit(), "date": time.strftime("%Y-%m-%d"),
+        "driver": driver(),
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "python": platform.python_version(),
+        "commit": named_commit or commit(),
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
@@ -92,11 +105,16 @@ def main(argv: list[str] | None = None, stages: list[Stage] = STAGES) -> int:
     results = arguments.results or RESULTS / f"{device}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
     done = completed(results, about["commit"])
-    chosen = [stage for stage in stages if stage.name not in done
-              and (arguments.only is None or stage.name in arguments.only)
-              and (arguments.nanochat is not None or "nanochat" not in stage.name)
-              and (arguments.shards is not None or not stage.name.startswith("race"))]
+    chosen = [
+        stage
+        for stage in stages
+        if stage.name not in done
+        and (arguments.only is None or stage.name in arguments.only)
+        and (arguments.nanochat is not None or "nanochat" not in stage.name)
+        and (arguments.shards is not None or not stage.name.startswith("race"))
+    ]
     with results.open("a") as file:
+
         def keep(finding: dict) -> None:
             line = json.dumps({"t": round(time.time() - began, 1)} | finding | about)
             print(json.dumps({"t": round(time.time() - began, 1)} | finding), flush=True)
@@ -105,9 +123,15 @@ def main(argv: list[str] | None = None, stages: list[Stage] = STAGES) -> int:
 
         keep({"stage": "machine", "finding": "machine"})
         memory = about["memory_gb"]
-        run_stages(chosen, arguments, 60 * arguments.minutes - (time.time() - began),
-                   memory and memory - RESERVED_GIGABYTES, arguments.together if memory else 1, keep,
-                   context(memory is not None))
+        run_stages(
+            chosen,
+            arguments,
+            60 * arguments.minutes - (time.time() - began),
+            memory and memory - RESERVED_GIGABYTES,
+            arguments.together if memory else 1,
+            keep,
+            context(memory is not None),
+        )
     return 0
 
 

@@ -50,8 +50,12 @@ def ceilings(bench: Bench) -> None:
         bench.say("copy", gigabytes_per_second=round(2 * large.numel() / took / 1e6))
         for name, product in products.items():
             try:
-                bench.say("product", kind=name, shape=[rows, inner, outer],
-                          tflops=round(flops / milliseconds(product) / 1e9, 3))
+                bench.say(
+                    "product",
+                    kind=name,
+                    shape=[rows, inner, outer],
+                    tflops=round(flops / milliseconds(product) / 1e9, 3),
+                )
             except RuntimeError as error:
                 bench.say("product", kind=name, error=str(error)[:200])
 
@@ -130,18 +134,24 @@ def attention(bench: Bench) -> None:
     """Each path at the shape of `daily`: forward, forward and backward, kernels, and whether the results agree with
     SDPA that gets a mask."""
     B, H, T, K, window, length = (8, 12, 2048, 128, 512, 600) if cuda() else (1, 2, 64, 16, 16, 20)
-    q, k, v = (torch.randn(B, T, H, K, device=device(), dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
-               for _ in range(3))
+    q, k, v = (
+        torch.randn(B, T, H, K, device=device(), dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
+        for _ in range(3)
+    )
     first_BT = torch.rand(B, T, device=device()) < 1 / length
     number_BT = first_BT.cumsum(1)
     distance = torch.arange(T, device=device())[:, None] - torch.arange(T, device=device())
-    masks = {"window": (distance >= 0) & (distance < window), "past": distance >= 0,
-             "documents": ((distance >= 0) & (number_BT[:, :, None] == number_BT[:, None, :]))[:, None]}
+    masks = {
+        "window": (distance >= 0) & (distance < window),
+        "past": distance >= 0,
+        "documents": ((distance >= 0) & (number_BT[:, :, None] == number_BT[:, None, :]))[:, None],
+    }
     gradient = torch.randn_like(q)
     for kind, paths in attention_paths(q, window, first_BT).items():
         mask = masks[kind.split()[0]]
-        expected = with_gradients(lambda *qkv, mask=mask: F.scaled_dot_product_attention(*qkv, attn_mask=mask),
-                                  (q, k, v), gradient)
+        expected = with_gradients(
+            lambda *qkv, mask=mask: F.scaled_dot_product_attention(*qkv, attn_mask=mask), (q, k, v), gradient
+        )
         for name, attend in paths.items():
             measure_attention(bench, name, attend, (q, k, v), gradient, expected)
 
@@ -151,8 +161,14 @@ def with_gradients(attend: Attention, qkv: tuple[Tensor, Tensor, Tensor], gradie
     return [x.detach().float() for x in (y, *torch.autograd.grad(y, qkv, gradient))]
 
 
-def measure_attention(bench: Bench, name: str, attend: Attention, qkv: tuple[Tensor, Tensor, Tensor],
-                      gradient: Tensor, expected: list[Tensor]) -> None:
+def measure_attention(
+    bench: Bench,
+    name: str,
+    attend: Attention,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    gradient: Tensor,
+    expected: list[Tensor],
+) -> None:
     try:
         attend(*qkv).backward(gradient)
         with bench.alone():
@@ -160,9 +176,14 @@ def measure_attention(bench: Bench, name: str, attend: Attention, qkv: tuple[Ten
             both = milliseconds(lambda: attend(*qkv).backward(gradient))
             rows = kernels(lambda: attend(*qkv).backward(gradient))
         results = with_gradients(attend, qkv, gradient)
-        bench.say("attention", path=name, forward_ms=round(forward, 3), both_ms=round(both, 3),
-                  kernels_ms=round(sum(row[1] for row in rows), 3), kernels=[row[0][:70] for row in rows[:4]],
-                  relative_difference=round(max(float((x - y).norm() / y.norm())
-                                                for x, y in zip(results, expected)), 6))
+        bench.say(
+            "attention",
+            path=name,
+            forward_ms=round(forward, 3),
+            both_ms=round(both, 3),
+            kernels_ms=round(sum(row[1] for row in rows), 3),
+            kernels=[row[0][:70] for row in rows[:4]],
+            relative_difference=round(max(float((x - y).norm() / y.norm()) for x, y in zip(results, expected)), 6),
+        )
     except Exception as error:  # a path that this version or device lacks
         bench.say("attention", path=name, error=f"{type(error).__name__}: {error}"[:200])

@@ -46,8 +46,11 @@ def kernels(function: Callable[[], object]) -> list[tuple[str, float, int]]:
     with profile(activities=[activity]) as profiler:
         function()
         synchronise()
-    rows = [(event.key, (event.device_time_total if cuda() else event.self_cpu_time_total) / 1e3, event.count)
-            for event in profiler.key_averages() if not cuda() or str(event.device_type).endswith("CUDA")]
+    rows = [
+        (event.key, (event.device_time_total if cuda() else event.self_cpu_time_total) / 1e3, event.count)
+        for event in profiler.key_averages()
+        if not cuda() or str(event.device_type).endswith("CUDA")
+    ]
     return sorted(rows, key=lambda row: -row[1])
 
 

@@ -16,13 +16,23 @@ RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 FORECAST = (
     # what, the forecast for an H100, the finding, its conditions, the value of it
-    ("tokens/s of `daily` in bf16, micro-batch 8, as it was", "71,000 to 78,000", "step", {"stage": "daily-bf16"},
-     "tokens_per_second"),
+    (
+        "tokens/s of `daily` in bf16, micro-batch 8, as it was",
+        "71,000 to 78,000",
+        "step",
+        {"stage": "daily-bf16"},
+        "tokens_per_second",
+    ),
     ("its MFU", "34 to 38 %", "step", {"stage": "daily-bf16"}, "mfu"),
     ("its peak memory, GB", "54", "step", {"stage": "daily-bf16"}, "peak_gb"),
     ("compiling it, s", "90 to 150", "start", {"stage": "daily-bf16"}, "first_step_s"),
-    ("nanochat's tokens/s in bf16", "95,000 to 100,000", "step", {"what": "nanochat", "precision": "bf16"},
-     "tokens_per_second"),
+    (
+        "nanochat's tokens/s in bf16",
+        "95,000 to 100,000",
+        "step",
+        {"what": "nanochat", "precision": "bf16"},
+        "tokens_per_second",
+    ),
     ("nanochat's tokens/s in fp8", "123,000", "step", {"what": "nanochat", "precision": "fp8"}, "tokens_per_second"),
     ("writing a checkpoint of 13.9 GB, s", "60", "checkpoint, until it is written", {"stage": "daily-bf16"}, "seconds"),
 )
@@ -56,33 +66,67 @@ def table(header: list[str], rows: list[list[object]]) -> str:
 
 
 def steps(findings: list[Finding]) -> str:
-    planned = {(line["stage"], line["commit"]): line.get("planned_gb")
-               for line in newest(findings, "start", "stage", "commit")}
-    rows = [[line["what"], line["depth"], line["precision"], line["micro_batch"], line["micro_batch_ms"],
-             line["update_ms"], line["tokens_per_second"], line.get("mfu") and round(100 * line["mfu"], 1),
-             line["peak_gb"], planned.get((line["stage"], line["commit"]))]
-            for line in newest(findings, "step", "what", "depth", "precision", "micro_batch")]
-    header = ["system", "layers", "precision", "micro-batch", "ms a micro-batch", "ms an update", "tokens/s", "MFU %",
-              "peak GB", "planned GB"]
+    planned = {
+        (line["stage"], line["commit"]): line.get("planned_gb") for line in newest(findings, "start", "stage", "commit")
+    }
+    rows = [
+        [
+            line["what"],
+            line["depth"],
+            line["precision"],
+            line["micro_batch"],
+            line["micro_batch_ms"],
+            line["update_ms"],
+            line["tokens_per_second"],
+            line.get("mfu") and round(100 * line["mfu"], 1),
+            line["peak_gb"],
+            planned.get((line["stage"], line["commit"])),
+        ]
+        for line in newest(findings, "step", "what", "depth", "precision", "micro_batch")
+    ]
+    header = [
+        "system",
+        "layers",
+        "precision",
+        "micro-batch",
+        "ms a micro-batch",
+        "ms an update",
+        "tokens/s",
+        "MFU %",
+        "peak GB",
+        "planned GB",
+    ]
     return table(header, rows)
 
 
 def kinds(findings: list[Finding]) -> str:
     lines = newest(findings, "profile", "what", "stage")
     names = list(lines[0]["kinds"]) if lines else []
-    rows = [[f"{line['what']} ({line['stage']})", line["wall_ms"], line["busy_ms"],
-             *(line["kinds"][name] for name in names)] for line in lines]
+    rows = [
+        [
+            f"{line['what']} ({line['stage']})",
+            line["wall_ms"],
+            line["busy_ms"],
+            *(line["kinds"][name] for name in names),
+        ]
+        for line in lines
+    ]
     return table(["system (stage)", "wall", "kernels", *names], rows)
 
 
 def goals(findings: list[Finding]) -> list[str]:
     """One line a goal, as the benchmarks print them."""
+
     def ours(precision: str) -> Finding:
         return only(findings, "step", lambda line: line["what"] == "daily" and line["precision"] == precision)
 
     def nanochat(precision: str) -> Finding:
-        lines = newest(findings, "step", "what", where=lambda line: "nanochat" in line["what"] and line["depth"] == 24
-                       and line["precision"] == precision)
+        lines = newest(
+            findings,
+            "step",
+            "what",
+            where=lambda line: "nanochat" in line["what"] and line["depth"] == 24 and line["precision"] == precision,
+        )
         return max(lines, key=lambda line: line["tokens_per_second"], default={})
 
     lines = [goal_line("MFU of daily in bf16", ours("bf16").get("mfu"), MFU_GOAL)]
@@ -101,18 +145,44 @@ def section(device: str, findings: list[Finding]) -> str:
     first, last = findings[0], findings[-1]
     commits = list(dict.fromkeys(str(line["commit"]) for line in findings))
     races = newest(findings, "race", "system")
-    attention = [[line["path"], line["forward_ms"], line["both_ms"], line.get("kernels_ms"),
-                  line["relative_difference"], line["kernels"][0][:44]]
-                 for line in newest(findings, "attention", "path")]
-    scoring = [[line["precision"], line["requests"], line["seconds"], line["padded_seconds"],
-                line["padded_seconds"] / line["seconds"], line["largest_difference"]]
-               for line in newest(findings, "scoring", "precision")]
-    around = [[line["stage"], line["finding"], line["seconds"]]
-              for name in ("validation, with its compilation", "validation", "samples",
-                           "checkpoint, until training goes on", "checkpoint, until it is written", "resume")
-              for line in newest(findings, name, "stage")]
-    bits = [[line["stage"], "yes" if line["same_bytes"] else "no", line["largest_weight_difference"]]
-            for line in newest(findings, "repeated after resuming", "stage")]
+    attention = [
+        [
+            line["path"],
+            line["forward_ms"],
+            line["both_ms"],
+            line.get("kernels_ms"),
+            line["relative_difference"],
+            line["kernels"][0][:44],
+        ]
+        for line in newest(findings, "attention", "path")
+    ]
+    scoring = [
+        [
+            line["precision"],
+            line["requests"],
+            line["seconds"],
+            line["padded_seconds"],
+            line["padded_seconds"] / line["seconds"],
+            line["largest_difference"],
+        ]
+        for line in newest(findings, "scoring", "precision")
+    ]
+    around = [
+        [line["stage"], line["finding"], line["seconds"]]
+        for name in (
+            "validation, with its compilation",
+            "validation",
+            "samples",
+            "checkpoint, until training goes on",
+            "checkpoint, until it is written",
+            "resume",
+        )
+        for line in newest(findings, name, "stage")
+    ]
+    bits = [
+        [line["stage"], "yes" if line["same_bytes"] else "no", line["largest_weight_difference"]]
+        for line in newest(findings, "repeated after resuming", "stage")
+    ]
     parts = [
         f"## {device}",
         f"{first['memory_gb']} GB, driver {last['driver']}, torch {last['torch']}, cuDNN {last['cudnn']}, Python "
@@ -134,16 +204,29 @@ def section(device: str, findings: list[Finding]) -> str:
         table(["path", "forward", "both", "kernels", "relative difference", "longest kernel"], attention),
         "### Matrix products, TFLOP/s",
         table(["product", "TFLOP/s"], [[line["kind"], line["tflops"]] for line in newest(findings, "product", "kind")]),
-        "### Around the steps, seconds", table(["stage", "what", "seconds"], around),
-        "### Bytes after resuming", table(["stage", "the same bytes", "largest difference of a weight"], bits),
+        "### Around the steps, seconds",
+        table(["stage", "what", "seconds"], around),
+        "### Bytes after resuming",
+        table(["stage", "the same bytes", "largest difference of a weight"], bits),
         "### Scoring",
         "Questions of 80 tokens with four answers of 26, 24 layers: ours, and padded batches of whole requests as "
         "lm-eval's `hf` backend runs them.",
         table(["precision", "requests", "ours, s", "padded, s", "ratio", "largest difference, nats"], scoring),
-        "### 124 M parameters on the same text", table(
+        "### 124 M parameters on the same text",
+        table(
             ["system", "tokens", "seconds", "tokens/s", "validation loss", "peak GB"],
-            [[line["system"], line["tokens"], line["seconds"], line["tokens_per_second"], line["validation_loss"],
-              line["peak_gb"]] for line in races]),
+            [
+                [
+                    line["system"],
+                    line["tokens"],
+                    line["seconds"],
+                    line["tokens_per_second"],
+                    line["validation_loss"],
+                    line["peak_gb"],
+                ]
+                for line in races
+            ],
+        ),
         curves(races),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -161,8 +244,11 @@ def forecast(findings: list[Finding], devices: list[str]) -> str:
     for what, expected, name, conditions, value in FORECAST:
         row = [what, expected]
         for device in devices:
-            found = (line[value] for line in findings if line["device"] == device and line["finding"] == name
-                     and conditions.items() <= line.items())
+            found = (
+                line[value]
+                for line in findings
+                if line["device"] == device and line["finding"] == name and conditions.items() <= line.items()
+            )
             row.append(next(found, None))
         rows.append(row)
     return table(["what", "forecast, H100", *devices], rows)
@@ -170,9 +256,11 @@ def forecast(findings: list[Finding], devices: list[str]) -> str:
 
 def page(findings: list[Finding]) -> str:
     devices = dict.fromkeys(line["device"] for line in findings if line["device"] != "CPU")
-    parts = ["# On a GPU",
-             "Written by `python -m benchmarks.gpu_page` from the findings in `benchmarks/results/`, which "
-             "`make bench-gpu` adds to. What they led to is in docs/log.md."]
+    parts = [
+        "# On a GPU",
+        "Written by `python -m benchmarks.gpu_page` from the findings in `benchmarks/results/`, which "
+        "`make bench-gpu` adds to. What they led to is in docs/log.md.",
+    ]
     if not devices:
         parts.append("Not measured: no results of a GPU.")
     parts += [section(device, [line for line in findings if line["device"] == device]) for device in devices]

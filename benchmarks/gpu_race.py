@@ -42,16 +42,24 @@ def _sizes(shards: Path) -> tuple[int, int, int]:
 def validation_loss(losses: Callable, shards: Path, sequence_length: int, sequences: int) -> float:
     """Mean nats a token of the first validation tokens; `losses` gives those of a batch."""
     total, count = 0.0, 0
-    for x, y in validation_batches(ShardSet(shards, "val"), VALIDATED_TOKENS if cuda() else 512, sequences,
-                                   sequence_length):
+    for x, y in validation_batches(
+        ShardSet(shards, "val"), VALIDATED_TOKENS if cuda() else 512, sequences, sequence_length
+    ):
         with torch.no_grad():
             total += losses(x.to(device()), y.to(device())).double().sum().item()
         count += y.numel()
     return total / count
 
 
-def run_race(bench: Bench, system: str, steps: Iterator[float], count: int, tokens_per_step: int,
-             validated: Callable[[], float], flops: float | None = None) -> None:
+def run_race(
+    bench: Bench,
+    system: str,
+    steps: Iterator[float],
+    count: int,
+    tokens_per_step: int,
+    validated: Callable[[], float],
+    flops: float | None = None,
+) -> None:
     curve = []
     with bench.alone():
         began = time.perf_counter()
@@ -60,9 +68,17 @@ def run_race(bench: Bench, system: str, steps: Iterator[float], count: int, toke
             if step % 10 == 0 or step in (1, count):
                 curve.append([step, round(time.perf_counter() - began, 3), round(loss, 4)])
         took = time.perf_counter() - began
-        bench.say("race", system=system, steps=count, tokens=count * tokens_per_step, seconds=round(took, 3),
-                  tokens_per_second=round(count * tokens_per_step / took), validation_loss=round(validated(), 4),
-                  peak_gb=gigabytes(), curve=curve)
+        bench.say(
+            "race",
+            system=system,
+            steps=count,
+            tokens=count * tokens_per_step,
+            seconds=round(took, 3),
+            tokens_per_second=round(count * tokens_per_step / took),
+            validation_loss=round(validated(), 4),
+            peak_gb=gigabytes(),
+            curve=curve,
+        )
 
 
 def ours(bench: Bench, preset: str) -> None:
@@ -74,14 +90,32 @@ def ours(bench: Bench, preset: str) -> None:
     if not cuda():
         network = replace(network, **TINY)
     scale = math.sqrt(step / train.tokens_per_step)
-    rates = {name: rate * scale for name in ("learning_rate", "embedding_learning_rate", "head_learning_rate",
-             "scalar_learning_rate") if (rate := getattr(train, name)) is not None}
-    train = replace(train, **rates, tokens=count * step, tokens_per_step=step, micro_batch_sequences=sequences,
-                    warmup_steps=min(train.warmup_steps, count // 8), spike_deviations=None,
-                    momentum_warmup_steps=min(train.momentum_warmup_steps, count // 2),
-                    validation_tokens=VALIDATED_TOKENS if cuda() else 512)
-    trainer = Trainer(RunConfig(model=network, train=train, shards=str(shards), run_dir=str(bench.folder / "run"),
-                                sample_prompts=[], execution=Execution(threads=None if cuda() else 1)))
+    rates = {
+        name: rate * scale
+        for name in ("learning_rate", "embedding_learning_rate", "head_learning_rate", "scalar_learning_rate")
+        if (rate := getattr(train, name)) is not None
+    }
+    train = replace(
+        train,
+        **rates,
+        tokens=count * step,
+        tokens_per_step=step,
+        micro_batch_sequences=sequences,
+        warmup_steps=min(train.warmup_steps, count // 8),
+        spike_deviations=None,
+        momentum_warmup_steps=min(train.momentum_warmup_steps, count // 2),
+        validation_tokens=VALIDATED_TOKENS if cuda() else 512,
+    )
+    trainer = Trainer(
+        RunConfig(
+            model=network,
+            train=train,
+            shards=str(shards),
+            run_dir=str(bench.folder / "run"),
+            sample_prompts=[],
+            execution=Execution(threads=None if cuda() else 1),
+        )
+    )
     for _ in range(2):
         trainer.train_step()
     with trainer.autocast:
@@ -111,8 +145,17 @@ def nanochat(bench: Bench) -> None:
     depth, width, heads = (12, 768, 6) if cuda() else (TINY["depth"], TINY["width"], TINY["heads"])
     scale = math.sqrt(step / 2**19)
     with torch.device("meta"):
-        peer = network.GPT(network.GPTConfig(sequence_len=length, vocab_size=vocab_size, n_layer=depth, n_head=heads,
-                                             n_kv_head=heads, n_embd=width, window_pattern="SSSL"))
+        peer = network.GPT(
+            network.GPTConfig(
+                sequence_len=length,
+                vocab_size=vocab_size,
+                n_layer=depth,
+                n_head=heads,
+                n_kv_head=heads,
+                n_embd=width,
+                window_pattern="SSSL",
+            )
+        )
     peer.to_empty(device=device())
     forward = torch.compile(peer, dynamic=False) if cuda() else peer
     data = ShardSet(shards, "train")
@@ -120,8 +163,13 @@ def nanochat(bench: Bench) -> None:
     def steps() -> Iterator[float]:
         torch.manual_seed(1)
         peer.init_weights()
-        optimizer = peer.setup_optimizer(unembedding_lr=0.008 * scale, embedding_lr=0.3 * scale, scalar_lr=0.5 * scale,
-                                         matrix_lr=0.02 * scale, weight_decay=0.28 * scale)
+        optimizer = peer.setup_optimizer(
+            unembedding_lr=0.008 * scale,
+            embedding_lr=0.3 * scale,
+            scalar_lr=0.5 * scale,
+            matrix_lr=0.02 * scale,
+            weight_decay=0.28 * scale,
+        )
         cooldown, warmup = round(0.65 * count), min(40, count // 8) or 1
         for number in range(count):
             left = (count - number) / cooldown

@@ -85,8 +85,9 @@ def daily_network(depth: int) -> GPTConfig:
     return sized(depth, width=1536, heads=12) if cuda() else sized(2, sequence_length=64)
 
 
-def training(bench: Bench, network: GPTConfig, precision: str, micro_batch: int, micro_batches: int,
-             deterministic: bool = False) -> RunConfig:
+def training(
+    bench: Bench, network: GPTConfig, precision: str, micro_batch: int, micro_batches: int, deterministic: bool = False
+) -> RunConfig:
     """A run of this network with its own recipe and a budget that is never reached, on tokens drawn by Zipf's law."""
     start_on_device()
     shards, vocab_size = bench.folder / "shards", 32_768 if cuda() else 512
@@ -96,13 +97,30 @@ def training(bench: Bench, network: GPTConfig, precision: str, micro_batch: int,
     network = network.with_vocabulary(vocab_size)
     step = micro_batches * micro_batch * network.sequence_length
     train = TrainConfig(
-        seed=1, tokens=10**12, tokens_per_step=step, micro_batch_sequences=micro_batch,
-        **learning_rates_for(network, step), muon_beta2=0.9, cautious_decay=True, weight_decay=0.1, warmup_steps=40,
-        momentum_warmup_steps=400, precision=Precision(precision), validation_every_steps=10**9,
-        validation_tokens=2**19 if cuda() else 256, checkpoint_every_steps=10**9)
+        seed=1,
+        tokens=10**12,
+        tokens_per_step=step,
+        micro_batch_sequences=micro_batch,
+        **learning_rates_for(network, step),
+        muon_beta2=0.9,
+        cautious_decay=True,
+        weight_decay=0.1,
+        warmup_steps=40,
+        momentum_warmup_steps=400,
+        precision=Precision(precision),
+        validation_every_steps=10**9,
+        validation_tokens=2**19 if cuda() else 256,
+        checkpoint_every_steps=10**9,
+    )
     execution = Execution(threads=None if cuda() else 1, deterministic=deterministic)
-    return RunConfig(model=network, train=train, shards=str(shards), sample_prompts=[[1, 2, 3]],
-                     run_dir=str(bench.folder / "run"), execution=execution)
+    return RunConfig(
+        model=network,
+        train=train,
+        shards=str(shards),
+        sample_prompts=[[1, 2, 3]],
+        run_dir=str(bench.folder / "run"),
+        execution=execution,
+    )
 
 
 def started(bench: Bench, config: RunConfig) -> Trainer:
@@ -116,11 +134,19 @@ def started(bench: Bench, config: RunConfig) -> Trainer:
     compiled = time.perf_counter()
     losses += [trainer.train_step()["loss"] for _ in range(2)]
     train = trainer.config.train
-    bench.say("start", depth=config.model.depth, windows=trainer.kernels.windows, precision=str(train.precision),
-              micro_batch=train.micro_batch_sequences, build_s=round(built - began, 1),
-              first_step_s=round(compiled - built, 1), losses=[round(loss, 4) for loss in losses], peak_gb=gigabytes(),
-              weights_and_optimizer_gb=gigabytes(peak=False),
-              planned_gb=round(memory_bytes(trainer.config.model, train, device().type)["total"] / 1e9, 2))
+    bench.say(
+        "start",
+        depth=config.model.depth,
+        windows=trainer.kernels.windows,
+        precision=str(train.precision),
+        micro_batch=train.micro_batch_sequences,
+        build_s=round(built - began, 1),
+        first_step_s=round(compiled - built, 1),
+        losses=[round(loss, 4) for loss in losses],
+        peak_gb=gigabytes(),
+        weights_and_optimizer_gb=gigabytes(peak=False),
+        planned_gb=round(memory_bytes(trainer.config.model, train, device().type)["total"] / 1e9, 2),
+    )
     return trainer
 
 
@@ -141,8 +167,9 @@ def measure_step(bench: Bench, trainer: Trainer, what: str, profiled: bool = Tru
     """Milliseconds of a micro-batch and of an update, hence tokens/s and MFU at the step of `daily`; kernels."""
     config, train = trainer.config.model, trainer.config.train
     tokens, run = train.micro_batch_sequences * config.sequence_length, micro_batch(trainer)
-    flops, visible = (count(config, config.sequence_length)
-                      for count in (cost.flops_per_token, cost.visible_flops_per_token))
+    flops, visible = (
+        count(config, config.sequence_length) for count in (cost.flops_per_token, cost.visible_flops_per_token)
+    )
     with bench.alone():
         took = milliseconds(run, 6 if cuda() else 2)
         update = milliseconds(lambda: trainer.optimizer.step(1e-3), 3)
@@ -152,16 +179,32 @@ def measure_step(bench: Bench, trainer: Trainer, what: str, profiled: bool = Tru
         rows = kernels(run) if profiled else []
     rate = 1e3 * DAILY_STEP / (took * DAILY_STEP / tokens + update)
     hardware = known_hardware(torch.cuda.get_device_name()) if cuda() else None
-    bench.say("step", what=what, depth=config.depth, precision=str(train.precision),
-              micro_batch=train.micro_batch_sequences, micro_batch_ms=round(took, 2), update_ms=round(update, 2),
-              whole_step_s=round(step, 4), whole_step_tokens=train.tokens_per_step, tokens_per_second=round(rate),
-              mfu=hardware and round(rate * flops / hardware.peak_flops, 4),
-              mfu_of_visible_scores=hardware and round(rate * visible / hardware.peak_flops, 4), peak_gb=gigabytes(),
-              loss=round(loss, 4))
+    bench.say(
+        "step",
+        what=what,
+        depth=config.depth,
+        precision=str(train.precision),
+        micro_batch=train.micro_batch_sequences,
+        micro_batch_ms=round(took, 2),
+        update_ms=round(update, 2),
+        whole_step_s=round(step, 4),
+        whole_step_tokens=train.tokens_per_step,
+        tokens_per_second=round(rate),
+        mfu=hardware and round(rate * flops / hardware.peak_flops, 4),
+        mfu_of_visible_scores=hardware and round(rate * visible / hardware.peak_flops, 4),
+        peak_gb=gigabytes(),
+        loss=round(loss, 4),
+    )
     if profiled:
         busy = sum(row[1] for row in rows)
-        bench.say("profile", what=what, wall_ms=round(took, 2), busy_ms=round(busy, 2), kinds=by_kind(rows),
-                  kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]])
+        bench.say(
+            "profile",
+            what=what,
+            wall_ms=round(took, 2),
+            busy_ms=round(busy, 2),
+            kinds=by_kind(rows),
+            kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]],
+        )
 
 
 class _Events(NoLog):
@@ -176,6 +219,7 @@ class _Events(NoLog):
 
 def surroundings(bench: Bench, trainer: Trainer) -> None:
     """What a run does besides steps: validation, samples, a checkpoint, resuming, and whether bytes repeat."""
+
     def timed(finding: str, function: Callable[[], object], **values: object) -> None:
         began = time.perf_counter()
         function()
@@ -193,10 +237,15 @@ def surroundings(bench: Bench, trainer: Trainer) -> None:
     weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
     timed("resume", trainer.resume, same_step=trainer.step >= at)
     again = [trainer.train_step()["loss"] for _ in range(2)]
-    largest = max(float((weight.detach() - weights[name]).abs().max())
-                  for name, weight in trainer.model.named_parameters())
-    bench.say("repeated after resuming", losses=list(zip(losses, again)), largest_weight_difference=largest,
-              same_bytes=largest == 0)
+    largest = max(
+        float((weight.detach() - weights[name]).abs().max()) for name, weight in trainer.model.named_parameters()
+    )
+    bench.say(
+        "repeated after resuming",
+        losses=list(zip(losses, again)),
+        largest_weight_difference=largest,
+        same_bytes=largest == 0,
+    )
 
 
 def daily_bf16(bench: Bench) -> None:
@@ -208,8 +257,9 @@ def daily_bf16(bench: Bench) -> None:
 
 
 def daily_fp8(bench: Bench) -> None:
-    trainer = started(bench, training(bench, daily_network(24), "fp8" if cuda() else "fp32",
-                                      DAILY_MICRO_BATCH if cuda() else 2, 4))
+    trainer = started(
+        bench, training(bench, daily_network(24), "fp8" if cuda() else "fp32", DAILY_MICRO_BATCH if cuda() else 2, 4)
+    )
     measure_step(bench, trainer, "daily")
 
 
@@ -236,27 +286,42 @@ def program(bench: Bench) -> None:
     """`python -m model.train` on four layers of `daily`, twice in processes of its own: the second has the compiled
     code of the first."""
     config = training(bench, daily_network(4), "fp8" if cuda() else "fp32", DAILY_MICRO_BATCH if cuda() else 2, 2)
-    config = replace(config, train=replace(config.train, tokens=10 * config.train.tokens_per_step, warmup_steps=2,
-                                           log_every_steps=1),
-                     execution=replace(config.execution, compile_cache=str(bench.folder / "compiled")))
+    config = replace(
+        config,
+        train=replace(config.train, tokens=10 * config.train.tokens_per_step, warmup_steps=2, log_every_steps=1),
+        execution=replace(config.execution, compile_cache=str(bench.folder / "compiled")),
+    )
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     for start in (1, 2):
         run = replace(config, run_dir=str(bench.folder / f"program-{start}"))
         path = bench.folder / f"program-{start}.json"
         path.write_text(json.dumps(asdict(run)))
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-m", "model.train", str(path)], env=environment, check=False,
-                              cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "model.train", str(path)],
+            env=environment,
+            check=False,
+            cwd=Path(__file__).resolve().parents[1],
+            capture_output=True,
+            text=True,
+        )
         took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         steps = [line for line in lines if line["event"] == "step"]
-        bench.say("program", start=start, exit_code=done.returncode, seconds=round(took, 1),
-                  cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
-                  first_step_s=steps and steps[0]["seconds"], last_step_s=steps and steps[-1]["seconds"],
-                  losses=[line["loss"] for line in steps], stderr=done.stderr[-600:],
-                  kernels={name: value for name, value in lines[0].items() if name.endswith("kernel")} if lines else {},
-                  events=[line for line in lines if line["event"] not in ("step", "start", "samples")][:12],
-                  kept_files=len(list((bench.folder / "compiled").rglob("*"))))
+        bench.say(
+            "program",
+            start=start,
+            exit_code=done.returncode,
+            seconds=round(took, 1),
+            cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+            first_step_s=steps and steps[0]["seconds"],
+            last_step_s=steps and steps[-1]["seconds"],
+            losses=[line["loss"] for line in steps],
+            stderr=done.stderr[-600:],
+            kernels={name: value for name, value in lines[0].items() if name.endswith("kernel")} if lines else {},
+            events=[line for line in lines if line["event"] not in ("step", "start", "samples")][:12],
+            kept_files=len(list((bench.folder / "compiled").rglob("*"))),
+        )
 
 
 def load_nanochat(checkout: Path, windows: bool) -> object:
@@ -277,8 +342,9 @@ def load_nanochat(checkout: Path, windows: bool) -> object:
             B, T, H, K = q.shape
             starts = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
             left = window_size[0] if 0 <= window_size[0] < T else -1
-            return varlen_attn(*(x.reshape(B * T, H, K) for x in (q, k, v)), starts, starts, T, T,
-                               window_size=(left, 0)).view(B, T, H, K)
+            return varlen_attn(
+                *(x.reshape(B * T, H, K) for x in (q, k, v)), starts, starts, T, T, window_size=(left, 0)
+            ).view(B, T, H, K)
 
         fallback.flash_attn.flash_attn_func = attend
     return network
@@ -287,18 +353,27 @@ def load_nanochat(checkout: Path, windows: bool) -> object:
 def nanochat_network(module: object, config: GPTConfig) -> nn.Module:
     """nanochat's network of this shape, on the device meta."""
     with torch.device("meta"):
-        return module.GPT(module.GPTConfig(
-            sequence_len=config.sequence_length, vocab_size=config.vocab_size, n_layer=config.depth,
-            n_head=config.heads, n_kv_head=config.key_heads, n_embd=config.width,
-            window_pattern=config.window_pattern))
+        return module.GPT(
+            module.GPTConfig(
+                sequence_len=config.sequence_length,
+                vocab_size=config.vocab_size,
+                n_layer=config.depth,
+                n_head=config.heads,
+                n_kv_head=config.key_heads,
+                n_embd=config.width,
+                window_pattern=config.window_pattern,
+            )
+        )
 
 
 def use_nanochat_fp8(peer: nn.Module) -> None:
     """As its training script does."""
     converting = importlib.import_module("nanochat.fp8")
     converting.convert_to_float8_training(
-        peer, config=converting.Float8LinearConfig.from_recipe_name("tensorwise"),
-        module_filter_fn=lambda module, name: isinstance(module, nn.Linear) and min(module.weight.shape) >= 128)
+        peer,
+        config=converting.Float8LinearConfig.from_recipe_name("tensorwise"),
+        module_filter_fn=lambda module, name: isinstance(module, nn.Linear) and min(module.weight.shape) >= 128,
+    )
 
 
 def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: bool, what: str) -> None:
@@ -311,8 +386,10 @@ def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: boo
     if fp8:
         use_nanochat_fp8(peer)
     forward = torch.compile(peer, dynamic=False) if cuda() else peer
-    x, y = (torch.randint(config.vocab_size, (micro_batch_sequences, config.sequence_length), device=device())
-            for _ in range(2))
+    x, y = (
+        torch.randint(config.vocab_size, (micro_batch_sequences, config.sequence_length), device=device())
+        for _ in range(2)
+    )
 
     def run() -> None:
         forward(x, y).backward()
@@ -333,11 +410,26 @@ def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: boo
         rows = kernels(run)
     tokens = x.numel()
     rate = 1e3 * DAILY_STEP / (took * DAILY_STEP / tokens + update)
-    bench.say("step", what=what, depth=config.depth, precision="fp8" if fp8 else "bf16",
-              micro_batch=micro_batch_sequences, micro_batch_ms=round(took, 2), update_ms=round(update, 2),
-              tokens_per_second=round(rate), peak_gb=gigabytes(), first_steps_s=round(first, 1))
-    bench.say("profile", what=what, wall_ms=round(took, 2), busy_ms=round(sum(row[1] for row in rows), 2),
-              kinds=by_kind(rows), kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]])
+    bench.say(
+        "step",
+        what=what,
+        depth=config.depth,
+        precision="fp8" if fp8 else "bf16",
+        micro_batch=micro_batch_sequences,
+        micro_batch_ms=round(took, 2),
+        update_ms=round(update, 2),
+        tokens_per_second=round(rate),
+        peak_gb=gigabytes(),
+        first_steps_s=round(first, 1),
+    )
+    bench.say(
+        "profile",
+        what=what,
+        wall_ms=round(took, 2),
+        busy_ms=round(sum(row[1] for row in rows), 2),
+        kinds=by_kind(rows),
+        kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]],
+    )
 
 
 def nanochat_bf16(bench: Bench) -> None:
@@ -394,9 +486,14 @@ def scoring(bench: Bench) -> None:
             middle = time.perf_counter()
             theirs = padded_scores(network, inputs[:2000], answers[:2000], 64)
             ended = time.perf_counter()
-        bench.say("scoring", precision=precision, requests=len(inputs), seconds=round(middle - began, 4),
-                  padded_seconds=round((ended - middle) * len(inputs) / len(theirs), 4),
-                  largest_difference=max(abs(one[0] - other) for one, other in zip(ours, theirs)))
+        bench.say(
+            "scoring",
+            precision=precision,
+            requests=len(inputs),
+            seconds=round(middle - began, 4),
+            padded_seconds=round((ended - middle) * len(inputs) / len(theirs), 4),
+            largest_difference=max(abs(one[0] - other) for one, other in zip(ours, theirs)),
+        )
 
 
 STAGES = [
@@ -408,10 +505,18 @@ STAGES = [
     Stage("nanochat-bf16", nanochat_bf16, 70, 100),
     Stage("four-layers", partial(four_layers, what="4 layers"), 12, 60),
     Stage("four-layers-cudnn", partial(four_layers, what="4 layers, cuDNN", flash=False), 12, 60),
-    Stage("compiler-tuned", partial(four_layers, what="4 layers, coordinate_descent_tuning",
-                                    coordinate_descent_tuning=True), 12, 60),
-    Stage("compiler-pointwise", partial(four_layers, what="4 layers, max_autotune_pointwise",
-                                        max_autotune_pointwise=True), 12, 60),
+    Stage(
+        "compiler-tuned",
+        partial(four_layers, what="4 layers, coordinate_descent_tuning", coordinate_descent_tuning=True),
+        12,
+        60,
+    ),
+    Stage(
+        "compiler-pointwise",
+        partial(four_layers, what="4 layers, max_autotune_pointwise", max_autotune_pointwise=True),
+        12,
+        60,
+    ),
     Stage("program", program, 12, 60),
     Stage("scoring", scoring, 20, 60),
     Stage("bytes", partial(same_bytes, deterministic=False), 16, 60),

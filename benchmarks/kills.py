@@ -44,7 +44,7 @@ LIMIT = 15.0
 LONGEST = 600.0
 """Seconds after which a moment that has not come counts as missed."""
 
-HOOK = '''
+HOOK = """
 import os, re, sys
 if "deployments.cli" in sys.orig_argv or "tasks.supervise" in sys.orig_argv:
     import time
@@ -70,7 +70,7 @@ if "deployments.cli" in sys.orig_argv or "tasks.supervise" in sys.orig_argv:
     for kind in (store.LocalStore, store.S3Store):
         for name in ("put", "publish"):
             setattr(kind, name, around(name, getattr(kind, name)))
-'''
+"""
 """sitecustomize.py of every process: the run, and the supervisor of its trainer, wait at the moment KILLS_AT."""
 
 
@@ -99,17 +99,45 @@ class Run:
         site = folder / "site"
         site.mkdir(exist_ok=True)
         (site / "sitecustomize.py").write_text(HOOK)
-        given = {**os.environ, **environment, "PREFECT_HOME": str(folder.parent / "home"), "KILLS_AT": at,
-                 "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",  # on a busy machine
-                 "KILLS_RUN": self.name, "KILLS_REACHED": str(self.reached), "OMP_NUM_THREADS": "1",
-                 "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}  # fmt: skip
+        given = {
+            **os.environ,
+            **environment,
+            "PREFECT_HOME": str(folder.parent / "home"),
+            "KILLS_AT": at,
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",  # on a busy machine
+            "KILLS_RUN": self.name,
+            "KILLS_REACHED": str(self.reached),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{site}{os.pathsep}{ROOT}",
+        }
         given |= {"PREFECT_API_URL": api} if api else {}
         self.log = (folder / "log").open("w+")
-        command = [sys.executable, "-m", "deployments.cli", "run", "--preset", "smoke", "--store", store, "--cache",
-                   str(folder / "cache"), "--workers", "1", "--device", "cpu"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "deployments.cli",
+            "run",
+            "--preset",
+            "smoke",
+            "--store",
+            store,
+            "--cache",
+            str(folder / "cache"),
+            "--workers",
+            "1",
+            "--device",
+            "cpu",
+        ]
         command += [word for change in FAST for word in ("--set", change)]
-        self.command = subprocess.Popen(command, cwd=ROOT, env=given, stdin=subprocess.DEVNULL, stdout=self.log,
-                                        stderr=self.log, start_new_session=True)  # fmt: skip
+        self.command = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=given,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
 
     def processes(self, word: str = "") -> list[int]:
         """What is left of the run, with a word in its command line."""
@@ -139,8 +167,11 @@ class Run:
         elif target == "group":
             os.killpg(self.command.pid, number)
         else:
-            found = [process for process in self.processes("" if target == "process" else target)
-                     if process != self.command.pid and (target != "process" or parent(process) == self.command.pid)]
+            found = [
+                process
+                for process in self.processes("" if target == "process" else target)
+                if process != self.command.pid and (target != "process" or parent(process) == self.command.pid)
+            ]
             for process in found[:1]:
                 os.kill(process, number)
 
@@ -176,24 +207,36 @@ def writes_checkpoint(run: Run) -> list[Path]:
 def moments() -> Iterator[Moment]:
     """Five or more a stage, in the order in which a run comes by."""
     own: dict[str, list[tuple[str, str, Callable[[Run], object] | str]]] = {
-        "download": [("pip downloads", "pip", lambda run: run.processes("pip")),
-                     ("its first file is written", "group", lambda run: run.work("download", "*/out/*"))],
+        "download": [
+            ("pip downloads", "pip", lambda run: run.processes("pip")),
+            ("its first file is written", "group", lambda run: run.work("download", "*/out/*")),
+        ],
         "benchmarks": [("pip downloads", "process", lambda run: run.processes("pip"))],
-        "contamination": [("the scan starts", "eval.contamination", lambda run: run.processes("eval.contamination")),
-                          ("a result is written", "command", lambda run: run.work("contamination", "*/scanned/*"))],
+        "contamination": [
+            ("the scan starts", "eval.contamination", lambda run: run.processes("eval.contamination")),
+            ("a result is written", "command", lambda run: run.work("contamination", "*/scanned/*")),
+        ],
         "tokenizer": [("it trains", "process", lambda run: run.work("tokenizer", "*/out"))],
         "shard": [("its first file is written", "group", lambda run: run.work("shard", "*/out/*"))],
-        "train": [("a network is built", "model.train", lambda run: run.work("train", "*/run/run.json")),
-                  ("a checkpoint is written", "model.train", writes_checkpoint),
-                  ("a checkpoint is uploaded", "tasks.supervise", "before publish checkpoints/"),
-                  ("a checkpoint is written", "command", writes_checkpoint),
-                  ("the model is written", "group", lambda run: run.work("train", "*/run/final"))],
-        "evaluate": [("scoring starts", "eval.harness", lambda run: run.processes("eval.harness")),
-                     ("the samples are written", "process", lambda run: run.work("evaluate", "*/out/*"))],
+        "train": [
+            ("a network is built", "model.train", lambda run: run.work("train", "*/run/run.json")),
+            ("a checkpoint is written", "model.train", writes_checkpoint),
+            ("a checkpoint is uploaded", "tasks.supervise", "before publish checkpoints/"),
+            ("a checkpoint is written", "command", writes_checkpoint),
+            ("the model is written", "group", lambda run: run.work("train", "*/run/final")),
+        ],
+        "evaluate": [
+            ("scoring starts", "eval.harness", lambda run: run.processes("eval.harness")),
+            ("the samples are written", "process", lambda run: run.work("evaluate", "*/out/*")),
+        ],
         "report": [("its first file is written", "command", lambda run: run.work("report", "*/out/*"))],
-    }  # fmt: skip
-    around = (("nothing is stored yet", "before put"), ("one file is stored", "after put"),
-              ("all but the manifest is stored", "before publish"), ("the manifest is stored", "after publish"))
+    }
+    around = (
+        ("nothing is stored yet", "before put"),
+        ("one file is stored", "after put"),
+        ("all but the manifest is stored", "before publish"),
+        ("the manifest is stored", "after publish"),
+    )
     targets = ("command", "process", "group")
     for number, stage in enumerate(STAGES):
         for what, target, moment in own[stage]:
@@ -221,8 +264,9 @@ def left_behind(store: Store, folder: Path) -> list[str]:
     for key in store.list("stages"):
         if key.endswith("/manifest.json"):
             manifest = json.loads(store.read(key))
-            named |= {key} | {f"{key.rpartition('/')[0]}/{manifest['attempt']}/{output['path']}"
-                              for output in manifest["outputs"]}  # fmt: skip
+            named |= {key} | {
+                f"{key.rpartition('/')[0]}/{manifest['attempt']}/{output['path']}" for output in manifest["outputs"]
+            }
     found = [key for key in store.list("stages") if key not in named] + list(store.list("checkpoints"))
     below = [folder / "cache", *([Path(store.url)] if Path(store.url).is_dir() else [])]
     for path in (path for root in below for path in root.rglob("*")):
@@ -278,15 +322,21 @@ def stopped(folder: Path, only: str) -> tuple[list[float], list[list], int]:
     """SIGTERM at moments of every stage and of other commands: the seconds, the table, and how many ended otherwise."""
     url, rows, times, bad = str(folder / "store"), [], [], 0
     wanted = {stage: 0 for stage in STAGES}
-    chosen = [Moment("start", "modules are imported", "command", seen=lambda run: len(run.processes()) > 1),
-              Moment("start", "the temporary server starts", "command", seen=lambda run: run.processes("uvicorn"))]
+    chosen = [
+        Moment("start", "modules are imported", "command", seen=lambda run: len(run.processes()) > 1),
+        Moment("start", "the temporary server starts", "command", seen=lambda run: run.processes("uvicorn")),
+    ]
     for moment in moments():
         if wanted[moment.stage] < 2:
             chosen.append(moment)
             wanted[moment.stage] += 1
     after = max(place for place, moment in enumerate(chosen) if moment.stage == "tokenizer") + 1
-    chosen.insert(after, Moment("tokenizer", "C code holds the interpreter", "command",
-                                at="before put stages/tokenizer/(?#holds the GIL)"))
+    chosen.insert(
+        after,
+        Moment(
+            "tokenizer", "C code holds the interpreter", "command", at="before put stages/tokenizer/(?#holds the GIL)"
+        ),
+    )
     for moment in chosen:
         if only not in f"{moment.stage} {moment.what}":
             continue

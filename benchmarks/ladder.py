@@ -157,8 +157,16 @@ def rates_at(recipe: str, rate: float) -> dict[str, float]:
     return {"learning_rate": rate} | others
 
 
-def config_of(recipe: str, size: Size, multiple: float, seed: int, rate: float, changes: dict[str, dict[str, Any]],
-              shards: Path, run_dir: str) -> RunConfig:
+def config_of(
+    recipe: str,
+    size: Size,
+    multiple: float,
+    seed: int,
+    rate: float,
+    changes: dict[str, dict[str, Any]],
+    shards: Path,
+    run_dir: str,
+) -> RunConfig:
     """A preset at this size for multiple x C, with CHOSEN and then `changes` applied. Warm-ups keep the
     preset's share of all steps."""
     preset = compose(PRESETS[recipe], {}).train
@@ -166,26 +174,44 @@ def config_of(recipe: str, size: Size, multiple: float, seed: int, rate: float, 
     tokens_per_step = changed["train"].get("tokens_per_step", TOKENS_PER_STEP)
     steps = round(multiple * size.steps * TOKENS_PER_STEP / tokens_per_step)
     train: dict[str, Any] = {
-        "seed": seed, "tokens": steps * tokens_per_step, "tokens_per_step": tokens_per_step,
-        "micro_batch_sequences": tokens_per_step // SEQUENCE_LENGTH, "precision": "fp32",
-        "validation_every_steps": steps, "validation_tokens": VALIDATION_TOKENS, "checkpoint_every_steps": steps,
+        "seed": seed,
+        "tokens": steps * tokens_per_step,
+        "tokens_per_step": tokens_per_step,
+        "micro_batch_sequences": tokens_per_step // SEQUENCE_LENGTH,
+        "precision": "fp32",
+        "validation_every_steps": steps,
+        "validation_tokens": VALIDATION_TOKENS,
+        "checkpoint_every_steps": steps,
         "sample_tokens": 0,
     }
     for name in ("warmup_steps", "momentum_warmup_steps"):
         share = getattr(preset, name) * preset.tokens_per_step / preset.tokens
         train[name] = round(changed["shares"].get(name, share) * steps)
     train |= rates_at(recipe, rate) | changed["train"]
-    model = {"depth": size.depth, "width": size.width, "heads": size.width // HEAD_SIZE,
-             "sequence_length": SEQUENCE_LENGTH} | changed["model"]
+    model = {
+        "depth": size.depth,
+        "width": size.width,
+        "heads": size.width // HEAD_SIZE,
+        "sequence_length": SEQUENCE_LENGTH,
+    } | changed["model"]
     composed = compose(PRESETS[recipe], {"model": model, "train": train})
-    return RunConfig(model=composed.model, train=composed.train, shards=str(shards), run_dir=run_dir,
-                     sample_prompts=[[0]], execution=Execution(device="cpu", threads=1))
+    return RunConfig(
+        model=composed.model,
+        train=composed.train,
+        shards=str(shards),
+        run_dir=run_dir,
+        sample_prompts=[[0]],
+        execution=Execution(device="cpu", threads=1),
+    )
 
 
 def changed_fields(config: Any) -> dict[str, Any]:
     """The fields that are not at their default: a key that a new field of the dataclass leaves as it is."""
-    return {field.name: value for field in dataclasses.fields(config)
-            if (value := getattr(config, field.name)) != field.default}
+    return {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default
+    }
 
 
 class Ladder:
@@ -198,16 +224,31 @@ class Ladder:
         self.data = [data.tokenizer_sha256, dataclasses.asdict(data.splits["train"])]
         self.code = model_source_digest()[:12]
 
-    def run(self, phase: str, recipe: str, size: Size, multiple: float, seed: int, rate: float,
-            arm: str = "", changes: dict[str, dict[str, Any]] | None = None) -> Run:
+    def run(
+        self,
+        phase: str,
+        recipe: str,
+        size: Size,
+        multiple: float,
+        seed: int,
+        rate: float,
+        arm: str = "",
+        changes: dict[str, dict[str, Any]] | None = None,
+    ) -> Run:
         """The result of one complete training, from the file if it is there. A run that diverges has no loss."""
         with tempfile.TemporaryDirectory() as run_dir:
             config = config_of(recipe, size, multiple, seed, rate, changes or {}, self.shards, run_dir)
             decides = [self.data, changed_fields(config.model), changed_fields(config.train)]
             key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
             known = [run for run in read_runs(self.file) if run.key == key]
-            labels = {"phase": phase, "arm": arm or recipe, "size": size.name, "multiple": multiple, "seed": seed,
-                      "rate": rate}
+            labels = {
+                "phase": phase,
+                "arm": arm or recipe,
+                "size": size.name,
+                "multiple": multiple,
+                "seed": seed,
+                "rate": rate,
+            }
             for run in known:
                 if all(getattr(run, name) == value for name, value in labels.items()):
                     return run
@@ -215,8 +256,11 @@ class Ladder:
         run = Run(**result | labels)
         with self.file.open("a") as file:
             file.write("\n" + json.dumps(dataclasses.asdict(run)))  # also ends a line that a crash cut short
-        print(f"{run.phase} {run.arm} {run.size} x{run.multiple:g} seed {run.seed} rate {run.rate:g}: "
-              f"{run.bits_per_byte} bits per byte, {run.cpu_seconds:.0f} s", flush=True)
+        print(
+            f"{run.phase} {run.arm} {run.size} x{run.multiple:g} seed {run.seed} rate {run.rate:g}: "
+            f"{run.bits_per_byte} bits per byte, {run.cpu_seconds:.0f} s",
+            flush=True,
+        )
         return run
 
     @staticmethod
@@ -232,12 +276,24 @@ class Ladder:
         except TrainingError as error:
             print(f"diverged: {error}")
         counted = trainer.run["parameters"]
-        return {"tokens": trainer.run["tokens"], "flops": trainer.run["flops"], "bits_per_byte": bits_per_byte,
-                "matrices": counted["matrices"], "parameters": counted["total"],
-                "cpu_seconds": round(time.process_time() - began, 2)}
+        return {
+            "tokens": trainer.run["tokens"],
+            "flops": trainer.run["flops"],
+            "bits_per_byte": bits_per_byte,
+            "matrices": counted["matrices"],
+            "parameters": counted["total"],
+            "cpu_seconds": round(time.process_time() - began, 2),
+        }
 
-    def sweep(self, recipe: str, size: Size, multiple: float, rates: tuple[float, ...], arm: str = "",
-              changes: dict[str, dict[str, Any]] | None = None) -> float:
+    def sweep(
+        self,
+        recipe: str,
+        size: Size,
+        multiple: float,
+        rates: tuple[float, ...],
+        arm: str = "",
+        changes: dict[str, dict[str, Any]] | None = None,
+    ) -> float:
         """The best learning rate on the tuning seed; factors of 2 are added until it is neither end."""
         tried = {rate: self.run("sweep", recipe, size, multiple, TUNING_SEED, rate, arm, changes) for rate in rates}
         while (best := best_rate(list(tried.values()))) in (min(tried), max(tried)):
@@ -293,8 +349,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(".daily-train/ladder"), help="folder of shards and results")
     parser.add_argument("--corpus", help="text, JSONL or parquet file or folder; default: State of the Union speeches")
     parser.add_argument("--id-column", help="names the work of a document, up to '#'; default: each is its own")
-    parser.add_argument("--sizes", nargs="+", choices=[size.name for size in SIZES], default=[s.name for s in SIZES],
-                        help="rungs of the arms; ablation and trials take the first of them")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        choices=[size.name for size in SIZES],
+        default=[s.name for s in SIZES],
+        help="rungs of the arms; ablation and trials take the first of them",
+    )
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
     parser.add_argument("--only", default="", help="ablations whose name holds this")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])

@@ -65,8 +65,9 @@ def interval(logs: Sequence[float]) -> tuple[float, float, float]:
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
-def multipliers(better: dict[int, tuple[float, float]],
-                curves: dict[int, list[tuple[float, float]]]) -> tuple[list[float], float]:
+def multipliers(
+    better: dict[int, tuple[float, float]], curves: dict[int, list[tuple[float, float]]]
+) -> tuple[list[float], float]:
     """Log multiplier of each seed that has both, and the largest factor by which a curve was left."""
     logs, outside = [], 1.0
     for seed in sorted(better.keys() & curves.keys()):
@@ -104,8 +105,14 @@ def sweep_table(runs: Sequence[Run]) -> str:
         part = sorted(_chosen(swept, size=size, arm=arm, multiple=multiple), key=lambda run: run.rate)
         losses = ["diverged" if run.bits_per_byte is None else f"{run.bits_per_byte:.4f}" for run in part]
         mark = ["**" * (run.rate == best_rate(part) and len(part) > 1) for run in part]
-        rows.append([size, arm, f"{multiple:g} C", ", ".join(
-            f"{bold}{run.rate:g}: {loss}{bold}" for run, loss, bold in zip(part, losses, mark))])
+        rows.append(
+            [
+                size,
+                arm,
+                f"{multiple:g} C",
+                ", ".join(f"{bold}{run.rate:g}: {loss}{bold}" for run, loss, bold in zip(part, losses, mark)),
+            ]
+        )
     return markdown_table(["size", "recipe", "horizon", "learning rate: bits per byte"], rows)
 
 
@@ -116,8 +123,18 @@ def points_table(runs: Sequence[Run]) -> str:
         part = _chosen(found, size=size, arm=arm, multiple=multiple)
         losses = [run.bits_per_byte for run in part if run.bits_per_byte is not None]
         deviation = f"{np.std(losses, ddof=1):.4f}" if len(losses) > 1 else None
-        rows.append([size, arm, part[0].tokens, f"{part[0].flops:.3g}", len(losses), f"{mean_loss(part):.4f}",
-                     deviation, f"{np.median([run.cpu_seconds for run in part]):.0f}"])
+        rows.append(
+            [
+                size,
+                arm,
+                part[0].tokens,
+                f"{part[0].flops:.3g}",
+                len(losses),
+                f"{mean_loss(part):.4f}",
+                deviation,
+                f"{np.median([run.cpu_seconds for run in part]):.0f}",
+            ]
+        )
     header = ["size", "recipe", "tokens", "FLOPs", "seeds", "bits per byte", "deviation", "CPU seconds"]
     return markdown_table(header, rows)
 
@@ -134,14 +151,32 @@ def multiplier_table(runs: Sequence[Run]) -> str:
         mean, low, high = interval(logs)
         # the same in processor time: Muon's own products and small operations are no counted FLOPs
         slower, faster = (float(np.median([run.cpu_seconds / run.flops for run in part])) for part in (daily, baseline))
-        rows.append([size, daily[0].matrices, f"{daily[0].flops:.3g}", len(logs), f"{mean:.2f}",
-                     f"{low:.2f} to {high:.2f}", ", ".join(f"{math.exp(log):.2f}" for log in logs),
-                     "no" if outside == 1 else f"by {outside:.2f} ×",
-                     "{:.2f} ({:.2f} to {:.2f})".format(*(x * faster / slower for x in (mean, low, high)))])
+        rows.append(
+            [
+                size,
+                daily[0].matrices,
+                f"{daily[0].flops:.3g}",
+                len(logs),
+                f"{mean:.2f}",
+                f"{low:.2f} to {high:.2f}",
+                ", ".join(f"{math.exp(log):.2f}" for log in logs),
+                "no" if outside == 1 else f"by {outside:.2f} ×",
+                "{:.2f} ({:.2f} to {:.2f})".format(*(x * faster / slower for x in (mean, low, high))),
+            ]
+        )
         sizes.append(daily[0].flops)
         found.append(logs)
-    header = ["size", "matrix weights", "FLOPs of daily", "seeds", "multiplier", "95 %", "each seed", "extrapolated",
-              "in processor time"]
+    header = [
+        "size",
+        "matrix weights",
+        "FLOPs of daily",
+        "seeds",
+        "multiplier",
+        "95 %",
+        "each seed",
+        "extrapolated",
+        "in processor time",
+    ]
     if len(found) < 3:
         return markdown_table(header, rows)
     exponent = "{:.3f} ({:.3f} to {:.3f})".format(*trend(sizes, found))
@@ -167,11 +202,21 @@ def ablation_table(runs: Sequence[Run]) -> str:
             candidate = arm.startswith("+")
             # the recipe's compute at the changed arm's loss, over the changed arm's compute
             mean, low, high = interval(logs if candidate else [-log for log in logs])
-            difference = np.mean([changed[seed].bits_per_byte - at_c[seed].bits_per_byte
-                                  for seed in changed.keys() & at_c.keys()])
+            difference = np.mean(
+                [changed[seed].bits_per_byte - at_c[seed].bits_per_byte for seed in changed.keys() & at_c.keys()]
+            )
             verdict = "unclear" if low <= 1 <= high else "helps" if low > 1 else "hurts"
-            rows.append([arm, len(logs), f"{difference:+.4f}", f"{mean:.3f}", f"{low:.3f} to {high:.3f}", verdict,
-                         "" if outside < 1.05 else f"{outside:.1f} × outside"])
+            rows.append(
+                [
+                    arm,
+                    len(logs),
+                    f"{difference:+.4f}",
+                    f"{mean:.3f}",
+                    f"{low:.3f} to {high:.3f}",
+                    verdict,
+                    "" if outside < 1.05 else f"{outside:.1f} × outside",
+                ]
+            )
         rows.sort(key=lambda row: (row[0].startswith("+"), -float(row[3])))
         header = ["change", "seeds", "bits per byte", "multiplier of the technique", "95 %", "the technique", "curve"]
         tables.append(f"Size {size}:\n\n" + markdown_table(header, rows))
@@ -180,9 +225,12 @@ def ablation_table(runs: Sequence[Run]) -> str:
 
 def report(runs: Sequence[Run]) -> str:
     """All tables, as Markdown."""
-    parts = [("Learning rates", sweep_table), ("Loss over compute", points_table),
-             ("Compute multiplier of the daily recipe over GPT-2 with AdamW", multiplier_table),
-             ("Ablation", ablation_table)]
+    parts = [
+        ("Learning rates", sweep_table),
+        ("Loss over compute", points_table),
+        ("Compute multiplier of the daily recipe over GPT-2 with AdamW", multiplier_table),
+        ("Ablation", ablation_table),
+    ]
     text = "\n\n".join(f"### {title}\n\n{table(runs)}" for title, table in parts)
     codes = sorted({run.code for run in runs})
     return f"{text}\n\n{len(runs)} runs, model source {', '.join(codes)}."

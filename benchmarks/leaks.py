@@ -86,8 +86,9 @@ def _tags_in_words(text: str, host: str) -> str:
 
 def _entities(text: str, host: str) -> str:
     letters = {"e": "&#101;", "a": "&#x61;", " ": "&nbsp;", "'": "&rsquo;"}
-    return "".join(letters.get(each, html.escape(each)) if each != "e" or place % 3 else each
-                   for place, each in enumerate(text))  # fmt: skip
+    return "".join(
+        letters.get(each, html.escape(each)) if each != "e" or place % 3 else each for place, each in enumerate(text)
+    )
 
 
 def _entities_twice(text: str, host: str) -> str:

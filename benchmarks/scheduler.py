@@ -94,13 +94,21 @@ def _main(stage: Stage, options: Any, deadline: float, compile_threads: int, con
             stage.run(bench)
         except Exception as error:  # out of memory, foreign code: the findings so far count
             completed = False
-            bench.say("error", error=f"{type(error).__name__}: {error}"[:400],
-                      where=traceback.format_exc().splitlines()[-6:])
+            bench.say(
+                "error", error=f"{type(error).__name__}: {error}"[:400], where=traceback.format_exc().splitlines()[-6:]
+            )
     connection.send(("end", completed))
 
 
-def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: float | None, together: int,
-               on_finding: Callable[[Finding], None], context: BaseContext = SPAWN) -> None:
+def run_stages(
+    stages: list[Stage],
+    options: Any,
+    seconds: float,
+    gigabytes: float | None,
+    together: int,
+    on_finding: Callable[[Finding], None],
+    context: BaseContext = SPAWN,
+) -> None:
     """Run stages in the given order of value, at most `together` at once and within `gigabytes` of GPU memory
     (null: not limited), in processes of `context`. Returns after at most `seconds`."""
     deadline = time.time() + seconds - SECONDS_TO_END
@@ -154,8 +162,13 @@ def run_stages(stages: list[Stage], options: Any, seconds: float, gigabytes: flo
             if timed is None:
                 for stage in list(waiting):
                     if deadline - time.time() < stage.seconds:
-                        on_finding({"stage": stage.name, "finding": "skipped",
-                                    "reason": f"{deadline - time.time():.0f} s left, {stage.seconds:.0f} s needed"})
+                        on_finding(
+                            {
+                                "stage": stage.name,
+                                "finding": "skipped",
+                                "reason": f"{deadline - time.time():.0f} s left, {stage.seconds:.0f} s needed",
+                            }
+                        )
                         waiting.remove(stage)
                     elif fits(stage):
                         ours, theirs = context.Pipe()

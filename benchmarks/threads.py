@@ -37,8 +37,16 @@ def train(shards: Path, threads: int, adapted: bool, start: float, seconds: floa
     """In a process of its own: train from now on, and print the tokens a second of the interval."""
     run = compose("laptop", {})
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(RunConfig(model=run.model, train=run.train, shards=str(shards), run_dir=folder,
-                                    sample_prompts=[], execution=Execution(device="cpu", threads=threads)))
+        trainer = Trainer(
+            RunConfig(
+                model=run.model,
+                train=run.train,
+                shards=str(shards),
+                run_dir=folder,
+                sample_prompts=[],
+                execution=Execution(device="cpu", threads=threads),
+            )
+        )
         with Waiting(trainer.device) if adapted else nullcontext():
             steps, began = 0, None
             while began is None or time.time() < start + seconds:
@@ -54,8 +62,17 @@ def measured(shards: Path, kind: str, beside: str, seconds: float) -> float:
     """Tokens a second of one kind of training; beside a second one the mean of both."""
     threads, adapted = KINDS[kind]
     start = time.time() + 10 + SETTLED
-    command = [sys.executable, "-m", "benchmarks.threads", "--train", str(shards), str(threads), str(int(adapted)),
-               str(start), str(seconds)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.threads",
+        "--train",
+        str(shards),
+        str(threads),
+        str(int(adapted)),
+        str(start),
+        str(seconds),
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     count = 2 if beside == "a second training" else 1
     trainings = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(count)]
@@ -86,14 +103,26 @@ def main() -> int:
                 for kind in KINDS:
                     found[kind, beside].append(measured(Path(folder), kind, beside, arguments.seconds))
     median = {place: statistics.median(rates) for place, rates in found.items()}
-    rows = [[kind, *(f"{median[kind, beside]:,.0f}" for beside in BESIDE),
-             *(f"{median[kind, beside] / median['one thread', beside]:.2f}" for beside in BESIDE)] for kind in KINDS]
+    rows = [
+        [
+            kind,
+            *(f"{median[kind, beside]:,.0f}" for beside in BESIDE),
+            *(f"{median[kind, beside] / median['one thread', beside]:.2f}" for beside in BESIDE),
+        ]
+        for kind in KINDS
+    ]
     print(markdown_table(["tokens/s beside", *BESIDE, *(f"÷ one thread, {beside}" for beside in BESIDE)], rows))
     for beside in BESIDE[1:]:
-        print_goal(f"two threads beside {beside}, of what one thread gives",
-                   median["two threads", beside] / median["one thread", beside], 0.85)
-    print_goal("two threads beside nothing, of what torch alone gives",
-               median["two threads", "nothing"] / median["two threads, torch alone", "nothing"], 0.97)
+        print_goal(
+            f"two threads beside {beside}, of what one thread gives",
+            median["two threads", beside] / median["one thread", beside],
+            0.85,
+        )
+    print_goal(
+        "two threads beside nothing, of what torch alone gives",
+        median["two threads", "nothing"] / median["two threads, torch alone", "nothing"],
+        0.97,
+    )
     return 0
 
 

@@ -82,17 +82,32 @@ def nanogpt(checkout: Path, shape: Shape) -> torch.nn.Module:
     sys.modules["nanogpt_model"] = module
     spec.loader.exec_module(module)
     torch.manual_seed(SEED)
-    return module.GPT(module.GPTConfig(
-        block_size=shape.sequence_length, vocab_size=shape.vocab_size, n_layer=shape.depth, n_head=shape.heads,
-        n_embd=shape.width, dropout=0.0, bias=shape.bias))
+    return module.GPT(
+        module.GPTConfig(
+            block_size=shape.sequence_length,
+            vocab_size=shape.vocab_size,
+            n_layer=shape.depth,
+            n_head=shape.heads,
+            n_embd=shape.width,
+            dropout=0.0,
+            bias=shape.bias,
+        )
+    )
 
 
 def our_weights(theirs: dict[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:
     """The same weights under our names; theirs holds query, key and value in one matrix."""
-    ours = {"token_embedding.weight": theirs["transformer.wte.weight"],
-            "position_embedding.weight": theirs["transformer.wpe.weight"]}
-    names = {"ln_1": "attention_norm", "attn.c_proj": "attention.project", "ln_2": "mlp_norm", "mlp.c_fc": "mlp.expand",
-             "mlp.c_proj": "mlp.project"}
+    ours = {
+        "token_embedding.weight": theirs["transformer.wte.weight"],
+        "position_embedding.weight": theirs["transformer.wpe.weight"],
+    }
+    names = {
+        "ln_1": "attention_norm",
+        "attn.c_proj": "attention.project",
+        "ln_2": "mlp_norm",
+        "mlp.c_fc": "mlp.expand",
+        "mlp.c_proj": "mlp.project",
+    }
     for key, value in theirs.items():
         for kind in ("weight", "bias"):
             if key == f"transformer.ln_f.{kind}":
@@ -124,8 +139,15 @@ class NanoGPT:
         visits = self.step * shape.sequences + np.arange(shape.sequences)
         places = loader.permuted(visits % windows, windows, SEED, int(visits[0]) // windows) * shape.sequence_length
         data = np.memmap(shards.paths[0], dtype=np.uint16, mode="r", offset=1024)
-        x_BT, y_BT = (torch.stack([torch.from_numpy(data[place + shift : place + shift + shape.sequence_length]
-                                                    .astype(np.int64)) for place in places]) for shift in (0, 1))
+        x_BT, y_BT = (
+            torch.stack(
+                [
+                    torch.from_numpy(data[place + shift : place + shift + shape.sequence_length].astype(np.int64))
+                    for place in places
+                ]
+            )
+            for shift in (0, 1)
+        )
         self.step += 1
         return x_BT, y_BT
 
@@ -141,27 +163,66 @@ class NanoGPT:
         return loss.item()
 
 
-def our_trainer(checkout: Path, shape: Shape, shards: Path, folder: Path, threads: int, precision: Precision,
-                compiled: bool) -> Trainer:
+def our_trainer(
+    checkout: Path, shape: Shape, shards: Path, folder: Path, threads: int, precision: Precision, compiled: bool
+) -> Trainer:
     """Our trainer as a run has it, with nanoGPT's weights."""
     tokens = shape.sequences * shape.sequence_length
     model = GPTConfig(
-        depth=shape.depth, width=shape.width, heads=shape.heads, sequence_length=shape.sequence_length,
-        vocab_multiple=1, norm=Norm.LAYER, position=Position.LEARNED, activation=Activation.GELU, qk_norm=False,
-        tied_head=True, bias=shape.bias, zero_init_projections=False)
+        depth=shape.depth,
+        width=shape.width,
+        heads=shape.heads,
+        sequence_length=shape.sequence_length,
+        vocab_multiple=1,
+        norm=Norm.LAYER,
+        position=Position.LEARNED,
+        activation=Activation.GELU,
+        qk_norm=False,
+        tied_head=True,
+        bias=shape.bias,
+        zero_init_projections=False,
+    )
     train = TrainConfig(
-        seed=SEED, tokens=100_000 * tokens, tokens_per_step=tokens, micro_batch_sequences=shape.sequences,
-        optimizer=OptimizerName.ADAMW, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, adam_beta1=BETAS[0],
-        adam_beta2=BETAS[1], cooldown_fraction=0.0, grad_clip=CLIP, precision=precision,
-        validation_every_steps=10**6, validation_tokens=tokens, checkpoint_every_steps=10**6)
-    trainer = Trainer(RunConfig(model=model, train=train, shards=str(shards), run_dir=str(folder), sample_prompts=[],
-                                execution=Execution(device="cpu", threads=threads, compile=compiled)))
+        seed=SEED,
+        tokens=100_000 * tokens,
+        tokens_per_step=tokens,
+        micro_batch_sequences=shape.sequences,
+        optimizer=OptimizerName.ADAMW,
+        learning_rate=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        cooldown_fraction=0.0,
+        grad_clip=CLIP,
+        precision=precision,
+        validation_every_steps=10**6,
+        validation_tokens=tokens,
+        checkpoint_every_steps=10**6,
+    )
+    trainer = Trainer(
+        RunConfig(
+            model=model,
+            train=train,
+            shards=str(shards),
+            run_dir=str(folder),
+            sample_prompts=[],
+            execution=Execution(device="cpu", threads=threads, compile=compiled),
+        )
+    )
     trainer.model.load_state_dict(our_weights(nanogpt(checkout, shape).state_dict(), shape.depth))
     return trainer
 
 
-def work(connection: Connection, side: str, checkout: Path, shape: Shape, shards: Path, folder: Path, threads: int,
-         compiled: bool) -> None:
+def work(
+    connection: Connection,
+    side: str,
+    checkout: Path,
+    shape: Shape,
+    shards: Path,
+    folder: Path,
+    threads: int,
+    compiled: bool,
+) -> None:
     """One side in a process of its own: for a number of steps received, sends wall and CPU seconds and losses."""
     torch.set_num_threads(threads)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -211,11 +272,21 @@ def measure(checkout: Path, name: str, threads: int, pairs: int, compiled: bool,
     for connection in workers.values():
         connection.send(0)
     tokens = shape.steps * shape.sequences * shape.sequence_length
-    return [[name, threads, "yes" if compiled else "no", side, round(tokens / float(np.median(wall[side]))),
-             ratio(wall["nanoGPT"], wall[side]) if side != "nanoGPT" else None,
-             ratio(cpu["nanoGPT"], cpu[side]) if side != "nanoGPT" else None,
-             len(losses[side]), f"{losses[side][0]:.4f}", f"{np.mean(losses[side][-shape.steps:]):.4f}"]
-            for side in SIDES]
+    return [
+        [
+            name,
+            threads,
+            "yes" if compiled else "no",
+            side,
+            round(tokens / float(np.median(wall[side]))),
+            ratio(wall["nanoGPT"], wall[side]) if side != "nanoGPT" else None,
+            ratio(cpu["nanoGPT"], cpu[side]) if side != "nanoGPT" else None,
+            len(losses[side]),
+            f"{losses[side][0]:.4f}",
+            f"{np.mean(losses[side][-shape.steps :]):.4f}",
+        ]
+        for side in SIDES
+    ]
 
 
 def main() -> int:
@@ -230,11 +301,30 @@ def main() -> int:
         parser.error(f"{arguments.nanogpt} holds no model.py; get nanoGPT with: {WHERE} {arguments.nanogpt}")
     print(f"torch {torch.__version__}; {', '.join(f'{k} {dataclasses.astuple(SHAPES[k])}' for k in arguments.shapes)}")
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row for name in arguments.shapes for threads in arguments.threads
-                for compiled in ([False, True] if arguments.compile else [False])
-                for row in measure(arguments.nanogpt, name, threads, arguments.pairs, compiled, Path(folder))]
-    print(markdown_table(("shape", "threads", "compiled", "side", "tokens/s", "ours ÷ nanoGPT, wall time",
-                          "in CPU time", "steps", "first loss", "last loss"), rows))
+        rows = [
+            row
+            for name in arguments.shapes
+            for threads in arguments.threads
+            for compiled in ([False, True] if arguments.compile else [False])
+            for row in measure(arguments.nanogpt, name, threads, arguments.pairs, compiled, Path(folder))
+        ]
+    print(
+        markdown_table(
+            (
+                "shape",
+                "threads",
+                "compiled",
+                "side",
+                "tokens/s",
+                "ours ÷ nanoGPT, wall time",
+                "in CPU time",
+                "steps",
+                "first loss",
+                "last loss",
+            ),
+            rows,
+        )
+    )
     return 0
 
 

@@ -14,8 +14,10 @@ from benchmarks.goals import print_goal
 from eval.markup import markdown_table
 from tasks.tokenizer import train_bpe
 
-ORDINARY = [f"The quick brown fox {number} jumps over the lazy dog, says speech {number * number}. " * 20
-            for number in range(200)]  # fmt: skip
+ORDINARY = [
+    f"The quick brown fox {number} jumps over the lazy dog, says speech {number * number}. " * 20
+    for number in range(200)
+]
 VOCABULARY = 1024
 SHORT, LONG = 40_000, 160_000
 MEGABYTE = 10**6
@@ -50,18 +52,42 @@ def main() -> None:
     ordinary = seconds(lambda: own.encode_batch_fast([text], add_special_tokens=False))
     rows, trained, growth = [], [], []
     for name, make in kinds().items():
-        cost = {size: seconds(partial(train_bpe, iter([*ORDINARY, make(size)]), VOCABULARY, 1)) - plain
-                for size in (SHORT, LONG)}  # fmt: skip
+        cost = {
+            size: seconds(partial(train_bpe, iter([*ORDINARY, make(size)]), VOCABULARY, 1)) - plain
+            for size in (SHORT, LONG)
+        }
         longest = max(len(token) for token in train_bpe(iter([*ORDINARY, make(LONG)]), VOCABULARY, 1).get_vocab())
-        each = {size: seconds(partial(own.encode_batch_fast, [make(size)], add_special_tokens=False))
-                for size in (MEGABYTE, 10 * MEGABYTE)}  # fmt: skip
+        each = {
+            size: seconds(partial(own.encode_batch_fast, [make(size)], add_special_tokens=False))
+            for size in (MEGABYTE, 10 * MEGABYTE)
+        }
         trained.append(cost[LONG])
         growth.append(each[10 * MEGABYTE] / each[MEGABYTE])
-        rows.append([name, f"{cost[SHORT]:.2f}", f"{cost[LONG]:.2f}", str(longest), f"{each[MEGABYTE]:.2f}",
-                     f"{each[10 * MEGABYTE]:.2f}"])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{cost[SHORT]:.2f}",
+                f"{cost[LONG]:.2f}",
+                str(longest),
+                f"{each[MEGABYTE]:.2f}",
+                f"{each[10 * MEGABYTE]:.2f}",
+            ]
+        )
     print(f"Training on the ordinary documents alone: {plain:.2f} s; encoding 1 MB of them: {ordinary:.2f} s.\n")
-    print(markdown_table(["document", "training: 40 kB more, s", "160 kB more, s", "longest token, bytes",
-                          "encoding 1 MB, s", "10 MB, s"], rows) + "\n")  # fmt: skip
+    print(
+        markdown_table(
+            [
+                "document",
+                "training: 40 kB more, s",
+                "160 kB more, s",
+                "longest token, bytes",
+                "encoding 1 MB, s",
+                "10 MB, s",
+            ],
+            rows,
+        )
+        + "\n"
+    )
     print_goal("seconds of training that 160 kB without a break cost, at most", max(trained), 0.5, at_most=True)
     print_goal("encoding 10 MB without a break over 1 MB (10: linear)", max(growth), 15, at_most=True)
 

@@ -66,8 +66,10 @@ def auth_string() -> str:
     """The authentication string; the first call on a machine makes it. Raises AccessError."""
     if given := PREFECT_SERVER_API_AUTH_STRING.value():
         if not _usable(given):
-            raise AccessError(f"{GIVEN} must have at least {SHORTEST} characters of ASCII and no white space at its "
-                              "ends: whoever may connect can try words; `openssl rand -hex 32` gives one")
+            raise AccessError(
+                f"{GIVEN} must have at least {SHORTEST} characters of ASCII and no white space at its "
+                "ends: whoever may connect can try words; `openssl rand -hex 32` gives one"
+            )
         return given
     file = home() / FILE
     try:
@@ -99,8 +101,10 @@ def _read(file: Path) -> str:
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
             raise AccessError(f"{file} is not a file of yours; delete it, and the next start makes a new string")
         if mode := stat.S_IMODE(found.st_mode) & 0o077:
-            raise AccessError(f"{file} has mode {found.st_mode & 0o777:o}: other users may know the string ({mode:o}); "
-                              "delete it, and the next start makes a new one")
+            raise AccessError(
+                f"{file} has mode {found.st_mode & 0o777:o}: other users may know the string ({mode:o}); "
+                "delete it, and the next start makes a new one"
+            )
         lines = opened.read(4096).decode(errors="replace").split()
     if len(lines) != 1 or not _usable(lines[0]):
         raise AccessError(f"{file} does not hold one authentication string; delete it, and the next start makes one")

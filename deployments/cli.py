@@ -139,17 +139,24 @@ def _parser() -> argparse.ArgumentParser:
         description="Score a model on the five suites, print the table and write scores.json and samples.parquet.",
         epilog="example: daily-train evaluate HuggingFaceTB/SmolLM2-135M@main --suites arc_easy --items 500",
     )
-    scores.add_argument("model", metavar="MODEL", help="folder of a finished model, or a folder, .gguf file or hub id "
-                                                       "that transformers opens, with ID@REVISION")
+    scores.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder of a finished model, or a folder, .gguf file or hub id that transformers opens, with ID@REVISION",
+    )
     scores.add_argument("--tokenizer", type=Path, metavar="FILE", help="of a finished model, if not in its folder")
     scores.add_argument("--suites", nargs="+", default=list(SUITES), metavar="SUITE", help=f"of {', '.join(SUITES)}")
     scores.add_argument("--items", type=int, metavar="N", help="a fixed random subset of N items a suite; default: all")
     scores.add_argument("--seed", type=int, help="chooses the subset (default: 0)")
     scores.add_argument("--num-fewshot", nargs="+", default=[], metavar="SUITE=N", help="examples before questions")
-    scores.add_argument("--precision", default="fp32", help="fp32, tf32 (a GPU's faster products) or bf16 (default: "
-                                                            "%(default)s)")
-    scores.add_argument("--trust-code", action="store_true", help="run the modelling file that the model brings along; "
-                                                                     "one of the hub needs ID@40-digit-commit")
+    scores.add_argument(
+        "--precision", default="fp32", help="fp32, tf32 (a GPU's faster products) or bf16 (default: %(default)s)"
+    )
+    scores.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="run the modelling file that the model brings along; one of the hub needs ID@40-digit-commit",
+    )
     scores.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for the two files (%(default)s)")
     _execution_options(scores)
     scores.set_defaults(command=_evaluate)
@@ -160,8 +167,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Write weights, config, tokenizer and model card of a finished model to a new folder.",
         epilog="example: daily-train export latest ./model; daily-train export run/final ./model --tokenizer t.json",
     )
-    out.add_argument("name", metavar="RUN-OR-FOLDER", help="beginning of a run's or its train stage's key, `latest`, "
-                                                           "or the folder of a finished model")
+    out.add_argument(
+        "name",
+        metavar="RUN-OR-FOLDER",
+        help="beginning of a run's or its train stage's key, `latest`, or the folder of a finished model",
+    )
     out.add_argument("destination", metavar="DEST", type=Path, help="folder to write, new or empty")
     out.add_argument("--tokenizer", metavar="FILE", type=Path, help="tokenizer.json of a folder that holds none")
     _execution_options(out)
@@ -226,8 +236,13 @@ def _settings(kind: type[Section], section: str, arguments: argparse.Namespace) 
     """A section whose every field is an option of the same name."""
     texts = {name: getattr(arguments, name) for name in kind.model_fields}
     try:
-        return kind(**{name: text if str in scalar_types(kind.model_fields[name].annotation) else _value(text)
-                       for name, text in texts.items() if text is not None})  # fmt: skip
+        return kind(
+            **{
+                name: text if str in scalar_types(kind.model_fields[name].annotation) else _value(text)
+                for name, text in texts.items()
+                if text is not None
+            }
+        )
     except ValidationError as error:
         raise ConfigError(one_sentence(kind, error, section)) from None
 
@@ -356,8 +371,10 @@ def _summary(published: Published, seconds: float) -> None:
 
 def _chat(arguments: argparse.Namespace) -> None:
     if arguments.tokens < 1 or not (arguments.temperature == 0 or 0.01 <= arguments.temperature <= 100):
-        raise ChatError(f"--tokens must be at least 1 and --temperature 0 or from 0.01 to 100, but they are "
-                        f"{arguments.tokens} and {arguments.temperature}")
+        raise ChatError(
+            f"--tokens must be at least 1 and --temperature 0 or from 0.01 to 100, but they are "
+            f"{arguments.tokens} and {arguments.temperature}"
+        )
     options = ["--tokens", str(arguments.tokens), "--temperature", str(arguments.temperature)]
     converse("deployments.dialogue", arguments.run, options, _place_to_read(arguments))
 

@@ -16,8 +16,10 @@ from deployments.origin import OwnOrigin
 from model.errors import tell_error
 
 PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
-POLICY = ("default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
-          "frame-ancestors 'none'")
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
+    "frame-ancestors 'none'"
+)
 SYSTEM_FONTS = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # others come from elsewhere
 
 
@@ -30,8 +32,10 @@ def page(pair: Pair) -> gr.Blocks:
 
     millions = sum(parameter.numel() for parameter in pair.trained.parameters()) / 1e6
     with gr.Blocks(title="The Daily Train", analytics_enabled=False) as blocks:
-        gr.Markdown(f"# The Daily Train\nThe same network of {millions:.1f} million parameters before and after "
-                    "training. It continues a text; it does not answer questions.")
+        gr.Markdown(
+            f"# The Daily Train\nThe same network of {millions:.1f} million parameters before and after "
+            "training. It continues a text; it does not answer questions."
+        )
         prompt = gr.Textbox(PROMPTS[0], label="Beginning of a text", elem_id="prompt", lines=2)
         with gr.Row():
             new_tokens = gr.Slider(8, 256, 64, step=8, label="Length (tokens)", elem_id="length")
@@ -57,9 +61,14 @@ def main() -> None:
     try:
         blocks = page(load_pair(given.folder, given.tokenizer))
         blocks.launch(
-            server_name="127.0.0.1", server_port=given.port, share=False, theme=SYSTEM_FONTS, show_error=True,
-            app_kwargs={"middleware": [own]}, max_file_size=1,  # the page takes no files
-        )  # fmt: skip
+            server_name="127.0.0.1",
+            server_port=given.port,
+            share=False,
+            theme=SYSTEM_FONTS,
+            show_error=True,
+            app_kwargs={"middleware": [own]},
+            max_file_size=1,  # the page takes no files
+        )
     except Exception as error:
         sys.exit(tell_error(error))
 

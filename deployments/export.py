@@ -91,8 +91,10 @@ def write(finished: Finished, destination: Path) -> str:
     record = _record(finished.model)
     found = digest_file(finished.tokenizer).sha256
     if found != record.get("tokenizer_sha256"):
-        raise ExportError(f"{finished.tokenizer}: SHA-256 is {found}, but {finished.model} was trained with "
-                          f"{shown_value(record.get('tokenizer_sha256'))}")
+        raise ExportError(
+            f"{finished.tokenizer}: SHA-256 is {found}, but {finished.model} was trained with "
+            f"{shown_value(record.get('tokenizer_sha256'))}"
+        )
     config = parse(GPTConfig, record.get("model"), f"{finished.model / 'config.json'}: model")
     tokenizer, number = load_tokenizer(finished.tokenizer), record.get("eot_token")
     eot = tokenizer.id_to_token(number) if type(number) is int and 0 <= number < 2**32 else None
@@ -108,8 +110,9 @@ def write(finished: Finished, destination: Path) -> str:
         else:
             family, (weights, described) = "daily_train", _daily_train(config, weights)
     except (LookupError, ValueError) as error:
-        raise ExportError(f"{finished.model}: its config.json and model.safetensors do not belong together: "
-                          f"{reason_of(error)}") from error
+        raise ExportError(
+            f"{finished.model}: its config.json and model.safetensors do not belong together: {reason_of(error)}"
+        ) from error
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), number)
     texts = {
         "config.json": {**described, **ids, "dtype": "float32"},

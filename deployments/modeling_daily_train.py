@@ -54,15 +54,23 @@ class DailyTrainForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.gpt.token_embedding
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Tensor | None = None,
-                                      **kwargs: object) -> dict:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: object
+    ) -> dict:
         """The last sequence_length tokens, all that the network can see."""
         length = self.config.max_position_embeddings
         mask = None if attention_mask is None else attention_mask[:, -length:]
         return {"input_ids": input_ids[:, -length:], "attention_mask": mask}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None,
-                return_dict: bool | None = None, logits_to_keep: int = 0, **kwargs: object) -> CausalLMOutput | tuple:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: object,
+    ) -> CausalLMOutput | tuple:
         """fp32 logits (B, T, V). Padding on the right cannot be seen by a causal model; on the left it is refused."""
         if attention_mask is not None and (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
             raise ValueError("padding on the left is not supported: set tokenizer.padding_side = 'right'")

@@ -82,9 +82,14 @@ def watch_over_runs() -> None:
     ):
         told = f"{DID_NOT_ANSWER} for {within.total_seconds():.0f} s: its process is gone. Run it again to go on."
         trigger = EventTrigger(
-            after=after, expect=expect, **OUR_RUN, for_each={"prefect.resource.id"}, posture=Posture.Proactive,
-            threshold=1, within=within,
-        )  # fmt: skip
+            after=after,
+            expect=expect,
+            **OUR_RUN,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=within,
+        )
         action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=told)
         _save(f"daily-train: {name}", "Shows a run that has died as crashed.", trigger, action)
 

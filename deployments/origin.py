@@ -31,8 +31,10 @@ class OwnOrigin:
         self.configured = {name.strip().lower() for name in os.environ.get(HOSTS, "").split(",") if name.strip()}
         loopback = ("127.0.0.1", "localhost", "[::1]")
         self.hosts = self.configured | {name if port == 80 else f"{name}:{port}" for name in loopback}
-        self.headers = {name.lower().encode(): value.encode()
-                        for name, value in {**HEADERS, "Content-Security-Policy": policy}.items()}  # fmt: skip
+        self.headers = {
+            name.lower().encode(): value.encode()
+            for name, value in {**HEADERS, "Content-Security-Policy": policy}.items()
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -68,7 +70,10 @@ class OwnOrigin:
         """A message of the application with the headers above, and without a permission for other pages to read it."""
         if message["type"] != "http.response.start":
             return message
-        given = [(name, value) for name, value in message.get("headers", ())
-                 if not name.lower().startswith(b"access-control-allow-")]  # fmt: skip
+        given = [
+            (name, value)
+            for name, value in message.get("headers", ())
+            if not name.lower().startswith(b"access-control-allow-")
+        ]
         there = {name.lower() for name, _ in given}
         return {**message, "headers": given + [pair for pair in self.headers.items() if pair[0] not in there]}

@@ -33,9 +33,11 @@ from deployments.access import AccessError, auth_string, basic, same, signature,
 from deployments.origin import OwnOrigin
 from model.errors import tell_error
 
-POLICY = ("default-src 'self'; connect-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-          "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
-          "base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
+POLICY = (
+    "default-src 'self'; connect-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 """Content-Security-Policy of Prefect's pages: they talk to this server alone, and not to an analytics host. Their forms
 and graphs compile functions."""
 ENTER = "/enter"
@@ -163,8 +165,10 @@ class Login:
 def entrance(status: int) -> Response:
     """The login page, whose script alone may run there."""
     nonce = secrets.token_urlsafe(16)
-    policy = (f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-              "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
     return HTMLResponse(ENTRANCE.replace("NONCE", nonce), status, headers)
 

@@ -37,10 +37,21 @@ class TemporaryServer(SubprocessASGIServer):
     def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
         settings = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         command = child_command(
-            "uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1]), "--factory",
-            "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(self.port),
-            "--log-level", "error", "--lifespan", "on", ended_by=signal.SIGKILL,
-        )  # fmt: skip
+            "uvicorn",
+            "--app-dir",
+            str(Path(prefect.__file__).parents[1]),
+            "--factory",
+            "prefect.server.api.server:create_app",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--log-level",
+            "error",
+            "--lifespan",
+            "on",
+            ended_by=signal.SIGKILL,
+        )
         environment = {**os.environ, **settings, **get_current_settings().to_environment_variables(exclude_unset=True)}
         # a session of its own: Ctrl-C in a terminal is for the run, which still tells it
         return subprocess.Popen(command, env=environment, start_new_session=True)

@@ -69,8 +69,10 @@ class Part:
         recent = [moment for moment in self.started if time.monotonic() - moment < RESTART_SECONDS]
         if len(recent) > RESTARTS:
             code = self.process and self.process.returncode
-            raise UpError(f"the {self.name} ended {len(recent)} times within an hour, last with exit code {code}; "
-                          "its last lines say why")
+            raise UpError(
+                f"the {self.name} ended {len(recent)} times within an hour, last with exit code {code}; "
+                "its last lines say why"
+            )
         self.started = [*recent, time.monotonic()]
         self.process = subprocess.Popen(
             child_command(*self.arguments),
@@ -131,9 +133,12 @@ def up(port: int) -> None:
         parts = [part for part in (server, worker) if part.process]
         reused = [part.name for part in (server, worker) if not part.process]
         told = f" The {' and the '.join(reused)} ran already." if reused else ""
-        print(f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.ticket(string)}\n"
-              f"or at any time with the string of {access.where_it_is()}.{told}"
-              f"{' Ctrl-C stops it.' if parts else ''}", flush=True)  # fmt: skip
+        print(
+            f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.ticket(string)}\n"
+            f"or at any time with the string of {access.where_it_is()}.{told}"
+            f"{' Ctrl-C stops it.' if parts else ''}",
+            flush=True,
+        )
         while parts:
             time.sleep(1)
             for part in parts:
@@ -219,8 +224,10 @@ def deployments_yaml(repository: str | None, paused: list[str]) -> str:
             schedule["active"] = deployment["name"] not in paused
         if repository:
             if urlsplit(repository).password or urlsplit(repository).username not in (None, "git"):
-                raise UpError(f"{REPOSITORY} must hold no credentials: the server would store them; git's own "
-                              "credential helper or an SSH key will do")
+                raise UpError(
+                    f"{REPOSITORY} must hold no credentials: the server would store them; git's own "
+                    "credential helper or an SSH key will do"
+                )
             clone = {"repository": repository, "branch": "main"}
             deployment["pull"] = [{"prefect.deployments.steps.git_clone": clone}]
             checkouts = provenance.PROJECT / ".daily-train" / "checkouts"

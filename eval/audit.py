@@ -227,9 +227,7 @@ def check_matches(control: Control, heads: list[Row], rows: Iterable[Row]) -> di
     return matches
 
 
-def check_planted(
-    control: Control, folder: Path, file: str, matches: dict[tuple[int, int], int]
-) -> dict[str, Any]:
+def check_planted(control: Control, folder: Path, file: str, matches: dict[tuple[int, int], int]) -> dict[str, Any]:
     """How much of what was planted came back, as coverage.json keeps it; raises `ContaminationError` when it is not
     enough. `folder` holds the findings of the planted file named `file`; `matches` as of `check_matches`."""
     verdicts = pq.read_table(folder / "verdicts.parquet").to_pylist()
@@ -255,8 +253,7 @@ def _is_true(text: str, row: Row, item: Reference) -> bool:
         return False
     expected = words(item.forms[overlap["form"]].text)[first : first + overlap["run"]]
     return len(expected) == overlap["run"] and any(
-        in_order(expected, there) and len(there) <= 2 * len(expected) + 8
-        for there in map(words, readings(span))
+        in_order(expected, there) and len(there) <= 2 * len(expected) + 8 for there in map(words, readings(span))
     )
 
 

@@ -24,7 +24,8 @@ def model_card(facts: dict[str, Any]) -> str:
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [daily-train]\n---",
         f"# The Daily Train: {name}",
         f"A language model trained from scratch, exported as {_OPENED[facts['family']]}.",
-        "```python\n" + _CODE.format(trust=", trust_remote_code=True" if facts["family"] == "daily_train" else "")
+        "```python\n"
+        + _CODE.format(trust=", trust_remote_code=True" if facts["family"] == "daily_train" else "")
         + "```",
         "A base model: it continues text and follows no instructions.",
         "## Training",
@@ -82,8 +83,14 @@ def _training(facts: dict[str, Any]) -> list[list[object]]:
         ]
     if "model_source" in facts:
         same = facts["model_source"] == facts["model_source_here"]
-        rows.append(["source of the network", "as it was trained" if same else
-                     f"not the one it was trained with (`{facts['model_source']}`): check its loss"])
+        rows.append(
+            [
+                "source of the network",
+                "as it was trained"
+                if same
+                else f"not the one it was trained with (`{facts['model_source']}`): check its loss",
+            ]
+        )
     return rows
 
 
@@ -95,14 +102,22 @@ def _scores(report: dict[str, Any]) -> list[str]:
         if score["value"] is None:
             lines.append(f"{score['suite']} was not scored. {sentence(score['not_scored'])}.")
             continue
-        rows.append([
-            score["suite"], score["metric"], how.get("num_fewshot", {}).get(score["task"]),
-            f"{score['n']:,} of {score['n_total']:,}", f"{100 * score['value']:.2f}",
-            interval_text(score),
-            f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"],
-        ])  # fmt: skip
-    told = (f"By lm-eval's task definitions, version {how.get('lm_eval', 'not recorded')}, in {precision_of(how)}; "
-            "n: items that were scored.")
+        rows.append(
+            [
+                score["suite"],
+                score["metric"],
+                how.get("num_fewshot", {}).get(score["task"]),
+                f"{score['n']:,} of {score['n_total']:,}",
+                f"{100 * score['value']:.2f}",
+                interval_text(score),
+                f"{100 * score['chance']:.2f}",
+                score["gold_bits_per_byte"],
+            ]
+        )
+    told = (
+        f"By lm-eval's task definitions, version {how.get('lm_eval', 'not recorded')}, in {precision_of(how)}; "
+        "n: items that were scored."
+    )
     return [told, markdown_table([*header, "gold bits per byte"], rows), *lines]
 
 

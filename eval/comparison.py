@@ -61,8 +61,10 @@ def _compared(entry: dict[str, Any]) -> list[str]:
     lines = [told]
     if rows:
         lines.append(markdown_table([*header, "could have seen, points"], rows))
-        lines.append(f"This run minus that one, on the items that both scored; it could have seen the last column "
-                     f"({_power()}). A verdict needs p ≤ 0.05 after Holm's correction over the table.")
+        lines.append(
+            f"This run minus that one, on the items that both scored; it could have seen the last column "
+            f"({_power()}). A verdict needs p ≤ 0.05 after Holm's correction over the table."
+        )
     return lines + [f"{task} is not compared: {reason}." for task, reason in entry["omitted"].items()]
 
 

@@ -298,9 +298,7 @@ def scan_files(command: CommandConfig) -> dict:
     return {"seconds": round(time.monotonic() - started, 3), "documents": real.documents, "words": real.words}
 
 
-def _scanned(
-    groups: list[RowGroup], folder: Path, index: Index, workers: int
-) -> Iterator[tuple[RowGroup, Path]]:
+def _scanned(groups: list[RowGroup], folder: Path, index: Index, workers: int) -> Iterator[tuple[RowGroup, Path]]:
     """Every row group with the file of its result, in order; what lies there already is not scanned again."""
     results = [folder / f"{group.file:05d}-{group.group:05d}.jsonl" for group in groups]
     todo = [(group, result) for group, result in zip(groups, results) if not _is_whole(result)]

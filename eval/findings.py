@@ -216,9 +216,7 @@ class Tally:
 
     def findings(self) -> Findings:
         verdicts = [self._verdict(number) for number in range(len(self._references))]
-        contaminated = {
-            number for number, found in enumerate(verdicts) if found.verdict is Verdict.CONTAMINATED
-        }
+        contaminated = {number for number, found in enumerate(verdicts) if found.verdict is Verdict.CONTAMINATED}
         kept = {(match.place, match.reference): match for match in self._strongest}
         for number in contaminated:
             best = self._items[number].best
@@ -241,9 +239,7 @@ class Tally:
         kind = min(found.kinds, key=_KINDS.index, default=Kind.CLEAN)
         verdict = Verdict.CLEAN if kind in (Kind.BOILERPLATE, Kind.CLEAN) else Verdict.CONTAMINATED
         length = lengths[found.best.overlap.form]
-        return ItemVerdict(
-            reference, verdict, kind, found.run, found.coverage, found.documents, found.best, length
-        )
+        return ItemVerdict(reference, verdict, kind, found.run, found.coverage, found.documents, found.best, length)
 
 
 def item_lengths(items: Iterable[Reference]) -> list[list[int]]:

@@ -226,8 +226,10 @@ def prepare(config: ScoringConfig) -> torch.device:
         torch.set_num_threads(execution.threads)
     os.environ.setdefault("RAYON_NUM_THREADS", str(torch.get_num_threads()))  # of tokenizers
     set_products(config.precision)
-    rank, count, local_rank = (int(os.environ.get(variable, default)) for variable, default in
-                               (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    rank, count, local_rank = (
+        int(os.environ.get(variable, default))
+        for variable, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+    )
     device = torch.device(name)
     if name == "cuda":
         require_own_gpu(local_rank)

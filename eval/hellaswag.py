@@ -20,8 +20,12 @@ def encoded_item(row: dict, encode: Callable[[str], list[int]]) -> dict:
     endings = [without_wikihow_marks(ending) for ending in row["endings"]]
     context = encode(asked.rstrip())
     choices = [encode(f"{asked} {ending}")[len(context) :] for ending in endings]
-    return {"context": context, "choices": choices, "lengths": [len(ending) for ending in endings],
-            "gold": int(row["label"])}  # fmt: skip
+    return {
+        "context": context,
+        "choices": choices,
+        "lengths": [len(ending) for ending in endings],
+        "gold": int(row["label"]),
+    }
 
 
 def without_wikihow_marks(text: str) -> str:

@@ -110,8 +110,12 @@ def _own_files_alone(folder: Path | None) -> Iterator[None]:
     def resolved(pattern: str, base_path: str, *others: Any, **named: Any) -> list[str]:
         path, base = PurePosixPath(pattern), PurePosixPath(os.path.normpath(base_path))
         inside = base.is_relative_to(folder.resolve()) if folder else base_path.startswith("hf://")
-        if not inside or path.is_absolute() or ".." in (*path.parts, *PurePosixPath(base_path).parts) or (
-                "://" in pattern or "::" in pattern):  # fmt: skip
+        if (
+            not inside
+            or path.is_absolute()
+            or ".." in (*path.parts, *PurePosixPath(base_path).parts)
+            or ("://" in pattern or "::" in pattern)
+        ):
             raise HubError(f"its README names files that are not in it: {pattern!r} in {base_path!r}")
         return resolve(pattern, base_path, *others, **named)
 

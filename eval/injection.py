@@ -146,9 +146,7 @@ def suits(item: Reference, form: str, n: int) -> bool:
             return True
 
 
-def found_in(
-    texts: Iterable[str], items: list[Reference], index: Index, config: ContaminationConfig
-) -> list[set[int]]:
+def found_in(texts: Iterable[str], items: list[Reference], index: Index, config: ContaminationConfig) -> list[set[int]]:
     """For every text the scored items that it contaminates."""
     documents = from_texts((str(number), text.encode("utf-8", "replace")) for number, text in enumerate(texts))
     return [

@@ -110,8 +110,16 @@ def leaderboard(rows: list[Row], reports: dict[str, str] | None = None) -> str:
         [
             [
                 f"[{row['run'][:12]}]({link})" if (link := (reports or {}).get(row["run"])) else row["run"][:12],
-                row["preset"], row["bits_per_byte"], row["parameters"], row["tokens"], row["seconds"] / 3600,
-                row["usd"], row["finished"], row["commit"][:12], row["validation_data"][:8], f"{row['flops']:.2e}",
+                row["preset"],
+                row["bits_per_byte"],
+                row["parameters"],
+                row["tokens"],
+                row["seconds"] / 3600,
+                row["usd"],
+                row["finished"],
+                row["commit"][:12],
+                row["validation_data"][:8],
+                f"{row['flops']:.2e}",
             ]
             for row in ranked
         ],
@@ -120,9 +128,11 @@ def leaderboard(rows: list[Row], reports: dict[str, str] | None = None) -> str:
 
 def leaderboard_page(rows: list[Row], reports: dict[str, str]) -> str:
     """The leaderboard as one HTML file: the runs on each set of validation data, and their benchmark scores."""
-    sections = ["# The Daily Train: leaderboard",
-                f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}. Bits per byte compare between runs on the same "
-                "validation data, whatever the tokenizer; accuracies of small models are mostly noise."]
+    sections = [
+        "# The Daily Train: leaderboard",
+        f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}. Bits per byte compare between runs on the same "
+        "validation data, whatever the tokenizer; accuracies of small models are mostly noise.",
+    ]
     newest = {row["validation_data"]: row["finished"] for row in sorted(rows, key=lambda row: row["finished"])}
     for data in sorted(newest, key=newest.__getitem__, reverse=True):
         part = [row for row in rows if row["validation_data"] == data]

@@ -12,8 +12,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     """A Markdown table; numbers are aligned right, floats shown with four significant digits, None as a dash."""
     rows = [list(row) for row in rows]
     numeric = [
-        bool(rows) and all(isinstance(row[column], int | float | None) for row in rows)
-        for column in range(len(header))
+        bool(rows) and all(isinstance(row[column], int | float | None) for row in rows) for column in range(len(header))
     ]
     rule = "|" + "|".join("---:" if right else "---" for right in numeric) + "|"
     lines = ["| " + " | ".join(header) + " |", rule]

@@ -44,9 +44,7 @@ def _overlaps(data: np.ndarray, offsets: np.ndarray, hits: Hits, index: Index) -
             yield overlaps(data[offsets[document] : offsets[document + 1]], found, index)
 
 
-def _in_renderings(
-    data: np.ndarray, offsets: np.ndarray, marked: np.ndarray, index: Index
-) -> dict[int, list[Overlap]]:
+def _in_renderings(data: np.ndarray, offsets: np.ndarray, marked: np.ndarray, index: Index) -> dict[int, list[Overlap]]:
     """By document what its renderings have of the items; bytes are those of the document."""
     found: dict[int, list[Overlap]] = {}
     for batch in _batches(data, offsets, marked):

@@ -40,8 +40,9 @@ def compare(baseline: list[Training], candidate: list[Training]) -> dict[str, An
         "baseline": [asdict(run) for run in baseline],
         "candidate": [asdict(run) for run in candidate],
         "difference": _mean([run.bits_per_byte - at_one[run.seed] for run in candidate]),
-        "multiplier": None if outside else {name: value if value is None else np.exp(value).tolist()
-                                            for name, value in _mean(multipliers).items()},
+        "multiplier": None
+        if outside
+        else {name: value if value is None else np.exp(value).tolist() for name, value in _mean(multipliers).items()},
         "outside": len(outside),
     }
 
@@ -97,14 +98,21 @@ def render_comparison(found: dict[str, Any]) -> str:
         f"{_interval(difference, '+.4f')}, paired over {len(found['candidate'])} seed(s); negative is better.",
     ]
     if multiplier is None:
-        lines.append(f"**Compute multiplier: cannot be given.** {found['outside']} of the candidate's losses lie "
-                     "outside what the baseline reached; give it smaller or larger budgets.")
+        lines.append(
+            f"**Compute multiplier: cannot be given.** {found['outside']} of the candidate's losses lie "
+            "outside what the baseline reached; give it smaller or larger budgets."
+        )
     else:
-        lines.append(f"**Compute multiplier: {multiplier['mean']:.2f}**{_interval(multiplier, '.2f')}: the "
-                     "baseline needs so many times the FLOPs for the same loss.")
+        lines.append(
+            f"**Compute multiplier: {multiplier['mean']:.2f}**{_interval(multiplier, '.2f')}: the "
+            "baseline needs so many times the FLOPs for the same loss."
+        )
     lines.append("One size and these seeds alone: a claim needs at least two sizes and a tuned baseline.")
-    rows = [[arm, run["seed"], run["budget"], f"{run['flops']:.3e}", f"{run['bits_per_byte']:.4f}"]
-            for arm in ("baseline", "candidate") for run in found[arm]]  # fmt: skip
+    rows = [
+        [arm, run["seed"], run["budget"], f"{run['flops']:.3e}", f"{run['bits_per_byte']:.4f}"]
+        for arm in ("baseline", "candidate")
+        for run in found[arm]
+    ]
     lines.append(markdown_table(["arm", "seed", "share of its budget", "FLOPs", "bits per byte"], rows))
     return "\n\n".join(lines) + "\n"
 

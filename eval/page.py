@@ -78,7 +78,7 @@ def page(markdown: str, images: dict[str, bytes]) -> str:
     body = reader.renderer.render(tokens, reader.options, {})
     links = "".join(f'<a href="#{name}">{html.escape(told)}</a>' for name, told in chapters)
     if links:
-        body = re.sub(r'(<h2 id=)', lambda found: f"<nav>{links}</nav>\n{found[0]}", body, count=1)
+        body = re.sub(r"(<h2 id=)", lambda found: f"<nav>{links}</nav>\n{found[0]}", body, count=1)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

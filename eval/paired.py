@@ -103,8 +103,15 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
     """
     found = spread(differences, clusters)
     limits, reason = interval(differences, clusters, DIFFERENCES)
-    row = {"n": len(differences), "difference": found.mean, "standard_error": found.error, "interval": limits,
-           "no_interval": reason, "p": None, "detectable": None}  # fmt: skip
+    row = {
+        "n": len(differences),
+        "difference": found.mean,
+        "standard_error": found.error,
+        "interval": limits,
+        "no_interval": reason,
+        "p": None,
+        "detectable": None,
+    }
     if limits is None:
         return row
     mean, error, n, degrees = found.mean, found.error, found.effective, found.degrees
@@ -158,8 +165,9 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
     A row is as significant as the weaker of its tests; over all rows the p are Holm's, so that among runs that are
     equal at most 5 of 100 get a verdict at all.
     """
-    tested = sorted((max(row["p"], row.get("mcnemar_p", 0.0)), number)
-                    for number, row in enumerate(rows) if row["p"] is not None)
+    tested = sorted(
+        (max(row["p"], row.get("mcnemar_p", 0.0)), number) for number, row in enumerate(rows) if row["p"] is not None
+    )
     found: dict[str, list[str]] = {"regressed": [], "improved": []}
     significant = []
     for place, (p, number) in enumerate(tested):

@@ -140,8 +140,11 @@ def load_pretrained(config: PretrainedConfig) -> AnswerModel:
     def encode(texts: list[str], add_special_tokens: bool | None) -> list[list[int]]:
         ids: dict[str, list[int]] = {}
         for special in (True, False):
-            part = [text for text in texts if special == (
-                not text.startswith(prefix_text) if add_special_tokens is None else add_special_tokens)]
+            part = [
+                text
+                for text in texts
+                if special == (not text.startswith(prefix_text) if add_special_tokens is None else add_special_tokens)
+            ]
             with tokenized_on_all_threads():
                 ids |= zip(part, tokenizer(part, add_special_tokens=special)["input_ids"] if part else [])
         return [ids[text] for text in texts]

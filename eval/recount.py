@@ -187,9 +187,16 @@ def _check_suites(coverage: Row, verdicts: list[Row], items: Sequence[Reference]
     for row, item in zip(verdicts, items, strict=True):
         part = expected.setdefault(
             row["suite"],
-            {"severity": item.severity.value, "items": 0, "checkable": 0, "uncheckable": [], "clean": 0,
-             "contaminated": 0, "by_kind": {}},
-        )  # fmt: skip
+            {
+                "severity": item.severity.value,
+                "items": 0,
+                "checkable": 0,
+                "uncheckable": [],
+                "clean": 0,
+                "contaminated": 0,
+                "by_kind": {},
+            },
+        )
         part["items"] += 1
         part["by_kind"][row["kind"]] = part["by_kind"].get(row["kind"], 0) + 1
         if row["verdict"] == Verdict.UNCHECKABLE:

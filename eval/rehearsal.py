@@ -35,9 +35,7 @@ class Untrained:
         self.max_length = max_length
         self.network = self
 
-    def __call__(
-        self, inputs: list[Sequence], answers: list[list[int]], report: Callable[[int], None]
-    ) -> list[Score]:
+    def __call__(self, inputs: list[Sequence], answers: list[list[int]], report: Callable[[int], None]) -> list[Score]:
         return [(0.0, False)] * len(inputs)
 
 

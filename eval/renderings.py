@@ -90,9 +90,7 @@ def renderings(data: np.ndarray) -> Iterator[Rendering]:
     """Every rendering of a document, UTF-8 as uint8, that differs from it."""
     todo: list[tuple[np.ndarray, Rendering | None]] = [(data, None)]
     for _ in range(_MOST_PASSES):
-        todo = [
-            (rendering.data, rendering) for text, of in todo for rendering in _rendered(text.tobytes(), of)
-        ]
+        todo = [(rendering.data, rendering) for text, of in todo for rendering in _rendered(text.tobytes(), of)]
         yield from (rendering for _, rendering in todo)
 
 

@@ -92,12 +92,17 @@ def score_table(scores: list[dict[str, Any]]) -> str:
 
 def notes(scores: list[dict[str, Any]]) -> list[str]:
     """What a reader of the table must know: what was not scored and why, subsets, items too short to check."""
-    lines = [f"**{score['suite']}: not scored.** {sentence(score['not_scored'])}." for score in scores
-             if score["value"] is None]  # fmt: skip
+    lines = [
+        f"**{score['suite']}: not scored.** {sentence(score['not_scored'])}."
+        for score in scores
+        if score["value"] is None
+    ]
     scored = [score for score in scores if score["value"] is not None]
     if any(score["subset"] for score in scored):
-        lines.append("Scores are of a fixed, seeded subset of items where the table says “of”; all items were checked "
-                     "for contamination.")
+        lines.append(
+            "Scores are of a fixed, seeded subset of items where the table says “of”; all items were checked "
+            "for contamination."
+        )
     uncheckable = {score["suite"]: score["uncheckable_items"] for score in scored if score["uncheckable_items"]}
     if uncheckable:
         named = ", ".join(f"{suite} {count}" for suite, count in uncheckable.items())
@@ -133,8 +138,17 @@ def render(report: Report) -> str:
         "## Training",
         markdown_table(
             ["parameters", "tokens", "steps", "FLOPs", "seconds", "tokens a second", "device"],
-            [[training["parameters"], training["tokens"], training["steps"], f"{training['flops']:.3e}",
-              training["seconds"], training["tokens"] / training["seconds"], training["device"]]],
+            [
+                [
+                    training["parameters"],
+                    training["tokens"],
+                    training["steps"],
+                    f"{training['flops']:.3e}",
+                    training["seconds"],
+                    training["tokens"] / training["seconds"],
+                    training["device"],
+                ]
+            ],
         ),
         "## Text before and after training",
         *_samples(report["samples"]),

@@ -75,8 +75,10 @@ def flaw(row: Row) -> str | None:
         if name in row and not row[name].strip():
             return f"{name} is empty"
     for name, choices in _choices(row).items():
-        read = [" ".join(re.sub(r"\[.*?\]", " ", choice).split()) if name == "endings" else " ".join(choice.split())
-                for choice in choices]  # lm-eval takes marks such as [step] out of endings  # fmt: skip
+        read = [
+            " ".join(re.sub(r"\[.*?\]", " ", choice).split()) if name == "endings" else " ".join(choice.split())
+            for choice in choices
+        ]  # lm-eval takes marks such as [step] out of endings
         if len(read) < 2:
             return f"{name} has {len(read)} choice, expected at least 2"
         if "" in read:

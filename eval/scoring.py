@@ -110,9 +110,7 @@ class Scorer:
         """Tokens run through the network by all processes, without padding."""
         self.shares_beginnings = network.shares_beginnings
 
-    def __call__(
-        self, inputs: list[Sequence], answers: list[list[int]], report: Callable[[int], None]
-    ) -> list[Score]:
+    def __call__(self, inputs: list[Sequence], answers: list[list[int]], report: Callable[[int], None]) -> list[Score]:
         """Scores of `answers[i]`, read from the last positions of `inputs[i]` (which lacks the last token).
 
         `report` gets the number of requests that are done. Each of several processes runs its share of rows.
@@ -129,8 +127,12 @@ class Scorer:
         tokens = 0
         launched: _Launched | None = None
         for batch in batches(rows[rank::world], self.batch_tokens):
-            numbers = [(row, number) for row in range(len(batch.rows)) for sequence in batch.rows[row].paths
-                       for number in wanted[sequence]]
+            numbers = [
+                (row, number)
+                for row in range(len(batch.rows))
+                for sequence in batch.rows[row].paths
+                for number in wanted[sequence]
+            ]
             paths = [batch.rows[row].paths[inputs[number]] for row, number in numbers]
             before, launched = launched, self._launch(batch, numbers, paths, [answers[number] for _, number in numbers])
             if before is not None:  # read only now: the GPU already has its next batch while the host waits
@@ -180,15 +182,17 @@ class Scorer:
         return True
 
     @torch.inference_mode()
-    def _launch(self, batch: Batch, numbers: list[tuple[int, int]], paths: list[np.ndarray],
-                answers: list[list[int]]) -> _Launched:
+    def _launch(
+        self, batch: Batch, numbers: list[tuple[int, int]], paths: list[np.ndarray], answers: list[list[int]]
+    ) -> _Launched:
         """Scores of `answers[i]` at the end of `paths[i]`; `numbers[i]` is its row and its request.
 
         Nothing here waits for a GPU: everything that decides a shape is computed on the host.
         """
         B, T = batch.tokens.shape
-        place_P = np.concatenate([row * T + path[-len(answer) :]
-                                  for (row, _), path, answer in zip(numbers, paths, answers)])
+        place_P = np.concatenate(
+            [row * T + path[-len(answer) :] for (row, _), path, answer in zip(numbers, paths, answers)]
+        )
         place_U, where_P = np.unique(place_P, return_inverse=True)  # choices are read from one end of the context
         row_U, counts_B = place_U // T, np.bincount(place_U // T, minlength=B)
         number_U = np.arange(len(place_U)) - (np.cumsum(counts_B) - counts_B)[row_U]  # within its row

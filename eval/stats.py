@@ -88,8 +88,13 @@ def spread(values: Sequence[float], clusters: Sequence) -> Spread:
     number, groups, n = [names[name] for name in clusters], len(names), len(x)
     sizes = np.bincount(number, minlength=groups)
     share = sizes / n
-    facts = {"mean": float(x.mean()), "items": n, "clusters": groups, "largest": float(share.max()),
-             "effective": float(1 / (share @ share))}  # fmt: skip
+    facts = {
+        "mean": float(x.mean()),
+        "items": n,
+        "clusters": groups,
+        "largest": float(share.max()),
+        "effective": float(1 / (share @ share)),
+    }
     if groups < 2:
         return Spread(**facts, error=None, degrees=0.0, carriers=0.0)
     sums = np.bincount(number, weights=x - x.mean(), minlength=groups) / (1 - share)
@@ -257,8 +262,7 @@ Scored = tuple[float, str, str]
 def _joined(samples: pa.Table, verdicts: pa.Table) -> dict[tuple[str, str, str], list[Scored]]:
     """Scores and verdicts by suite, task and metric; raises `StatsError` for an item without a verdict."""
     verdict_of = {
-        (row["suite"], row["item"]): row["verdict"]
-        for row in verdicts.select(["suite", "item", "verdict"]).to_pylist()
+        (row["suite"], row["item"]): row["verdict"] for row in verdicts.select(["suite", "item", "verdict"]).to_pylist()
     }
     scored: dict[tuple[str, str, str], list[tuple[float, str, str]]] = {}
     for row in samples.select(["suite", "task", "item", "cluster", *_METRICS]).to_pylist():

@@ -189,9 +189,7 @@ SUITES: dict[str, Suite] = {
             train_rows=40398,
             schema=_WINOGRANDE,
             tasks=(
-                BenchmarkTask(
-                    name="winogrande", definition="winogrande/default.yaml", metrics={Metric.ACC: "acc"}
-                ),
+                BenchmarkTask(name="winogrande", definition="winogrande/default.yaml", metrics={Metric.ACC: "acc"}),
             ),
         ),
         Suite(

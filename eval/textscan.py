@@ -328,17 +328,45 @@ def _scan(
                     word = _BASIS
                     if count - looked_up == _BLOCK:
                         hit_count = _look_up(
-                            prefix, starts, ends, likely, looked_up, count, document, first,
-                            lengths, powers, long_bitmap, short_bitmap, hashes, slots, found, hit_count,
-                        )  # fmt: skip
+                            prefix,
+                            starts,
+                            ends,
+                            likely,
+                            looked_up,
+                            count,
+                            document,
+                            first,
+                            lengths,
+                            powers,
+                            long_bitmap,
+                            short_bitmap,
+                            hashes,
+                            slots,
+                            found,
+                            hit_count,
+                        )
                         looked_up = count
                 part += 1
             i += width
         word_counts[document] = count
         hit_count = _look_up(
-            prefix, starts, ends, likely, looked_up, count, document, first,
-            lengths, powers, long_bitmap, short_bitmap, hashes, slots, found, hit_count,
-        )  # fmt: skip
+            prefix,
+            starts,
+            ends,
+            likely,
+            looked_up,
+            count,
+            document,
+            first,
+            lengths,
+            powers,
+            long_bitmap,
+            short_bitmap,
+            hashes,
+            slots,
+            found,
+            hit_count,
+        )
     return hit_count
 
 
@@ -350,9 +378,23 @@ def _ngram(prefix: np.ndarray, count: int, length: int, power: np.uint64) -> np.
 
 @numba.njit(cache=True)
 def _look_up(
-    prefix, starts, ends, likely, looked_up, count, document, first,
-    lengths, powers, long_bitmap, short_bitmap, hashes, slots, found, hit_count,
-):  # fmt: skip
+    prefix,
+    starts,
+    ends,
+    likely,
+    looked_up,
+    count,
+    document,
+    first,
+    lengths,
+    powers,
+    long_bitmap,
+    short_bitmap,
+    hashes,
+    slots,
+    found,
+    hit_count,
+):
     """Write the hits of n-grams that end with words `looked_up` to `count` - 1; returns how many there are now.
 
     The bitmaps are asked for a whole block of words first: the loads do not depend on each other or on any branch, so

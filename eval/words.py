@@ -48,9 +48,7 @@ def _folded(character: str) -> str:
     if unicodedata.category(character) in _UNASSIGNED and character not in _IGNORABLE:
         return " "
     parts = unicodedata.normalize("NFKD", character)
-    seen = "".join(
-        part for part in parts if unicodedata.category(part) not in _UNSEEN and part not in _IGNORABLE
-    )
+    seen = "".join(part for part in parts if unicodedata.category(part) not in _UNSEEN and part not in _IGNORABLE)
     folded = seen.casefold().translate(_LOOKALIKES)
     return "".join(part if part.isalnum() and part not in _APOSTROPHES else " " for part in folded)
 

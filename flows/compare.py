@@ -69,10 +69,13 @@ def compare_designs(
 
     seeds = range(compare.seeds)
     candidate_recipes = {(seed, 1.0): recipe(other, seed, 1.0) for seed in seeds}
-    baseline_recipes = {(seed, budget): recipe(baseline, seed, budget) for seed in seeds
-                        for budget in sorted(compare.budgets)}  # fmt: skip
-    trainings = [*((other.model, train) for train in candidate_recipes.values()),
-                 *((baseline.model, train) for train in baseline_recipes.values())]  # fmt: skip
+    baseline_recipes = {
+        (seed, budget): recipe(baseline, seed, budget) for seed in seeds for budget in sorted(compare.budgets)
+    }
+    trainings = [
+        *((other.model, train) for train in candidate_recipes.values()),
+        *((baseline.model, train) for train in baseline_recipes.values()),
+    ]
     check_run(trainings, baseline.tokenizer, None, place)
 
     documents = download(baseline.data, place)
@@ -80,8 +83,9 @@ def compare_designs(
     shards = build_shards(baseline.shard, documents, vocabulary, place)
 
     def trained(run: RunConfig, recipes: Recipes) -> dict[tuple[int, float], Result]:
-        return {which: train_model(run.model, train, shards, vocabulary, None, place)
-                for which, train in recipes.items()}  # fmt: skip
+        return {
+            which: train_model(run.model, train, shards, vocabulary, None, place) for which, train in recipes.items()
+        }
 
     candidates, baselines = trained(other, candidate_recipes), trained(baseline, baseline_recipes)
     names = (preset.value, f"{(candidate or preset).value} {as_changes(train, model)}".strip())
@@ -91,5 +95,8 @@ def compare_designs(
 def as_changes(train: TrainChanges, model: ModelChanges) -> str:
     """The candidate's changes in words."""
     changes = changes_of(train=train, model=model)
-    return ", ".join(f"{name}.{field}={'null' if value is None else value}"
-                     for name, fields in changes.items() for field, value in fields.items())  # fmt: skip
+    return ", ".join(
+        f"{name}.{field}={'null' if value is None else value}"
+        for name, fields in changes.items()
+        for field, value in fields.items()
+    )

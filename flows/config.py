@@ -87,8 +87,11 @@ class Form(Settings):
 
     @model_serializer(mode="wrap")
     def _given(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        untouched = {name for name, field in type(self).model_fields.items()
-                     if getattr(self, name) is None and _is_choice_of_forms(field.annotation)}  # fmt: skip
+        untouched = {
+            name
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) is None and _is_choice_of_forms(field.annotation)
+        }
         given = self.model_fields_set - untouched
         return {name: value for name, value in serialise(self).items() if name in given}
 

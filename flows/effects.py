@@ -19,9 +19,18 @@ if TYPE_CHECKING:
 
 def _has_scalars(model: GPTConfig) -> bool:
     """Whether the network has parameters of role scalar (`model.optim.roles`)."""
-    return (model.norm is Norm.LAYER or model.bias or model.attention_gate or model.residual_lambdas
-            or model.embedding_lambdas or model.backout or model.smear is not Smear.NONE
-            or model.value_embeddings or model.mlp is MLPKind.MOE or Window.SPARSE in model.windows)  # fmt: skip
+    return (
+        model.norm is Norm.LAYER
+        or model.bias
+        or model.attention_gate
+        or model.residual_lambdas
+        or model.embedding_lambdas
+        or model.backout
+        or model.smear is not Smear.NONE
+        or model.value_embeddings
+        or model.mlp is MLPKind.MOE
+        or Window.SPARSE in model.windows
+    )
 
 
 Condition = tuple[Callable[["RunConfig"], bool], str]
@@ -39,15 +48,19 @@ ACTS_WHEN: dict[str, Condition] = {
     "model.latent_size": (lambda run: run.model.attention is AttentionKind.MLA, "model.attention is mla"),
     "model.rotary_base": _ROTARY,
     "model.rotary_fraction": (
-        lambda run: run.model.position is Position.ROTARY
-        and (run.model.attention is AttentionKind.MHA or run.model.rotary_fraction <= 0.5),
+        lambda run: (
+            run.model.position is Position.ROTARY
+            and (run.model.attention is AttentionKind.MHA or run.model.rotary_fraction <= 0.5)
+        ),
         "model.position is rotary, at most 0.5 if model.attention is mla",
     ),
     "model.partial_key_offset": (lambda run: Window.LONG in run.model.windows, "a layer has the window L"),
     "model.qk_scale": (lambda run: run.model.qk_norm, "model.qk_norm is true"),
     "model.short_window": (
-        lambda run: {Window.SHORT, Window.SPARSE} & set(run.model.windows)
-        and (run.model.short_window or 0) <= run.model.sequence_length,
+        lambda run: (
+            {Window.SHORT, Window.SPARSE} & set(run.model.windows)
+            and (run.model.short_window or 0) <= run.model.sequence_length
+        ),
         "a layer has the window S or N and it is at most model.sequence_length",
     ),
     "model.sparse_block": _SPARSE,
@@ -57,8 +70,15 @@ ACTS_WHEN: dict[str, Condition] = {
         "model.mlp is dense or model.expert_hidden is null",
     ),
     **dict.fromkeys(
-        ("model.experts", "model.experts_per_token", "model.shared_experts", "model.expert_hidden", "model.balance",
-         "model.balance_rate"), _MOE,
+        (
+            "model.experts",
+            "model.experts_per_token",
+            "model.shared_experts",
+            "model.expert_hidden",
+            "model.balance",
+            "model.balance_rate",
+        ),
+        _MOE,
     ),
     "train.head_learning_rate": (lambda run: not run.model.tied_head, "model.tied_head is false"),
     "train.scalar_learning_rate": (
@@ -81,7 +101,8 @@ ACTS_WHEN: dict[str, Condition] = {
     "train.fp8_smallest_size": (lambda run: run.train.precision is Precision.FP8, "train.precision is fp8"),
     "tokenizer.training_bytes": (lambda run: run.tokenizer.kind is TokenizerKind.TRAIN, "tokenizer.kind is train"),
     "evaluation.seed": (
-        lambda run: run.evaluation.items_per_suite is not None, "evaluation.items_per_suite is not null"
+        lambda run: run.evaluation.items_per_suite is not None,
+        "evaluation.items_per_suite is not null",
     ),
     "evaluation.items_per_suite": (
         lambda run: any(SUITES[name].rows > run.evaluation.items_per_suite for name in run.evaluation.suites),

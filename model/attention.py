@@ -111,8 +111,13 @@ class Attention(nn.Module):
             k_BTJK = torch.cat((shared_BTJR, k_BTJK), dim=-1)
         return k_BTJK, v_BTJK
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                value_embedding_BTE: Tensor | None, documents: Documents | Tree | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        value_embedding_BTE: Tensor | None,
+        documents: Documents | Tree | None = None,
+    ) -> Tensor:
         """y_BTD, or y_BRD where only R places of each row are read (`Tree.read_at`)."""
         config = self.config
         own_BTD = queries(x_BTD, documents)
@@ -147,8 +152,14 @@ class Attention(nn.Module):
         if self.window is Window.SPARSE:
             gates_3BHT1 = torch.sigmoid(self.branch_gate(gate_input)).view(B, T, 3, -1).permute(2, 0, 3, 1)[..., None]
             compressed, selected = sparse_attention(
-                q_BHTK, k_BHTK, v_BHTK, self.block_weights, blocks=config.sparse_blocks, shared=shared,
-                documents=documents)
+                q_BHTK,
+                k_BHTK,
+                v_BHTK,
+                self.block_weights,
+                blocks=config.sparse_blocks,
+                shared=shared,
+                documents=documents,
+            )
             y_BHTK = gates_3BHT1[0] * y_BHTK + gates_3BHT1[1] * compressed + gates_3BHT1[2] * selected
         y_BTHK = y_BHTK.transpose(1, 2)
         if config.attention_gate:

@@ -27,9 +27,20 @@ def main(argv: list[str]) -> int:
     else:
         steps, timing = trainer.steps, trainer.timing
         if trainer.processes.first:
-            print(json.dumps({"event": "budget", "steps": steps, "tokens": steps * config.train.tokens_per_step,
-                              "seconds_per_step": timing.step, "fixed_seconds": timing.fixed,
-                              "seconds": timing.seconds(steps), "device": trainer.device_name}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "event": "budget",
+                        "steps": steps,
+                        "tokens": steps * config.train.tokens_per_step,
+                        "seconds_per_step": timing.step,
+                        "fixed_seconds": timing.fixed,
+                        "seconds": timing.seconds(steps),
+                        "device": trainer.device_name,
+                    }
+                ),
+                flush=True,
+            )
         return 0
 
 

@@ -31,8 +31,16 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, Recursion
 FREE_NUMBERS = 2**24
 """Of the tables of positions, which no file holds."""
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
-_DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
-           torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.bool: "BOOL"}
+_DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 """Their names in a safetensors file, in the order in which the library writes them."""
 
 
@@ -102,8 +110,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, object]:
     tensors = dict(sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0])))
     header, size = {}, 0
     for name, tensor in tensors.items():
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape),
-                        "data_offsets": [size, size := size + tensor.nbytes]}
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [size, size := size + tensor.nbytes],
+        }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     parts = [len(text).to_bytes(8, "little"), text]
@@ -136,8 +147,7 @@ def _publish_directory(directory: Path, tensors: dict[str, dict[str, Tensor]], r
         raise CheckpointError(f"cannot write {directory}: {error}") from error
 
 
-def save(directory: Path, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor],
-         state: dict) -> Path:
+def save(directory: Path, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict) -> Path:
     """Write checkpoint `step` and drop all but the last two."""
     path = Path(directory) / f"step_{step:09d}"
 
@@ -165,12 +175,15 @@ class Writer:
         self._written: list[int] = []
         self._copies: dict[tuple[str, str], Tensor] = {}  # kept: pinning memory is slow
 
-    def save(self, step: int, weights: Iterable[tuple[str, Tensor]], optimizer: Iterable[tuple[str, Tensor]],
-             state: dict) -> None:
+    def save(
+        self, step: int, weights: Iterable[tuple[str, Tensor]], optimizer: Iterable[tuple[str, Tensor]], state: dict
+    ) -> None:
         """Begin to write checkpoint `step`, when the one before is written; tensors may change on return."""
         self.wait()
-        files = [{name: self._copy(file, name, tensor) for name, tensor in tensors}
-                 for file, tensors in zip(_TENSOR_FILES, (weights, optimizer))]
+        files = [
+            {name: self._copy(file, name, tensor) for name, tensor in tensors}
+            for file, tensors in zip(_TENSOR_FILES, (weights, optimizer))
+        ]
         copied = torch.cuda.Event() if torch.cuda.is_available() else None
         if copied is not None:
             copied.record()
@@ -182,8 +195,14 @@ class Writer:
             self._copies[file, name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return self._copies[file, name].copy_(tensor.detach(), non_blocking=True)
 
-    def _write(self, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict,
-               copied: torch.cuda.Event | None) -> None:
+    def _write(
+        self,
+        step: int,
+        weights: dict[str, Tensor],
+        optimizer: dict[str, Tensor],
+        state: dict,
+        copied: torch.cuda.Event | None,
+    ) -> None:
         try:
             if copied is not None:
                 copied.synchronize()
@@ -251,9 +270,15 @@ def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def publish_final(directory: Path, model: GPT, eot_token: int, tokenizer_sha256: str | None, result: dict) -> None:
     """Write the finished model: model.safetensors and config.json, both the same for equal runs."""
+
     def make_record(files: dict) -> dict:
-        return {"model": asdict(model.config), "eot_token": eot_token, "tokenizer_sha256": tokenizer_sha256,
-                "model_sha256": files[_TENSOR_FILES[0]]["sha256"], "result": result}
+        return {
+            "model": asdict(model.config),
+            "eot_token": eot_token,
+            "tokenizer_sha256": tokenizer_sha256,
+            "model_sha256": files[_TENSOR_FILES[0]]["sha256"],
+            "result": result,
+        }
 
     weights = {name: value.float() for name, value in model.state_dict().items()}
     _publish_directory(Path(directory), {_TENSOR_FILES[0]: weights}, "config.json", make_record)
@@ -280,11 +305,13 @@ def load_final(directory: Path, device: str = "cpu") -> FinalModel:
         _require_fit(config, weights)
         model = GPT(config)
         model.load_state_dict(weights)
-        return FinalModel(model.to(torch.device(device)).eval(), record["eot_token"],
-                          record["tokenizer_sha256"], record)
+        return FinalModel(
+            model.to(torch.device(device)).eval(), record["eot_token"], record["tokenizer_sha256"], record
+        )
     except (*DAMAGE, CheckpointError) as error:
-        raise CheckpointError(f"{directory}: its config.json and model.safetensors do not belong together: "
-                              f"{reason_of(error)}") from error
+        raise CheckpointError(
+            f"{directory}: its config.json and model.safetensors do not belong together: {reason_of(error)}"
+        ) from error
 
 
 def _require_fit(config: GPTConfig, weights: dict[str, Tensor]) -> None:
@@ -300,4 +327,3 @@ def _require_fit(config: GPTConfig, weights: dict[str, Tensor]) -> None:
             raise CheckpointError(f"{name} should have the shape {shapes.get(name)}, but has {found.get(name)}")
     if config.sequence_length * config.rotary_size > FREE_NUMBERS + 100 * numbers:
         raise CheckpointError(f"sequence_length is {config.sequence_length}, far too long for {numbers} weights")
-

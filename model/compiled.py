@@ -62,8 +62,11 @@ class CompiledCode:
 
 def _names(folder: Path) -> list[str]:
     """Of the files in a folder and the folders in it, without locks and what is being written."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
-                  if path.is_file() and path.name != _FILES and path.suffix not in (".lock", ".tmp"))
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != _FILES and path.suffix not in (".lock", ".tmp")
+    )
 
 
 def _remove_damaged(folder: Path) -> None:

@@ -27,9 +27,19 @@ from model.parsing import parse as parse
 
 MAX_VOCABULARY = 65_536  # tokens are stored as uint16
 LARGEST = {
-    "depth": 10_000, "width": 2**20, "heads": 2**20, "mlp_ratio": 2**10, "sequence_length": 2**24,
-    "vocab_multiple": MAX_VOCABULARY, "latent_size": 2**20, "short_window": 2**24, "sparse_block": 2**24,
-    "sparse_blocks": 2**24, "experts": 2**16, "experts_per_token": 2**16, "shared_experts": 2**16,
+    "depth": 10_000,
+    "width": 2**20,
+    "heads": 2**20,
+    "mlp_ratio": 2**10,
+    "sequence_length": 2**24,
+    "vocab_multiple": MAX_VOCABULARY,
+    "latent_size": 2**20,
+    "short_window": 2**24,
+    "sparse_block": 2**24,
+    "sparse_blocks": 2**24,
+    "experts": 2**16,
+    "experts_per_token": 2**16,
+    "shared_experts": 2**16,
     "expert_hidden": 2**20,
 }
 """Sizes over these are mistakes that would fill the memory before anything could be said about them."""
@@ -125,44 +135,68 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         coerce_choices(self)
-        sizes = ("depth width heads mlp_ratio sequence_length vocab_multiple sparse_block sparse_blocks experts "
-                 "experts_per_token")
+        sizes = (
+            "depth width heads mlp_ratio sequence_length vocab_multiple sparse_block sparse_blocks experts "
+            "experts_per_token"
+        )
         require_each(self, sizes, lambda value: value >= 1, "at least 1")
-        require_each(self, "kv_heads latent_size short_window expert_hidden", lambda value: value >= 1,
-                     "at least 1", null=True)
+        require_each(
+            self, "kv_heads latent_size short_window expert_hidden", lambda value: value >= 1, "at least 1", null=True
+        )
         for name, most in LARGEST.items():
-            require(getattr(self, name) is None or getattr(self, name) <= most, name, getattr(self, name),
-                    f"at most {most}")
+            require(
+                getattr(self, name) is None or getattr(self, name) <= most, name, getattr(self, name), f"at most {most}"
+            )
         require_each(self, "shared_experts balance_rate", lambda value: value >= 0, "at least 0")
         require_each(self, "rotary_base", lambda value: value > 1, "over 1")
         require_each(self, "qk_scale", lambda value: value > 0, "positive")
         require_each(self, "softcap", lambda value: value > 0, "positive", null=True)
         require_each(self, "rotary_fraction", lambda value: 0 < value <= 1, "in (0, 1]")
-        require(self.window_pattern and set(self.window_pattern) <= set(Window), "window_pattern",
-                self.window_pattern, f"letters out of {', '.join(Window)}")
-        require(self.experts_per_token <= self.experts, "experts_per_token", self.experts_per_token,
-                f"at most experts, {self.experts}")
+        require(
+            self.window_pattern and set(self.window_pattern) <= set(Window),
+            "window_pattern",
+            self.window_pattern,
+            f"letters out of {', '.join(Window)}",
+        )
+        require(
+            self.experts_per_token <= self.experts,
+            "experts_per_token",
+            self.experts_per_token,
+            f"at most experts, {self.experts}",
+        )
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} must be a multiple of heads {self.heads}")
         if self.heads % self.key_heads:
             raise ConfigError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
         if self.position is Position.ROTARY and (self.head_size % 2 or self.rotary_size < 2):
-            raise ConfigError(f"rotary positions need an even head size, width / heads is {self.head_size} of "
-                              f"which {self.rotary_size} are rotated")
+            raise ConfigError(
+                f"rotary positions need an even head size, width / heads is {self.head_size} of "
+                f"which {self.rotary_size} are rotated"
+            )
         if self.attention is AttentionKind.MLA and self.key_heads != self.heads:
             raise ConfigError(f"mla shares a latent, not heads: kv_heads is {self.kv_heads}, null is expected")
         if self.partial_key_offset and self.rotary_size == self.head_size:
-            raise ConfigError("partial_key_offset moves the dimensions that are not rotated, but rotary_fraction "
-                              "1.0 leaves none")
+            raise ConfigError(
+                "partial_key_offset moves the dimensions that are not rotated, but rotary_fraction 1.0 leaves none"
+            )
         if self.mlp is MLPKind.MOE and (self.width % 8 or self.expert_size % 8):
-            raise ConfigError(f"grouped products need multiples of 8: width is {self.width}, expert_hidden "
-                              f"{self.expert_size}")
+            raise ConfigError(
+                f"grouped products need multiples of 8: width is {self.width}, expert_hidden {self.expert_size}"
+            )
         if self.vocab_size is not None:
-            require(1 < self.vocab_size <= MAX_VOCABULARY, "vocab_size", self.vocab_size,
-                    f"from 2 to {MAX_VOCABULARY} (tokens are stored as uint16)")
+            require(
+                1 < self.vocab_size <= MAX_VOCABULARY,
+                "vocab_size",
+                self.vocab_size,
+                f"from 2 to {MAX_VOCABULARY} (tokens are stored as uint16)",
+            )
         if self.eot_token is not None:
-            require(0 <= self.eot_token < (self.vocab_size or MAX_VOCABULARY), "eot_token", self.eot_token,
-                    "a token below vocab_size")
+            require(
+                0 <= self.eot_token < (self.vocab_size or MAX_VOCABULARY),
+                "eot_token",
+                self.eot_token,
+                "a token below vocab_size",
+            )
 
     @property
     def head_size(self) -> int:
@@ -312,12 +346,21 @@ class TrainConfig:
             what = f"{' and '.join(given)} are both" if given else f"neither {' nor '.join(BUDGETS)} is"
             raise ConfigError(f"a run has exactly one budget, but {what} given")
         require_each(self, given[0], lambda value: value > 0, "positive")
-        require_each(self, "tokens_per_step validation_every_steps validation_tokens checkpoint_every_steps "
-                     "log_every_steps spike_steps fp8_smallest_size", lambda value: value >= 1, "at least 1")
+        require_each(
+            self,
+            "tokens_per_step validation_every_steps validation_tokens checkpoint_every_steps "
+            "log_every_steps spike_steps fp8_smallest_size",
+            lambda value: value >= 1,
+            "at least 1",
+        )
         require_each(self, "micro_batch_sequences", lambda value: value >= 1, "at least 1", null=True)
         require_each(self, "learning_rate adam_epsilon", lambda value: value > 0, "positive")
-        require_each(self, "weight_decay warmup_steps sample_tokens momentum_warmup_steps",
-                     lambda value: value >= 0, "at least 0")
+        require_each(
+            self,
+            "weight_decay warmup_steps sample_tokens momentum_warmup_steps",
+            lambda value: value >= 0,
+            "at least 0",
+        )
         require_each(self, "adam_beta1 adam_beta2 momentum", lambda value: 0 <= value < 1, "in [0, 1)")
         require_each(self, "muon_beta2 momentum_final", lambda value: 0 <= value < 1, "in [0, 1)", null=True)
         require_each(self, "cooldown_fraction final_lr_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
@@ -326,8 +369,10 @@ class TrainConfig:
         for name in ("embedding_learning_rate", "head_learning_rate", "scalar_learning_rate"):
             value = getattr(self, name)
             if value is None and self.optimizer is not OptimizerName.ADAMW:
-                raise ConfigError(f"{name} must be given when optimizer is {self.optimizer.value!r}, whose own rate "
-                                  f"is not comparable with AdamW's")
+                raise ConfigError(
+                    f"{name} must be given when optimizer is {self.optimizer.value!r}, whose own rate "
+                    f"is not comparable with AdamW's"
+                )
             require(value is None or 0 < value < math.inf, name, value, "positive")
 
     @property

@@ -55,8 +55,10 @@ def visible_scores(config: GPTConfig, sequence_length: int) -> list[float]:
     """Keys that a query of each layer sees, as the mean over a sequence: no kernel computes fewer scores. Of a sparse
     layer what it is counted with, which is fewer than its dense implementation computes."""
     spans = attention_spans(config, sequence_length)
-    return [span if kind is Window.SPARSE else span - span * (span - 1) / (2 * sequence_length)
-            for kind, span in zip(config.windows, spans)]
+    return [
+        span if kind is Window.SPARSE else span - span * (span - 1) / (2 * sequence_length)
+        for kind, span in zip(config.windows, spans)
+    ]
 
 
 def flops_per_token(config: GPTConfig, sequence_length: int) -> int:
@@ -79,13 +81,22 @@ def sequences_per_step(train: TrainConfig, model: GPTConfig) -> int:
     if micro_batch is None and train.tokens_per_step % length:
         raise ConfigError(f"tokens_per_step {train.tokens_per_step} must be a multiple of sequence_length {length}")
     if micro_batch is not None and train.tokens_per_step % (micro_batch * length):
-        raise ConfigError(f"tokens_per_step {train.tokens_per_step} must be a multiple of micro_batch_sequences x "
-                          f"sequence_length = {micro_batch} x {length} = {micro_batch * length}")
+        raise ConfigError(
+            f"tokens_per_step {train.tokens_per_step} must be a multiple of micro_batch_sequences x "
+            f"sequence_length = {micro_batch} x {length} = {micro_batch * length}"
+        )
     return train.tokens_per_step // length
 
 
-def resolve_steps(train: TrainConfig, model: GPTConfig, *, processes: int = 1, seconds_per_step: float | None = None,
-                  fixed_seconds: float = 0.0, usd_per_hour: float | None = None) -> int:
+def resolve_steps(
+    train: TrainConfig,
+    model: GPTConfig,
+    *,
+    processes: int = 1,
+    seconds_per_step: float | None = None,
+    fixed_seconds: float = 0.0,
+    usd_per_hour: float | None = None,
+) -> int:
     """The number of steps that the budget pays for; the budget is never exceeded.
 
     Hours and dollars need the measured seconds a step, and are charged for `fixed_seconds` that do not depend on the

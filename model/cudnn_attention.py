@@ -76,8 +76,11 @@ def _computes_correctly(device: torch.device) -> bool:
             y_BHTK, stats_BHTS = _forward_cuda(q_BHTK, k_BHTK, v_BHTK, 32)
             expected_y, expected_stats = _forward_formulas(q_BHTK, k_BHTK, v_BHTK, 32)
             saved = (q_BHTK, k_BHTK, v_BHTK, expected_y, expected_stats, 32)
-            pairs = [(y_BHTK, expected_y), (stats_BHTS, expected_stats),
-                     *zip(_backward_cuda(dy_BHTK, *saved), _backward_formulas(dy_BHTK, *saved))]
+            pairs = [
+                (y_BHTK, expected_y),
+                (stats_BHTS, expected_stats),
+                *zip(_backward_cuda(dy_BHTK, *saved), _backward_formulas(dy_BHTK, *saved)),
+            ]
             errors = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs]
         if not max(errors) < 0.02:
             raise RuntimeError(f"relative errors of output, statistics and gradients are {errors}, expected below 0.02")
@@ -99,9 +102,11 @@ def windowed_attention(q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, window: i
     """
     (B, H, T, K), (_, J, _, _) = q_BHTK.shape, k_BJTK.shape
     if k_BJTK.shape != v_BJTK.shape or k_BJTK.shape != (B, J, T, K) or H % J:
-        raise ValueError(f"windowed_attention: q {tuple(q_BHTK.shape)}, k {tuple(k_BJTK.shape)} and v "
-                         f"{tuple(v_BJTK.shape)} do not fit (expected (B, H, T, K) and twice (B, J, T, K) with H a "
-                         "multiple of J)")
+        raise ValueError(
+            f"windowed_attention: q {tuple(q_BHTK.shape)}, k {tuple(k_BJTK.shape)} and v "
+            f"{tuple(v_BJTK.shape)} do not fit (expected (B, H, T, K) and twice (B, J, T, K) with H a "
+            "multiple of J)"
+        )
     if window is not None and window < 1:
         raise ValueError(f"windowed_attention: the window is {window} (expected at least 1, or None)")
     return _forward(q_BHTK, k_BJTK, v_BJTK, T if window is None else min(window, T))[0]
@@ -122,8 +127,9 @@ def _forward(q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, window: int) -> tup
 
 
 @torch.library.custom_op("daily_train::windowed_attention_backward", mutates_args=(), device_types="cpu")
-def _backward(dy_BHTK: Tensor, q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, y_BHTK: Tensor, stats_BHTS: Tensor,
-              window: int) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    dy_BHTK: Tensor, q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, y_BHTK: Tensor, stats_BHTS: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
     return _backward_formulas(dy_BHTK, q_BHTK, k_BJTK, v_BJTK, y_BHTK, stats_BHTS, window)
 
 
@@ -133,8 +139,9 @@ def _(q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, window: int) -> tuple[Tens
 
 
 @_backward.register_fake
-def _(dy_BHTK: Tensor, q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, y_BHTK: Tensor, stats_BHTS: Tensor,
-      window: int) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    dy_BHTK: Tensor, q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, y_BHTK: Tensor, stats_BHTS: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
     return _allocate(q_BHTK), _allocate(k_BJTK), _allocate(v_BJTK)
 
 
@@ -166,8 +173,9 @@ def _forward_cuda(q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, window: int) -
 
 
 @_backward.register_kernel("cuda")
-def _backward_cuda(dy_BHTK: Tensor, q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, y_BHTK: Tensor,
-                   stats_BHTS: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_cuda(
+    dy_BHTK: Tensor, q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, y_BHTK: Tensor, stats_BHTS: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
     if q_BHTK.size(2) == 1:
         return _backward_formulas(dy_BHTK, q_BHTK, k_BJTK, v_BJTK, y_BHTK, stats_BHTS, window)
     gradients = _allocate(q_BHTK), _allocate(k_BJTK), _allocate(v_BJTK)
@@ -188,13 +196,19 @@ def _execute(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], window: in
     tensors = dict(zip((*NAMES[: len(inputs)], *OUTPUTS[backward]), (*inputs, *outputs)))
     types = {x.dtype for name, x in tensors.items() if name != "stats"}
     if len(types) != 1 or q_BHTK.dtype not in (torch.bfloat16, torch.float16):
-        raise TypeError(f"windowed_attention: the types are {sorted(map(str, types))} (expected all torch.bfloat16 or "
-                        "all torch.float16)")
+        raise TypeError(
+            f"windowed_attention: the types are {sorted(map(str, types))} (expected all torch.bfloat16 or "
+            "all torch.float16)"
+        )
     tensors = {name: x if name == "stats" else _readable(x) for name, x in tensors.items()}
     problem = Problem(
-        layouts=tuple((name, tuple(x.shape), x.stride()) for name, x in tensors.items()), window=window,
-        dtype=q_BHTK.dtype, device_index=device.index, backward=backward,
-        deterministic=backward and torch.are_deterministic_algorithms_enabled())
+        layouts=tuple((name, tuple(x.shape), x.stride()) for name, x in tensors.items()),
+        window=window,
+        dtype=q_BHTK.dtype,
+        device_index=device.index,
+        backward=backward,
+        deterministic=backward and torch.are_deterministic_algorithms_enabled(),
+    )
     with _lock, torch.cuda.device(device):
         if device.index not in _handles:
             _handles[device.index] = library().create_handle()
@@ -215,16 +229,22 @@ def _build(problem: Problem, handle: Any) -> tuple[Any, int]:
     types = {name: cudnn.data_type.FLOAT if name == "stats" else kinds[problem.dtype] for name in NAMES}
     _, _, T, K = layouts["q"][0]
     options = dict(
-        attn_scale=K**-0.5, diagonal_alignment=cudnn.diagonal_alignment.TOP_LEFT, diagonal_band_right_bound=0)
+        attn_scale=K**-0.5, diagonal_alignment=cudnn.diagonal_alignment.TOP_LEFT, diagonal_band_right_bound=0
+    )
     if problem.window < T:
         options["diagonal_band_left_bound"] = problem.window  # a query sees the keys > query - left bound
     try:
         graph = cudnn.pygraph(
-            io_data_type=kinds[problem.dtype], intermediate_data_type=cudnn.data_type.FLOAT,
-            compute_data_type=cudnn.data_type.FLOAT, handle=handle)
+            io_data_type=kinds[problem.dtype],
+            intermediate_data_type=cudnn.data_type.FLOAT,
+            compute_data_type=cudnn.data_type.FLOAT,
+            handle=handle,
+        )
         inputs = {
             name: graph.tensor(name=name, dim=shape, stride=stride, data_type=types[name], uid=NAMES.index(name) + 1)
-            for name, (shape, stride) in layouts.items() if name not in OUTPUTS[problem.backward]}
+            for name, (shape, stride) in layouts.items()
+            if name not in OUTPUTS[problem.backward]
+        }
         if problem.backward:
             outputs = graph.sdpa_backward(**inputs, use_deterministic_algorithm=problem.deterministic, **options)
         else:
@@ -245,7 +265,8 @@ def _build(problem: Problem, handle: Any) -> tuple[Any, int]:
         raise RuntimeError(
             f"windowed_attention: cuDNN {cudnn.backend_version()} refuses q {sizes['q']} and k {sizes['k']} of "
             f"{problem.dtype} with window {problem.window} in the {'backward' if problem.backward else 'forward'} pass "
-            f"(use another attention for this shape): {' '.join(str(error).split())}") from error
+            f"(use another attention for this shape): {' '.join(str(error).split())}"
+        ) from error
 
 
 # The formulas, in fp32
@@ -267,8 +288,10 @@ def check_against_formulas(attend: Callable[[Tensor, Tensor, Tensor, int], Tenso
         gradients = torch.autograd.grad(y_BHTK, inputs, dy_BHTK)
     expected_y, stats_BHTS = _forward_formulas(q_BHTK, k_BHTK, v_BHTK, EXAMPLE_WINDOW)
     expected = _backward_formulas(dy_BHTK, q_BHTK, k_BHTK, v_BHTK, expected_y, stats_BHTS, EXAMPLE_WINDOW)
-    errors = [float((a.detach().float() - b.float()).norm() / b.float().norm())
-              for a, b in zip((y_BHTK, *gradients), (expected_y, *expected))]
+    errors = [
+        float((a.detach().float() - b.float()).norm() / b.float().norm())
+        for a, b in zip((y_BHTK, *gradients), (expected_y, *expected))
+    ]
     if not max(errors) < 0.02:
         raise RuntimeError(f"relative errors of output and gradients are {errors}, expected below 0.02")
 
@@ -302,8 +325,9 @@ def _forward_formulas(q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, window: in
     return _like(p_BHTT @ v, q_BHTK), stats_BHTS
 
 
-def _backward_formulas(dy_BHTK: Tensor, q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, y_BHTK: Tensor,
-                       stats_BHTS: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_formulas(
+    dy_BHTK: Tensor, q_BHTK: Tensor, k_BJTK: Tensor, v_BJTK: Tensor, y_BHTK: Tensor, stats_BHTS: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = _for_each_head(q_BHTK, k_BJTK, v_BJTK)
     dy, y = dy_BHTK.float(), y_BHTK.float()
     p_BHTT, _ = _probabilities(q, k, window, stats_BHTS)

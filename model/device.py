@@ -32,22 +32,27 @@ def prepare_device(execution: Execution, recorded: dict) -> tuple[torch.device, 
     processes = connect(cuda)
     as_before = recorded.get("processes", processes.count) == processes.count
     if as_before and recorded.get("threads", threads) != threads:
-        differences.append(f"threads: the run keeps the {recorded['threads']} that it began with, {threads} are set "
-                           f"now")
+        differences.append(
+            f"threads: the run keeps the {recorded['threads']} that it began with, {threads} are set now"
+        )
         threads = recorded["threads"]
     if recorded.get("device", kind) != kind:
-        differences.append(f"device: {recorded['device']} until now, {kind} from here on; the results agree up to "
-                           f"rounding")
+        differences.append(
+            f"device: {recorded['device']} until now, {kind} from here on; the results agree up to rounding"
+        )
     elif recorded.get("deterministic", deterministic) != deterministic:
-        differences.append(f"deterministic: the run keeps {recorded['deterministic']}, with which it began, "
-                           f"{deterministic} is set now")
+        differences.append(
+            f"deterministic: the run keeps {recorded['deterministic']}, with which it began, {deterministic} is set now"
+        )
         deterministic = recorded["deterministic"]
     torch.set_num_threads(threads)
     if deterministic:
         use_deterministic_algorithms(cuda)
     if not as_before:
-        differences.append(f"processes: {recorded['processes']} until now, {processes.count} from here on; the results "
-                           f"agree up to rounding")
+        differences.append(
+            f"processes: {recorded['processes']} until now, {processes.count} from here on; the results "
+            f"agree up to rounding"
+        )
     if not cuda:
         return torch.device("cpu"), platform.processor() or platform.machine(), processes, differences
     torch.set_float32_matmul_precision("high")

@@ -20,8 +20,9 @@ STRETCH = 128
 """Queries that `attention_in_stretches` takes together: of 64, 128 and 256 the fastest on a CPU (docs/trainer.md)."""
 
 
-def attention_in_stretches(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int,
-                           number_BT: Tensor | None = None) -> Tensor:
+def attention_in_stretches(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int, number_BT: Tensor | None = None
+) -> Tensor:
     """Causal attention over the last `window` tokens by plain SDPA, on every device.
 
     The queries of a stretch get the keys of their stretch and of the stretches before that hold their windows: about
@@ -57,7 +58,8 @@ class Documents:
         self.first_BT = tokens_BT == eot_token
         self.number_BT = self.first_BT.cumsum(1)  # within the row; 0 before the first start
         self.attention: Windowed = (
-            partial(attention_in_stretches, number_BT=self.number_BT) if kernel is None else kernel(self.number_BT))
+            partial(attention_in_stretches, number_BT=self.number_BT) if kernel is None else kernel(self.number_BT)
+        )
 
     def before(self, x_BTHK: Tensor) -> Tensor:
         """The same at the token before; the first token of a row or document has only itself."""

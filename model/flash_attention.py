@@ -26,8 +26,12 @@ def available(device: torch.device) -> bool:
     Never raises. The first call for a device computes a small example and compares it with the formulas (seconds); a
     reason other than a missing package or device is logged.
     """
-    return (device.type == "cuda" and torch.cuda.is_available()
-            and torch.cuda.get_device_capability(device) == (9, 0) and _computes_correctly(device))
+    return (
+        device.type == "cuda"
+        and torch.cuda.is_available()
+        and torch.cuda.get_device_capability(device) == (9, 0)
+        and _computes_correctly(device)
+    )
 
 
 @functools.cache
@@ -59,18 +63,23 @@ def _flash_forward(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, window: int) 
     arguments, sides = _seen(q_BTHK, window)
     q_BTHK, k_BTHK, v_BTHK = (x.contiguous() for x in (q_BTHK, k_BTHK, v_BTHK))
     y_BTHK, sums_BHT, *_ = torch.ops.aten._flash_attention_forward(
-        q_BTHK, k_BTHK, v_BTHK, None, None, *arguments, return_debug_mask=False, **sides)
+        q_BTHK, k_BTHK, v_BTHK, None, None, *arguments, return_debug_mask=False, **sides
+    )
     return y_BTHK, sums_BHT
 
 
 @torch.library.custom_op("daily_train::flash_attention_3_backward", mutates_args=())
-def _flash_backward(dy_BTHK: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, y_BTHK: Tensor, sums_BHT: Tensor,
-                    window: int) -> tuple[Tensor, Tensor, Tensor]:
+def _flash_backward(
+    dy_BTHK: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, y_BTHK: Tensor, sums_BHT: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
     arguments, sides = _seen(q_BTHK, window)
     dy_BTHK, q_BTHK, k_BTHK, v_BTHK = (x.contiguous() for x in (dy_BTHK, q_BTHK, k_BTHK, v_BTHK))
     empty = q_BTHK.new_empty(0)
-    return tuple(torch.ops.aten._flash_attention_backward(
-        dy_BTHK, q_BTHK, k_BTHK, v_BTHK, y_BTHK, sums_BHT, None, None, *arguments, empty, empty, **sides))
+    return tuple(
+        torch.ops.aten._flash_attention_backward(
+            dy_BTHK, q_BTHK, k_BTHK, v_BTHK, y_BTHK, sums_BHT, None, None, *arguments, empty, empty, **sides
+        )
+    )
 
 
 def _seen(q_BTHK: Tensor, window: int) -> tuple[tuple[int, int, float, bool], dict[str, int]]:
@@ -88,8 +97,9 @@ def _(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, window: int) -> tuple[Tens
 
 
 @_flash_backward.register_fake
-def _(dy_BTHK: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, y_BTHK: Tensor, sums_BHT: Tensor,
-      window: int) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    dy_BTHK: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, y_BTHK: Tensor, sums_BHT: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
     return q_BTHK.new_empty(q_BTHK.shape), k_BTHK.new_empty(k_BTHK.shape), v_BTHK.new_empty(v_BTHK.shape)
 
 

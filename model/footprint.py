@@ -32,10 +32,15 @@ from model.precision import TYPES, autocast
 
 PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 FP32_ON_CUDA = frozenset(
-    function for function, operation in (
-        (F.rms_norm, "rms_norm"), (F.layer_norm, "layer_norm"), (torch.square, "pow.Tensor_Scalar"),
-        (Tensor.square, "pow.Tensor_Scalar"))
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{operation}", "AutocastCUDA"))  # fmt: skip
+    function
+    for function, operation in (
+        (F.rms_norm, "rms_norm"),
+        (F.layer_norm, "layer_norm"),
+        (torch.square, "pow.Tensor_Scalar"),
+        (Tensor.square, "pow.Tensor_Scalar"),
+    )
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{operation}", "AutocastCUDA")
+)
 """What autocast runs in fp32 on CUDA, but not on a CPU; rms_norm since torch 2.12."""
 
 
@@ -77,11 +82,15 @@ def held(model: GPTConfig, train: TrainConfig, device: str) -> Held:
         """Of a timeline: at its begin, where the layers' memory is held, or at its end; depth changes each linearly."""
         moments = [trace.timelines[number] @ at for trace in traces]
         length = len(moments[0]) // 2 if len(depths) > 1 else len(moments[0])
-        return max(_at_depth([part[:length].max() for part in moments], depths, model.depth),
-                   _at_depth([part[-length:].max() for part in moments], depths, model.depth))  # fmt: skip
+        return max(
+            _at_depth([part[:length].max() for part in moments], depths, model.depth),
+            _at_depth([part[-length:].max() for part in moments], depths, model.depth),
+        )
 
-    activations, logits = (_at_depth([getattr(trace, name) @ at for trace in traces], depths, model.depth)
-                           for name in ("activations", "logits"))  # fmt: skip
+    activations, logits = (
+        _at_depth([getattr(trace, name) @ at for trace in traces], depths, model.depth)
+        for name in ("activations", "logits")
+    )
     forward, backward, validation = (peak(number) for number in range(3))
     return Held(round(activations), round(logits), round(max(forward, backward)), round(validation))
 
@@ -116,9 +125,11 @@ def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, devic
             try:
                 saved, timelines = _compiled_network(network, tokens_BT, context)
             except Exception as error:
-                warnings.warn(f"torch {torch.__version__} cannot trace the compiled network, so its memory is counted "
-                              f"as if it ran eagerly, which takes more: {str(error).partition(chr(10))[0]}",
-                              stacklevel=2)  # fmt: skip
+                warnings.warn(
+                    f"torch {torch.__version__} cannot trace the compiled network, so its memory is counted "
+                    f"as if it ran eagerly, which takes more: {str(error).partition(chr(10))[0]}",
+                    stacklevel=2,
+                )
                 saved, timelines = _eager_network(network, tokens_BT, context)
         else:
             saved, timelines = _eager_network(network, tokens_BT, context)
@@ -131,8 +142,9 @@ def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, devic
 
 def _use_attention_kernels(network: GPT, dtype: torch.dtype) -> None:
     """Of a GPU of compute capability 9: FlexAttention saves what cuDNN saves, and fake tensors know the latter."""
-    kernels = attention_kernels((9, 0), half=dtype is not torch.float32, head_size=network.config.head_size,
-                                works=lambda kernel: True)
+    kernels = attention_kernels(
+        (9, 0), half=dtype is not torch.float32, head_size=network.config.head_size, works=lambda kernel: True
+    )
     windows = kernels.windows if kernels.windows is WindowKernel.SDPA else WindowKernel.CUDNN
     set_attention_kernels(network, windows, WindowKernel.SDPA, torch.device("cpu"))
     if kernels.documents is WindowKernel.FLEX:
@@ -172,8 +184,9 @@ def _eager_network(network: GPT, tokens_BT: Tensor, context: torch.autocast) -> 
     """The same of a network that runs as it is written."""
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    given = storages([*network.parameters(), *network.buffers(), *(weight.grad for weight in network.parameters()),
-                      tokens_BT])  # fmt: skip
+    given = storages(
+        [*network.parameters(), *network.buffers(), *(weight.grad for weight in network.parameters()), tokens_BT]
+    )
     saved: dict[int, tuple[int, torch.Size]] = {}
 
     def save(tensor: Tensor) -> Tensor:
@@ -233,8 +246,9 @@ def _flash(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
     return torch.ops.aten._scaled_dot_product_flash_attention(q_BHTK, k_BHTK, v_BHTK, 0.0, True)[0]
 
 
-def _attention_on_cuda(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, attn_mask: Tensor | None = None,
-                       is_causal: bool = False) -> Tensor:  # fmt: skip
+def _attention_on_cuda(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
     """FlashAttention without a mask, the memory-efficient kernel with one."""
     B, H, T, _ = q_BHTK.shape
     if attn_mask is None and q_BHTK.dtype is not torch.float32:

@@ -48,8 +48,9 @@ def _divided(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _product(a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, dtype: torch.dtype, fast: bool) -> Tensor:
     """a @ b in `dtype`; the hardware reads a by rows and b by columns. `fast` adds up in fewer bits."""
-    return torch._scaled_mm(a.contiguous(), b.mT.contiguous().mT, scale_a=scale_a, scale_b=scale_b, out_dtype=dtype,
-                            use_fast_accum=fast)
+    return torch._scaled_mm(
+        a.contiguous(), b.mT.contiguous().mT, scale_a=scale_a, scale_b=scale_b, out_dtype=dtype, use_fast_accum=fast
+    )
 
 
 class _Product(torch.autograd.Function):
@@ -79,8 +80,9 @@ class _ReluSquaredMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_PD: Tensor, expand_MD: Tensor, project_DM: Tensor, dtype: torch.dtype) -> Tensor:
-        (x8_PD, x_scale), (e8_MD, e_scale), (p8_DM, p_scale) = (quantise(x, FORWARD) for x in (
-            x_PD, expand_MD, project_DM))
+        (x8_PD, x_scale), (e8_MD, e_scale), (p8_DM, p_scale) = (
+            quantise(x, FORWARD) for x in (x_PD, expand_MD, project_DM)
+        )
         h_PM = _product(x8_PD, x_scale, e8_MD.mT, e_scale, dtype, fast=True)
         y_scale = _scale(h_PM.max().float().relu().square(), FORWARD)
         y8_PM = _divided(h_PM.float().relu().square(), y_scale, FORWARD)
@@ -179,17 +181,29 @@ def use_fp8(model: nn.Module, smallest_size: int) -> None:
     """
     device = next(model.parameters()).device
     if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < (8, 9):
-        raise ConfigError(f"precision is 'fp8', but {torch.cuda.get_device_name(device)} has no fp8 products: its "
-                          f"compute capability is {capability[0]}.{capability[1]}, 8.9 is needed")
-    chosen = [layer for layer in model.blocks.modules() if type(layer) is nn.Linear
-              and min(layer.weight.shape) >= smallest_size
-              and all(size % MULTIPLE == 0 for size in layer.weight.shape)]
+        raise ConfigError(
+            f"precision is 'fp8', but {torch.cuda.get_device_name(device)} has no fp8 products: its "
+            f"compute capability is {capability[0]}.{capability[1]}, 8.9 is needed"
+        )
+    chosen = [
+        layer
+        for layer in model.blocks.modules()
+        if type(layer) is nn.Linear
+        and min(layer.weight.shape) >= smallest_size
+        and all(size % MULTIPLE == 0 for size in layer.weight.shape)
+    ]
     if not chosen:
-        raise ConfigError(f"precision is 'fp8', but no linear layer of the blocks has inputs and outputs of at least "
-                          f"fp8_smallest_size {smallest_size}, both multiples of {MULTIPLE}")
+        raise ConfigError(
+            f"precision is 'fp8', but no linear layer of the blocks has inputs and outputs of at least "
+            f"fp8_smallest_size {smallest_size}, both multiples of {MULTIPLE}"
+        )
     for layer in chosen:
         layer.__class__ = Float8Linear  # nothing but forward differs: parameters and names stay
     for layer in model.blocks.modules():
-        if (type(layer) is MLP and layer.activation is Activation.RELU2 and layer.expand.bias is None
-                and type(layer.expand) is type(layer.project) is Float8Linear):
+        if (
+            type(layer) is MLP
+            and layer.activation is Activation.RELU2
+            and layer.expand.bias is None
+            and type(layer.expand) is type(layer.project) is Float8Linear
+        ):
             layer.__class__ = Float8MLP

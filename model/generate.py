@@ -10,16 +10,33 @@ from model.config import ConfigError
 from model.gpt import GPT
 
 
-def generate(model: GPT, prompt: list[int], new_tokens: int, *, seed: int, temperature: float = 0.8,
-             top_k: int | None = 50, stop_token: int | None = None) -> list[int]:
+def generate(
+    model: GPT,
+    prompt: list[int],
+    new_tokens: int,
+    *,
+    seed: int,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    stop_token: int | None = None,
+) -> list[int]:
     """Continue `prompt` (token ids) by up to `new_tokens` ids; the prompt is not returned. See `stream`."""
-    return list(stream(model, prompt, new_tokens, seed=seed, temperature=temperature, top_k=top_k,
-                       stop_token=stop_token))
+    return list(
+        stream(model, prompt, new_tokens, seed=seed, temperature=temperature, top_k=top_k, stop_token=stop_token)
+    )
 
 
 @torch.no_grad()
-def stream(model: GPT, prompt: list[int], new_tokens: int, *, seed: int, temperature: float = 0.8,
-           top_k: int | None = 50, stop_token: int | None = None) -> Iterator[int]:
+def stream(
+    model: GPT,
+    prompt: list[int],
+    new_tokens: int,
+    *,
+    seed: int,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    stop_token: int | None = None,
+) -> Iterator[int]:
     """The same ids, each as soon as it is drawn.
 
     temperature 0 takes the most likely token; top_k null samples from all. Only the last

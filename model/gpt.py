@@ -61,8 +61,13 @@ class Block(nn.Module):
         dense = config.mlp is MLPKind.DENSE
         self.mlp = MLP(config, config.mlp_ratio * config.width) if dense else MixtureOfExperts(config)
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                value_embedding_BTE: Tensor | None, documents: Documents | Tree | None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        value_embedding_BTE: Tensor | None,
+        documents: Documents | Tree | None,
+    ) -> Tensor:
         attended_BTD = self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE, documents)
         x_BTD = queries(x_BTD, documents) + attended_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
@@ -71,8 +76,9 @@ class Block(nn.Module):
 class _Undrawn(TorchFunctionMode):
     """torch's modules draw no first weights."""
 
-    def __torch_function__(self, function: Callable, types: tuple, args: tuple = (),
-                           kwargs: dict | None = None) -> object:
+    def __torch_function__(
+        self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         first = getattr(function, "__module__", None) == "torch.nn.init"
         return kwargs["tensor"] if first else function(*args, **kwargs)
@@ -108,9 +114,13 @@ class GPT(nn.Module):
         if not config.tied_head:
             self.head = nn.Linear(config.width, config.padded_vocab_size, bias=False)
         value_size = config.key_heads * config.head_size
-        self.value_embeddings = nn.ModuleDict({
-            str(layer): nn.Embedding(config.padded_vocab_size, value_size)
-            for layer in range(config.depth) if config.has_value_embedding(layer)})
+        self.value_embeddings = nn.ModuleDict(
+            {
+                str(layer): nn.Embedding(config.padded_vocab_size, value_size)
+                for layer in range(config.depth)
+                if config.has_value_embedding(layer)
+            }
+        )
         if config.smear is Smear.EMBEDDING:
             self.smear_gate = nn.Linear(min(SMEAR_CHANNELS, config.width), 1, bias=False)
             self.smear_lambda = nn.Parameter(torch.empty(1))
@@ -213,8 +223,9 @@ class GPT(nn.Module):
             h_PD = _stream(x_BTD).flatten(0, 1)
             loss = HeadLoss.apply(h_PD, self.head_weight, targets_P, self.config.vocab_size, self.config.softcap)
         else:
-            loss = F.cross_entropy(self.project(x_BTD).flatten(0, 1), targets_P, ignore_index=IGNORED_TARGET,
-                                   reduction=reduction)
+            loss = F.cross_entropy(
+                self.project(x_BTD).flatten(0, 1), targets_P, ignore_index=IGNORED_TARGET, reduction=reduction
+            )
         if reduction == "none":
             return loss
         if self.config.mlp is MLPKind.MOE and self.config.balance is Balance.LOSS:

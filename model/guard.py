@@ -48,8 +48,9 @@ class LossGuard:
         self.variance = (1 - weight) * (self.variance + weight * difference**2)
 
 
-def objection(step: int, loss: float, grad_norm: float | None, guard: LossGuard, loss_scale: LossScale | None,
-              train: TrainConfig) -> str | None:
+def objection(
+    step: int, loss: float, grad_norm: float | None, guard: LossGuard, loss_scale: LossScale | None, train: TrainConfig
+) -> str | None:
     """Why a run must not go on after this step, whose loss `guard` takes in; None: it may."""
     if not math.isfinite(loss):
         return f"loss is {loss} in step {step}"
@@ -66,5 +67,7 @@ def objection(step: int, loss: float, grad_norm: float | None, guard: LossGuard,
     guard.observe(loss, train.spike_deviations)
     if guard.spikes < train.spike_steps:
         return None
-    return (f"loss is {loss:.4f} in step {step}, over {guard.limit(train.spike_deviations):.4f} (its running mean "
-            f"{guard.mean:.4f} and {train.spike_deviations} deviations) for {guard.spikes} steps")
+    return (
+        f"loss is {loss:.4f} in step {step}, over {guard.limit(train.spike_deviations):.4f} (its running mean "
+        f"{guard.mean:.4f} and {train.spike_deviations} deviations) for {guard.spikes} steps"
+    )

@@ -21,8 +21,9 @@ class HeadLoss(torch.autograd.Function):
     """Mean nats of the targets in fp32; IGNORED_TARGET is not counted."""
 
     @staticmethod
-    def forward(ctx, h_PD: Tensor, weight_VD: Tensor, targets_P: Tensor, vocab_size: int,
-                softcap: float | None) -> Tensor:
+    def forward(
+        ctx, h_PD: Tensor, weight_VD: Tensor, targets_P: Tensor, vocab_size: int, softcap: float | None
+    ) -> Tensor:
         """`h_PD` in bf16; of the rows of `weight_VD` those from `vocab_size` on are padding."""
         head_VD = weight_VD.to(h_PD.dtype)
         counted_P1 = (targets_P != IGNORED_TARGET)[:, None]

@@ -18,13 +18,15 @@ class _Partitioned(Exception):
         self.graphs = graphs
 
 
-def graphs_of(function: Callable[..., Tensor], *arguments: Any,
-              cut: Callable[..., tuple] = min_cut_rematerialization_partition) -> tuple[fx.Graph, fx.Graph]:
+def graphs_of(
+    function: Callable[..., Tensor], *arguments: Any, cut: Callable[..., tuple] = min_cut_rematerialization_partition
+) -> tuple[fx.Graph, fx.Graph]:
     """The graphs of the forward and the backward pass of `function`, which returns a loss.
 
     The first output of the forward graph is the loss, the others are what the backward pass reads. `cut` makes the two
     of the joint graph.
     """
+
     def partition(joint: fx.GraphModule, inputs: Any, **settings: Any) -> None:
         raise _Partitioned(*(module.graph for module in cut(joint, inputs, **settings)))
 

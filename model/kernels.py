@@ -59,8 +59,9 @@ class AttentionKernels(NamedTuple):
 SMALLEST_HEAD = 16  # that FlexAttention has kernels for
 
 
-def attention_kernels(capability: tuple[int, int] | None, *, half: bool, head_size: int,
-                      works: Callable[[WindowKernel], bool]) -> AttentionKernels:
+def attention_kernels(
+    capability: tuple[int, int] | None, *, half: bool, head_size: int, works: Callable[[WindowKernel], bool]
+) -> AttentionKernels:
     """The fastest that work; none of windows is slower than the whole past at the shapes of the presets.
 
     `capability`: compute capability of the CUDA device, None on a CPU; `half`: whether products are in bf16 or fp16;
@@ -84,21 +85,29 @@ def attention_kernels(capability: tuple[int, int] | None, *, half: bool, head_si
     return AttentionKernels(chosen, past, next(filter(works, documents), WindowKernel.SDPA))
 
 
-def use_attention_kernels(network: nn.Module, device: torch.device, dtype: torch.dtype,
-                          compiled: bool) -> AttentionKernels:
+def use_attention_kernels(
+    network: nn.Module, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> AttentionKernels:
     """Choose the kernels of all layers for training on `device`, with products in `dtype`."""
-    works = {WindowKernel.CUDNN: lambda: cudnn_attention.available(device),
-             WindowKernel.FA3: lambda: flash_attention.available(device),
-             WindowKernel.FLEX: lambda: compiled or _flex_works(device)}
+    works = {
+        WindowKernel.CUDNN: lambda: cudnn_attention.available(device),
+        WindowKernel.FA3: lambda: flash_attention.available(device),
+        WindowKernel.FLEX: lambda: compiled or _flex_works(device),
+    }
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    kernels = attention_kernels(capability, half=dtype in (torch.bfloat16, torch.float16),
-                                head_size=network.config.head_size, works=lambda kernel: works[kernel]())
+    kernels = attention_kernels(
+        capability,
+        half=dtype in (torch.bfloat16, torch.float16),
+        head_size=network.config.head_size,
+        works=lambda kernel: works[kernel](),
+    )
     set_attention_kernels(network, kernels.windows, kernels.documents, device)
     return kernels
 
 
-def set_attention_kernels(network: nn.Module, windows: WindowKernel, documents: WindowKernel,
-                          device: torch.device) -> None:
+def set_attention_kernels(
+    network: nn.Module, windows: WindowKernel, documents: WindowKernel, device: torch.device
+) -> None:
     """Have all layers use these kernels. Full rows only, which training and validation read: a sample grows token by
     token, and the kernels of a GPU would be prepared for each length."""
     config: GPTConfig = network.config
@@ -135,23 +144,27 @@ def _fused(function: Callable) -> Callable:
 
 
 def _flex(length: int, window: int, device: torch.device) -> Windowed:
-    blocks = create_block_mask(lambda row, head, query, key: (key <= query) & (query - key < window), None, None,
-                               length, length, device=device)
+    blocks = create_block_mask(
+        lambda row, head, query, key: (key <= query) & (query - key < window), None, None, length, length, device=device
+    )
     return lambda q_BHTK, k_BHTK, v_BHTK, _: _fused(flex_attention)(q_BHTK, k_BHTK, v_BHTK, block_mask=blocks)
 
 
 def _flex_within_documents(windows: Iterable[int]) -> Callable[[Tensor], Windowed]:
     """Makes of number_BT (model.documents) the attention within documents for layers with these windows."""
+
     def kernel(number_BT: Tensor) -> Windowed:
         blocks = {window: block_mask(number_BT, window, _fused(create_block_mask)) for window in windows}
         return lambda q_BHTK, k_BHTK, v_BHTK, window: _fused(flex_attention)(
-            q_BHTK, k_BHTK, v_BHTK, block_mask=blocks[window])
+            q_BHTK, k_BHTK, v_BHTK, block_mask=blocks[window]
+        )
 
     return kernel
 
 
 def block_mask(number_BT: Tensor, window: int, create: Callable = create_block_mask) -> BlockMask:
     """What `attention_in_stretches` masks, for FlexAttention."""
+
     def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         near = (key <= query) & (query - key < window)
         return near & (number_BT[row, query] == number_BT[row, key])

@@ -18,8 +18,19 @@ from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 _FUSED = {
-    aten.cat, aten.constant_pad_nd, aten.embedding, aten.full, aten.gather, aten.index, aten.scalar_tensor,
-    aten.scatter, aten.select_scatter, aten.slice_scatter, aten._to_copy, torch.ops.prims.iota}  # fmt: skip
+    aten.cat,
+    aten.constant_pad_nd,
+    aten.embedding,
+    aten.full,
+    aten.gather,
+    aten.index,
+    aten.scalar_tensor,
+    aten.scatter,
+    aten.select_scatter,
+    aten.slice_scatter,
+    aten._to_copy,
+    torch.ops.prims.iota,
+}
 """What Inductor fuses like a pointwise operation, but torch does not tag as one."""
 _REDUCTIONS = {aten.amax, aten.amin, aten.any, aten.argmax, aten.mean, aten.prod, aten.sum, aten.var_mean}
 
@@ -86,8 +97,9 @@ def graph_timeline(graph: fx.Graph, sequences: int, given: set[int]) -> np.ndarr
     another kind reads, and what the graph returns, is written to memory.
     """
     nodes = list(graph.nodes)
-    own = {node: storages(node.meta.get("val")) if node.op in ("placeholder", "call_function") else {}
-           for node in nodes}  # fmt: skip
+    own = {
+        node: storages(node.meta.get("val")) if node.op in ("placeholder", "call_function") else {} for node in nodes
+    }
     read = {node: set().union(*(own[source] for source in node.all_input_nodes)) - given for node in nodes}
     known, made, sizes = set(given), {}, {}
     for node in nodes:

@@ -51,13 +51,16 @@ def window_count(shards: ShardSet, sequence_length: int) -> int:
     """Windows in the stream; an error when there is not even one."""
     windows = (shards.tokens - 1) // sequence_length
     if windows < 1:
-        raise ShardError(f"{shards.directory}: split {shards.split!r} has {shards.tokens} tokens, one window "
-                         f"of sequence_length {sequence_length} needs {sequence_length + 1}")
+        raise ShardError(
+            f"{shards.directory}: split {shards.split!r} has {shards.tokens} tokens, one window "
+            f"of sequence_length {sequence_length} needs {sequence_length + 1}"
+        )
     return windows
 
 
-def _read(shards: ShardSet, windows: np.ndarray, sequence_length: int,
-          packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+def _read(
+    shards: ShardSet, windows: np.ndarray, sequence_length: int, packing: Packing | None = None
+) -> tuple[Tensor, Tensor]:
     if packing is None:
         rows = [shards.slice(start, start + sequence_length + 1) for start in (windows * sequence_length).tolist()]
     else:
@@ -66,8 +69,16 @@ def _read(shards: ShardSet, windows: np.ndarray, sequence_length: int,
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
-def batch(shards: ShardSet, seed: int, step: int, rank: int, world: int, sequences: int,
-          sequence_length: int, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+def batch(
+    shards: ShardSet,
+    seed: int,
+    step: int,
+    rank: int,
+    world: int,
+    sequences: int,
+    sequence_length: int,
+    packing: Packing | None = None,
+) -> tuple[Tensor, Tensor]:
     """Inputs x_BT and targets y_BT (int64) of one process in one step, of windows or of packed rows.
 
     `sequences` is the size of the step over all `world` processes; rank r gets the r-th contiguous
@@ -90,8 +101,10 @@ def pack_documents(shards: ShardSet, sequence_length: int) -> Packing:
     """The documents of a split as rows of sequence_length + 1 tokens; an error when there is not even one."""
     packing = pack(shards.document_starts(), shards.tokens, sequence_length + 1)
     if not len(packing):
-        raise ShardError(f"{shards.directory}: the documents of split {shards.split!r} do not fill one row of "
-                         f"sequence_length {sequence_length} + 1 tokens")
+        raise ShardError(
+            f"{shards.directory}: the documents of split {shards.split!r} do not fill one row of "
+            f"sequence_length {sequence_length} + 1 tokens"
+        )
     return packing
 
 
@@ -100,8 +113,9 @@ def validation_windows(shards: ShardSet, tokens: int, sequence_length: int) -> i
     return min(window_count(shards, sequence_length), max(1, tokens // sequence_length))
 
 
-def validation_batches(shards: ShardSet, tokens: int, sequences: int,
-                       sequence_length: int) -> Iterator[tuple[Tensor, Tensor]]:
+def validation_batches(
+    shards: ShardSet, tokens: int, sequences: int, sequence_length: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The first `tokens` tokens in order, `sequences` windows at a time; the last may have fewer."""
     windows = validation_windows(shards, tokens, sequence_length)
     for first in range(0, windows, sequences):

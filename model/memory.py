@@ -44,12 +44,16 @@ def out_of_memory(error: BaseException | None) -> str | None:
 def known_limit(error: BaseException) -> TrainingError | None:
     """The same error in words that help, where a network does not fit the memory at all; None: it is another one."""
     if (reason := out_of_memory(error)) is not None:
-        return TrainingError(f"the network and its optimizer alone are too large for the GPU's memory ({reason}); "
-                             f"choose a smaller network, or share it between several GPUs (execution.parallelism "
-                             f"'fsdp')").with_traceback(error.__traceback__)
+        return TrainingError(
+            f"the network and its optimizer alone are too large for the GPU's memory ({reason}); "
+            f"choose a smaller network, or share it between several GPUs (execution.parallelism "
+            f"'fsdp')"
+        ).with_traceback(error.__traceback__)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        told = "the network, its optimizer and a micro-batch are too large for the memory of this machine; set a " \
-               "smaller model.depth, model.width, model.sequence_length or train.micro_batch_sequences"
+        told = (
+            "the network, its optimizer and a micro-batch are too large for the memory of this machine; set a "
+            "smaller model.depth, model.width, model.sequence_length or train.micro_batch_sequences"
+        )
         return TrainingError(told).with_traceback(error.__traceback__)
     return None
 
@@ -87,11 +91,15 @@ def _halve(trainer: "Trainer", reason: str) -> None:
     started them starts them again, and they resume with the recorded number.
     """
     before = trainer.micro_batch_sequences
-    full = (f"the memory of {trainer.device_name} is full in step {trainer.step + 1} with a micro-batch of "
-            f"{before} sequence{'s' if before > 1 else ''} ({reason})")
+    full = (
+        f"the memory of {trainer.device_name} is full in step {trainer.step + 1} with a micro-batch of "
+        f"{before} sequence{'s' if before > 1 else ''} ({reason})"
+    )
     if before == 1:
-        raise TrainingError(f"{full}; choose a smaller network or shorter sequences, or share the network between "
-                            f"several GPUs (execution.parallelism 'fsdp')")
+        raise TrainingError(
+            f"{full}; choose a smaller network or shorter sequences, or share the network between "
+            f"several GPUs (execution.parallelism 'fsdp')"
+        )
     trainer.set_micro_batch(before // 2)
     now = trainer.micro_batch_sequences
     if trainer.run:  # else the run has not begun, only its speed is measured
@@ -101,8 +109,13 @@ def _halve(trainer: "Trainer", reason: str) -> None:
         if trainer.run:
             raise SmallerMicroBatch(f"{full}; started again, the run resumes with {now}")
         raise TrainingError(f"{full}; set train.micro_batch_sequences to {now}")
-    trainer.events.write("out_of_memory", step=trainer.step, micro_batch_sequences=now, before=before,
-                         message=f"{full}; it has {now} from here on")
+    trainer.events.write(
+        "out_of_memory",
+        step=trainer.step,
+        micro_batch_sequences=now,
+        before=before,
+        message=f"{full}; it has {now} from here on",
+    )
     trainer.model.zero_grad(set_to_none=True)
     for mixture in mixtures(trainer.model):
         mixture.load.zero_()

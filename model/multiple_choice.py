@@ -62,8 +62,9 @@ def _most_likely(model: GPT, items: list[dict], autocast: torch.autocast) -> lis
     device = next(model.parameters()).device
     with autocast:
         logits_BTV = model(x_BT.to(device))
-    nats_BT = F.cross_entropy(logits_BTV.flatten(0, 1), y_BT.flatten().to(device), reduction="none",
-                              ignore_index=IGNORED_TARGET).view(y_BT.shape)
+    nats_BT = F.cross_entropy(
+        logits_BTV.flatten(0, 1), y_BT.flatten().to(device), reduction="none", ignore_index=IGNORED_TARGET
+    ).view(y_BT.shape)
     nats = iter(nats_BT.sum(-1).tolist())
     per_character = [[next(nats) / length for length in item["lengths"]] for item in items]
     return [min(range(len(scores)), key=scores.__getitem__) for scores in per_character]

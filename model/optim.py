@@ -42,8 +42,14 @@ def orthogonalise(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
     return x.mT if tall else x
 
 
-def direction_(gradients_NRC: Tensor, momentum_NRC: Tensor, square_NR1: Tensor | None, momentum: float | Tensor,
-               beta2: float | None, dtype: torch.dtype) -> Tensor:
+def direction_(
+    gradients_NRC: Tensor,
+    momentum_NRC: Tensor,
+    square_NR1: Tensor | None,
+    momentum: float | Tensor,
+    beta2: float | None,
+    dtype: torch.dtype,
+) -> Tensor:
     """What Muon subtracts from matrices; moves their momentum and the running squares of their rows. Run eagerly, it
     uses the memory of the gradients."""
     momentum_NRC.lerp_(gradients_NRC, 1 - momentum)
@@ -71,9 +77,18 @@ def subtract_(weight: Tensor, update: Tensor, rate: float | Tensor, decay: float
         weight.add_(update, alpha=-rate)
 
 
-def update_(weights_NRC: Tensor, gradients_NRC: Tensor, momentum_NRC: Tensor, square_NR1: Tensor | None,
-            momentum: Tensor, rate: Tensor, decay: Tensor, beta2: float | None, dtype: torch.dtype,
-            cautious: bool) -> None:
+def update_(
+    weights_NRC: Tensor,
+    gradients_NRC: Tensor,
+    momentum_NRC: Tensor,
+    square_NR1: Tensor | None,
+    momentum: Tensor,
+    rate: Tensor,
+    decay: Tensor,
+    beta2: float | None,
+    dtype: torch.dtype,
+    cautious: bool,
+) -> None:
     """A step of Muon for all matrices of one shape. Its numbers are tensors: compiled code reads them each time."""
     update_NRC = direction_(gradients_NRC, momentum_NRC, square_NR1, momentum, beta2, dtype)
     subtract_(weights_NRC, update_NRC, rate, decay, cautious)
@@ -88,8 +103,14 @@ class Muon:
     Of sharded parameters each process has the state of its share of the whole matrices.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], weight_decay: float, dtype: torch.dtype,
-                 beta2: float | None = None, cautious: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        weight_decay: float,
+        dtype: torch.dtype,
+        beta2: float | None = None,
+        cautious: bool = False,
+    ) -> None:
         self.weight_decay, self.dtype, self.beta2, self.cautious = weight_decay, dtype, beta2, cautious
         self.direction_, self.update_ = direction_, update_
         self.weights: dict[str, Tensor] = {}
@@ -109,8 +130,10 @@ class Muon:
     def compile(self, backend: str) -> None:
         """Compile the step, once a shape. The matrices of a shape become parts of one tensor, which few kernels update;
         sharded ones stay as they are, and only the direction is compiled."""
-        self.direction_, self.update_ = (torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
-                                         for function in (direction_, update_))
+        self.direction_, self.update_ = (
+            torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
+            for function in (direction_, update_)
+        )
         for shape, group in self.groups.items():
             if not isinstance(group[0], DTensor):
                 stack = self.weights[shape] = _stack(group)
@@ -125,8 +148,9 @@ class Muon:
             rate = learning_rate * self._scale(*group[0].shape[-2:])
             if shape in self.weights:
                 numbers = (torch.tensor(number) for number in (momentum, rate, decay))
-                self.update_(self.weights[shape], stack, *self._state(shape), *numbers, self.beta2, self.dtype,
-                             self.cautious)
+                self.update_(
+                    self.weights[shape], stack, *self._state(shape), *numbers, self.beta2, self.dtype, self.cautious
+                )
                 continue
             update_NRC = self._direction(shape, local(stack), momentum)
             for parameter, update in zip(group, rows_as(update_NRC, group, stack)):
@@ -177,14 +201,14 @@ class Kron(Muon):
 def _stack(tensors: list[Tensor]) -> Tensor:
     """Matrices and stacks of matrices of one shape as a new stack; of sharded ones each process has some rows."""
     stacks = [tensor.detach().reshape(-1, *tensor.shape[-2:]) for tensor in tensors]
-    return torch.cat([stack.redistribute(placements=[Shard(1)]) if isinstance(stack, DTensor) else stack
-                      for stack in stacks])
+    return torch.cat(
+        [stack.redistribute(placements=[Shard(1)]) if isinstance(stack, DTensor) else stack for stack in stacks]
+    )
 
 
 def roles(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Parameters by role: matrix (hidden), embedding, head, scalar (norms, biases, lambdas, gates, routers)."""
-    grouped: dict[str, list[tuple[str, nn.Parameter]]] = {
-        "matrix": [], "embedding": [], "head": [], "scalar": []}
+    grouped: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": [], "scalar": []}
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or name.endswith(("gate.weight", "router.weight")):
             role = "scalar"
@@ -220,22 +244,31 @@ class Optimizer:
         }
         self.names = {parameter: name for group in grouped.values() for name, parameter in group}
         groups = [
-            {"params": [parameter for _, parameter in group], "lr": rates[role], "peak": rates[role],
-             "weight_decay": config.weight_decay if self.matrices is None and role != "scalar" else 0.0}
-            for role, group in grouped.items() if group
+            {
+                "params": [parameter for _, parameter in group],
+                "lr": rates[role],
+                "peak": rates[role],
+                "weight_decay": config.weight_decay if self.matrices is None and role != "scalar" else 0.0,
+            }
+            for role, group in grouped.items()
+            if group
         ]
-        self.adamw = torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2),
-                                       eps=config.adam_epsilon, fused=True)
+        self.adamw = torch.optim.AdamW(
+            groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon, fused=True
+        )
         for parameter in self.names:  # torch would wait for the first step: memory is full before it or not at all
             self.adamw.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | {
-                key: torch.zeros_like(parameter, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+                key: torch.zeros_like(parameter, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")
+            }
 
     def step(self, multiplier: float, momentum: float | None = None) -> None:
         """One update at `multiplier` of every peak rate; `momentum` is Muon's, null: the configured one."""
         if self.matrices is not None:
-            self.matrices.step(self.config.learning_rate * multiplier,
-                           self.config.momentum if momentum is None else momentum,
-                           multiplier if self.config.cautious_decay else 1.0)
+            self.matrices.step(
+                self.config.learning_rate * multiplier,
+                self.config.momentum if momentum is None else momentum,
+                multiplier if self.config.cautious_decay else 1.0,
+            )
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * multiplier
         self.adamw.step()
@@ -247,8 +280,11 @@ class Optimizer:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything the next step depends on besides weights and configuration."""
-        tensors = {f"adamw.{key}.{self.names[parameter]}": value
-                   for parameter, state in self.adamw.state.items() for key, value in state.items()}
+        tensors = {
+            f"adamw.{key}.{self.names[parameter]}": value
+            for parameter, state in self.adamw.state.items()
+            for key, value in state.items()
+        }
         if self.matrices is not None:
             tensors |= {f"{self.config.optimizer.value}.{name}": value for name, value in self.matrices.state.items()}
         return tensors

@@ -78,8 +78,11 @@ class Processes:
             # zero_grad would then miss the gradients of its shards
             return fully_shard(model, reshard_after_forward=True)
         module = torch.compile(model, dynamic=False) if compiled else model
-        return module if self.count == 1 else DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return (
+            module
+            if self.count == 1
+            else DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        )
 
     def turns(self, items: Iterable) -> Iterator[tuple[object, bool]]:
         """This process's share of the items, and whether it counts: where the last turn has too few, one
@@ -155,9 +158,17 @@ def rows_as(update_NRC: Tensor, parameters: list[Tensor], stack_NRC: Tensor) -> 
     parts of the parameters that the stack was made of."""
     sizes = [parameter.numel() // stack_NRC[0].numel() for parameter in parameters]
     if isinstance(stack_NRC, DTensor):
-        update_NRC = DTensor.from_local(update_NRC, stack_NRC.device_mesh, [Shard(0)], run_check=False,
-                                        shape=stack_NRC.shape, stride=stack_NRC.stride())
+        update_NRC = DTensor.from_local(
+            update_NRC,
+            stack_NRC.device_mesh,
+            [Shard(0)],
+            run_check=False,
+            shape=stack_NRC.shape,
+            stride=stack_NRC.stride(),
+        )
         update_NRC = update_NRC.redistribute(placements=[Shard(1)])
     parts = [part.reshape(parameter.shape) for part, parameter in zip(update_NRC.split(sizes), parameters)]
-    return [local(part.redistribute(placements=parameter.placements)) if isinstance(part, DTensor) else part
-            for part, parameter in zip(parts, parameters)]
+    return [
+        local(part.redistribute(placements=parameter.placements)) if isinstance(part, DTensor) else part
+        for part, parameter in zip(parts, parameters)
+    ]

@@ -19,15 +19,18 @@ def require(condition: bool, field: str, value: object, expected: str) -> None:
         raise ConfigError(f"{field} must be {expected}, but it is {shown_value(value)}")
 
 
-def require_each(config: object, fields: str, condition: typing.Callable, expected: str, *,
-                 null: bool = False) -> None:
+def require_each(config: object, fields: str, condition: typing.Callable, expected: str, *, null: bool = False) -> None:
     """Check several fields at once; non-finite numbers never pass, None only where `null` says so."""
     for field in fields.split():
         value = getattr(config, field)
         if value is None and null:
             continue
-        require(value is not None and condition(value) and math.isfinite(value), field, value,
-                f"{expected} or null" if null else expected)
+        require(
+            value is not None and condition(value) and math.isfinite(value),
+            field,
+            value,
+            f"{expected} or null" if null else expected,
+        )
 
 
 def coerce_choices(config: object) -> None:
@@ -47,10 +50,10 @@ def parse(cls: type, values: object, section: str) -> typing.Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields), key=str)
     if unknown:
-        raise ConfigError(f"{section} has the unknown key {', '.join(map(shown_value, unknown[:5]))}; "
-                          f"known are {', '.join(fields)}")
-    missing = [name for name, field in fields.items()
-               if name not in values and field.default is dataclasses.MISSING]
+        raise ConfigError(
+            f"{section} has the unknown key {', '.join(map(shown_value, unknown[:5]))}; known are {', '.join(fields)}"
+        )
+    missing = [name for name, field in fields.items() if name not in values and field.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{section} lacks the key {', '.join(map(repr, missing))}")
     try:
@@ -78,6 +81,10 @@ def _convert(value: object, kind: typing.Any, name: str) -> object:
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e9 is how people write a token budget
     plain = typing.get_origin(kind) or kind
-    require(isinstance(value, plain) and (plain is bool or not isinstance(value, bool)), name, value,
-            f"of type {plain.__name__}")
+    require(
+        isinstance(value, plain) and (plain is bool or not isinstance(value, bool)),
+        name,
+        value,
+        f"of type {plain.__name__}",
+    )
     return value

@@ -38,10 +38,20 @@ def memory_bytes(model: GPTConfig, train: TrainConfig, device: str = "cuda", sha
         weights, state = -(-weights // sharers), -(-state // sharers)
         update = min(update, 2 * update // sharers)  # a share of the matrices, and what the exchange copies
     peak = 2 * weights + state + max(found.step + gathered, found.validation + gathered, update)
-    return {"weights": weights, "gradients": weights, "optimizer": state, "activations": found.activations,
-            "logits": found.logits, "temporaries": found.step - found.activations - found.logits,
-            "validation": found.validation, "update": update} | (
-            {"gathered": gathered} if sharers > 1 else {}) | {"total": peak}  # fmt: skip
+    return (
+        {
+            "weights": weights,
+            "gradients": weights,
+            "optimizer": state,
+            "activations": found.activations,
+            "logits": found.logits,
+            "temporaries": found.step - found.activations - found.logits,
+            "validation": found.validation,
+            "update": update,
+        }
+        | ({"gathered": gathered} if sharers > 1 else {})
+        | {"total": peak}
+    )
 
 
 def usable_bytes(memory: float) -> int:
@@ -57,8 +67,11 @@ def choose_micro_batch(
     sizes = [size for size in range(1, sequences + 1) if sequences % size == 0]
     if memory is None:
         return sizes[max(1, bisect_right(sizes, CPU_TOKENS, key=lambda size: size * model.sequence_length)) - 1]
-    fitting = bisect_right(sizes, usable_bytes(memory), key=lambda size: memory_bytes(
-        model, replace(train, micro_batch_sequences=size), sharers=sharers)["total"])
+    fitting = bisect_right(
+        sizes,
+        usable_bytes(memory),
+        key=lambda size: memory_bytes(model, replace(train, micro_batch_sequences=size), sharers=sharers)["total"],
+    )
     return sizes[fitting - 1] if fitting else None
 
 
@@ -72,18 +85,25 @@ def plan(model: GPTConfig, train: TrainConfig, hardware: Hardware, mfu: float | 
     train = replace(train, micro_batch_sequences=train.micro_batch_sequences or largest or 1)
     flops_per_token = cost.flops_per_token(model, model.sequence_length)
     tokens_per_second = mfu * hardware.peak_flops / flops_per_token
-    steps = cost.resolve_steps(train, model, seconds_per_step=train.tokens_per_step / tokens_per_second,
-                               usd_per_hour=hardware.usd_per_hour)
+    steps = cost.resolve_steps(
+        train, model, seconds_per_step=train.tokens_per_step / tokens_per_second, usd_per_hour=hardware.usd_per_hour
+    )
     seconds = steps * train.tokens_per_step / tokens_per_second
     memory, usable = memory_bytes(model, train), usable_bytes(hardware.memory_bytes)
     return {
-        "hardware": hardware.name, "mfu": mfu,
-        "parameters": cost.parameters(model), "flops_per_token": flops_per_token,
+        "hardware": hardware.name,
+        "mfu": mfu,
+        "parameters": cost.parameters(model),
+        "flops_per_token": flops_per_token,
         "micro_batch_sequences": train.micro_batch_sequences,
-        "memory_bytes": memory, "usable_bytes": usable, "fits": memory["total"] <= usable,
+        "memory_bytes": memory,
+        "usable_bytes": usable,
+        "fits": memory["total"] <= usable,
         "largest_micro_batch_sequences": largest,
-        "steps": steps, "tokens": steps * train.tokens_per_step,
+        "steps": steps,
+        "tokens": steps * train.tokens_per_step,
         "flops": steps * train.tokens_per_step * flops_per_token,
         "tokens_per_second": round(tokens_per_second),
-        "gpu_hours": round(seconds / 3600, 4), "usd": round(cost.dollars(seconds, hardware.usd_per_hour), 4),
+        "gpu_hours": round(seconds / 3600, 4),
+        "usd": round(cost.dollars(seconds, hardware.usd_per_hour), 4),
     }

@@ -4,8 +4,12 @@ import torch
 
 from model.config import Precision
 
-TYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16,
-         Precision.FP8: torch.bfloat16}  # fmt: skip
+TYPES = {
+    Precision.FP32: torch.float32,
+    Precision.BF16: torch.bfloat16,
+    Precision.FP16: torch.float16,
+    Precision.FP8: torch.bfloat16,
+}
 """Of products outside the linear layers that multiply in fp8."""
 
 

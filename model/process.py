@@ -23,8 +23,14 @@ def join(backend: str, rank: int, count: int) -> None:
         return
     store, descriptor = None, os.environ.get("MASTER_DESCRIPTOR")  # of the first; empty in the others
     if descriptor is not None:
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), count, rank == 0, LONGEST_WAIT,
-                              master_listen_fd=int(descriptor) if descriptor else None)
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            count,
+            rank == 0,
+            LONGEST_WAIT,
+            master_listen_fd=int(descriptor) if descriptor else None,
+        )
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST_WAIT)
 
 
@@ -37,9 +43,11 @@ def leave() -> None:
 def require_own_gpu(local_rank: int) -> None:
     """Refuse more processes on this machine than it has GPUs."""
     if local_rank >= (found := torch.cuda.device_count()):
-        raise ConfigError(f"each process needs a GPU of its own, but torch finds {found} for "
-                          f"{os.environ.get('LOCAL_WORLD_SIZE', local_rank + 1)} processes: set execution.processes to "
-                          f"at most {found}")
+        raise ConfigError(
+            f"each process needs a GPU of its own, but torch finds {found} for "
+            f"{os.environ.get('LOCAL_WORLD_SIZE', local_rank + 1)} processes: set execution.processes to "
+            f"at most {found}"
+        )
 
 
 def let_segments_grow() -> None:

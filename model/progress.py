@@ -19,8 +19,11 @@ class ProgressBar:
             self.clear()
             self.drawn = describe(event)[: shutil.get_terminal_size().columns - 1]
         else:
-            told = (f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
-                    for name, value in event.items() if name != "event" and not isinstance(value, list | dict))
+            told = (
+                f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in event.items()
+                if name != "event" and not isinstance(value, list | dict)
+            )
             self.clear()
             print(event["event"], ", ".join(told), file=self.stream)
         self.redraw()
@@ -46,5 +49,7 @@ def describe(event: dict) -> str:
     done = BAR * event["step"] // event["steps"]
     minutes, seconds = divmod(round(seconds_left(event)), 60)
     hours, minutes = divmod(minutes, 60)
-    return (f"{'█' * done}{'░' * (BAR - done)} {event['step']:,}/{event['steps']:,}  loss {event['loss']:.4f}  "
-            f"{event['tokens_per_second']:,} tok/s  {hours}:{minutes:02}:{seconds:02} left")
+    return (
+        f"{'█' * done}{'░' * (BAR - done)} {event['step']:,}/{event['steps']:,}  loss {event['loss']:.4f}  "
+        f"{event['tokens_per_second']:,} tok/s  {hours}:{minutes:02}:{seconds:02} left"
+    )

@@ -40,15 +40,20 @@ def project(trainings: list[tuple[GPTConfig, TrainConfig, int]], execution: Exec
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
     cuda = execution.device != "cpu" and torch.cuda.is_available()
-    found = {"event": "projection", "device": "cuda" if cuda else "cpu", "torch": torch.__version__,
-             "cuda": torch.version.cuda}  # fmt: skip
+    found = {
+        "event": "projection",
+        "device": "cuda" if cuda else "cpu",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
     if cuda:
         device_bytes = torch.cuda.get_device_properties(0).total_memory
         found |= {"name": torch.cuda.get_device_name(0), "device_bytes": device_bytes}
     found["trainings"] = [
         {"hours": hours(model, train, found, execution.usd_per_hour, processes)}
         | (memory(model, train, found["device_bytes"], processes, execution.parallelism) if cuda else {})
-        for model, train, processes in trainings]  # fmt: skip
+        for model, train, processes in trainings
+    ]
     return found
 
 
@@ -62,8 +67,9 @@ def hours(
         return train.gpu_hours / processes
     if train.budget_unit == "usd":
         return train.usd / usd_per_hour if usd_per_hour else None
-    flops = (cost.resolve_steps(train, model) * train.tokens_per_step
-             * cost.flops_per_token(model, model.sequence_length))  # fmt: skip
+    flops = (
+        cost.resolve_steps(train, model) * train.tokens_per_step * cost.flops_per_token(model, model.sequence_length)
+    )
     hardware = known_hardware(machine.get("name", ""))
     rate = MFU * hardware.peak_flops if hardware else PRODUCT_SHARE * product_flops(machine["device"], train.precision)
     if machine["device"] == "cuda" and processes > 1:
@@ -85,26 +91,39 @@ def product_flops(device: str, precision: Precision) -> float:
 
 
 def memory(
-    model: GPTConfig, train: TrainConfig, device_bytes: int, processes: int = 1,
+    model: GPTConfig,
+    train: TrainConfig,
+    device_bytes: int,
+    processes: int = 1,
     parallelism: Parallelism = Parallelism.DDP,
-) -> dict:  # fmt: skip
+) -> dict:
     """The memory of a training on a GPU, and the micro-batch that fits into it."""
     share = cost.sequences_per_step(train, model) // processes
     sharers = processes if parallelism is Parallelism.FSDP else 1
     fitting = choose_micro_batch(model, train, share, device_bytes, sharers)
     sequences = min(train.micro_batch_sequences or fitting or 1, share)
-    return {"processes": processes, "parallelism": parallelism,
-            "micro_batch_sequences": sequences, "fitting_micro_batch": fitting,
-            "memory_bytes": memory_bytes(model, replace(train, micro_batch_sequences=sequences), sharers=sharers),
-            "usable_bytes": usable_bytes(device_bytes)}  # fmt: skip
+    return {
+        "processes": processes,
+        "parallelism": parallelism,
+        "micro_batch_sequences": sequences,
+        "fitting_micro_batch": fitting,
+        "memory_bytes": memory_bytes(model, replace(train, micro_batch_sequences=sequences), sharers=sharers),
+        "usable_bytes": usable_bytes(device_bytes),
+    }
 
 
 def main(argv: list[str]) -> int:
     """Command line; returns the exit code."""
     try:
         values = json.loads(Path(argv[0]).read_text())
-        trainings = [(parse(GPTConfig, training["model"], "model"), parse(TrainConfig, training["train"], "train"),
-                      training["processes"]) for training in values["trainings"]]  # fmt: skip
+        trainings = [
+            (
+                parse(GPTConfig, training["model"], "model"),
+                parse(TrainConfig, training["train"], "train"),
+                training["processes"],
+            )
+            for training in values["trainings"]
+        ]
         print(json.dumps(project(trainings, parse(Execution, values["execution"], "execution"))))
     except Exception as error:
         return tell_error(error)

@@ -19,8 +19,9 @@ DAMPING = 1e-9  # the preconditioner stays below its inverse
 LARGEST_RMS, LARGEST_ENTRY = 2.0, 10.0  # of an update: while the fit is behind, it is clipped
 
 
-def whiten_(momentum_NRC: Tensor, left_NRR: Tensor, right_NCC: Tensor, left_curvature_N11: Tensor,
-            right_curvature_N11: Tensor) -> Tensor:
+def whiten_(
+    momentum_NRC: Tensor, left_NRR: Tensor, right_NCC: Tensor, left_curvature_N11: Tensor, right_curvature_N11: Tensor
+) -> Tensor:
     """The preconditioned momentum; fits the factors (zero: not begun yet) and the curvatures in place.
 
     A matrix that never had a gradient is left alone, and its update is zero.

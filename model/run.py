@@ -76,8 +76,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for prompt in self.sample_prompts:
-            require(isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt),
-                    "sample_prompts", prompt, "lists of at least one token id")
+            require(
+                isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt),
+                "sample_prompts",
+                prompt,
+                "lists of at least one token id",
+            )
 
 
 def read_config(path: Path) -> RunConfig:
@@ -93,30 +97,53 @@ def read_config(path: Path) -> RunConfig:
 
 def literals(config: RunConfig, vocab_size: int, eot_token: int) -> dict:
     """The part of run.json that is known without reading the shards."""
-    return {"model": dataclasses.asdict(config.model.with_vocabulary(vocab_size, eot_token)),
-            "train": dataclasses.asdict(config.train),
-            "sample_prompts": config.sample_prompts}
+    return {
+        "model": dataclasses.asdict(config.model.with_vocabulary(vocab_size, eot_token)),
+        "train": dataclasses.asdict(config.train),
+        "sample_prompts": config.sample_prompts,
+    }
 
 
-def resolve(config: RunConfig, dataset: Dataset, validation: ShardSet, *, steps: int | None = None,
-            processes: int = 1, seconds_per_step: float | None = None, fixed_seconds: float = 0.0,
-            usd_per_hour: float | None = None) -> dict:
+def resolve(
+    config: RunConfig,
+    dataset: Dataset,
+    validation: ShardSet,
+    *,
+    steps: int | None = None,
+    processes: int = 1,
+    seconds_per_step: float | None = None,
+    fixed_seconds: float = 0.0,
+    usd_per_hour: float | None = None,
+) -> dict:
     """run.json: the whole run with its budget resolved into steps, if they are not known already."""
     train, model = config.train, config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token)
     for prompt in config.sample_prompts:
-        require(all(0 <= token < dataset.vocab_size for token in prompt), "sample_prompts", prompt,
-                f"token ids below {dataset.vocab_size}")
+        require(
+            all(0 <= token < dataset.vocab_size for token in prompt),
+            "sample_prompts",
+            prompt,
+            f"token ids below {dataset.vocab_size}",
+        )
     if steps is None:
-        steps = cost.resolve_steps(train, model, processes=processes, seconds_per_step=seconds_per_step,
-                                   fixed_seconds=fixed_seconds, usd_per_hour=usd_per_hour)
+        steps = cost.resolve_steps(
+            train,
+            model,
+            processes=processes,
+            seconds_per_step=seconds_per_step,
+            fixed_seconds=fixed_seconds,
+            usd_per_hour=usd_per_hour,
+        )
     tokens = steps * train.tokens_per_step
     flops_per_token = cost.flops_per_token(model, model.sequence_length)
     unit = train.budget_unit
     windows = validation_windows(validation, train.validation_tokens, model.sequence_length)
     return literals(config, dataset.vocab_size, dataset.eot_token) | {
-        "data": {"vocab_size": dataset.vocab_size, "eot_token": dataset.eot_token,
-                 "tokenizer_sha256": dataset.tokenizer_sha256,
-                 "splits": {name: dataclasses.asdict(split) for name, split in dataset.splits.items()}},
+        "data": {
+            "vocab_size": dataset.vocab_size,
+            "eot_token": dataset.eot_token,
+            "tokenizer_sha256": dataset.tokenizer_sha256,
+            "splits": {name: dataclasses.asdict(split) for name, split in dataset.splits.items()},
+        },
         "budget": {"unit": unit, "value": getattr(train, unit)},
         "steps": steps,
         "tokens": tokens,
@@ -158,7 +185,12 @@ def check_same_run(path: Path, run: dict) -> None:
 
 def _first_difference(stored: object, wanted: object, where: str) -> str | None:
     if isinstance(stored, dict) and isinstance(wanted, dict):
-        return next((found for key, value in wanted.items()
-                     if (found := _first_difference(stored.get(key), value, f"{where}.{key}".strip(".")))),
-                    None)
+        return next(
+            (
+                found
+                for key, value in wanted.items()
+                if (found := _first_difference(stored.get(key), value, f"{where}.{key}".strip(".")))
+            ),
+            None,
+        )
     return None if stored == wanted else f"{where} was {stored!r} and is now {wanted!r}"

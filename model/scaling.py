@@ -17,9 +17,17 @@ def sized(depth: int, **changes: object) -> GPTConfig:
     """The modern network of `depth` layers: width 64 a layer, rounded up to whole heads of 128."""
     width = HEAD_SIZE * math.ceil(64 * depth / HEAD_SIZE)
     settings = {
-        "depth": depth, "width": width, "heads": width // HEAD_SIZE, "sequence_length": 2048,
-        "rotary_base": 100_000.0, "softcap": 15.0, "qk_scale": 1.2, "window_pattern": "SSSL",
-        "value_embeddings": True, "residual_lambdas": True, "embedding_lambdas": True,
+        "depth": depth,
+        "width": width,
+        "heads": width // HEAD_SIZE,
+        "sequence_length": 2048,
+        "rotary_base": 100_000.0,
+        "softcap": 15.0,
+        "qk_scale": 1.2,
+        "window_pattern": "SSSL",
+        "value_embeddings": True,
+        "residual_lambdas": True,
+        "embedding_lambdas": True,
     }
     return GPTConfig(**settings | changes)
 

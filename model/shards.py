@@ -103,14 +103,17 @@ def _publish(path: Path, *parts: bytes | np.ndarray) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_shard(directory: Path, name: str, number: int, tokens: np.ndarray, starts: np.ndarray,
-                ids: list[str]) -> Path:
+def write_shard(
+    directory: Path, name: str, number: int, tokens: np.ndarray, starts: np.ndarray, ids: list[str]
+) -> Path:
     """Write NAME_NNNNNN.bin and .idx; `starts` are positions in `tokens` where documents begin."""
     path = Path(directory) / f"{name}_{number:06d}.bin"
     starts = np.asarray(starts, dtype=OFFSET)
     if tokens.dtype != np.uint16 or tokens.ndim != 1 or len(tokens) >= 2**31:
-        raise ShardError(f"{path.name}: tokens must be one row of less than 2^31 uint16, "
-                         f"they are {tokens.dtype} of shape {tokens.shape}")
+        raise ShardError(
+            f"{path.name}: tokens must be one row of less than 2^31 uint16, "
+            f"they are {tokens.dtype} of shape {tokens.shape}"
+        )
     if len(starts) != len(ids):
         raise ShardError(f"{path.name}: {len(starts)} document starts, but {len(ids)} ids")
     _check_starts(path, starts, len(tokens))
@@ -119,8 +122,13 @@ def write_shard(directory: Path, name: str, number: int, tokens: np.ndarray, sta
     encoded = [document_id.encode() for document_id in ids]
     id_offsets = np.cumsum([0, *map(len, encoded)], dtype=OFFSET)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _publish(path.with_suffix(".idx"), _header(INDEX_MAGIC, len(ids)), starts.tobytes(),
-             id_offsets.tobytes(), b"".join(encoded))
+    _publish(
+        path.with_suffix(".idx"),
+        _header(INDEX_MAGIC, len(ids)),
+        starts.tobytes(),
+        id_offsets.tobytes(),
+        b"".join(encoded),
+    )
     _publish(path, _header(TOKENS_MAGIC, len(tokens)), np.ascontiguousarray(tokens, dtype=TOKEN).data)
     return path
 
@@ -147,8 +155,7 @@ def _read_header(path: Path, magic: int) -> int:
 
 def _check_starts(path: Path, starts: np.ndarray, tokens: int) -> None:
     if len(starts) and (np.any(starts[1:] <= starts[:-1]) or starts[-1] >= tokens):
-        raise ShardError(f"{path}: document starts must increase and end below {tokens}, "
-                         f"the last is {starts[-1]}")
+        raise ShardError(f"{path}: document starts must increase and end below {tokens}, the last is {starts[-1]}")
 
 
 def _check_size(path: Path, expected: int, reason: str) -> None:
@@ -177,8 +184,10 @@ def read_index(path: Path) -> ShardIndex:
     data = path.read_bytes()[HEADER_BYTES:]
     fixed = OFFSET.itemsize * (2 * count + 1)
     if len(data) < fixed:
-        raise ShardError(f"{path}: has {HEADER_BYTES + len(data)} bytes, expected at least "
-                         f"{HEADER_BYTES + fixed} for {count} documents")
+        raise ShardError(
+            f"{path}: has {HEADER_BYTES + len(data)} bytes, expected at least "
+            f"{HEADER_BYTES + fixed} for {count} documents"
+        )
     starts, id_offsets = np.split(np.frombuffer(data, dtype=OFFSET, count=2 * count + 1), [count])
     if id_offsets[0] != 0 or np.any(id_offsets[1:] < id_offsets[:-1]):
         raise ShardError(f"{path}: the offsets of the ids must start at 0 and not fall")
@@ -189,9 +198,12 @@ def read_index(path: Path) -> ShardIndex:
 
 def write_dataset(directory: Path, dataset: Dataset) -> None:
     """Write token_bytes.bin and shards.json, which make the shards of a directory readable."""
-    record = {"vocab_size": dataset.vocab_size, "eot_token": dataset.eot_token,
-              "tokenizer_sha256": dataset.tokenizer_sha256,
-              "splits": {name: asdict(split) for name, split in dataset.splits.items()}}
+    record = {
+        "vocab_size": dataset.vocab_size,
+        "eot_token": dataset.eot_token,
+        "tokenizer_sha256": dataset.tokenizer_sha256,
+        "splits": {name: asdict(split) for name, split in dataset.splits.items()},
+    }
     _publish(Path(directory) / "token_bytes.bin", dataset.token_bytes.astype(TOKEN).tobytes())
     _publish(Path(directory) / "shards.json", (json.dumps(record, indent=2) + "\n").encode())
 
@@ -211,8 +223,10 @@ def read_dataset(directory: Path, vocab_size: int | None = None, eot_token: int 
         splits = {name: Split(**values) for name, values in record["splits"].items()}
         _require_counts(dataset, splits)
     except OSError as error:
-        raise ShardError(f"{path}: cannot be read: {error.strerror}; for shards of llm.c, which have none, give "
-                         f"model.vocab_size and model.eot_token (GPT-2: 50257 and 50256)") from None
+        raise ShardError(
+            f"{path}: cannot be read: {error.strerror}; for shards of llm.c, which have none, give "
+            f"model.vocab_size and model.eot_token (GPT-2: 50257 and 50256)"
+        ) from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         told = f"{type(error).__name__}: {reason_of(error)}"
         raise ShardError(f"{path}: is not a description of shards: {told}") from None
@@ -228,8 +242,11 @@ def _require_counts(dataset: dict, splits: dict[str, Split]) -> None:
     """Raise ValueError for a number that is none."""
     counts = {name: dataset[name] for name in ("vocab_size", "eot_token")}
     for name, split in splits.items():
-        counts |= {f"{name}.{field}": value for field, value in asdict(split).items()
-                   if value is not None or field in ("tokens", "shards")}
+        counts |= {
+            f"{name}.{field}": value
+            for field, value in asdict(split).items()
+            if value is not None or field in ("tokens", "shards")
+        }
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
             raise ValueError(f"{name} is {shown_value(value)}, expected a whole number of at least 0")
@@ -255,8 +272,11 @@ def _undescribed_dataset(directory: Path, vocab_size: int, eot_token: int) -> Da
 def _find(directory: Path, split: str) -> list[Path]:
     """The split's files in order; their names may carry a prefix, as in fineweb_train_000001."""
     pattern = re.compile(rf"((?:.+_)?{re.escape(split)})_(\d{{6}})\.bin")
-    found = {(match[1], int(match[2])): path for path in sorted(directory.iterdir())
-             if (match := pattern.fullmatch(path.name))}
+    found = {
+        (match[1], int(match[2])): path
+        for path in sorted(directory.iterdir())
+        if (match := pattern.fullmatch(path.name))
+    }
     if not found:
         raise ShardError(f"{directory}: has no shard of split {split!r}")
     if len(names := sorted({name for name, _ in found})) > 1:
@@ -276,22 +296,25 @@ class ShardSet:
         directory = Path(directory)
         dataset = dataset or read_dataset(directory)
         if split not in dataset.splits:
-            raise ShardError(f"{directory / 'shards.json'}: has no split {split!r}, only "
-                             f"{', '.join(sorted(dataset.splits))}")
+            raise ShardError(
+                f"{directory / 'shards.json'}: has no split {split!r}, only {', '.join(sorted(dataset.splits))}"
+            )
         expected = dataset.splits[split]
         self.directory, self.split = directory, split
         self.vocab_size, self.eot_token = dataset.vocab_size, dataset.eot_token
         self.paths = _find(directory, split)
         if len(self.paths) != expected.shards:
-            raise ShardError(f"{directory}: has {len(self.paths)} shards of split {split!r}, "
-                             f"shards.json says {expected.shards}")
+            raise ShardError(
+                f"{directory}: has {len(self.paths)} shards of split {split!r}, shards.json says {expected.shards}"
+            )
         self.bytes = expected.bytes
         self._shards = [read_tokens(path) for path in self.paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         self.tokens = int(self._ends[-1])
         if self.tokens != expected.tokens:
-            raise ShardError(f"{directory}: split {split!r} has {self.tokens} tokens, shards.json says "
-                             f"{expected.tokens}")
+            raise ShardError(
+                f"{directory}: split {split!r} has {self.tokens} tokens, shards.json says {expected.tokens}"
+            )
 
     def document_starts(self) -> np.ndarray:
         """Where documents begin in the stream (int64): from the .idx files, or, where a shard has none, from its
@@ -311,17 +334,22 @@ class ShardSet:
         if self.bytes is None:
             return
         parts = range(0, self.tokens, CHECKED_TOKENS)
-        total = sum(int(token_bytes[self.slice(start, min(start + CHECKED_TOKENS, self.tokens))].sum(dtype=np.int64))
-                    for start in parts)
+        total = sum(
+            int(token_bytes[self.slice(start, min(start + CHECKED_TOKENS, self.tokens))].sum(dtype=np.int64))
+            for start in parts
+        )
         if total != self.bytes:
-            raise ShardError(f"{self.directory}: by token_bytes.bin the tokens of split {self.split!r} stand for "
-                             f"{total} bytes, by shards.json its text has {self.bytes}: bits per byte would be wrong")
+            raise ShardError(
+                f"{self.directory}: by token_bytes.bin the tokens of split {self.split!r} stand for "
+                f"{total} bytes, by shards.json its text has {self.bytes}: bits per byte would be wrong"
+            )
 
     def slice(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the stream, copied (uint16), across the edges of shards."""
         if not 0 <= start <= stop <= self.tokens:
-            raise ShardError(f"{self.directory}: split {self.split!r} has {self.tokens} tokens, "
-                             f"[{start}, {stop}) is outside")
+            raise ShardError(
+                f"{self.directory}: split {self.split!r} has {self.tokens} tokens, [{start}, {stop}) is outside"
+            )
         result = np.empty(stop - start, dtype=np.uint16)
         shard = int(np.searchsorted(self._ends, start, side="right"))
         filled = 0
@@ -332,8 +360,10 @@ class ShardSet:
             begin = start + filled - int(self._ends[shard] - len(tokens))
             part = tokens[begin : begin + len(result) - filled]
             if len(part) and int(part.max()) >= self.vocab_size:
-                raise ShardError(f"{path}: has token {part.max()} after position {begin}, expected tokens "
-                                 f"below vocab_size {self.vocab_size}")
+                raise ShardError(
+                    f"{path}: has token {part.max()} after position {begin}, expected tokens "
+                    f"below vocab_size {self.vocab_size}"
+                )
             result[filled : filled + len(part)] = part
             filled, shard = filled + len(part), shard + 1
         return result

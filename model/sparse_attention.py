@@ -19,8 +19,16 @@ from torch import Tensor
 from model.documents import Documents
 
 
-def sparse_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, weights_S: Tensor, *, blocks: int,
-                     shared: int, documents: Documents | None = None) -> tuple[Tensor, Tensor]:
+def sparse_attention(
+    q_BHTK: Tensor,
+    k_BHTK: Tensor,
+    v_BHTK: Tensor,
+    weights_S: Tensor,
+    *,
+    blocks: int,
+    shared: int,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
     """Outputs of the compressed and of the selected branch; `shared` query heads select together.
 
     With `documents`, a block that a document begins in is no summary for anyone: it would mix two.
@@ -28,8 +36,9 @@ def sparse_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, weights_S: 
     size, T, K = len(weights_S), q_BHTK.size(2), q_BHTK.size(3)
     ended = T // size
     weights_S1 = torch.softmax(weights_S, dim=0).to(k_BHTK.dtype)[:, None]
-    k_BHNK, v_BHNK = ((x[:, :, : ended * size].unflatten(2, (ended, size)) * weights_S1).sum(3)
-                      for x in (k_BHTK, v_BHTK))
+    k_BHNK, v_BHNK = (
+        (x[:, :, : ended * size].unflatten(2, (ended, size)) * weights_S1).sum(3) for x in (k_BHTK, v_BHTK)
+    )
     time_T1 = torch.arange(T, device=q_BHTK.device)[:, None]
     block_N = torch.arange(ended, device=q_BHTK.device)
     visible_BTN = ((block_N + 1) * size <= time_T1 + 1)[None]
@@ -53,5 +62,6 @@ def sparse_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, weights_S: 
     if documents is not None:
         seen_BJTT = seen_BJTT & documents.same(documents.number_BT)[:, None]
     selected_BHTK = F.scaled_dot_product_attention(
-        q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_BJTT.repeat_interleave(shared, dim=1))
+        q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_BJTT.repeat_interleave(shared, dim=1)
+    )
     return compressed_BHTK, selected_BHTK

@@ -41,8 +41,10 @@ def measure(trainer: "Trainer") -> Timing:
         for _ in range(UNTIMED_STEPS):
             trainer.train_step()
         compiled, timed = time.perf_counter(), 0
-        while timed < TIMED_STEPS and not trainer.processes.any([time.perf_counter() - compiled > TIMED_SECONDS],
-                                                                trainer.device)[0]:
+        while (
+            timed < TIMED_STEPS
+            and not trainer.processes.any([time.perf_counter() - compiled > TIMED_SECONDS], trainer.device)[0]
+        ):
             trainer.train_step()
             timed += 1
     except UpdateInterrupted:
@@ -55,8 +57,11 @@ def measure(trainer: "Trainer") -> Timing:
     step, validation = (ended - compiled) / timed, again / share
     compiling = max(0.0, compiled - began - UNTIMED_STEPS * step) + max(0.0, first - again)
     fixed = compiling + 2 * validation + SECONDS_PER_BYTE * trainer.checkpoint_bytes()
-    seconds = torch.tensor([step + validation / trainer.config.train.validation_every_steps, fixed],
-                           dtype=torch.float64, device=trainer.device)
+    seconds = torch.tensor(
+        [step + validation / trainer.config.train.validation_every_steps, fixed],
+        dtype=torch.float64,
+        device=trainer.device,
+    )
     return Timing(*(trainer.processes.sum_(seconds) / trainer.processes.count).tolist())
 
 
@@ -68,8 +73,17 @@ def _validation(trainer: "Trainer") -> tuple[float, float, float]:
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
-        within_memory(trainer, lambda: validate(
-            trainer.validated, trainer.shards["val"], None, tokens=part * length,
-            sequences=trainer.micro_batch_sequences, autocast=trainer.autocast, processes=trainer.processes))
+        within_memory(
+            trainer,
+            lambda: validate(
+                trainer.validated,
+                trainer.shards["val"],
+                None,
+                tokens=part * length,
+                sequences=trainer.micro_batch_sequences,
+                autocast=trainer.autocast,
+                processes=trainer.processes,
+            ),
+        )
         seconds.append(time.perf_counter() - began)
     return *seconds, part / whole

@@ -44,8 +44,9 @@ TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM end
 START_AGAIN = 75  # EX_TEMPFAIL
 
 
-def _loop(trainer: Trainer, metrics: MetricsLog, waiting: Waiting, stop: Callable[[], bool],
-          listen: Callable[[bool], None]) -> bool:
+def _loop(
+    trainer: Trainer, metrics: MetricsLog, waiting: Waiting, stop: Callable[[], bool], listen: Callable[[bool], None]
+) -> bool:
     """Train to the end or until asked to stop; True when the end was reached."""
     train: TrainConfig = trainer.config.train
     sample_every = trainer.config.execution.sample_every_steps
@@ -68,8 +69,15 @@ def _loop(trainer: Trainer, metrics: MetricsLog, waiting: Waiting, stop: Callabl
             flops_rate = rate * trainer.run["flops_per_token"]
             peak = trainer.peak_flops and trainer.peak_flops * trainer.processes.count
             mfu = round(flops_rate / peak, 4) if peak else None
-            metrics.write("step", **trainer.progress(), steps=trainer.steps, seconds=trainer.seconds(),
-                          **values, tokens_per_second=round(rate), mfu=mfu)
+            metrics.write(
+                "step",
+                **trainer.progress(),
+                steps=trainer.steps,
+                seconds=trainer.seconds(),
+                **values,
+                tokens_per_second=round(rate),
+                mfu=mfu,
+            )
             window_steps, window_seconds = 0, 0.0
         if trainer.step % train.validation_every_steps == 0 or at_end:
             trainer.validate(metrics)
@@ -102,8 +110,9 @@ def _already_done(config: RunConfig) -> bool:
     return True
 
 
-def train(config: RunConfig, stop: Callable[[], bool] = lambda: False,
-          listen: Callable[[bool], None] = lambda to_save: None) -> int:
+def train(
+    config: RunConfig, stop: Callable[[], bool] = lambda: False, listen: Callable[[bool], None] = lambda to_save: None
+) -> int:
     """Run or resume a training to its end; the exit code. `stop` is asked once a step. `listen` is told when there is
     something to save, and when there is not: while the network is built, loaded and compiled."""
     events: list[tuple[str, dict]] = []
@@ -120,8 +129,9 @@ def train(config: RunConfig, stop: Callable[[], bool] = lambda: False,
     return 0
 
 
-def _train(config: RunConfig, stop: Callable[[], bool], listen: Callable[[bool], None],
-           events: list[tuple[str, dict]]) -> int:
+def _train(
+    config: RunConfig, stop: Callable[[], bool], listen: Callable[[bool], None], events: list[tuple[str, dict]]
+) -> int:
     trainer = Trainer(config)
     trainer.events.kept += events
     if not (trainer.directory / "samples.json").exists():
@@ -130,16 +140,26 @@ def _train(config: RunConfig, stop: Callable[[], bool], listen: Callable[[bool],
     first = trainer.processes.first
     log = MetricsLog(trainer.directory / "metrics.jsonl", resumed_step=trainer.step) if first else NoLog()
     with log as metrics, trainer.writer:
-        metrics.write("start", step=trainer.step, steps=trainer.steps, tokens=trainer.run["tokens"],
-                      flops=trainer.run["flops"], parameters=trainer.run["parameters"]["total"],
-                      device=trainer.device_name, window_kernel=trainer.kernels.windows,
-                      past_kernel=trainer.kernels.past, document_kernel=trainer.kernels.documents,
-                      threads=torch.get_num_threads(), deterministic=torch.are_deterministic_algorithms_enabled(),
-                      micro_batch_sequences=trainer.micro_batch_sequences,
-                      peak_flops=trainer.peak_flops, processes=trainer.processes.count,
-                      weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()),
-                      checkpoint_bytes=trainer.checkpoint_bytes(),
-                      cropped=trainer.packing and round(trainer.packing.cropped, 4))
+        metrics.write(
+            "start",
+            step=trainer.step,
+            steps=trainer.steps,
+            tokens=trainer.run["tokens"],
+            flops=trainer.run["flops"],
+            parameters=trainer.run["parameters"]["total"],
+            device=trainer.device_name,
+            window_kernel=trainer.kernels.windows,
+            past_kernel=trainer.kernels.past,
+            document_kernel=trainer.kernels.documents,
+            threads=torch.get_num_threads(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            micro_batch_sequences=trainer.micro_batch_sequences,
+            peak_flops=trainer.peak_flops,
+            processes=trainer.processes.count,
+            weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()),
+            checkpoint_bytes=trainer.checkpoint_bytes(),
+            cropped=trainer.packing and round(trainer.packing.cropped, 4),
+        )
         trainer.events.open(metrics, trainer.step)
         for reason in refused:
             metrics.write("damaged_checkpoint", step=trainer.step, reason=reason)
@@ -163,8 +183,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.train", description="Train one model.")
     parser.add_argument("config", type=Path, help="JSON file of the run, see model.run.RunConfig")
     parser.add_argument("--dry-run", action="store_true", help="print what the run would cost; reads no shards")
-    parser.add_argument("--hardware", choices=[hardware.name for hardware in HARDWARE], default="H100",
-                        help="GPU of the dry run")
+    parser.add_argument(
+        "--hardware", choices=[hardware.name for hardware in HARDWARE], default="H100", help="GPU of the dry run"
+    )
     parser.add_argument("--mfu", type=float, help="share of its peak that the dry run assumes; else the known one")
     arguments = parser.parse_args(argv)
     signals: list[int] = []

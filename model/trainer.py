@@ -76,8 +76,10 @@ class Trainer:
             try:
                 self.compiled_code = CompiledCode(Path(config.execution.compile_cache), precision)
             except OSError as error:
-                self.events.write("execution", message=f"compiled code is not kept in "
-                                                       f"{config.execution.compile_cache}: {error.strerror}")
+                self.events.write(
+                    "execution",
+                    message=f"compiled code is not kept in {config.execution.compile_cache}: {error.strerror}",
+                )
         hardware = known_hardware(self.device_name)
         self.peak_flops = config.execution.peak_flops or (hardware and hardware.peak_flops)
         self.usd_per_hour = config.execution.usd_per_hour
@@ -91,10 +93,18 @@ class Trainer:
         self.set_micro_batch(self.processes.smallest(most, self.device))
         self.autocast = autocast(self.device.type, precision)
         self.batches = Prefetch(
-            partial(batch, self.shards["train"], config.train.seed, rank=self.processes.rank,
-                    world=self.processes.count, sequences=self.sequences, sequence_length=config.model.sequence_length,
-                    packing=self.packing),
-            self.device)
+            partial(
+                batch,
+                self.shards["train"],
+                config.train.seed,
+                rank=self.processes.rank,
+                world=self.processes.count,
+                sequences=self.sequences,
+                sequence_length=config.model.sequence_length,
+                packing=self.packing,
+            ),
+            self.device,
+        )
         self.model = GPT(self.config.model).to(self.device)
         if precision is Precision.FP8:
             use_fp8(self.model, config.train.fp8_smallest_size)
@@ -128,9 +138,14 @@ class Trainer:
 
     def record_execution(self) -> None:
         """Put the settings from this step on into the run's record."""
-        settings = {"device": self.device.type, "threads": torch.get_num_threads(), "processes": self.processes.count,
-                    "deterministic": torch.are_deterministic_algorithms_enabled(),
-                    "window_kernel": self.kernels.windows, "micro_batch_sequences": self.micro_batch_sequences}
+        settings = {
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "processes": self.processes.count,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "window_kernel": self.kernels.windows,
+            "micro_batch_sequences": self.micro_batch_sequences,
+        }
         self.run = self.run | {"execution": continued(self.run.get("execution", []), self.step, settings)}
 
     def write_run(self) -> None:
@@ -162,16 +177,25 @@ class Trainer:
         steps = recorded.get("steps") if timed and recorded else None
         if not recorded and (timed or limit is not None):
             self.timing = measure(self)
-        run = resolve(self.config, self.dataset, self.shards["val"], steps=steps, processes=self.processes.count,
-                      seconds_per_step=self.timing and self.timing.step,
-                      fixed_seconds=self.timing.fixed if self.timing else 0.0, usd_per_hour=self.usd_per_hour)
+        run = resolve(
+            self.config,
+            self.dataset,
+            self.shards["val"],
+            steps=steps,
+            processes=self.processes.count,
+            seconds_per_step=self.timing and self.timing.step,
+            fixed_seconds=self.timing.fixed if self.timing else 0.0,
+            usd_per_hour=self.usd_per_hour,
+        )
         check_same_run(path, run)
         if self.timing and limit is not None:
             projected = cost.dollars(self.timing.seconds(run["steps"]), self.usd_per_hour)
             if projected > limit:
-                raise ConfigError(f"the run is projected to cost {projected:.2g} usd, over usd_limit {limit:.2g}: "
-                                  f"{run['steps']} steps of {self.timing.step:.3g} s at {self.usd_per_hour:.3g} usd "
-                                  f"an hour")
+                raise ConfigError(
+                    f"the run is projected to cost {projected:.2g} usd, over usd_limit {limit:.2g}: "
+                    f"{run['steps']} steps of {self.timing.step:.3g} s at {self.usd_per_hour:.3g} usd "
+                    f"an hour"
+                )
         return recorded or run
 
     def seconds(self) -> float:
@@ -203,19 +227,37 @@ class Trainer:
         """What the model as it is says after each prompt; nothing on all processes but the first."""
         model, train = self.whole_model(), self.config.train
         prompts = self.config.sample_prompts if self.processes.first else []
-        return [generate(model, prompt, train.sample_tokens, seed=train.seed + number)
-                for number, prompt in enumerate(prompts)]
+        return [
+            generate(model, prompt, train.sample_tokens, seed=train.seed + number)
+            for number, prompt in enumerate(prompts)
+        ]
 
     def validate(self, metrics: MetricsLog) -> None:
-        self.validation = within_memory(self, lambda: validate(
-            self.validated, self.shards["val"], self.dataset.token_bytes, tokens=self.config.train.validation_tokens,
-            sequences=self.micro_batch_sequences, autocast=self.autocast, processes=self.processes))
+        self.validation = within_memory(
+            self,
+            lambda: validate(
+                self.validated,
+                self.shards["val"],
+                self.dataset.token_bytes,
+                tokens=self.config.train.validation_tokens,
+                sequences=self.micro_batch_sequences,
+                autocast=self.autocast,
+                processes=self.processes,
+            ),
+        )
         self.require_finite("validation loss", self.validation.loss)
         values = asdict(self.validation)
         if self.hellaswag:
-            values["hellaswag_acc_norm"] = within_memory(self, lambda: accuracy(
-                self.model, self.hellaswag, rows=self.micro_batch_sequences, autocast=self.autocast,
-                processes=self.processes))
+            values["hellaswag_acc_norm"] = within_memory(
+                self,
+                lambda: accuracy(
+                    self.model,
+                    self.hellaswag,
+                    rows=self.micro_batch_sequences,
+                    autocast=self.autocast,
+                    processes=self.processes,
+                ),
+            )
         metrics.write("validation", **self.progress(), **values)
 
     def stop(self, reason: str) -> None:
@@ -310,8 +352,12 @@ class Trainer:
         if not torch.isfinite(whole(torch.nn.utils.get_total_norm(weights))):
             for name, weight in self.model.named_parameters():
                 self.require_finite(f"the largest weight of {name}", whole(weight.detach()).abs().max().item())
-        state = {"seconds": self.seconds(), "validation": asdict(self.validation), "guard": asdict(self.guard),
-                 "loss_scale": self.loss_scale and asdict(self.loss_scale)}
+        state = {
+            "seconds": self.seconds(),
+            "validation": asdict(self.validation),
+            "guard": asdict(self.guard),
+            "loss_scale": self.loss_scale and asdict(self.loss_scale),
+        }
         tensors = self.gathered(self.model.state_dict()), self.gathered(self.optimizer.state_tensors())
         if self.processes.first:
             self.writer.save(self.step, *tensors, state)
@@ -360,7 +406,8 @@ class Trainer:
         result = self.progress() | asdict(self.validation)
         model = self.whole_model()
         if self.processes.first:
-            checkpoint.publish_final(self.directory / "final", model, self.dataset.eot_token,
-                                     self.dataset.tokenizer_sha256, result)
+            checkpoint.publish_final(
+                self.directory / "final", model, self.dataset.eot_token, self.dataset.tokenizer_sha256, result
+            )
         metrics.write("done", **result, seconds=self.seconds())
         self.processes.wait()  # when one process has ended, the others are ended soon

@@ -18,8 +18,15 @@ _STRETCH = 64
 class Tree:
     """A batch of such rows: made once a forward pass, read by every layer."""
 
-    def __init__(self, tokens_BT: Tensor, position_BT: Tensor, parent_BT: Tensor, end_BT: Tensor,
-                 eot_token: int | None = None, longest: int | None = None) -> None:
+    def __init__(
+        self,
+        tokens_BT: Tensor,
+        position_BT: Tensor,
+        parent_BT: Tensor,
+        end_BT: Tensor,
+        eot_token: int | None = None,
+        longest: int | None = None,
+    ) -> None:
         """`position_BT`: place of a token in its sequence; `parent_BT`: place in the row of the token before;
         `end_BT`: place in the row after the last descendant; `eot_token`: see Documents; `longest`: tokens of the
         longest sequence; null reads it from `position_BT`, for which the host waits for the GPU."""
@@ -76,8 +83,11 @@ class Tree:
         stretches = []
         for start in range(0, q_BHTK.size(2), _STRETCH):
             own, until = slice(start, start + _STRETCH), slice(start + _STRETCH)
-            stretches.append(F.scaled_dot_product_attention(
-                q_BHTK[:, :, own], k_BHTK[:, :, until], v_BHTK[:, :, until], attn_mask=mask_B1TT[:, :, own, until]))
+            stretches.append(
+                F.scaled_dot_product_attention(
+                    q_BHTK[:, :, own], k_BHTK[:, :, until], v_BHTK[:, :, until], attn_mask=mask_B1TT[:, :, own, until]
+                )
+            )
         return torch.cat(stretches, dim=2)
 
 

@@ -23,8 +23,16 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, shards: ShardSet, token_bytes: np.ndarray | None, *, tokens: int, sequences: int,
-             autocast: torch.autocast, processes: Processes = Processes()) -> Validation:  # noqa: B008 (frozen)
+def validate(
+    model: nn.Module,
+    shards: ShardSet,
+    token_bytes: np.ndarray | None,
+    *,
+    tokens: int,
+    sequences: int,
+    autocast: torch.autocast,
+    processes: Processes = Processes(),  # noqa: B008
+) -> Validation:
     """Loss over the first `tokens` tokens, `sequences` windows a forward pass, shared by the processes.
 
     `model` is a GPT, compiled or not.
@@ -54,6 +62,8 @@ def validate(model: nn.Module, shards: ShardSet, token_bytes: np.ndarray | None,
     if token_bytes is None:
         return Validation(nats / count, None)
     if not text_bytes:
-        raise ShardError(f"{shards.directory}: the first {count:.0f} tokens of split {shards.split!r} stand for "
-                         f"0 bytes of text, bits per byte are not defined")
+        raise ShardError(
+            f"{shards.directory}: the first {count:.0f} tokens of split {shards.split!r} stand for "
+            f"0 bytes of text, bits per byte are not defined"
+        )
     return Validation(nats / count, text_nats / math.log(2) / text_bytes)

@@ -79,8 +79,10 @@ class Waiting:
         if self.warned_at is None or now - self.warned_at > SECONDS_BETWEEN_WARNINGS:
             self.warned_at = now
             seconds = SLOWED_LOOKS * SECONDS_BETWEEN_LOOKS
-            self.warning = (f"other programs slow this one down: its {self.threads} CPU threads were ready to compute "
-                            f"but had no processor for {share:.0%} of the last {seconds:g} s")
+            self.warning = (
+                f"other programs slow this one down: its {self.threads} CPU threads were ready to compute "
+                f"but had no processor for {share:.0%} of the last {seconds:g} s"
+            )
 
     def _keep_team(self) -> None:
         self.end_of_team = threading.Event()
@@ -106,8 +108,11 @@ def _libgomps() -> list[ctypes.CDLL]:
         mapped = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     except OSError:
         return []
-    return [ctypes.CDLL(path) for path in sorted({fields[5] for fields in mapped if len(fields) > 5})
-            if Path(path).name.startswith("libgomp") and Path(path).exists()]  # fmt: skip
+    return [
+        ctypes.CDLL(path)
+        for path in sorted({fields[5] for fields in mapped if len(fields) > 5})
+        if Path(path).name.startswith("libgomp") and Path(path).exists()
+    ]
 
 
 def _delays() -> dict[str, int]:

@@ -24,8 +24,11 @@ def _emit(event: str, report: dict[str, Any], subject: str, body: str, against: 
 
 def _finished(report: dict[str, Any], report_path: str) -> str:
     validation, cost = report["validation"], report["cost"]
-    scores = [f"{row['suite']} {row['metric']} {100 * row['value']:.2f} %" for row in report["scores"]
-              if row["value"] is not None]  # fmt: skip
+    scores = [
+        f"{row['suite']} {row['metric']} {100 * row['value']:.2f} %"
+        for row in report["scores"]
+        if row["value"] is not None
+    ]
     lines = [
         f"{validation['bits_per_byte']:.4f} bits per byte, {validation['loss']:.4f} nats per token",
         ", ".join(scores),
@@ -42,6 +45,8 @@ def _regressed(entry: dict[str, Any]) -> list[str]:
     for row in entry["rows"]:
         if f"{row['suite']} {row['metric']}" in entry["regressed"]:
             low, high = (100 * end for end in row["interval"])
-            lines.append(f"{row['suite']} {row['metric'].replace('_', ' ')}: {100 * row['difference']:+.2f} points "
-                         f"(95 % {low:+.2f} to {high:+.2f}, p {row['p']:.2g}, {row['n']:,} items) against {against}")
+            lines.append(
+                f"{row['suite']} {row['metric'].replace('_', ' ')}: {100 * row['difference']:+.2f} points "
+                f"(95 % {low:+.2f} to {high:+.2f}, p {row['p']:.2g}, {row['n']:,} items) against {against}"
+            )
     return lines

@@ -44,8 +44,14 @@ def verified(name: str, key: str, place: "Place") -> Manifest | None:
         for output in manifest.outputs:
             _require(place, manifest.location(output), output)
     except StageError as error:
-        logger().warning("%s/%s is not valid: %s; stage %s is built again%s", place.store.url, where, error, name,
-                         withdraw(where, content, manifest, place))
+        logger().warning(
+            "%s/%s is not valid: %s; stage %s is built again%s",
+            place.store.url,
+            where,
+            error,
+            name,
+            withdraw(where, content, manifest, place),
+        )
         return None
     return manifest
 
@@ -133,8 +139,9 @@ def publish(manifest: Manifest, place: "Place", out: Path) -> Manifest:
             place.store.clear(manifest.folder)
             return winner
     refused = "lost" if ours else "refused"
-    raise StageError(f"stage {manifest.stage} {manifest.key}: {place.store.url} {refused} its manifest and holds no "
-                     "valid one")  # fmt: skip
+    raise StageError(
+        f"stage {manifest.stage} {manifest.key}: {place.store.url} {refused} its manifest and holds no valid one"
+    )
 
 
 def _sweep(done: Manifest, place: "Place") -> None:

@@ -86,8 +86,9 @@ def find_items(suites: tuple[str, ...], place: Place, shots: Shots) -> Items:
         if shots.of(SUITES[name]) and name in results:
             source, identity = find_source(SUITES[name], place, Split.SHOTS)
             build = partial(write_suite, name, source, place, split=Split.SHOTS)
-            examples[f"{name}-shots"] = finish(_stage(f"{name}-shots", identity), place,
-                                               lambda _, out, build=build: build(out))
+            examples[f"{name}-shots"] = finish(
+                _stage(f"{name}-shots", identity), place, lambda _, out, build=build: build(out)
+            )
     if not results:
         raise SuiteError(f"there is nothing to score: {'; '.join(missing.values())}")
     return Items(results, train, missing, examples)
@@ -104,8 +105,10 @@ def find_source(suite: Suite, place: Place, split: Split = Split.ITEMS) -> tuple
             raise SuiteError(f"benchmarks_dir {place.benchmarks_dir}: there is no such folder")
         names = [known.folder_file(part) for known in SUITES.values() for part in Split if known.rows_of(part)]
         if not any((place.benchmarks_dir / name).is_file() for name in names):
-            raise SuiteError(f"benchmarks_dir {place.benchmarks_dir}: none of the files is there that are looked for: "
-                             f"{', '.join(names)}")
+            raise SuiteError(
+                f"benchmarks_dir {place.benchmarks_dir}: none of the files is there that are looked for: "
+                f"{', '.join(names)}"
+            )
         file = place.benchmarks_dir / suite.folder_file(split)
         if file.is_file():
             return "folder", {"file": digest_file(file).sha256}
@@ -146,12 +149,14 @@ def write_suite(name: str, source: str, place: Place, out: Path, split: Split = 
 def describe(items: Items) -> str:
     """The stage's artifact: rows, source and digest of each suite, and what is missing."""
     rows = [
-        [name, result.manifest.provenance["rows"], sentence(result.manifest.provenance["source"]),
-         result.digest[:16]]
+        [name, result.manifest.provenance["rows"], sentence(result.manifest.provenance["source"]), result.digest[:16]]
         for name, result in {**items.results, **items.train, **items.shots}.items()
     ]
     lines = [markdown_table(["suite", "items", "source", "digest"], rows)]
-    lines += [f"{name}: {remark}." for name, result in {**items.results, **items.train, **items.shots}.items()
-              for remark in result.manifest.provenance.get("remarks", [])]  # not in what earlier versions fetched
+    lines += [
+        f"{name}: {remark}."
+        for name, result in {**items.results, **items.train, **items.shots}.items()
+        for remark in result.manifest.provenance.get("remarks", [])
+    ]  # not in what earlier versions fetched
     lines += [f"**{name} is not scored**: {sentence(reason)}" for name, reason in items.missing.items()]
     return "\n\n".join(lines)

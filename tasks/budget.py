@@ -52,9 +52,15 @@ def in_tokens(
         [timing] = [event for event in events if event["event"] == "budget"]
         (out / "budget.json").write_text(json.dumps({"tokens": timing["tokens"]}))
         (out / "timing.json").write_text(json.dumps(timing))
-        logger().info("%s of %s are %d steps, %d tokens: %.4g s a step on %s", getattr(config, config.budget_unit),
-                      config.budget_unit, timing["steps"], timing["tokens"], timing["seconds_per_step"],
-                      timing["device"])
+        logger().info(
+            "%s of %s are %d steps, %d tokens: %.4g s a step on %s",
+            getattr(config, config.budget_unit),
+            config.budget_unit,
+            timing["steps"],
+            timing["tokens"],
+            timing["seconds_per_step"],
+            timing["device"],
+        )
         return {"device": timing["device"]}
 
     tokens = json.loads((materialise(finish(stage, place, build), place) / "budget.json").read_text())["tokens"]

@@ -40,13 +40,18 @@ def publish_comparison(
     arms = {"baseline": baseline, "candidate": candidate}
     if len({result.manifest.inputs["shards"] for arm in arms.values() for result in arm.values()}) != 1:
         raise StageError(f"{names[0]} and {names[1]} were not trained on the same shards")
-    inputs = {f"{arm} {seed} {budget}": result.digest for arm, results in arms.items()
-              for (seed, budget), result in results.items()}  # fmt: skip
+    inputs = {
+        f"{arm} {seed} {budget}": result.digest
+        for arm, results in arms.items()
+        for (seed, budget), result in results.items()
+    }
     stage = Stage(name="comparison", version=VERSION, config={"names": list(names)}, inputs=inputs)
 
     def build(_: Path, out: Path) -> None:
-        trained = {arm: [_training(seed, budget, result, place) for (seed, budget), result in results.items()]
-                   for arm, results in arms.items()}  # fmt: skip
+        trained = {
+            arm: [_training(seed, budget, result, place) for (seed, budget), result in results.items()]
+            for arm, results in arms.items()
+        }
         found = {"names": list(names), **compare(**trained)}
         (out / "comparison.json").write_text(json.dumps(found, indent=1))
         (out / "comparison.md").write_text(render_comparison(found))

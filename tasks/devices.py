@@ -24,8 +24,10 @@ def scoring_processes(place: Place) -> int:
         return wanted or 1  # without asking torch
     found = gpu_count()
     if found and wanted and wanted > found:
-        raise ConfigError(f"execution.processes is {wanted}, but torch finds {found} GPU{'s' if found > 1 else ''} on "
-                          f"this machine; set it to at most {found}, or leave it empty for one process a GPU")
+        raise ConfigError(
+            f"execution.processes is {wanted}, but torch finds {found} GPU{'s' if found > 1 else ''} on "
+            f"this machine; set it to at most {found}, or leave it empty for one process a GPU"
+        )
     return wanted or found or 1
 
 
@@ -35,8 +37,10 @@ def training_processes(model: GPTConfig, train: TrainConfig, place: Place) -> in
     count, sequences = scoring_processes(place), train.tokens_per_step // model.sequence_length
     most = max(number for number in range(1, count + 1) if sequences % number == 0)
     if place.processes and most < count:
-        raise ConfigError(f"execution.processes is {count}, but {count} processes cannot share the {sequences} "
-                          f"sequences of a step (train.tokens_per_step) equally; set it to {most}")
+        raise ConfigError(
+            f"execution.processes is {count}, but {count} processes cannot share the {sequences} "
+            f"sequences of a step (train.tokens_per_step) equally; set it to {most}"
+        )
     return most
 
 

@@ -207,8 +207,10 @@ def _read_hub(source: HubSource) -> Iterator[Document]:
         yield Document(name, _text(row, source.text_column, where), origin)
     said = (rows.info.splits or {}).get(source.split)
     if said is not None and number + 1 < said.num_examples:
-        raise SourceError(f"{told}: {number + 1:,} rows arrived, and its card says that {source.split} has "
-                          f"{said.num_examples:,}; set max_documents if that is all there is")
+        raise SourceError(
+            f"{told}: {number + 1:,} rows arrived, and its card says that {source.split} has "
+            f"{said.num_examples:,}; set max_documents if that is all there is"
+        )
 
 
 def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, Any]]:
@@ -229,8 +231,10 @@ def _of_columns(error: Exception) -> str:
     """What to do about a file whose columns are not those of the others."""
     if not isinstance(error, DatasetsError | CastError | pa.ArrowException | TypeError):
         return ""
-    return ("; all its files must have the same columns of the same types (a folder is also read with kind `files`, "
-            "which looks at the text alone)")  # fmt: skip
+    return (
+        "; all its files must have the same columns of the same types (a folder is also read with kind `files`, "
+        "which looks at the text alone)"
+    )
 
 
 def _read_file(path: Path, name: str, source: FilesSource) -> Iterator[Document]:

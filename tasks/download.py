@@ -95,8 +95,10 @@ def _refuse_endless_space(document: Document) -> None:
             before = text[max(0, at - LONGEST_SPACE) : at]
             run = len(before) - len(before.rstrip()) + SPACE.match(text, at).end() - at
             if run > LONGEST_SPACE:
-                raise SourceError(f"{document.source}: document {document.id!r} has {run:,} white-space characters in "
-                                  f"a row, expected at most {LONGEST_SPACE:,}")
+                raise SourceError(
+                    f"{document.source}: document {document.id!r} has {run:,} white-space characters in "
+                    f"a row, expected at most {LONGEST_SPACE:,}"
+                )
 
 
 def is_validation(text: str, fraction: float) -> bool:
@@ -208,8 +210,10 @@ def describe(result: Result, place: Place) -> str:
     lines = [
         f"{found['empty_documents']} empty documents were left out.",
         markdown_table(["split", "documents", "bytes"], rows),
-        *(f"Left out: {group['files']}, {group['reason']}:\n\n{code_block(chr(10).join(group['first']))}"
-          for group in result.manifest.provenance.get("left_out", [])),
+        *(
+            f"Left out: {group['files']}, {group['reason']}:\n\n{code_block(chr(10).join(group['first']))}"
+            for group in result.manifest.provenance.get("left_out", [])
+        ),
         "**Lock**",
         *lock_tables(found["source"]),
     ]

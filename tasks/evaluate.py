@@ -166,8 +166,10 @@ def evaluate_folder(
             name, _, given = model.partition("@")
             revision = given or None
             if trust_code and not COMMIT.fullmatch(given):
-                raise ProcessError(f"{model}: --trust-code runs code of the hub, which can change under a branch or "
-                                   f"tag: give the commit that you have read, {name}@40-digit-commit")
+                raise ProcessError(
+                    f"{model}: --trust-code runs code of the hub, which can change under a branch or "
+                    f"tag: give the commit that you have read, {name}@40-digit-commit"
+                )
             away = unreachable()
             os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
         module, which = "eval.pretrained", {"model": name, "revision": revision, "trust_code": trust_code}
@@ -182,8 +184,9 @@ def evaluate_folder(
         }
         done: dict[str, Any] = {}  # the last event remains
         try:
-            run_module(module, which | scoring_settings(config, items) | settings, work, done.update,
-                       processes=processes)  # fmt: skip
+            run_module(
+                module, which | scoring_settings(config, items) | settings, work, done.update, processes=processes
+            )
         except ProcessError as error:
             if away is None:
                 raise
@@ -223,9 +226,16 @@ def describe(result: Result, place: Place) -> str:
 def _table(found: dict[str, Any]) -> str:
     header = ["task", "metric", "n", "score, %", "95 % interval", "chance, %", "bits per byte", "cut"]
     rows = [
-        [score["task"], score["metric"], score["n"], f"{100 * score['value']:.2f}",
-         interval_text(score),
-         f"{100 * score['chance']:.2f}", score["gold_bits_per_byte"], score["truncated"]]
+        [
+            score["task"],
+            score["metric"],
+            score["n"],
+            f"{100 * score['value']:.2f}",
+            interval_text(score),
+            f"{100 * score['chance']:.2f}",
+            score["gold_bits_per_byte"],
+            score["truncated"],
+        ]
         for score in found["scores"]
     ]
     versions = ", ".join(f"{task} {version}" for task, version in found["task_versions"].items())

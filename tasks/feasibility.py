@@ -47,8 +47,13 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
         raise ConfigError("a budget in dollars needs the price of the machine: execution.usd_per_hour is 0")
     processes = tuple(training_processes(model, train, place) for model, train in trainings)
     driver = None if place.device == "cpu" else provenance.gpu_driver()
-    resolved = tuple((replace(model, vocab_size=model.vocab_size or vocabulary, eot_token=model.eot_token or 0),
-                      replace(train, seed=0)) for model, train in trainings)  # fmt: skip
+    resolved = tuple(
+        (
+            replace(model, vocab_size=model.vocab_size or vocabulary, eot_token=model.eot_token or 0),
+            replace(train, seed=0),
+        )
+        for model, train in trainings
+    )
     most_hours = sum(most_flops(model, train) for model, train in resolved) / ANY_CPU / 3600
     if driver is None and place.device != "cuda":
         if (reason := next(filter(None, (too_large(*training) for training in resolved)), None)) and not trained(
@@ -57,12 +62,15 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
             raise FeasibilityError(reason)
         if most_hours <= place.max_hours and all(train.flops is None for _, train in resolved):  # a step may cost more
             return
-    paths = [place.cache / "plans" / f"{_key(training, count, driver, place)}.json"
-             for training, count in zip(resolved, processes, strict=True)]  # fmt: skip
+    paths = [
+        place.cache / "plans" / f"{_key(training, count, driver, place)}.json"
+        for training, count in zip(resolved, processes, strict=True)
+    ]
     found = [_kept(path) for path in paths]
     if None in found or objection(found, driver, place):
-        found = _projected(resolved, processes, place.device, place.workers, place.usd_per_hour or None,
-                           place.parallelism)  # fmt: skip
+        found = _projected(
+            resolved, processes, place.device, place.workers, place.usd_per_hour or None, place.parallelism
+        )
         if reason := objection(found, driver, place):
             if not trained(trainings, place):
                 raise FeasibilityError(reason)
@@ -121,8 +129,10 @@ def objection(projections: list[dict[str, Any]], driver: str | None, place: Plac
         return None
     where = machine.get("name") or f"the CPU of this machine ({place.workers} threads)"
     what = "training is" if len(projections) == 1 else f"{len(projections)} trainings are together"
-    text = (f"the {what} projected to take {_number(hours)} hours on {where}, more than max_hours "
-            f"{_number(place.max_hours)}; raise max_hours, choose a smaller preset or budget, or ")  # fmt: skip
+    text = (
+        f"the {what} projected to take {_number(hours)} hours on {where}, more than max_hours "
+        f"{_number(place.max_hours)}; raise max_hours, choose a smaller preset or budget, or "
+    )
     return text + (f"train on the GPU: {no_gpu}" if no_gpu else "use a machine with a faster GPU")
 
 
@@ -134,10 +144,14 @@ def missing_gpu(machine: dict[str, Any], driver: str) -> str:
         return f"{text}: install the wheel of torch for your CUDA from {WHEELS}"
     oldest = OLDEST_DRIVER.get(int(machine["cuda"].split(".")[0]), 0)
     if driver and int(driver.split(".")[0]) < oldest:
-        return (f"{text}: its driver {driver} is too old for that wheel, which needs {oldest} or newer; update the "
-                f"driver, or install a wheel of torch for an older CUDA from {WHEELS}")  # fmt: skip
-    return (f"{text} with driver {driver or 'of unknown version'}: check that nvidia-smi lists it and that "
-            f"CUDA_VISIBLE_DEVICES does not hide it")  # fmt: skip
+        return (
+            f"{text}: its driver {driver} is too old for that wheel, which needs {oldest} or newer; update the "
+            f"driver, or install a wheel of torch for an older CUDA from {WHEELS}"
+        )
+    return (
+        f"{text} with driver {driver or 'of unknown version'}: check that nvidia-smi lists it and that "
+        f"CUDA_VISIBLE_DEVICES does not hide it"
+    )
 
 
 def _too_large(projection: dict[str, Any]) -> str:
@@ -151,10 +165,12 @@ def _too_large(projection: dict[str, Any]) -> str:
     elif projection["processes"] > 1 and projection["parallelism"] == "ddp":
         advice = "not even one sequence fits: set execution.parallelism to fsdp, or a smaller network"
     each = " in each process" if projection["processes"] > 1 else ""
-    return (f"the training needs {_gigabytes(projection['memory_bytes']['total'])} GB of memory{each} with a "
-            f"micro-batch of {projection['micro_batch_sequences']} sequences ({told}), but {projection['name']} has "
-            f"{_gigabytes(projection['device_bytes'])} GB, of which {_gigabytes(projection['usable_bytes'])} can be "
-            f"used; {advice}")  # fmt: skip
+    return (
+        f"the training needs {_gigabytes(projection['memory_bytes']['total'])} GB of memory{each} with a "
+        f"micro-batch of {projection['micro_batch_sequences']} sequences ({told}), but {projection['name']} has "
+        f"{_gigabytes(projection['device_bytes'])} GB, of which {_gigabytes(projection['usable_bytes'])} can be "
+        f"used; {advice}"
+    )
 
 
 def _gigabytes(size: float) -> str:
@@ -167,21 +183,41 @@ def _number(hours: float) -> str:
 
 def _key(training: Training, processes: int, driver: str | None, place: Place) -> str:
     model, train = training
-    machine = [place.device, place.workers, processes, place.parallelism, place.usd_per_hour, driver,
-               *provenance.hardware()["gpus"]]  # fmt: skip
-    return sha256_json({"model": asdict(model), "train": asdict(train), "torch": provenance.packages()["torch"],
-                        "model_source": model_source_digest(*NOT_TRAINING), "machine": machine})  # fmt: skip
+    machine = [
+        place.device,
+        place.workers,
+        processes,
+        place.parallelism,
+        place.usd_per_hour,
+        driver,
+        *provenance.hardware()["gpus"],
+    ]
+    return sha256_json(
+        {
+            "model": asdict(model),
+            "train": asdict(train),
+            "torch": provenance.packages()["torch"],
+            "model_source": model_source_digest(*NOT_TRAINING),
+            "machine": machine,
+        }
+    )
 
 
 @cache
 def _projected(
-    trainings: tuple[Training, ...], processes: tuple[int, ...], device: str | None, workers: int,
-    usd_per_hour: float | None, parallelism: str,
+    trainings: tuple[Training, ...],
+    processes: tuple[int, ...],
+    device: str | None,
+    workers: int,
+    usd_per_hour: float | None,
+    parallelism: str,
 ) -> list[dict[str, Any]]:
     """What the child process finds for each training, with what it finds of the machine."""
     config = {
-        "trainings": [{"model": asdict(model), "train": asdict(train), "processes": count}
-                      for (model, train), count in zip(trainings, processes, strict=True)],
+        "trainings": [
+            {"model": asdict(model), "train": asdict(train), "processes": count}
+            for (model, train), count in zip(trainings, processes, strict=True)
+        ],
         "execution": {
             "device": None if device == "cuda" else device,  # where there is none, this says why
             "threads": workers,
@@ -193,24 +229,33 @@ def _projected(
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
         run_module("model.projection", config, Path(folder), events.append)
     [machine] = [event for event in events if event["event"] == "projection"]
-    return [{name: value for name, value in machine.items() if name != "trainings"} | training
-            for training in machine["trainings"]]  # fmt: skip
+    return [
+        {name: value for name, value in machine.items() if name != "trainings"} | training
+        for training in machine["trainings"]
+    ]
 
 
 def trained(trainings: Sequence[Training], place: Place) -> bool:
     """Whether the store holds all of them, trained by this source of model/ on whatever data."""
     source = model_source_digest()
-    done = [[manifest.config.get("model"), manifest.config.get("train")] for manifest in finished("train", place)
-            if manifest.inputs.get("model_source") == source]  # fmt: skip
+    done = [
+        [manifest.config.get("model"), manifest.config.get("train")]
+        for manifest in finished("train", place)
+        if manifest.inputs.get("model_source") == source
+    ]
     return all([asdict(model), asdict(train)] in done for model, train in trainings)
 
 
 def _tell(projections: list[dict[str, Any]], driver: str | None) -> None:
     for projection in projections:
         if projection["device"] == "cuda":
-            logger().info("planned: %s of %s GB that can be used of %s, with a micro-batch of %d sequences",
-                          _gigabytes(projection["memory_bytes"]["total"]), _gigabytes(projection["usable_bytes"]),
-                          projection["name"], projection["micro_batch_sequences"])  # fmt: skip
+            logger().info(
+                "planned: %s of %s GB that can be used of %s, with a micro-batch of %d sequences",
+                _gigabytes(projection["memory_bytes"]["total"]),
+                _gigabytes(projection["usable_bytes"]),
+                projection["name"],
+                projection["micro_batch_sequences"],
+            )
     if driver is not None and projections[-1]["device"] == "cpu":
         logger().warning("the run takes the CPU: %s", missing_gpu(projections[-1], driver))
     logger().info("planned: about %s hours of training", _number(sum(p["hours"] or 0 for p in projections)))

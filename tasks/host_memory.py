@@ -39,6 +39,8 @@ def too_large(model: GPTConfig, train: TrainConfig) -> str | None:
     needed, there = smallest_bytes(model, train), host_bytes()
     if needed <= there:
         return None
-    return (f"the training needs at least {needed / 1e9:,.1f} GB of memory on a CPU, but this machine has "
-            f"{there / 1e9:,.1f} GB; set a smaller model.width ({model.width}), model.depth ({model.depth}), "
-            f"model.sequence_length ({model.sequence_length}) or train.micro_batch_sequences")  # fmt: skip
+    return (
+        f"the training needs at least {needed / 1e9:,.1f} GB of memory on a CPU, but this machine has "
+        f"{there / 1e9:,.1f} GB; set a smaller model.width ({model.width}), model.depth ({model.depth}), "
+        f"model.sequence_length ({model.sequence_length}) or train.micro_batch_sequences"
+    )

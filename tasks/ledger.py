@@ -50,6 +50,8 @@ def find_run(name: str, place: Place) -> dict[str, Any]:
 
 def report_pages(place: Place) -> dict[str, str]:
     """Where in the store the HTML report of each run lies, by the run's name."""
-    found = (re.fullmatch(r"stages/report/([0-9a-f]{64})/[0-9a-f]+/report\.html", key)
-             for key in place.store.list("stages/report"))  # fmt: skip
+    found = (
+        re.fullmatch(r"stages/report/([0-9a-f]{64})/[0-9a-f]+/report\.html", key)
+        for key in place.store.list("stages/report")
+    )
     return {page[1]: page[0] for page in found if page}

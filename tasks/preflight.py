@@ -82,14 +82,19 @@ def require_coherent(model: GPTConfig, train: TrainConfig, vocabulary: int | Non
             raise ConfigError(f"model.{name} is {given}, but that of the tokenizer is {there}; leave it out")
     sequences = train.micro_batch_sequences or 1
     if train.tokens_per_step % (sequences * model.sequence_length):
-        raise ConfigError(f"train.tokens_per_step {train.tokens_per_step} must be a multiple of train."
-                          f"micro_batch_sequences {sequences} times model.sequence_length {model.sequence_length}")
+        raise ConfigError(
+            f"train.tokens_per_step {train.tokens_per_step} must be a multiple of train."
+            f"micro_batch_sequences {sequences} times model.sequence_length {model.sequence_length}"
+        )
     if train.tokens is not None and train.tokens < train.tokens_per_step:
-        raise ConfigError(f"train.tokens {train.tokens} is less than one step, train.tokens_per_step "
-                          f"{train.tokens_per_step}")
+        raise ConfigError(
+            f"train.tokens {train.tokens} is less than one step, train.tokens_per_step {train.tokens_per_step}"
+        )
     if train.sample_tokens > MOST_SAMPLED:
-        raise ConfigError(f"train.sample_tokens is {train.sample_tokens}, expected at most {MOST_SAMPLED:,}: each is "
-                          "drawn by itself, before and after training")
+        raise ConfigError(
+            f"train.sample_tokens is {train.sample_tokens}, expected at most {MOST_SAMPLED:,}: each is "
+            "drawn by itself, before and after training"
+        )
 
 
 def require_machine(place: Place) -> None:
@@ -123,8 +128,10 @@ def _require_own_compiler() -> None:
         return
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise ConfigError(f"{folder} is another user's or a link, and torch would run the code it finds there; set "
-                          "TORCHINDUCTOR_CACHE_DIR or TMPDIR to a folder of your own")
+        raise ConfigError(
+            f"{folder} is another user's or a link, and torch would run the code it finds there; set "
+            "TORCHINDUCTOR_CACHE_DIR or TMPDIR to a folder of your own"
+        )
     if stat.S_IMODE(found.st_mode) & 0o022:
         folder.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
 
@@ -142,8 +149,9 @@ def rehearse_evaluation(
     folder = materialise(tokenizer, place)
     most = min(lengths)
     entries = load_tokenizer(folder / "tokenizer.json")
-    resolved = [(replace(model, vocab_size=model.vocab_size or entries.get_vocab_size()), train)
-                for model, train in trainings]  # fmt: skip
+    resolved = [
+        (replace(model, vocab_size=model.vocab_size or entries.get_vocab_size()), train) for model, train in trainings
+    ]
     seconds = sum(most_flops(model, train) for model, train in resolved) / ANY_CPU
     few_shot = any(vars(config.num_fewshot).values())
     if seconds < WORTH_REHEARSING and not few_shot and 1.25 * _longest_answer(config, entries, items, place) + 8 < most:
@@ -167,8 +175,13 @@ def rehearse_evaluation(
         run_module("eval.rehearsal", rehearsal, work, done.update)
     for name, (cut, count) in done["cut"].items():
         if cut:
-            logger().warning("%s: %d of %d questions are longer than model.sequence_length %d and lose their beginning",
-                             name, cut, count, most)  # fmt: skip
+            logger().warning(
+                "%s: %d of %d questions are longer than model.sequence_length %d and lose their beginning",
+                name,
+                cut,
+                count,
+                most,
+            )
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.touch()
 

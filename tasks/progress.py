@@ -121,12 +121,19 @@ class TrainingProgress:
         left = seconds_left(event)
         self.logger.info(
             "step %d/%d loss %.4f lr %.2g norm %.2f %d tok/s %.0f s left",
-            event["step"], event["steps"], event["loss"], event["lr"], event["grad_norm"] or math.nan,
-            event["tokens_per_second"], left,
+            event["step"],
+            event["steps"],
+            event["loss"],
+            event["lr"],
+            event["grad_norm"] or math.nan,
+            event["tokens_per_second"],
+            left,
         )
         if self.context is not None:
-            told = (f"step {event['step']:,} of {event['steps']:,}, loss {event['loss']:.3f}, "
-                    f"{event['tokens_per_second']:,} tokens/s, {left:.0f} s left")
+            told = (
+                f"step {event['step']:,} of {event['steps']:,}, loss {event['loss']:.3f}, "
+                f"{event['tokens_per_second']:,} tokens/s, {left:.0f} s left"
+            )
             done = 100 * event["step"] / event["steps"]
             self.tell("progress", lambda: update_progress_artifact(self.artifact, done, told))
 

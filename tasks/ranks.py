@@ -61,10 +61,15 @@ class Ranks:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
         inherited = {"close_fds": False} if descriptors is None else {"pass_fds": descriptors}
         if listening is not None:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(self.errors)),
-                            "LOCAL_WORLD_SIZE": str(len(self.errors)), "MASTER_ADDR": "127.0.0.1",
-                            "MASTER_PORT": str(listening.getsockname()[1]),
-                            "MASTER_DESCRIPTOR": "" if rank else str(listening.fileno())}  # fmt: skip
+            environment |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(len(self.errors)),
+                "LOCAL_WORLD_SIZE": str(len(self.errors)),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(listening.getsockname()[1]),
+                "MASTER_DESCRIPTOR": "" if rank else str(listening.fileno()),
+            }
             listening.set_inheritable(rank == 0)
             if descriptors is not None and rank == 0:
                 inherited = {"pass_fds": (*descriptors, listening.fileno())}

@@ -38,8 +38,9 @@ def failure(where: str, no_bucket: str | None, error: BaseException, seconds: fl
     """The error to raise when a request failed so often; `no_bucket` as of `refusal`."""
     if may_pass(error):
         times = "1 try" if tries == 1 else f"{tries} tries"
-        found = StoreError(f"{where}: the store did not answer as it should ({times} in {seconds:.0f} s): "
-                           f"{one_line(error)}")  # fmt: skip
+        found = StoreError(
+            f"{where}: the store did not answer as it should ({times} in {seconds:.0f} s): {one_line(error)}"
+        )
         found.transient = True
         return found
     if code_of(error) == "NoSuchUpload":

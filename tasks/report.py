@@ -42,9 +42,7 @@ class Published:
 
 
 @task(name="report", **STAGE_TASK)
-def publish_report(
-    preset: str, configuration: str, results: list[Result], items: Items, place: Place
-) -> Published:
+def publish_report(preset: str, configuration: str, results: list[Result], items: Items, place: Place) -> Published:
     """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.html, report.json, loss.png,
     scores.png, sweep.png: recorded, because they hold times and are compared with the ledger as it was. Whom the
     report was compared with stands in it, by run and by key of the samples. The store's leaderboard.html is renewed."""
@@ -109,8 +107,11 @@ def write_report(
         "hardware": provenance.hardware(),
         "packages": provenance.packages(),
         "scores": joined_scores(
-            scores["scores"], scores_by_verdict(samples, verdicts), per_item(samples),
-            leaks["coverage"]["suites"], items.missing,
+            scores["scores"],
+            scores_by_verdict(samples, verdicts),
+            per_item(samples),
+            leaks["coverage"]["suites"],
+            items.missing,
         ),
         "evaluation": {
             **{name: scores[name] for name in ("lm_eval", "task_versions", "metric_versions")},

@@ -137,14 +137,19 @@ class S3Store:
         """Upload parts in threads, and make one object of them when all have the bytes that were measured."""
         where = {"Bucket": self.bucket, "Key": self._name(key)}
         kind = {"ChecksumAlgorithm": "SHA256"} if self._checksum is sha256_header else {}
-        upload = self._tried(key, lambda client: client.create_multipart_upload(
-            **where, **kind, Metadata={"sha256": digest.sha256})["UploadId"])  # fmt: skip
+        upload = self._tried(
+            key,
+            lambda client: client.create_multipart_upload(**where, **kind, Metadata={"sha256": digest.sha256})[
+                "UploadId"
+            ],
+        )
         stop, free = threading.Event(), threading.Semaphore(PARTS_AT_ONCE)
 
         def send(number: int, body: bytes) -> dict[str, Any]:
             def once(client: Any) -> dict[str, Any]:
                 answer = client.upload_part(
-                    **where, UploadId=upload, PartNumber=number, Body=body, **self._checksum(body))  # fmt: skip
+                    **where, UploadId=upload, PartNumber=number, Body=body, **self._checksum(body)
+                )
                 return {"PartNumber": number, "ETag": answer["ETag"]} | known_sums(answer)
 
             try:
@@ -210,9 +215,16 @@ class S3Store:
         def fetch(start: int) -> None:
             part = {"Range": f"bytes={start}-{min(start + MULTIPART_BYTES, size) - 1}"} if len(starts) > 1 else {}
             try:
-                content = self._tried(key, lambda client: read_whole(client.get_object(
-                    Bucket=self.bucket, Key=self._name(key), **part), self.read_seconds[0], part.get("Range")),
-                    stop, MULTIPART_BYTES)[0]
+                content = self._tried(
+                    key,
+                    lambda client: read_whole(
+                        client.get_object(Bucket=self.bucket, Key=self._name(key), **part),
+                        self.read_seconds[0],
+                        part.get("Range"),
+                    ),
+                    stop,
+                    MULTIPART_BYTES,
+                )[0]
                 with target.open("r+b") as file:
                     file.seek(start)
                     file.write(content)
@@ -343,8 +355,11 @@ class S3Store:
             if more and (not names or names[-1] == after):
                 raise StoreError(f"{self._where(prefix)}: its listing does not get beyond {after!r}")
             after = names[-1] if names else ""
-            yield from (name.removeprefix(start) for name in names  # without a console's folder
-                        if name.startswith(below) and not name.endswith("/"))  # fmt: skip
+            yield from (
+                name.removeprefix(start)
+                for name in names  # without a console's folder
+                if name.startswith(below) and not name.endswith("/")
+            )
 
     def delete(self, key: str) -> None:
         self._tried(key, lambda client: client.delete_object(Bucket=self.bucket, Key=self._name(key)))
@@ -383,8 +398,12 @@ class S3Store:
                 if waited > 10 and not told:
                     told = True
                     logging.getLogger("daily_train").warning(
-                        "%s: no answer for %.0f s, tried for up to %.0f s: %s", self._where(key), waited, self.patience,
-                        refusals.one_line(error))  # fmt: skip
+                        "%s: no answer for %.0f s, tried for up to %.0f s: %s",
+                        self._where(key),
+                        waited,
+                        self.patience,
+                        refusals.one_line(error),
+                    )
                 time.sleep(pause) if stop is None else stop.wait(pause)
         raise AssertionError("unreachable")
 

@@ -54,9 +54,7 @@ def build_shards(config: ShardConfig, documents: Result, tokenizer: Result, plac
     return result
 
 
-def write_shards(
-    config: ShardConfig, documents: Path, tokenizer_file: Path, workers: int, out: Path
-) -> dict[str, Any]:
+def write_shards(config: ShardConfig, documents: Path, tokenizer_file: Path, workers: int, out: Path) -> dict[str, Any]:
     """Encode every split into shards and describe them in shards.json. Returns the speed as facts."""
     os.environ.setdefault("RAYON_NUM_THREADS", str(workers))  # read once, when the library's pool starts
     os.environ["TOKENIZERS_PARALLELISM"] = "true"

@@ -125,9 +125,7 @@ class Stage:
 
     @property
     def key(self) -> str:
-        return sha256_json(
-            {"stage": self.name, "version": self.version, "config": self.config, "inputs": self.inputs}
-        )
+        return sha256_json({"stage": self.name, "version": self.version, "config": self.config, "inputs": self.inputs})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,9 +237,7 @@ STAGE_TASK: dict[str, Any] = {
 """How every stage is run as a Prefect task: kept by its own manifest, tried again when hub, store or server is away."""
 
 
-def _built(
-    stage: Stage, place: Place, work: Path, build: Callable[[Path, Path], dict[str, Json] | None]
-) -> Manifest:
+def _built(stage: Stage, place: Place, work: Path, build: Callable[[Path, Path], dict[str, Json] | None]) -> Manifest:
     """Build the stage, and say in the work folder that this is done."""
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)

@@ -18,9 +18,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from model.errors import DailyTrainError, reason_of, shown_value
 
 # GPT-4's split rule with at most two digits a piece, as nanochat uses for vocabularies of this size.
-SPLIT = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
+SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_VOCABULARY, GPT2_VOCABULARY = 65_536, 50_257
 LONGEST_TOKEN_BYTES = 2**16 - 1
@@ -141,8 +139,10 @@ def _slow_rules(patterns: list[str]) -> Iterator[str]:
                     yield str(error)
                     return
                 if slow:
-                    yield (f"its rule {shown_value(pattern)} takes {taken:.2f} s to cut {size} times {unit!r}: its "
-                           "time grows faster than the text, and a long document would never end")
+                    yield (
+                        f"its rule {shown_value(pattern)} takes {taken:.2f} s to cut {size} times {unit!r}: its "
+                        "time grows faster than the text, and a long document would never end"
+                    )
 
 
 def _seconds(rule: pre_tokenizers.PreTokenizer, text: str) -> float:

@@ -65,11 +65,15 @@ class TokenizerConfig(Settings):
     @model_validator(mode="after")
     def _complete(self) -> "TokenizerConfig":
         if (self.kind is TokenizerKind.TRAIN) != (self.vocab_size is not None):
-            raise ValueError(f"tokenizer kind {self.kind.value!r} with vocab_size {self.vocab_size}: "
-                             "a trained tokenizer needs one, a loaded one has its own")
+            raise ValueError(
+                f"tokenizer kind {self.kind.value!r} with vocab_size {self.vocab_size}: "
+                "a trained tokenizer needs one, a loaded one has its own"
+            )
         if (self.kind in (TokenizerKind.FILE, TokenizerKind.HUB)) != (self.path is not None):
-            raise ValueError(f"tokenizer kind {self.kind.value!r} with path {self.path!r}: "
-                             "`file` and `hub` need one, the others have none")
+            raise ValueError(
+                f"tokenizer kind {self.kind.value!r} with path {self.path!r}: "
+                "`file` and `hub` need one, the others have none"
+            )
         if self.kind is TokenizerKind.HUB:
             repository, _, commit = self.path.rpartition("@")
             if not COMMIT.fullmatch(commit):

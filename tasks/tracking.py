@@ -27,10 +27,13 @@ class Tracker(StrEnum):
 
 
 MODULES = {
-    Tracker.TENSORBOARD: ("tensorboard.summary.writer.event_file_writer", "tensorboard.compat.proto.event_pb2",
-                          "tensorboard.compat.proto.summary_pb2"),
+    Tracker.TENSORBOARD: (
+        "tensorboard.summary.writer.event_file_writer",
+        "tensorboard.compat.proto.event_pb2",
+        "tensorboard.compat.proto.summary_pb2",
+    ),
     Tracker.WANDB: ("wandb",),
-}  # fmt: skip
+}
 WANDB_SECONDS = 10.0
 
 
@@ -93,8 +96,11 @@ class Tracking:
             self._give_up(error)
 
     def _tell(self, event: dict[str, Any]) -> None:
-        values = {f"{event['event']}/{name}": float(value) for name, value in event.items()
-                  if isinstance(value, int | float) and name not in ("step", "steps")}  # fmt: skip
+        values = {
+            f"{event['event']}/{name}": float(value)
+            for name, value in event.items()
+            if isinstance(value, int | float) and name not in ("step", "steps")
+        }
         if self.tracker is Tracker.WANDB:
             self.writer.log(values, step=event["step"])
         else:

@@ -75,7 +75,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _train(
-    stage: Stage, shards: Result, encoder: Tokenizer, items: Items | None, processes: int, place: Place, work: Path,
+    stage: Stage,
+    shards: Result,
+    encoder: Tokenizer,
+    items: Items | None,
+    processes: int,
+    place: Place,
+    work: Path,
     out: Path,
 ) -> dict[str, Any]:
     run_dir = work / "run"  # outlives a killed process: the same command resumes from its last checkpoint
@@ -89,8 +95,13 @@ def _train(
     }
     config = work / "train.json"
     config.write_text(json.dumps(run, indent=1))
-    supervised = {"config": str(config), "processes": processes, "key": stage.key, "run_dir": str(run_dir),
-                  "store": place.store.url}  # fmt: skip
+    supervised = {
+        "config": str(config),
+        "processes": processes,
+        "key": stage.key,
+        "run_dir": str(run_dir),
+        "store": place.store.url,
+    }
     tracking = Tracking(place.tracker, place.cache / "tracking", stage.key, stage.config)
     with Teller() as tell, tracking:
         progress = TrainingProgress(run_dir, encoder.decode, tell)
@@ -151,8 +162,11 @@ def describe(folder: Path) -> str:
     run = json.loads((folder / "run.json").read_text())
     done = read_metrics(folder)[-1]
     executed = run.get("execution", [{}])[-1]  # absent in what earlier versions trained
-    rows = [[name, value] for name, value in {**run, **executed, **done}.items()
-            if name not in ("event", "from_step") and isinstance(value, int | float | str)]
+    rows = [
+        [name, value]
+        for name, value in {**run, **executed, **done}.items()
+        if name not in ("event", "from_step") and isinstance(value, int | float | str)
+    ]
     return markdown_table(["", "value"], rows)
 
 

@@ -61,9 +61,22 @@ def _fetched(requirement: str, sha256: str, folder: Path) -> Path:
 
 def _download(requirement: str, folder: Path, options: list[str]) -> str:
     """What pip says. Not quietly, because it names a connection that fails only as a remark."""
-    command = child_command("pip", "download", "-vv", "--progress-bar", "off", "--no-input",
-                            "--disable-pip-version-check", "--no-deps",
-                            "--only-binary=:all:", *PATIENCE, *options, "--dest", str(folder), requirement)  # fmt: skip
+    command = child_command(
+        "pip",
+        "download",
+        "-vv",
+        "--progress-bar",
+        "off",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        *PATIENCE,
+        *options,
+        "--dest",
+        str(folder),
+        requirement,
+    )
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     return done.stdout + done.stderr
 

@@ -15,8 +15,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes with two thr
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # nor do the two threads that a test asks for
 
 PLANNED = ("test_day.py", "test_model_memory.py")
-SLOWEST = ("test_operate.py", "test_browser.py", *PLANNED, "test_flow.py", "test_saving.py", "test_model_runs.py",
-           "test_gpu_script.py", "test_eval_harness.py")  # fmt: skip
+SLOWEST = (
+    "test_operate.py",
+    "test_browser.py",
+    *PLANNED,
+    "test_flow.py",
+    "test_saving.py",
+    "test_model_runs.py",
+    "test_gpu_script.py",
+    "test_eval_harness.py",
+)
 """Files that begin first, so that all processes end at about the same time."""
 
 

@@ -58,8 +58,10 @@ def initial_weights(preset: str) -> dict[str, list[float]]:
     roles = defaultdict(list)
     for name, parameter in model.named_parameters():
         roles[re.sub(r"\.\d+\b", "", name)].append(parameter.detach().flatten())
-    return {role: [_short(torch.cat(parts).mean()), _short(torch.cat(parts).std(correction=0))]
-            for role, parts in roles.items()}  # fmt: skip
+    return {
+        role: [_short(torch.cat(parts).mean()), _short(torch.cat(parts).std(correction=0))]
+        for role, parts in roles.items()
+    }
 
 
 def _short(value: torch.Tensor) -> float:

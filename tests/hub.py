@@ -64,9 +64,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200 if path == "/" else 404, b"", {})
 
     def _tree(self) -> list[dict]:
-        return [{"type": "file", "path": file.relative_to(self.server.folder).as_posix(),
-                 "size": file.stat().st_size, "oid": sha1(file.read_bytes()).hexdigest()}
-                for file in self.server.files()]  # fmt: skip
+        return [
+            {
+                "type": "file",
+                "path": file.relative_to(self.server.folder).as_posix(),
+                "size": file.stat().st_size,
+                "oid": sha1(file.read_bytes()).hexdigest(),
+            }
+            for file in self.server.files()
+        ]
 
     def _below(self, folder: str, recursive: bool) -> list[dict]:
         """Files and folders in a folder of the repository."""

@@ -56,11 +56,59 @@ LAST_RESORT = 120
 DEEP, LONG_NUMBER, OUT_OF_RANGE = "\x00deep\x00", "\x00number\x00", "\x00infinite\x00"
 AS_TEXT = {DEEP: "[" * 3000 + "]" * 3000, LONG_NUMBER: "9" * 5000, OUT_OF_RANGE: "1e400"}
 NASTY: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2, 27, 2**15, 2**31 - 1, 2**31, 2**63, 2**64, 10**18, -(2**70), 0.5, -0.0, 1e18, 1e300,
-    float("nan"), float("inf"), OUT_OF_RANGE, LONG_NUMBER, DEEP, "", " ", "a", "1", "\ud800", "\x00", "e\u0301", "日本",
-    "x" * 70_000, "../../x", "/dev/zero", "a.b.c", [], [None], [1, "a"], [[1]], {}, {"": 1}, {"a": {"b": 1}}, "null",
-    list(range(30)), [""] * 27, "<|endoftext|>", "2026-01-01", "NaN", "(a+)+$", "ByteLevel", "Sequence",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2,
+    27,
+    2**15,
+    2**31 - 1,
+    2**31,
+    2**63,
+    2**64,
+    10**18,
+    -(2**70),
+    0.5,
+    -0.0,
+    1e18,
+    1e300,
+    float("nan"),
+    float("inf"),
+    OUT_OF_RANGE,
+    LONG_NUMBER,
+    DEEP,
+    "",
+    " ",
+    "a",
+    "1",
+    "\ud800",
+    "\x00",
+    "e\u0301",
+    "日本",
+    "x" * 70_000,
+    "../../x",
+    "/dev/zero",
+    "a.b.c",
+    [],
+    [None],
+    [1, "a"],
+    [[1]],
+    {},
+    {"": 1},
+    {"a": {"b": 1}},
+    "null",
+    list(range(30)),
+    [""] * 27,
+    "<|endoftext|>",
+    "2026-01-01",
+    "NaN",
+    "(a+)+$",
+    "ByteLevel",
+    "Sequence",
+)
 
 
 def as_json(value: Any) -> bytes:
@@ -171,9 +219,12 @@ def configuration(folder: Path, chance: random.Random) -> Input:
 
     def act() -> None:
         words = StringSink()
-        with patch("sys.stderr", words), patch.object(cli, "daily_train", _NotRun()), patch(
-            "tasks.feasibility._projected", side_effect=SystemExit(0)
-        ), patch.dict(os.environ, {"DAILY_TRAIN_BENCHMARKS": ""}):
+        with (
+            patch("sys.stderr", words),
+            patch.object(cli, "daily_train", _NotRun()),
+            patch("tasks.feasibility._projected", side_effect=SystemExit(0)),
+            patch.dict(os.environ, {"DAILY_TRAIN_BENCHMARKS": ""}),
+        ):
             try:
                 code = cli.main([argument.replace("\x00", "") for argument in arguments])
             except SystemExit as error:
@@ -224,8 +275,9 @@ class Originals:
             columns = {"id": [f"{n}" for n in range(len(texts))], "text": texts, "source": [""] * len(texts)}
             pq.write_table(pa.table(columns, schema=SCHEMA), folder / "documents" / f"{split}_000000.parquet")
         (folder / "shards").mkdir()
-        write_shards(ShardConfig(tokens_per_shard=1024), folder / "documents", folder / "tokenizer.json", 1,
-                     folder / "shards")  # fmt: skip
+        write_shards(
+            ShardConfig(tokens_per_shard=1024), folder / "documents", folder / "tokenizer.json", 1, folder / "shards"
+        )
         self.network = GPTConfig(depth=1, width=16, heads=2, sequence_length=16, vocab_size=300, eot_token=0)
         model = GPT(self.network)
         digest = checkpoint.file_sha256(folder / "tokenizer.json")
@@ -239,11 +291,22 @@ class Originals:
 
         self.result = finish(Stage(name="shard", version=1, config={"a": 1}, inputs={"b": "0" * 64}), place, build)
         self.row = {
-            "run": "a" * 64, "preset": "smoke", "finished": "2026-01-01 00:00 UTC", "commit": "b" * 40,
-            "bits_per_byte": 1.5, "loss_nats_per_token": 4.5, "validation_data": "c" * 64, "parameters": 1000,
-            "tokens": 1000, "flops": 1e9, "seconds": 10.0, "usd": 0.1, "scores": {"arc_easy/acc": 0.25},
-            "regressed": [], "stages": {"train": "d" * 64, "evaluate": "e" * 64},
-        }  # fmt: skip
+            "run": "a" * 64,
+            "preset": "smoke",
+            "finished": "2026-01-01 00:00 UTC",
+            "commit": "b" * 40,
+            "bits_per_byte": 1.5,
+            "loss_nats_per_token": 4.5,
+            "validation_data": "c" * 64,
+            "parameters": 1000,
+            "tokens": 1000,
+            "flops": 1e9,
+            "seconds": 10.0,
+            "usd": 0.1,
+            "scores": {"arc_easy/acc": 0.25},
+            "regressed": [],
+            "stages": {"train": "d" * 64, "evaluate": "e" * 64},
+        }
 
 
 def tokenizers(made: Originals) -> Area:
@@ -258,8 +321,22 @@ def tokenizers(made: Originals) -> Area:
             if part == "normalizer":
                 spec[part] = changed({"type": "Replace", "pattern": {"Regex": "a"}, "content": "b"}, chance)
             elif part == "pre_tokenizer" and chance.random() < 0.5:
-                pattern = chance.choice((r"(a+)+$", r"\w*\d", r"\p{L}+(?=\p{L}*\d)", r"(?:a{1000}){1000}", r"(\s*)*!",
-                                         "[", "", r"(?=x)", r"\s*[\r\n]", "(" * 3000, r"(?:\w|\w\w)*\d", r".*.*.*x"))
+                pattern = chance.choice(
+                    (
+                        r"(a+)+$",
+                        r"\w*\d",
+                        r"\p{L}+(?=\p{L}*\d)",
+                        r"(?:a{1000}){1000}",
+                        r"(\s*)*!",
+                        "[",
+                        "",
+                        r"(?=x)",
+                        r"\s*[\r\n]",
+                        "(" * 3000,
+                        r"(?:\w|\w\w)*\d",
+                        r".*.*.*x",
+                    )
+                )
                 spec[part]["pretokenizers"][0]["pattern"]["Regex"] = pattern
             else:
                 target = spec if part is None else spec[part]
@@ -480,15 +557,36 @@ def checkpoints(made: Originals) -> Area:
 def _rows() -> dict[str, list[dict]]:
     targets = {"choices": ["yes", "no", "maybe"], "labels": [1, 0, 0]}
     return {
-        "arc_easy": [{"id": f"M{n}", "question": f"Why {n}?", "answerKey": "AB1"[n % 2],
-                      "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}} for n in range(3)],
-        "hellaswag": [{"ind": n, "activity_label": "Swim", "ctx_a": f"A man {n}.", "ctx_b": "he",
-                       "ctx": f"A man {n}. he", "endings": ["a", "b", "c", "d"], "source_id": f"v{n}",
-                       "split": "val", "split_type": "in", "label": "1"} for n in range(3)],
-        "winogrande": [{"sentence": f"Ann met Bob {n} as _ was", "option1": "Ann", "option2": "Bob", "answer": "1"}
-                       for n in range(3)],
+        "arc_easy": [
+            {
+                "id": f"M{n}",
+                "question": f"Why {n}?",
+                "answerKey": "AB1"[n % 2],
+                "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]},
+            }
+            for n in range(3)
+        ],
+        "hellaswag": [
+            {
+                "ind": n,
+                "activity_label": "Swim",
+                "ctx_a": f"A man {n}.",
+                "ctx_b": "he",
+                "ctx": f"A man {n}. he",
+                "endings": ["a", "b", "c", "d"],
+                "source_id": f"v{n}",
+                "split": "val",
+                "split_type": "in",
+                "label": "1",
+            }
+            for n in range(3)
+        ],
+        "winogrande": [
+            {"sentence": f"Ann met Bob {n} as _ was", "option1": "Ann", "option2": "Bob", "answer": "1"}
+            for n in range(3)
+        ],
         "truthfulqa": [{"question": f"Is {n}?", "mc1_targets": targets, "mc2_targets": targets} for n in range(3)],
-    }  # fmt: skip
+    }
 
 
 def benchmark_rows(folder: Path, chance: random.Random) -> Input:
@@ -522,10 +620,15 @@ def areas(folder: Path) -> dict[str, Area]:
     """Every kind of input by name. Raises nothing: the originals are what the project itself writes."""
     made = Originals(folder)
     return {
-        "configuration": configuration, "tokenizers": tokenizers(made), "documents": documents, "shards": shards(made),
-        "manifests": manifests(made), "ledger": ledger(made), "checkpoints": checkpoints(made),
+        "configuration": configuration,
+        "tokenizers": tokenizers(made),
+        "documents": documents,
+        "shards": shards(made),
+        "manifests": manifests(made),
+        "ledger": ledger(made),
+        "checkpoints": checkpoints(made),
         "benchmark rows": benchmark_rows,
-    }  # fmt: skip
+    }
 
 
 class TooLong(BaseException):
@@ -589,8 +692,14 @@ def failures(area: Area, count: int) -> list[tuple[int, str]]:
     """Those of `count` inputs that are answered wrongly, with the seed that makes each again."""
     found: dict[int, str | None] = {}
 
-    @settings(max_examples=count, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.integers(0, 2**48))
     def every(seed: int) -> None:
         with tempfile.TemporaryDirectory(prefix="malformed-") as folder:

@@ -40,34 +40,57 @@ def free_port_pair() -> int:
 def object_store(folder: Path) -> Iterator[dict[str, str]]:
     """Environment of a client of the server, which keeps its data in `folder`."""
     identities = [
-        {"name": name, "credentials": [dict(zip(("accessKey", "secretKey"), keys.values(), strict=True))],
-         "actions": actions}
+        {
+            "name": name,
+            "credentials": [dict(zip(("accessKey", "secretKey"), keys.values(), strict=True))],
+            "actions": actions,
+        }
         for name, keys, actions in (
             ("t", CREDENTIALS, ["Admin", "Read", "Write", "List", "Tagging"]),
             ("reader", READER, ["Read", "List"]),
         )
-    ]  # fmt: skip
+    ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     master, volume, filer, s3 = (free_port_pair() for _ in range(4))
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed"
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
             [
-                weed, "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-                f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
-                "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", "-s3.allowDeleteBucketNotEmpty=false",
-                "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-master.volumeSizeLimitMB=64",
-                "-volume.max=0", "-volume.preStopSeconds=1", "-master.telemetry=false",
+                weed,
+                "-logtostderr=true",
+                "server",
+                f"-dir={folder}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                f"-master.port={master}",
+                f"-volume.port={volume}",
+                "-filer",
+                f"-filer.port={filer}",
+                "-s3",
+                f"-s3.port={s3}",
+                f"-s3.config={folder / 's3.json'}",
+                "-s3.allowDeleteBucketNotEmpty=false",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-s3.iam=false",
+                "-master.volumeSizeLimitMB=64",
+                "-volume.max=0",
+                "-volume.preStopSeconds=1",
+                "-master.telemetry=false",
             ],
-            stdout=log, stderr=log,
-        )  # fmt: skip
+            stdout=log,
+            stderr=log,
+        )
     try:
         environment = {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{s3}", "AWS_REGION": "us-east-1"}
         key, secret = CREDENTIALS.values()
         client = boto3.client(
-            "s3", endpoint_url=environment["AWS_ENDPOINT_URL_S3"], region_name="us-east-1",
-            aws_access_key_id=key, aws_secret_access_key=secret,
-        )  # fmt: skip
+            "s3",
+            endpoint_url=environment["AWS_ENDPOINT_URL_S3"],
+            region_name="us-east-1",
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
+        )
         deadline = time.monotonic() + 300
         while True:
             try:

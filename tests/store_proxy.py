@@ -22,10 +22,19 @@ MIXES = {
     "flips": ("flipped answer", "flipped request"),
     "stalls": ("stall", "stall after"),
     "everything": (
-        "500", "503", "429", "slow down", "reset", "reset after", "truncated answer", "truncated request",
-        "flipped answer", "flipped request", "500 after",
+        "500",
+        "503",
+        "429",
+        "slow down",
+        "reset",
+        "reset after",
+        "truncated answer",
+        "truncated request",
+        "flipped answer",
+        "flipped request",
+        "500 after",
     ),
-}  # fmt: skip
+}
 """Faults by the name of their mix. `after`: the server has done what was asked, and the client does not hear of it."""
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"
 CODES = {

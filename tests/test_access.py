@@ -200,8 +200,16 @@ def test_prefect_hears_the_right_string_or_none(monkeypatch: pytest.MonkeyPatch)
             assert await ask("http", header) == {b"accept": b"*"}, header
         login = json.dumps({"type": "auth", "token": string})
         assert await ask("websocket", message={"type": "websocket.receive", "text": login}) == login
-        said = ("[]", "1", "null", "no JSON", "[" * 5000, '{"type": "auth"}', login.replace("auth", "x"),
-                *(login.replace(f'"{string}"', token) for token in ("1", "[]", '"é"', r'"\ud800"')))
+        said = (
+            "[]",
+            "1",
+            "null",
+            "no JSON",
+            "[" * 5000,
+            '{"type": "auth"}',
+            login.replace("auth", "x"),
+            *(login.replace(f'"{string}"', token) for token in ("1", "[]", '"é"', r'"\ud800"')),
+        )
         for message in (None, {"bytes": b"\xff"}, *({"text": text} for text in said)):
             given = message and {"type": "websocket.receive", **message}
             assert await ask("websocket", message=given) == server.UNKNOWN, message
@@ -226,7 +234,13 @@ def test_the_address_of_a_tunnel_or_a_proxy_is_named_by_one_setting(monkeypatch:
     ):
         assert refused(host, *origins) is None, host
     assert "'localhost:8081' is not an address" in refused("localhost:8081")
-    for origin in ("http://evil.test", "null", "", "http://[", "http://train.example.org.evil.test",
-                   "file://train.example.org"):  # fmt: skip
+    for origin in (
+        "http://evil.test",
+        "null",
+        "",
+        "http://[",
+        "http://train.example.org.evil.test",
+        "file://train.example.org",
+    ):
         assert f"a page of {origin!r} may not" in refused("train.example.org", origin)
     assert refused("127.0.0.1:4200", "http://127.0.0.1:4200", "http://evil.test")

@@ -16,8 +16,22 @@ from tasks.documents import FilesSource
 
 
 def result(phase: str, arm: str, seed: int, flops: float, loss: float, multiple: float = 1, size: str = "d2") -> Run:
-    return Run(key=f"{arm} {seed} {flops}", code="c", phase=phase, arm=arm, size=size, multiple=multiple, seed=seed,
-               rate=0.1, tokens=1, flops=flops, matrices=1000, parameters=2000, bits_per_byte=loss, cpu_seconds=flops)
+    return Run(
+        key=f"{arm} {seed} {flops}",
+        code="c",
+        phase=phase,
+        arm=arm,
+        size=size,
+        multiple=multiple,
+        seed=seed,
+        rate=0.1,
+        tokens=1,
+        flops=flops,
+        matrices=1000,
+        parameters=2000,
+        bits_per_byte=loss,
+        cpu_seconds=flops,
+    )
 
 
 def power_law(compute: float) -> float:
@@ -47,8 +61,9 @@ def test_a_curve_without_a_crossing_is_refused():
 def test_intervals_cover_the_truth_as_often_as_they_say(seeds):
     noise, covered, rounds = np.random.default_rng(0), 0, 2000
     for _ in range(rounds):
-        curves = {seed: [(c, power_law(c) * math.exp(noise.normal(0, 0.004))) for c in (4.0, 6.0)]
-                  for seed in range(seeds)}
+        curves = {
+            seed: [(c, power_law(c) * math.exp(noise.normal(0, 0.004))) for c in (4.0, 6.0)] for seed in range(seeds)
+        }
         better = {seed: (1.0, power_law(5.0) * math.exp(noise.normal(0, 0.002))) for seed in range(seeds)}
         _, low, high = interval(multipliers(better, curves)[0])
         covered += low <= 5 <= high
@@ -56,8 +71,10 @@ def test_intervals_cover_the_truth_as_often_as_they_say(seeds):
 
 
 def test_trend_finds_the_exponent():
-    slope, low, high = trend([1.0, 10.0, 100.0], [[math.log(8) - 0.1 * math.log(s) + e for e in (-0.01, 0, 0.01)]
-                                                  for s in (1.0, 10.0, 100.0)])
+    slope, low, high = trend(
+        [1.0, 10.0, 100.0],
+        [[math.log(8) - 0.1 * math.log(s) + e for e in (-0.01, 0, 0.01)] for s in (1.0, 10.0, 100.0)],
+    )
     assert slope == pytest.approx(-0.1) and low < -0.1 < high < -0.09
 
 
@@ -67,9 +84,11 @@ def test_report_tells_what_each_technique_saves_and_which_way():
         runs += [result("arms", "daily", seed, 1.0, luck * power_law(5.0))]
         runs += [result("arms", "gpt2", seed, c, luck * power_law(c), c) for c in (4.0, 6.0)]
         runs += [result("ablation", "daily", seed, c, luck * power_law(c), c) for c in (0.5, 1.0, 2.0)]
-        runs += [result("ablation", "QK-norm off", seed, 1.0, luck * power_law(0.8)),  # as if with less compute
-                 result("ablation", "+ smear", seed, 1.0, luck * power_law(1.1)),
-                 result("ablation", "windows SSSL → L", seed, 1.25, luck * power_law(1.0))]  # dearer and no better
+        runs += [
+            result("ablation", "QK-norm off", seed, 1.0, luck * power_law(0.8)),  # as if with less compute
+            result("ablation", "+ smear", seed, 1.0, luck * power_law(1.1)),
+            result("ablation", "windows SSSL → L", seed, 1.25, luck * power_law(1.0)),
+        ]  # dearer and no better
     runs.append(dataclasses.replace(result("sweep", "gpt2", 101, 1, 2.0), rate=0.01))
     runs.append(dataclasses.replace(result("sweep", "gpt2", 101, 1, 2.0), rate=0.02, bits_per_byte=None))
     text = report(runs)
@@ -84,9 +103,21 @@ def test_report_tells_what_each_technique_saves_and_which_way():
 @pytest.mark.parametrize("preset", ["monthly", "mini-d2", "mini-d4", "mini-d6"])
 def test_what_the_ladder_measures_is_the_daily_recipe(preset):
     """Presets of the family differ in size, data, rates and precision alone; `sized` gives the same network."""
-    sizes = {"depth", "width", "heads", "sequence_length", "tokens", "tokens_per_step", "micro_batch_sequences",
-             "learning_rate", "embedding_learning_rate", "head_learning_rate", "scalar_learning_rate",
-             "momentum_warmup_steps", "precision"}
+    sizes = {
+        "depth",
+        "width",
+        "heads",
+        "sequence_length",
+        "tokens",
+        "tokens_per_step",
+        "micro_batch_sequences",
+        "learning_rate",
+        "embedding_learning_rate",
+        "head_learning_rate",
+        "scalar_learning_rate",
+        "momentum_warmup_steps",
+        "precision",
+    }
     daily, other = compose("daily", {}), compose(preset, {})
     for section in ("model", "train"):
         ours, theirs = (dataclasses.asdict(getattr(config, section)) for config in (daily, other))

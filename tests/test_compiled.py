@@ -74,6 +74,7 @@ def test_only_the_newest_folders_stay_and_those_in_use(tmp_path: Path):
 def test_torch_may_keep_the_whole_training_graph(tmp_path: Path, recorded: bool, monkeypatch: pytest.MonkeyPatch):
     """fp8's own function and cuDNN's operator included; without the settings of CompiledCode it may not."""
     from torch._functorch._aot_autograd.autograd_cache import BypassAOTAutogradCache, check_cacheable
+
     if recorded:
         CompiledCode(tmp_path, Precision.FP8)
     else:

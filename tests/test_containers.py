@@ -77,8 +77,15 @@ def test_every_placeholder_of_the_job_template_has_a_variable_and_every_variable
 
 @pytest.mark.parametrize("gpus", ["1", "8"])
 def test_the_rendered_job_asks_for_the_gpus(gpus: str):
-    values = {**DEFAULTS, "image": "daily-train:cuda", "command": "prefect flow-run execute", "gpus": gpus,
-              "name": "run", "env": {}, "labels": {}}  # fmt: skip
+    values = {
+        **DEFAULTS,
+        "image": "daily-train:cuda",
+        "command": "prefect flow-run execute",
+        "gpus": gpus,
+        "name": "run",
+        "env": {},
+        "labels": {},
+    }
     validate(values, TEMPLATE["variables"])
     job = apply_values(TEMPLATE["job_configuration"], values)["job_manifest"]
     pod = job["spec"]["template"]["spec"]

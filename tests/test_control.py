@@ -194,6 +194,7 @@ def test_the_network_is_tried_again_and_bad_input_is_not(
 
 def arms(better: float) -> dict[str, list[Training]]:
     """Losses that fall as a power of compute; the candidate is ahead by a known factor."""
+
     def run(seed: int, budget: float, ahead: float) -> Training:
         bits = (1.5 + 0.02 * seed) * (budget * ahead) ** -0.1
         return Training(seed=seed, budget=budget, flops=1e15 * budget, bits_per_byte=bits)

@@ -14,8 +14,9 @@ from model.cudnn_attention import available, windowed_attention
 CUDA = torch.device("cuda")
 
 
-def example(B: int, T: int, H: int, J: int, K: int, dtype: torch.dtype = torch.float32,
-            device: str = "cpu") -> list[Tensor]:
+def example(
+    B: int, T: int, H: int, J: int, K: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> list[Tensor]:
     """q_BHTK, k_BJTK, v_BJTK as views of one (B, T, ...) tensor, and a gradient of the output."""
     torch.manual_seed(7)
     together = torch.randn(B, T, H + 2 * J, K, device=device, dtype=dtype)
@@ -28,8 +29,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     seen = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
     if window is not None:
         seen = seen & ~torch.ones_like(seen).tril(-window)
-    return F.scaled_dot_product_attention(
-        q, *(x.repeat_interleave(shared, dim=1) for x in (k, v)), attn_mask=seen)
+    return F.scaled_dot_product_attention(q, *(x.repeat_interleave(shared, dim=1) for x in (k, v)), attn_mask=seen)
 
 
 def results(attention, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, window: int | None) -> tuple[Tensor, ...]:
@@ -71,11 +71,15 @@ def test_compiles_into_one_graph(recompute: bool):
         assert x.stride() == y.stride()
 
 
-@pytest.mark.parametrize("change, error", [
-    (lambda q, k, v: (q, k[:, :, 1:], v[:, :, 1:], 4), r"\(1, 3, 6, 8\).*do not fit"),
-    (lambda q, k, v: (q, k[:, :2], v[:, :2], 4), "multiple of J"),
-    (lambda q, k, v: (q, k, v, 0), "the window is 0"),
-], ids=["tokens", "heads", "window"])
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        (lambda q, k, v: (q, k[:, :, 1:], v[:, :, 1:], 4), r"\(1, 3, 6, 8\).*do not fit"),
+        (lambda q, k, v: (q, k[:, :2], v[:, :2], 4), "multiple of J"),
+        (lambda q, k, v: (q, k, v, 0), "the window is 0"),
+    ],
+    ids=["tokens", "heads", "window"],
+)
 def test_says_what_does_not_fit(change, error: str):
     q, k, v, _ = example(1, 6, 3, 3, 8)
     with pytest.raises(ValueError, match=error):

@@ -35,16 +35,27 @@ def test_a_preset_for_a_gpu_takes_the_largest_micro_batch_that_leaves_a_margin(p
 
 
 def test_a_simulated_training_by_hand():
-    train = TrainConfig(seed=0, tokens=10 * 1000, tokens_per_step=1000, learning_rate=0.1, micro_batch_sequences=1,
-                        embedding_learning_rate=0.1, head_learning_rate=0.1, scalar_learning_rate=0.1,
-                        validation_every_steps=4, validation_tokens=600, checkpoint_every_steps=5)
+    train = TrainConfig(
+        seed=0,
+        tokens=10 * 1000,
+        tokens_per_step=1000,
+        learning_rate=0.1,
+        micro_batch_sequences=1,
+        embedding_learning_rate=0.1,
+        head_learning_rate=0.1,
+        scalar_learning_rate=0.1,
+        validation_every_steps=4,
+        validation_tokens=600,
+        checkpoint_every_steps=5,
+    )
     speed = Speed(tokens_per_second=10.0, validated_per_second=20.0, source="a test")  # 100 s a step, 30 a validation
     found = simulate(train, 10, speed, checkpoint_minutes=1000)
     validations, checkpoints = 4, 1  # before the first step, after 4, 8 and 10; the one after step 10 is the last
     assert found["checkpoints"] == checkpoints
     start = SECONDS["start and compile"]
     assert found["seconds"] == pytest.approx(
-        start + 10 * 100 + validations * 30 + checkpoints * CHECKPOINT_STALL + CHECKPOINT_SECONDS)
+        start + 10 * 100 + validations * 30 + checkpoints * CHECKPOINT_STALL + CHECKPOINT_SECONDS
+    )
     assert found["lost"] == pytest.approx(5 * 100 + 2 * 30 + CHECKPOINT_STALL)  # at the end, since that of step 5
     often = simulate(train, 10, speed, checkpoint_minutes=2)
     assert often["checkpoints"] > 3 and often["lost"] < found["lost"]

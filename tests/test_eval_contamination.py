@@ -63,9 +63,11 @@ def benchmarks(tmp_path_factory) -> Path:
     arc, winogrande, truthfulqa = [], [], []
     for item in range(SUITES["arc_challenge"].rows):
         question = {0: "Is ice wet?", 1: "Wet?"}.get(item) or f"What is {_words(generator, 6 + item % 20)}?"
-        choices = [["no", "Water ice"][item == 0], _words(generator, 3)] if item < 2 else [
-            _words(generator, 3) for _ in range(4)
-        ]
+        choices = (
+            [["no", "Water ice"][item == 0], _words(generator, 3)]
+            if item < 2
+            else [_words(generator, 3) for _ in range(4)]
+        )
         labels = list("ABCD"[: len(choices)])
         arc.append(
             {
@@ -82,9 +84,7 @@ def benchmarks(tmp_path_factory) -> Path:
         choices = [_words(generator, 9) + "." for _ in range(4)]
         targets = {"choices": choices, "labels": [1, 0, 0, 0]}
         many = {"choices": choices, "labels": [1, 1, 0, 0]}
-        truthfulqa.append(
-            {"question": f"Who {_words(generator, 8)}?", "mc1_targets": targets, "mc2_targets": many}
-        )
+        truthfulqa.append({"question": f"Who {_words(generator, 8)}?", "mc1_targets": targets, "mc2_targets": many})
     for name, rows in (("arc_challenge", arc), ("winogrande", winogrande), ("truthfulqa", truthfulqa)):
         table = pa.Table.from_pylist(rows, schema=SUITES[name].schema)
         write_rows(normalise(table, SUITES[name], name), directory / f"{name}.parquet")
@@ -600,9 +600,14 @@ def test_a_scan_with_a_wrong_result_is_refused(
     ],
 )
 def test_a_tally_that_is_wrong_is_refused(
-    kept: CommandConfig, target: type, name: str, wrong: Callable, message: str, tmp_path: Path,
+    kept: CommandConfig,
+    target: type,
+    name: str,
+    wrong: Callable,
+    message: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-):  # fmt: skip
+):
     shutil.copytree(kept.resume, tmp_path / "scanned")
     monkeypatch.setattr(target, name, wrong)
     with pytest.raises(ContaminationError, match=message):

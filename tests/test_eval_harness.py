@@ -222,8 +222,10 @@ def test_few_shot_prompts_are_those_lm_evals_sampler_makes(inputs, gpt2, tmp_pat
     tokenizer, draw = Tokenizer.from_file(str(inputs.tokenizer)), random.Random(1234)
     rows = pq.read_table(folder / "arc_easy.parquet").to_pylist()
     for sample in pq.read_table(tmp_path / "samples.parquet").to_pylist():
-        shots = [f"Question: {shot['question']}\nAnswer: {shot['choices']['text']['ABCD'.index(shot['answerKey'])]}\n\n"
-                 for shot in draw.sample(train, 3)]
+        shots = [
+            f"Question: {shot['question']}\nAnswer: {shot['choices']['text']['ABCD'.index(shot['answerKey'])]}\n\n"
+            for shot in draw.sample(train, 3)
+        ]
         row = rows[sample["item"]]
         context = f"{''.join(shots)}Question: {row['question']}\nAnswer:"
         expected = [_logprob(gpt2, tokenizer, context, f" {choice}") for choice in row["choices"]["text"]]
@@ -238,7 +240,8 @@ def test_two_processes_give_the_scores_of_one(inputs, scored, tmp_path):
     assert [event["event"] for event in events].count("done") == 1 and events[-1]["tokens"] > 0
     one, two = (json.loads((path / "scores.json").read_text())["scores"] for path in (scored, tmp_path / "out"))
     assert [[score["task"], score["metric"], score["value"]] for score in one if score["suite"] in QUICK] == [
-        [score["task"], score["metric"], pytest.approx(score["value"], abs=1e-6)] for score in two]
+        [score["task"], score["metric"], pytest.approx(score["value"], abs=1e-6)] for score in two
+    ]
     before, after = (_samples(path, QUICK) for path in (scored, tmp_path / "out"))
     assert len(before) == len(after) == 5 * 12
     for one, two in zip(before, after, strict=True):
@@ -310,9 +313,7 @@ def _hf_samples(inputs: HarnessConfig, model: GPT2LMHeadModel, directory: Path, 
     results = evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, **options),
         loaded,
-        samples={
-            task.name: chosen_items(suite, 12, 3) for suite in SUITES.values() for task in suite.tasks
-        },
+        samples={task.name: chosen_items(suite, 12, 3) for suite in SUITES.values() for task in suite.tasks},
         bootstrap_iters=0,
     )
     return {(task, row["doc_id"]): row for task, rows in results["samples"].items() for row in rows}
@@ -462,8 +463,19 @@ def test_errors_are_one_line(inputs, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: config.json has the unknown key 'batch'") and error.count("\n") == 1
     with pytest.raises(CommandError, match=r"^c\.precision must be one of fp32, tf32, bf16, found 'fp64'$"):
-        parse(HarnessConfig, {"checkpoint": "a", "tokenizer": "b", "benchmarks": "c", "suites": [], "seed": 0,
-                              "items_per_suite": None, "precision": "fp64"}, "c")
+        parse(
+            HarnessConfig,
+            {
+                "checkpoint": "a",
+                "tokenizer": "b",
+                "benchmarks": "c",
+                "suites": [],
+                "seed": 0,
+                "items_per_suite": None,
+                "precision": "fp64",
+            },
+            "c",
+        )
 
 
 def test_what_cannot_be_scored_is_refused(inputs, tmp_path):

@@ -19,8 +19,17 @@ from eval.stats import StatsError
 SIMULATED = {scenario.name: scenario for scenario in SCENARIOS}
 
 
-@pytest.mark.parametrize("name", ["WinoGrande, twins of opposite answers", "near 1, clusters", "12 clusters of 10",
-                                  "3 clusters of 40 beside 60 of 4", "the same, graded", "graded, near 0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "WinoGrande, twins of opposite answers",
+        "near 1, clusters",
+        "12 clusters of 10",
+        "3 clusters of 40 beside 60 of 4",
+        "the same, graded",
+        "graded, near 0",
+    ],
+)
 def test_intervals_cover_what_they_say(name):
     found = coverage(SIMULATED[name], 400)
     assert 0.93 <= found["ours"] <= 0.975 and found["refused"] < 0.1
@@ -78,12 +87,18 @@ def test_differences_that_do_not_vary():
 def evaluation(right: list[float], items: range | None = None, **scores: object) -> Evaluation:
     items = items or range(len(right))
     rows = [
-        dict.fromkeys(SAMPLES_SCHEMA.names) | {
-            "suite": "winogrande", "task": "winogrande", "item": item, "acc": value, "gold": [0], "cluster": str(item),
+        dict.fromkeys(SAMPLES_SCHEMA.names)
+        | {
+            "suite": "winogrande",
+            "task": "winogrande",
+            "item": item,
+            "acc": value,
+            "gold": [0],
+            "cluster": str(item),
             "choice_logprobs": [math.log(0.3 + 0.4 * value), math.log(0.7 - 0.4 * value)],
         }
         for item, value in zip(items, right)
-    ]  # fmt: skip
+    ]
     told = {"task_versions": {"winogrande": 1.0}, "num_fewshot": 0, "metric_versions": {"acc": 1}} | scores
     return Evaluation(samples=pa.Table.from_pylist(rows, SAMPLES_SCHEMA), scores=told, data={"winogrande": "d1"})
 
@@ -148,8 +163,13 @@ def test_whom_a_run_is_compared_with():
     def row(run: str, preset: str, finished: str, bits: float, data: str = "d") -> dict:
         return {"run": run, "preset": preset, "finished": finished, "bits_per_byte": bits, "validation_data": data}
 
-    rows = [row("a", "daily", "1", 0.9), row("b", "daily", "2", 1.0), row("c", "gpt2-124m", "3", 1.2),
-            row("d", "mini-d2", "4", 0.5, "other"), row("me", "daily", "9", 0.1)]
+    rows = [
+        row("a", "daily", "1", 0.9),
+        row("b", "daily", "2", 1.0),
+        row("c", "gpt2-124m", "3", 1.2),
+        row("d", "mini-d2", "4", 0.5, "other"),
+        row("me", "daily", "9", 0.1),
+    ]
     found = earlier_runs(rows, "me", "daily", "d")
     assert [found[role]["run"] for role in ("yesterday", "best", "baseline")] == ["b", "a", "c"]
     assert earlier_runs(rows[-1:], "me", "daily", "d") == {
@@ -175,8 +195,10 @@ def test_the_section_says_where_there_is_no_interval_and_why():
     one = evaluation(right)
     alone = replace(one, samples=one.samples.set_column(12, "cluster", pa.array(["one"] * 60)))
     entry = {"roles": ["best"], "run": "r" * 64, "preset": "daily", "finished": "now", "commit": "c"}
-    scores = [{"suite": "s", "metric": "a", "value": 0.5, "interval": [0.4, 0.6]},
-              {"suite": "s", "metric": "b", "value": 0.0, "interval": None}]  # fmt: skip
+    scores = [
+        {"suite": "s", "metric": "a", "value": 0.5, "interval": [0.4, 0.6]},
+        {"suite": "s", "metric": "b", "value": 0.0, "interval": None},
+    ]
     text = "\n".join(comparison_section([entry | compare(alone, alone)], scores))
     # (1.960 + 0.842) / 1.960 of half the interval
     assert "a distance from chance of so many points (80 % power, two-sided 5 % test): s a 14.3." in text

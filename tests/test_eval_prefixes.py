@@ -12,8 +12,15 @@ from model.gpt import GPT, initialise
 from model.tree import Tree
 
 BASE = {"depth": 3, "width": 32, "heads": 4, "sequence_length": 32, "vocab_size": 50}
-GPT2 = {"norm": Norm.LAYER, "position": Position.LEARNED, "activation": Activation.GELU, "qk_norm": False, "bias": True,
-        "tied_head": True, "zero_init_projections": False}
+GPT2 = {
+    "norm": Norm.LAYER,
+    "position": Position.LEARNED,
+    "activation": Activation.GELU,
+    "qk_norm": False,
+    "bias": True,
+    "tied_head": True,
+    "zero_init_projections": False,
+}
 VARIANTS = {
     "modern": {},
     "gpt2": GPT2,
@@ -25,8 +32,16 @@ VARIANTS = {
     "key offset": {"rotary_fraction": 0.5, "partial_key_offset": True},
     "documents": {"document_mask": DocumentMask.OWN, "eot_token": 4, "smear": Smear.EMBEDDING, "window_pattern": "SL"},
     "moe": {"mlp": MLPKind.MOE},
-    "everything": {"smear": Smear.KEY, "value_embeddings": True, "residual_lambdas": True, "embedding_lambdas": True,
-                   "backout": True, "attention_gate": True, "softcap": 15.0, "window_pattern": "SL"},
+    "everything": {
+        "smear": Smear.KEY,
+        "value_embeddings": True,
+        "residual_lambdas": True,
+        "embedding_lambdas": True,
+        "backout": True,
+        "attention_gate": True,
+        "softcap": 15.0,
+        "window_pattern": "SL",
+    },
 }
 # two contexts that share nothing, choices that share a beginning, one that is the beginning of another, one token
 SEQUENCES = [(7, 3, 9, 4, 1, 8, 2, 6, 5, *end) for end in [(11, 12, 13), (11, 12, 14, 15, 16), (11,), (17,) * 12]]
@@ -55,8 +70,9 @@ def test_a_token_has_in_a_shared_row_what_it_has_alone(name):
     h_BTD = network.hidden(tokens, tree)
     assert torch.isfinite(h_BTD).all()
     read = torch.tensor([[8, 0, 23], [2, 15, 2]])
-    torch.testing.assert_close(network.hidden(tokens, tree, read), torch.stack([h_BTD[0, read[0]], h_BTD[1, read[1]]]),
-                               atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        network.hidden(tokens, tree, read), torch.stack([h_BTD[0, read[0]], h_BTD[1, read[1]]]), atol=2e-5, rtol=1e-4
+    )
     for number, row in enumerate(rows):
         for sequence, path in row.paths.items():
             alone_TD = network.hidden(torch.tensor([sequence]))[0]
@@ -72,8 +88,11 @@ def test_sparse_attention_never_shares_rows():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=20),
-       st.integers(1, 60), st.integers(1, 40))
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=20),
+    st.integers(1, 60),
+    st.integers(1, 40),
+)
 def test_rows_hold_every_sequence_once_and_no_more_tokens_than_alone(sequences, longest, tokens):
     rows = rows_of(sequences, width=16, longest=longest)
     assert sorted(sequence for row in rows for sequence in row.paths) == sorted(set(sequences))

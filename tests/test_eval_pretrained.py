@@ -30,8 +30,14 @@ transformers = pytest.importorskip("transformers")
 from eval.harness import HarnessConfig, HarnessError, load_model  # noqa: E402
 from eval.pretrained import Pretrained, PretrainedConfig, load_pretrained  # noqa: E402
 
-SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-         "num_attention_heads": 2, "max_position_embeddings": 128}
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+}
 LLAMA = transformers.LlamaConfig(**SIZES, num_key_value_heads=1)
 FAMILIES = {
     # configuration, whether rows are shared, whether the head comes apart
@@ -40,11 +46,23 @@ FAMILIES = {
     "scaled logits": (transformers.CohereConfig(**SIZES, logit_scale=0.25), True, False),
     "windows": (transformers.MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=6), False, True),
     "windows counted along the row": (
-        transformers.GPTNeoConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2, window_size=8,
-                                  attention_types=[[["global", "local"], 1]], max_position_embeddings=128),
-        False, True),
+        transformers.GPTNeoConfig(
+            vocab_size=300,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            window_size=8,
+            attention_types=[[["global", "local"], 1]],
+            max_position_embeddings=128,
+        ),
+        False,
+        True,
+    ),
     "no positions to give": (
-        transformers.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=2), False, True),
+        transformers.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=2),
+        False,
+        True,
+    ),
 }
 
 
@@ -61,8 +79,9 @@ def test_every_family_has_the_scores_of_its_plain_forward_pass(family, dtype):
     model = model.to(dtype)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     contexts = [tuple(range(start, start + 30)) for start in (1, 100)]
-    requests = [(context, [150 + choice, 160, *range(170, 171 + 3 * choice)]) for context in contexts
-                for choice in range(4)]
+    requests = [
+        (context, [150 + choice, 160, *range(170, 171 + 3 * choice)]) for context in contexts for choice in range(4)
+    ]
     network = Pretrained(model, 128)
     scorer = Scorer(network, torch.device("cpu"), batch_tokens=200)
     inputs = [(*context, *answer[:-1]) for context, answer in requests]
@@ -87,8 +106,9 @@ def folder(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>").save_pretrained(path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>").save_pretrained(
+        path
+    )
     torch.manual_seed(1)
     transformers.LlamaForCausalLM(LLAMA).save_pretrained(path)
     return path
@@ -97,8 +117,10 @@ def folder(tmp_path_factory):
 def test_the_command_scores_a_folder_and_says_how_sure_it_is(folder, tmp_path, capsys):
     suite = SUITES["winogrande"]
     words = np.random.default_rng(0).choice(["cat", "dog", "tree", "house", "runs", "sleeps"], (suite.rows, 6)).tolist()
-    rows = [{"sentence": f"the {a} {b} the _ {c} and {d} {item}", "option1": e, "option2": f"{f} too", "answer": "1"}
-            for item, (a, b, c, d, e, f) in enumerate(words)]
+    rows = [
+        {"sentence": f"the {a} {b} the _ {c} and {d} {item}", "option1": e, "option2": f"{f} too", "answer": "1"}
+        for item, (a, b, c, d, e, f) in enumerate(words)
+    ]
     write_rows(pa.Table.from_pylist(rows, schema=suite.schema), tmp_path / "rows" / suite.file_name)
     command = ["evaluate", str(folder), "--suites", "winogrande", "--items", "9", "--out", str(tmp_path / "out")]
     command += ["--benchmarks-dir", str(tmp_path / "rows"), "--store", str(tmp_path / "store"), "--device", "cpu"]
@@ -158,9 +180,17 @@ def test_an_exported_model_scores_what_the_original_scores(folder, tmp_path):
     write(Finished(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported")
     config = replace(_config(tmp_path / "exported", tmp_path), trust_code=True)
     exported = load_pretrained(config).scorer
-    original = load_model(HarnessConfig(
-        checkpoint=tmp_path / "final", tokenizer=folder / "tokenizer.json", benchmarks=tmp_path, suites=(),
-        items_per_suite=None, seed=0, out=tmp_path)).scorer
+    original = load_model(
+        HarnessConfig(
+            checkpoint=tmp_path / "final",
+            tokenizer=folder / "tokenizer.json",
+            benchmarks=tmp_path,
+            suites=(),
+            items_per_suite=None,
+            seed=0,
+            out=tmp_path,
+        )
+    ).scorer
     inputs = [(*range(10, 40), 50 + choice) for choice in range(4)]
     answers = [[50 + choice, 60] for choice in range(4)]
     scores = [scorer(inputs, answers, lambda done: None) for scorer in (exported, original)]
@@ -180,10 +210,20 @@ def test_an_export_that_hf_loads_in_bf16_is_the_checkpoint_in_bf16_to_the_bit(fo
     publish_final(tmp_path / "final", network, 0, digest, {})
     write(Finished(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported")
     exported = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "exported", dtype=torch.bfloat16, trust_remote_code=True)
-    ours = load_model(HarnessConfig(
-        checkpoint=tmp_path / "final", tokenizer=folder / "tokenizer.json", benchmarks=tmp_path, suites=(),
-        items_per_suite=None, seed=0, precision=Precision.BF16, out=tmp_path)).scorer.network._model
+        tmp_path / "exported", dtype=torch.bfloat16, trust_remote_code=True
+    )
+    ours = load_model(
+        HarnessConfig(
+            checkpoint=tmp_path / "final",
+            tokenizer=folder / "tokenizer.json",
+            benchmarks=tmp_path,
+            suites=(),
+            items_per_suite=None,
+            seed=0,
+            precision=Precision.BF16,
+            out=tmp_path,
+        )
+    ).scorer.network._model
     tokens = torch.arange(40).view(2, 20)
     with torch.no_grad():
         assert torch.equal(exported(tokens).logits, ours(tokens))
@@ -192,8 +232,9 @@ def test_an_export_that_hf_loads_in_bf16_is_the_checkpoint_in_bf16_to_the_bit(fo
 
 
 def _config(folder, tmp_path) -> PretrainedConfig:
-    return PretrainedConfig(model=str(folder), benchmarks=tmp_path, suites=("winogrande",), items_per_suite=1, seed=0,
-                            out=tmp_path)
+    return PretrainedConfig(
+        model=str(folder), benchmarks=tmp_path, suites=("winogrande",), items_per_suite=1, seed=0, out=tmp_path
+    )
 
 
 def test_models_that_cannot_be_scored_are_refused(folder, tmp_path):
@@ -263,7 +304,9 @@ def test_code_of_the_hub_is_run_at_the_commit_that_was_named_alone(folder, tmp_p
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     shutil.copytree(folder, tmp_path / "model")
     described = json.loads((folder / "config.json").read_text()) | {
-        "model_type": "own", "auto_map": {"AutoConfig": "org/code--own.Config"}}
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "org/code--own.Config"},
+    }
     (tmp_path / "model" / "config.json").write_text(json.dumps(described))
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")

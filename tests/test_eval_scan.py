@@ -59,10 +59,24 @@ def test_the_scan_has_the_words_of_the_text(text):
 
 
 DEFAULT_IGNORABLE = [  # Unicode 16, DerivedCoreProperties.txt
-    (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
-    (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF),
-    (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
-]  # fmt: skip
+    (0xAD, 0xAD),
+    (0x34F, 0x34F),
+    (0x61C, 0x61C),
+    (0x115F, 0x1160),
+    (0x17B4, 0x17B5),
+    (0x180B, 0x180F),
+    (0x200B, 0x200F),
+    (0x202A, 0x202E),
+    (0x2060, 0x206F),
+    (0x3164, 0x3164),
+    (0xFE00, 0xFE0F),
+    (0xFEFF, 0xFEFF),
+    (0xFFA0, 0xFFA0),
+    (0xFFF0, 0xFFF8),
+    (0x1BCA0, 0x1BCA3),
+    (0x1D173, 0x1D17A),
+    (0xE0000, 0xE0FFF),
+]
 
 
 def test_characters_that_nobody_sees_are_no_part_of_a_word():
@@ -99,7 +113,7 @@ HIDDEN_WHOLLY = ("columns of 40", "lines of 60 interleaved", "lines of 40 interl
 @pytest.mark.parametrize("disguise", [name for name in DISGUISES if name not in HIDDEN_WHOLLY])
 def test_a_disguised_text_is_found_where_it_stands(disguise):
     """The bytes of the match hold all of the text, and one byte less at either end holds less."""
-    item = "Which of these isn't a café where seven small \"foxes\" & nine hens hide beside old rivers in the evening?"
+    item = 'Which of these isn\'t a café where seven small "foxes" & nine hens hide beside old rivers in the evening?'
     index = build_index([_reference(item)], 8)
     text, host = DISGUISES[disguise](item, "so it was and so it stays "), "No <b>word</b> of it &amp; none. "
     data = f"{host}{text} {host}".encode()
@@ -121,10 +135,10 @@ def test_a_disguised_text_is_found_where_it_stands(disguise):
         ("a &lt; b &amp;amp;lt; c AT&T R&amp;D &#x41;&#66; &bogus; &", "a < b < c AT&T R&D AB &bogus; &"),
         ("a <b and c <d", None),
         ("x<!-- y -->z <script>if (a<b)</script>w <!-- open", "x z  w <!-- open"),
-        (r"isn\u2019t \ud83d\ude00 caf\xc3\xa9s \"now\" \\nthen", "isn’t 😀 cafés \\\"now\\\"  then"),
+        (r"isn\u2019t \ud83d\ude00 caf\xc3\xa9s \"now\" \\nthen", 'isn’t 😀 cafés \\"now\\"  then'),
         ("ques-\ntion, well-\r\n known --\nand - \nso", "question, wellknown --\nand - \nso"),
         ("W\bWh\bhy \x1b[1mnot\x1b[0m", "Why not"),
-        ("[[Fox (animal)|foxes]][12] [here](http://a.b/c \"x\") (so)", "foxes]] [here] (so)"),
+        ('[[Fox (animal)|foxes]][12] [here](http://a.b/c "x") (so)', "foxes]] [here] (so)"),
     ],
 )
 def test_renderings(text, seen):

@@ -14,11 +14,18 @@ N = 200
 
 def samples(accuracy: np.ndarray, bits: np.ndarray, suite: str = "arc_easy") -> pa.Table:
     count = len(accuracy)
-    return pa.table({
-        "suite": [suite] * count, "task": [suite] * count, "item": range(count), "acc": accuracy,
-        **dict.fromkeys(("acc_norm", "mc1", "mc2"), pa.nulls(count, pa.float64())),
-        "gold_logprob": -bits * math.log(2) * 20, "gold_bytes": [20] * count, "cluster": map(str, range(count)),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "suite": [suite] * count,
+            "task": [suite] * count,
+            "item": range(count),
+            "acc": accuracy,
+            **dict.fromkeys(("acc_norm", "mc1", "mc2"), pa.nulls(count, pa.float64())),
+            "gold_logprob": -bits * math.log(2) * 20,
+            "gold_bytes": [20] * count,
+            "cluster": map(str, range(count)),
+        }
+    )
 
 
 def two_runs(generator: np.random.Generator, effect: float, drift: float) -> tuple[pa.Table, pa.Table]:

@@ -192,8 +192,13 @@ def _truthfulqa(rows: int) -> list[dict]:
     ]
 
 
-MADE = {"hellaswag": _hellaswag, "winogrande": _winogrande, "truthfulqa": _truthfulqa,
-        "arc_easy": lambda rows: _arc(rows, False), "arc_challenge": lambda rows: _arc(rows, True)}  # fmt: skip
+MADE = {
+    "hellaswag": _hellaswag,
+    "winogrande": _winogrande,
+    "truthfulqa": _truthfulqa,
+    "arc_easy": lambda rows: _arc(rows, False),
+    "arc_challenge": lambda rows: _arc(rows, True),
+}
 
 
 def _row(name: str, **changes: object) -> dict:
@@ -223,8 +228,14 @@ def _row(name: str, **changes: object) -> dict:
         ("arc_easy", {"answerKey": "D"}, "answerKey 'D' and 3 choices"),
         ("arc_easy", {"choices": {"text": ["a"], "label": ["A"]}}, "choices has 1 choice, expected at least 2"),
         ("arc_easy", {"choices": {"text": [], "label": []}}, "answerKey 'A' and 0 choices"),
-        ("arc_easy", {"answerKey": "1", "choices": {"text": [f"choice {n}" for n in range(27)],
-                                                    "label": [str(n) for n in range(27)]}}, "27 choices, expected at"),
+        (
+            "arc_easy",
+            {
+                "answerKey": "1",
+                "choices": {"text": [f"choice {n}" for n in range(27)], "label": [str(n) for n in range(27)]},
+            },
+            "27 choices, expected at",
+        ),
         ("hellaswag", {"ctx_a": "", "ctx": "he"}, "ctx_a is empty"),
         ("hellaswag", {"ctx_a": "Another man is in a pool."}, "is not ctx_a and ctx_b, which lm-eval asks"),
         ("hellaswag", {"endings": ["a", "b", "c", "[step] a"]}, "endings: 'a' is a choice more than once"),
@@ -240,11 +251,17 @@ def _row(name: str, **changes: object) -> dict:
         ("truthfulqa", {"mc2_targets__labels": [1, 1, 1]}, r"mc2_targets has 3 choices and labels \[1, 1, 1\]"),
         ("truthfulqa", {"mc1_targets__labels": [0, 1, 0]}, r"mc1_targets labels \[0, 1, 0\]"),
         ("truthfulqa", {"mc2_targets__labels": [1, 2, 0]}, "mc2_targets has 3 choices and labels"),
-        ("truthfulqa", {"question": "What is 1?", "mc1_targets": _truthfulqa(2)[1]["mc1_targets"],
-                        "mc2_targets": _truthfulqa(2)[1]["mc2_targets"]},
-         "rows 1 and 3 of truthfulqa have the same question and choices"),
+        (
+            "truthfulqa",
+            {
+                "question": "What is 1?",
+                "mc1_targets": _truthfulqa(2)[1]["mc1_targets"],
+                "mc2_targets": _truthfulqa(2)[1]["mc2_targets"],
+            },
+            "rows 1 and 3 of truthfulqa have the same question and choices",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_row_whose_score_would_mean_nothing_is_refused(name: str, changes: dict, message: str, tmp_path: Path):
     suite = replace(SUITES[name], rows=6)
     path = tmp_path / suite.file_name

@@ -22,8 +22,17 @@ from tasks.token_bytes import END_OF_TEXT
 from tasks.tokenizer import train_bpe
 
 BASE = dict(depth=3, width=32, heads=4, sequence_length=24)
-GPT2 = dict(norm="layer", position="learned", activation="gelu", qk_norm=False, tied_head=True, bias=True,
-            zero_init_projections=False, vocab_multiple=1, eot_token=0)
+GPT2 = dict(
+    norm="layer",
+    position="learned",
+    activation="gelu",
+    qk_norm=False,
+    tied_head=True,
+    bias=True,
+    zero_init_projections=False,
+    vocab_multiple=1,
+    eot_token=0,
+)
 ATTENTIONS = [
     dict(kv_heads=2, document_mask="own", eot_token=0),
     dict(attention="mla"),
@@ -33,8 +42,17 @@ ATTENTIONS = [
     dict(smear="key", norm="layer"),
     dict(window_pattern="N", sparse_block=4, sparse_blocks=2, short_window=4),
     dict(window_pattern="SN", sparse_block=3, sparse_blocks=1, short_window=7, kv_heads=1),
-    dict(kv_heads=2, value_embeddings=True, residual_lambdas=True, embedding_lambdas=True, backout=True,
-         smear="embedding", attention_gate=True, qk_scale=1.2, softcap=15.0),
+    dict(
+        kv_heads=2,
+        value_embeddings=True,
+        residual_lambdas=True,
+        embedding_lambdas=True,
+        backout=True,
+        smear="embedding",
+        attention_gate=True,
+        qk_scale=1.2,
+        softcap=15.0,
+    ),
 ]
 MLPS = [
     {},
@@ -108,8 +126,14 @@ def opened(folders: list[tuple[Path, str, int]], cache: Path) -> dict[str, dict]
     asked = json.dumps([(str(folder), prompt, tokens) for folder, prompt, tokens in folders])
     # -I keeps the working directory out, -S and the explicit path keep editable installs out
     program = f"import sys; sys.path.append({str(Path(np.__file__).parents[1])!r})\n{OPENED}"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", program, asked], cwd=cache, env=environment,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program, asked],
+        cwd=cache,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -124,8 +148,9 @@ def exports(tmp_path_factory, tokenizer):
         assert main([*command, "--store", str(root / "store")]) == 0
     length = {name: 10 if name.startswith("gpt2") else 20 for name in VARIANTS}  # modern ones go on past their context
     found = opened([(folder, PROMPT[:26], length[name]) for name, (folder, _) in models.items()], root)
-    return {name: (model, found[str(folder)], np.load(folder / "logits.npy"))
-            for name, (folder, model) in models.items()}
+    return {
+        name: (model, found[str(folder)], np.load(folder / "logits.npy")) for name, (folder, model) in models.items()
+    }
 
 
 def test_logits_equal_ours(exports):

@@ -46,6 +46,7 @@ def files(folder: Path) -> list[str]:
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
     """Calls `daily-train run` and returns the line that it ends with; `tools` is a folder of programs it finds."""
+
     def call(*arguments: str, tools: Path | None = None) -> str:
         provenance.hardware.cache_clear()
         provenance.gpu_driver.cache_clear()
@@ -66,8 +67,16 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The machine has an H100 with as many bytes as a test says; the child process is replaced by what it computes."""
-    machine = {"event": "projection", "device": "cuda", "name": "NVIDIA H100 80GB HBM3", "torch": "2.13.0+cu130",
-               "cuda": "13.0", "device_bytes": 10**9, "hours": 1.0, "started": 0}  # fmt: skip
+    machine = {
+        "event": "projection",
+        "device": "cuda",
+        "name": "NVIDIA H100 80GB HBM3",
+        "torch": "2.13.0+cu130",
+        "cuda": "13.0",
+        "device_bytes": 10**9,
+        "hours": 1.0,
+        "started": 0,
+    }
 
     def child(module: str, config: dict, work: Path, on_event: Any) -> None:
         machine["started"] += 1
@@ -91,8 +100,10 @@ def test_the_daily_preset_on_a_machine_without_a_gpu(tmp_path: Path):
     after = os.times()
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stdout + done.stderr
     assert "is projected to take" in done.stderr and "hours on the CPU of this machine" in done.stderr
-    assert ("more than max_hours 48; raise max_hours, choose a smaller preset or budget, or use a machine with"
-            in done.stderr)
+    assert (
+        "more than max_hours 48; raise max_hours, choose a smaller preset or budget, or use a machine with"
+        in done.stderr
+    )
     seconds = after.children_user + after.children_system - before.children_user - before.children_system
     assert seconds < 15, "of processor time"
     assert files(tmp_path) == []
@@ -113,12 +124,16 @@ def test_a_gpu_that_torch_does_not_see_is_named_with_driver_and_wheel(tmp_path: 
     assert files(tmp_path / "store") == []
 
 
-@pytest.mark.parametrize(("driver", "cuda", "advice"), [
-    ("535.104.05", "13.0", "its driver 535.104.05 is too old for that wheel, which needs 580 or newer; update the"),
-    ("580.65.06", "13.0", "with driver 580.65.06: check that nvidia-smi lists it"),
-    ("535.104.05", "12.8", "with driver 535.104.05: check that nvidia-smi lists it"),
-    ("", "13.0", "with driver of unknown version: check that nvidia-smi lists it"),
-    ("535.104.05", None, "install the wheel of torch for your CUDA")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("driver", "cuda", "advice"),
+    [
+        ("535.104.05", "13.0", "its driver 535.104.05 is too old for that wheel, which needs 580 or newer; update the"),
+        ("580.65.06", "13.0", "with driver 580.65.06: check that nvidia-smi lists it"),
+        ("535.104.05", "12.8", "with driver 535.104.05: check that nvidia-smi lists it"),
+        ("", "13.0", "with driver of unknown version: check that nvidia-smi lists it"),
+        ("535.104.05", None, "install the wheel of torch for your CUDA"),
+    ],
+)
 def test_why_torch_sees_no_gpu(driver: str, cuda: str | None, advice: str):
     assert advice in feasibility.missing_gpu({"torch": "2.13.0", "cuda": cuda}, driver)
 
@@ -173,8 +188,12 @@ def test_what_fits_is_kept_until_code_configuration_or_machine_change(
 def test_what_the_store_holds_already_is_not_refused(tmp_path: Path, gpu: dict):
     place, (model, train) = place_at(tmp_path), training()
     gpu["device_bytes"] = 1000
-    stage = Stage(name="train", version=1, config={"model": asdict(model), "train": asdict(train), "prompts": []},
-                  inputs={"shards": "x", "model_source": model_source_digest()})  # fmt: skip
+    stage = Stage(
+        name="train",
+        version=1,
+        config={"model": asdict(model), "train": asdict(train), "prompts": []},
+        inputs={"shards": "x", "model_source": model_source_digest()},
+    )
     place.store.publish("stages/train/0/manifest.json", b'{"config": "of nobody"')
     finish(stage, place, lambda work, out: (out / "model").write_text("weights") and None)
     require_feasible([(model, train)], 512, place)

@@ -23,8 +23,9 @@ STAGES = ["download", "tokenizer", "shard", "contamination", "train", "evaluate"
 SECONDS = 300
 
 
-def daily_train(*arguments: str, home: Path, server: str | None = None, changes: tuple[str, ...] = ()
-                ) -> subprocess.Popen:
+def daily_train(
+    *arguments: str, home: Path, server: str | None = None, changes: tuple[str, ...] = ()
+) -> subprocess.Popen:
     """`daily-train run` on the smoke preset as a person starts it, with a Prefect home of its own; without the address
     of a server it starts one for itself, which takes seconds."""
     command = [sys.executable, "-m", "deployments.cli", "run", "--preset", "smoke", "--workers", "1", *arguments]
@@ -145,8 +146,15 @@ def test_a_finished_run_is_exported_by_its_name(first: Store, tmp_path: Path):
     [download] = first.manifests("download")
     [lock] = [output["sha256"] for output in download["outputs"] if output["path"] == "lock.json"]
     report = json.loads(next(first.root.glob(f"stages/report/{run}/*/report.json")).read_text())
-    for told in (lock, run, report["commit"], "40,960 tokens", "| winogrande | acc | 0 | 4 of 1,267 |", "planted items",
-                 "as it was trained"):
+    for told in (
+        lock,
+        run,
+        report["commit"],
+        "40,960 tokens",
+        "| winogrande | acc | 0 | 4 of 1,267 |",
+        "planted items",
+        "as it was trained",
+    ):
         assert told in card
     assert "Not recorded" not in card
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "daily_train"
@@ -194,8 +202,12 @@ def leaky(first: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
     path = tmp_path_factory.mktemp("leaky") / "leaky.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = json.dumps({"kind": "files", "path": str(path)})
-    return (f"data.source={source}", 'evaluation.suites=["arc_easy"]', "tokenizer.vocab_size=300",
-            "data.validation_fraction=0.1")
+    return (
+        f"data.source={source}",
+        'evaluation.suites=["arc_easy"]',
+        "tokenizer.vocab_size=300",
+        "data.validation_fraction=0.1",
+    )
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,18 @@ download = importlib.import_module("tasks.download")
 MARK = "\ufeff"
 DOCUMENTS = {"a.txt": "first", "deep/b.TXT": "second", "deep/er/c.md": "third", "z.jsonl": '{"text": "fourth"}\n'}
 OTHERS = {
-    "README.md": "about", "deep/ReadMe.txt": "about", "deep/NOTES.md": "about", "LICENSE.txt": "about",
-    ".git/HEAD.txt": "x", ".cache/huggingface/a.txt": "x", ".hidden.txt": "x", "deep/table.csv": "x", "LICENSE": "x",
-    "empty.txt": "", "a.txt.lock": "x",
-}  # fmt: skip
+    "README.md": "about",
+    "deep/ReadMe.txt": "about",
+    "deep/NOTES.md": "about",
+    "LICENSE.txt": "about",
+    ".git/HEAD.txt": "x",
+    ".cache/huggingface/a.txt": "x",
+    ".hidden.txt": "x",
+    "deep/table.csv": "x",
+    "LICENSE": "x",
+    "empty.txt": "",
+    "a.txt.lock": "x",
+}
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -60,9 +68,12 @@ def folder(tmp_path: Path) -> Path:
 
 def test_subfolders_are_read_in_order_and_every_other_file_is_named_with_its_reason(folder: Path):
     assert texts(folder) == [
-        ("a.txt", "first"), ("alias/y.txt", "fifth"), ("deep/b.TXT", "second"), ("deep/er/c.md", "third"),
+        ("a.txt", "first"),
+        ("alias/y.txt", "fifth"),
+        ("deep/b.TXT", "second"),
+        ("deep/er/c.md", "third"),
         ("z.jsonl:0", "fourth"),
-    ]  # fmt: skip
+    ]
     reasons = {file.name: file.reason.partition(" (")[0] for file in files_of(source(folder)) if file.reason}
     note, pattern = "a note about the corpus by its name", "matches no pattern"
     assert reasons == {
@@ -73,7 +84,7 @@ def test_subfolders_are_read_in_order_and_every_other_file_is_named_with_its_rea
         "0.txt": "leads to a file that is read already",
         "empty.txt": "empty",
         "pipe.txt": "neither a file nor a folder",
-    }  # fmt: skip
+    }
 
 
 def test_patterns_and_notes_can_be_set(folder: Path):
@@ -99,9 +110,7 @@ def test_hidden_files_notes_and_times_are_no_part_of_a_corpus(kind: str, folder:
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path):
-    write(tmp_path, {
-        "a.txt": f"{MARK}{MARK}text", "b.jsonl": f'{MARK}{{"text": "text"}}\n{{"text": "{MARK}text"}}\n'
-    })  # fmt: skip
+    write(tmp_path, {"a.txt": f"{MARK}{MARK}text", "b.jsonl": f'{MARK}{{"text": "text"}}\n{{"text": "{MARK}text"}}\n'})
     pq.write_table(pa.table({"text": [f"{MARK}text"]}), tmp_path / "c.parquet")
     assert [text for _, text in texts(tmp_path)] == ["text"] * 4
 

@@ -30,9 +30,18 @@ def nothing_queued(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stage_that_is_timed_is_alone(tmp_path: Path):
     findings = []
-    run_stages([Stage("ticking", ticking, 1, 1), Stage("one", timed_beside_ticking, 1, 1),
-                Stage("two", timed_beside_ticking, 1, 1)], tmp_path, 300,
-               gigabytes=4, together=3, on_finding=findings.append)
+    run_stages(
+        [
+            Stage("ticking", ticking, 1, 1),
+            Stage("one", timed_beside_ticking, 1, 1),
+            Stage("two", timed_beside_ticking, 1, 1),
+        ],
+        tmp_path,
+        300,
+        gigabytes=4,
+        together=3,
+        on_finding=findings.append,
+    )
     spans = [(line["began"], line["ended"]) for line in findings if line["finding"] == "span"]
     ticks = [line["at"] for line in findings if line["finding"] == "tick"]
     assert len(spans) == 6
@@ -53,8 +62,14 @@ class Clock:
 def test_timings_never_overlap_and_no_stage_stops_another(monkeypatch: pytest.MonkeyPatch):
     clock = Clock()
     monkeypatch.setattr("benchmarks.scheduler.time", clock)
-    stages = [Stage("one", timed, 1, 1), Stage("dying", dying, 1, 1), Stage("two", timed, 1, 1),
-              Stage("failing", failing, 1, 1), Stage("endless", endless, 1, 1), Stage("late", timed, 1, 600)]
+    stages = [
+        Stage("one", timed, 1, 1),
+        Stage("dying", dying, 1, 1),
+        Stage("two", timed, 1, 1),
+        Stage("failing", failing, 1, 1),
+        Stage("endless", endless, 1, 1),
+        Stage("late", timed, 1, 600),
+    ]
     findings, ended = [], []
 
     def keep(finding: dict) -> None:
@@ -67,10 +82,19 @@ def test_timings_never_overlap_and_no_stage_stops_another(monkeypatch: pytest.Mo
     run_stages(stages, None, 300, gigabytes=4, together=4, on_finding=keep)
     spans = sorted((line["began"], line["ended"]) for line in findings if line["finding"] == "span")
     assert len(spans) == 6 and all(before[1] <= after[0] for before, after in pairwise(spans))
-    ends = {line["stage"]: line["finding"] for line in findings
-            if line["finding"] in ("completed", "failed", "stopped", "skipped")}
-    assert ends == {"one": "completed", "two": "completed", "dying": "failed", "failing": "failed",
-                    "endless": "stopped", "late": "skipped"}
+    ends = {
+        line["stage"]: line["finding"]
+        for line in findings
+        if line["finding"] in ("completed", "failed", "stopped", "skipped")
+    }
+    assert ends == {
+        "one": "completed",
+        "two": "completed",
+        "dying": "failed",
+        "failing": "failed",
+        "endless": "stopped",
+        "late": "skipped",
+    }
     assert [line["finding"] for line in findings if line["stage"] == "failing"] == ["before", "error", "failed"]
 
 
@@ -80,12 +104,24 @@ def test_every_stage_runs_at_a_tiny_size(tmp_path: Path):
     shards = tmp_path / "shards"
     shards.mkdir()
     zipf_shards(shards, 512, 50_000)
-    command = [sys.executable, "-m", "benchmarks.gpu", "--minutes", "30", "--results", str(results), "--shards",
-               str(shards), "--commit", "abc"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--minutes",
+        "30",
+        "--results",
+        str(results),
+        "--shards",
+        str(shards),
+        "--commit",
+        "abc",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     findings = [json.loads(line) for line in results.read_text().splitlines()]
     assert [json.loads(line)["finding"] for line in done.stdout.splitlines() if line.startswith("{")] == [
-        line["finding"] for line in findings]
+        line["finding"] for line in findings
+    ]
     assert not [line for line in findings if line["finding"] in ("error", "failed", "stopped", "skipped")]
     steps = {(line["stage"], line["precision"]) for line in findings if line["finding"] == "step"}
     assert steps >= {("daily-bf16", "bf16")}
@@ -115,10 +151,20 @@ def test_findings_survive_a_kill(tmp_path: Path):
 
 
 def test_kernels_are_sorted_by_kind():
-    rows = [("triton_red_fused_attention_mm", 1.0, 2), ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop", 2.0, 1),
-            ("nvjet_sm90_tst_256x128", 4.0, 1), ("Memcpy DtoD", 0.5, 1), ("elementwise_kernel", 0.25, 3)]
-    assert by_kind(rows) == {"fused elementwise": 1.0, "attention": 2.0, "matrix products": 4.0, "copies": 0.5,
-                             "other": 0.25}
+    rows = [
+        ("triton_red_fused_attention_mm", 1.0, 2),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop", 2.0, 1),
+        ("nvjet_sm90_tst_256x128", 4.0, 1),
+        ("Memcpy DtoD", 0.5, 1),
+        ("elementwise_kernel", 0.25, 3),
+    ]
+    assert by_kind(rows) == {
+        "fused elementwise": 1.0,
+        "attention": 2.0,
+        "matrix products": 4.0,
+        "copies": 0.5,
+        "other": 0.25,
+    }
 
 
 def test_the_entropy_of_the_drawn_tokens_is_the_one_that_is_returned(tmp_path: Path):

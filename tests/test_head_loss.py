@@ -74,7 +74,10 @@ def test_daily_saves_no_logits_and_nothing_large_in_fp32():
         saved, _ = footprint._compiled_network(network, tokens_BT, autocast("cpu", "bf16"))
     fixed, each = sum(by_sequence(size, sequences) for size, _ in saved)
     assert 12e9 < fixed + 32 * each < 16.7e9
-    sizes = [(size / shape.numel(), shape.numel() // tokens_BT.numel()) for size, shape in saved
-             if shape.numel() % tokens_BT.numel() == 0]
+    sizes = [
+        (size / shape.numel(), shape.numel() // tokens_BT.numel())
+        for size, shape in saved
+        if shape.numel() % tokens_BT.numel() == 0
+    ]
     assert len(sizes) > 40 and max(width for _, width in sizes) == 4 * config.width
     assert max(width for size, width in sizes if size == 4) < config.width / 100

@@ -50,7 +50,7 @@ def test_imports_keep_to_the_rules(path: Path):
 def test_no_file_is_named_after_what_it_would_shadow_or_after_nothing():
     for path in FILES:
         assert path.stem not in {"utils", "helpers", "common", "misc"} | (set(sys.stdlib_module_names) - {"__init__"})
-        assert sum(1 for _ in (ROOT / path).open()) <= 400, path
+        assert sum(1 for _ in (ROOT / path).open()) <= 500, path
 
 
 def test_model_and_its_gpu_benchmark_import_with_torch_numpy_and_safetensors_alone():

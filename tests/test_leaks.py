@@ -28,9 +28,19 @@ HOSTILE = [
 def match(text: str) -> dict:
     parts = {"before": text, "match": text, "after": text}
     return {
-        "suite": "arc_easy", "item": 1, "run": 9, "coverage": 0.5, "contaminates": True, "document": text, "start": 0,
-        "end": 9, "item_text": parts, "document_text": parts, "verdict": "contaminated", "kind": "exact",
-    }  # fmt: skip
+        "suite": "arc_easy",
+        "item": 1,
+        "run": 9,
+        "coverage": 0.5,
+        "contaminates": True,
+        "document": text,
+        "start": 0,
+        "end": 9,
+        "item_text": parts,
+        "document_text": parts,
+        "verdict": "contaminated",
+        "kind": "exact",
+    }
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -15,25 +15,44 @@ from tests.object_store import READER
 
 NAME = "a" * 64
 ROW = {
-    "run": NAME, "preset": "smoke", "finished": "2026-11-26 10:00 UTC", "commit": "c" * 40, "bits_per_byte": 2.5,
-    "loss_nats_per_token": 4.0, "validation_data": "d" * 64, "parameters": 1, "tokens": 2, "flops": 3.0,
-    "seconds": 4.0, "usd": 0.0, "scores": {"arc_easy/acc": 0.25}, "regressed": [],
+    "run": NAME,
+    "preset": "smoke",
+    "finished": "2026-11-26 10:00 UTC",
+    "commit": "c" * 40,
+    "bits_per_byte": 2.5,
+    "loss_nats_per_token": 4.0,
+    "validation_data": "d" * 64,
+    "parameters": 1,
+    "tokens": 2,
+    "flops": 3.0,
+    "seconds": 4.0,
+    "usd": 0.0,
+    "scores": {"arc_easy/acc": 0.25},
+    "regressed": [],
     "stages": dict.fromkeys(("contamination", "evaluate", "tokenizer", "train"), "e" * 64),
-}  # fmt: skip
+}
 BROKEN = {
-    "empty": b"", "no-json": b"{", "deep": b"[" * 100_000, "list": b"[]", "number": b"7",
-    "utf-16": "{}".encode("utf-16"), "fields": b"{}", "text": json.dumps(ROW | {"bits_per_byte": "2"}).encode(),
+    "empty": b"",
+    "no-json": b"{",
+    "deep": b"[" * 100_000,
+    "list": b"[]",
+    "number": b"7",
+    "utf-16": "{}".encode("utf-16"),
+    "fields": b"{}",
+    "text": json.dumps(ROW | {"bits_per_byte": "2"}).encode(),
     "nan": json.dumps(ROW | {"flops": float("nan")}).encode(),
     "huge-number": json.dumps(ROW | {"flops": 10**400}).encode(),
-    "scores": json.dumps(ROW | {"scores": [1]}).encode(), "stages": json.dumps(ROW | {"stages": {"train": 1}}).encode(),
+    "scores": json.dumps(ROW | {"scores": [1]}).encode(),
+    "stages": json.dumps(ROW | {"stages": {"train": 1}}).encode(),
     "surrogate": json.dumps(ROW | {"loss_nats_per_token": "\ud800"}).encode(),
     "link": json.dumps(ROW | {"run": "link", "preset": "[x](http://evil.test)"}).encode(),
     "image": json.dumps(ROW | {"run": "image", "commit": "![x](a.png)"}).encode(),
     "escape": json.dumps(ROW | {"run": "escape", "scores": {"arc\x1b[2J/acc": 0.5}}).encode(),
     "path": json.dumps(ROW | {"run": "path", "stages": ROW["stages"] | {"x": "!()"}}).encode(),
     "long": json.dumps(ROW | {"run": "long", "finished": "2" * 201}).encode(),
-    "copy": json.dumps(ROW).encode(), "large": b" " * (17 * 2**20),
-}  # fmt: skip
+    "copy": json.dumps(ROW).encode(),
+    "large": b" " * (17 * 2**20),
+}
 
 
 @pytest.fixture
@@ -72,8 +91,11 @@ def test_a_damaged_row_is_replaced_when_its_run_reports_again(place: Place):
 
 def test_strange_files_below_stages_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     place = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
-    made = finish(Stage(name="train", version=1, config={}, inputs={}), place,
-                  lambda _, out: (out / "model").write_text("x") and None)  # fmt: skip
+    made = finish(
+        Stage(name="train", version=1, config={}, inputs={}),
+        place,
+        lambda _, out: (out / "model").write_text("x") and None,
+    )
     for name in ("report.html", "manifest.json", "x/report.html", "x/manifest.json", f"{NAME}/0a/deep/report.html"):
         for stage in ("train", "report"):
             place.store.publish(f"stages/{stage}/{name}", b"[]")

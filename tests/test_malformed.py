@@ -1,6 +1,5 @@
 """Malformed inputs of every kind: refused in one sentence, no hang, no allocation bomb (`make test-inputs`)."""
 
-
 import pytest
 
 from tests.malformed import Area, areas, failures

@@ -25,18 +25,39 @@ def configured(directory: Path, precision: str, document_mask: str) -> RunConfig
     zipf_shards(shards, VOCAB, 20_000)
     model = replace(sized(2, width=32, heads=2, sequence_length=SEQUENCE), document_mask=document_mask, backout=True)
     train = TrainConfig(
-        **learning_rates_for(model, 128), seed=1, tokens=12 * 128, tokens_per_step=128, micro_batch_sequences=2,
+        **learning_rates_for(model, 128),
+        seed=1,
+        tokens=12 * 128,
+        tokens_per_step=128,
+        micro_batch_sequences=2,
         warmup_steps=2,
-        weight_decay=0.1, cautious_decay=True, muon_beta2=0.9, momentum_warmup_steps=4, momentum_final=0.9,
-        cooldown_fraction=0.5, grad_clip=1.0, precision=precision, fp8_smallest_size=32, validation_every_steps=4,
-        validation_tokens=128, checkpoint_every_steps=100)
-    return RunConfig(model=model, train=train, shards=str(shards), run_dir=str(directory / "run"),
-                     sample_prompts=[], execution=Execution(device="cpu", threads=1, compile=True))
+        weight_decay=0.1,
+        cautious_decay=True,
+        muon_beta2=0.9,
+        momentum_warmup_steps=4,
+        momentum_final=0.9,
+        cooldown_fraction=0.5,
+        grad_clip=1.0,
+        precision=precision,
+        fp8_smallest_size=32,
+        validation_every_steps=4,
+        validation_tokens=128,
+        checkpoint_every_steps=100,
+    )
+    return RunConfig(
+        model=model,
+        train=train,
+        shards=str(shards),
+        run_dir=str(directory / "run"),
+        sample_prompts=[],
+        execution=Execution(device="cpu", threads=1, compile=True),
+    )
 
 
 @pytest.mark.parametrize(("precision", "document_mask"), [("fp8", "none"), ("bf16", "own")])
 def test_a_whole_run_compiles_the_network_twice_and_nothing_again(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, document_mask: str):  # fmt: skip
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, document_mask: str
+):
     graphs: list[fx.Graph] = []
 
     def backend(module: fx.GraphModule, inputs: list[torch.Tensor]):
@@ -44,8 +65,11 @@ def test_a_whole_run_compiles_the_network_twice_and_nothing_again(
         return module.forward
 
     compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda *given, **settings: compiled(
-        *given, **settings | {"backend": backend, "fullgraph": True}))
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda *given, **settings: compiled(*given, **settings | {"backend": backend, "fullgraph": True}),
+    )
     torch._dynamo.reset()
     trainer = Trainer(configured(tmp_path, precision, document_mask))
     documents = {int((row == trainer.dataset.eot_token).sum()) for row in trainer.batches.take(0)[0]}

@@ -12,9 +12,17 @@ from model.config import ConfigError, GPTConfig, TrainConfig, parse
 from model.run import RunConfig, read_config
 
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16}
-TRAIN = {"seed": 1, "tokens": 1000, "tokens_per_step": 32, "micro_batch_sequences": 1, "optimizer": "adamw",
-         "learning_rate": 0.01, "validation_every_steps": 5, "validation_tokens": 16,
-         "checkpoint_every_steps": 5}
+TRAIN = {
+    "seed": 1,
+    "tokens": 1000,
+    "tokens_per_step": 32,
+    "micro_batch_sequences": 1,
+    "optimizer": "adamw",
+    "learning_rate": 0.01,
+    "validation_every_steps": 5,
+    "validation_tokens": 16,
+    "checkpoint_every_steps": 5,
+}
 RUN = {"model": MODEL, "train": TRAIN, "shards": "s", "run_dir": "r", "sample_prompts": [[0]]}
 
 
@@ -36,24 +44,27 @@ def test_unknown_key_is_named_with_the_known_ones(section):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("cls", "base", "change", "words"), [
-    (GPTConfig, MODEL, {"heads": 3}, "width 32.*heads 3"),
-    (GPTConfig, MODEL, {"depth": 0}, "depth.*0"),
-    (GPTConfig, MODEL, {"depth": "2"}, "depth.*'2'"),
-    (GPTConfig, MODEL, {"depth": True}, "depth.*True"),
-    (GPTConfig, MODEL, {"norm": "batch"}, "norm.*rms, layer.*'batch'"),
-    (GPTConfig, MODEL, {"vocab_size": 70_000}, "vocab_size.*65536.*70000"),
-    (GPTConfig, MODEL, {"heads": 32}, "even head size"),
-    (GPTConfig, MODEL, {"softcap": -1.0}, "softcap.*-1"),
-    (TrainConfig, TRAIN, {"flops": 1e9}, "both"),
-    (TrainConfig, TRAIN, {"tokens": None}, "neither"),
-    (TrainConfig, TRAIN, {"tokens": -5}, "tokens.*-5"),
-    (TrainConfig, TRAIN, {"learning_rate": float("nan")}, "learning_rate.*nan"),
-    (TrainConfig, TRAIN, {"cooldown_fraction": 1.5}, "cooldown_fraction.*1.5"),
-    (TrainConfig, TRAIN, {"optimizer": "muon"}, "embedding_learning_rate"),
-    (TrainConfig, TRAIN, {"checkpoint_every_steps": 0}, "checkpoint_every_steps.*0"),
-    (TrainConfig, TRAIN, {"grad_clip": 0.0}, "grad_clip.*0"),
-])
+@pytest.mark.parametrize(
+    ("cls", "base", "change", "words"),
+    [
+        (GPTConfig, MODEL, {"heads": 3}, "width 32.*heads 3"),
+        (GPTConfig, MODEL, {"depth": 0}, "depth.*0"),
+        (GPTConfig, MODEL, {"depth": "2"}, "depth.*'2'"),
+        (GPTConfig, MODEL, {"depth": True}, "depth.*True"),
+        (GPTConfig, MODEL, {"norm": "batch"}, "norm.*rms, layer.*'batch'"),
+        (GPTConfig, MODEL, {"vocab_size": 70_000}, "vocab_size.*65536.*70000"),
+        (GPTConfig, MODEL, {"heads": 32}, "even head size"),
+        (GPTConfig, MODEL, {"softcap": -1.0}, "softcap.*-1"),
+        (TrainConfig, TRAIN, {"flops": 1e9}, "both"),
+        (TrainConfig, TRAIN, {"tokens": None}, "neither"),
+        (TrainConfig, TRAIN, {"tokens": -5}, "tokens.*-5"),
+        (TrainConfig, TRAIN, {"learning_rate": float("nan")}, "learning_rate.*nan"),
+        (TrainConfig, TRAIN, {"cooldown_fraction": 1.5}, "cooldown_fraction.*1.5"),
+        (TrainConfig, TRAIN, {"optimizer": "muon"}, "embedding_learning_rate"),
+        (TrainConfig, TRAIN, {"checkpoint_every_steps": 0}, "checkpoint_every_steps.*0"),
+        (TrainConfig, TRAIN, {"grad_clip": 0.0}, "grad_clip.*0"),
+    ],
+)
 def test_bad_value_is_named(cls, base, change, words):
     with pytest.raises(ConfigError, match=words):
         parse(cls, base | change, "section")

@@ -12,8 +12,17 @@ from model.generate import generate
 from model.gpt import GPT, initialise
 
 MODERN = dict(depth=2, width=32, heads=2, sequence_length=24, vocab_size=101, softcap=15.0)
-GPT2 = MODERN | dict(vocab_multiple=1, norm=Norm.LAYER, position=Position.LEARNED, activation=Activation.GELU,
-                     qk_norm=False, tied_head=True, bias=True, zero_init_projections=False, softcap=None)
+GPT2 = MODERN | dict(
+    vocab_multiple=1,
+    norm=Norm.LAYER,
+    position=Position.LEARNED,
+    activation=Activation.GELU,
+    qk_norm=False,
+    tied_head=True,
+    bias=True,
+    zero_init_projections=False,
+    softcap=None,
+)
 VARIANTS = {
     "modern": MODERN,
     "gpt2": GPT2,
@@ -79,8 +88,11 @@ def test_equals_gpt2_of_transformers():
             weights, biases = other.attn.c_attn.weight.T.chunk(3), other.attn.c_attn.bias.chunk(3)
             for layer, weight, bias in zip((attention.query, attention.key, attention.value), weights, biases):
                 layer.load_state_dict({"weight": weight, "bias": bias})
-            for layer, conv in ((attention.project, other.attn.c_proj), (block.mlp.expand, other.mlp.c_fc),
-                                (block.mlp.project, other.mlp.c_proj)):
+            for layer, conv in (
+                (attention.project, other.attn.c_proj),
+                (block.mlp.expand, other.mlp.c_fc),
+                (block.mlp.project, other.mlp.c_proj),
+            ):
                 layer.load_state_dict({"weight": conv.weight.T, "bias": conv.bias})
         tokens = random_tokens(3, 24)
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
@@ -145,9 +157,19 @@ def test_flops_per_token_by_hand():
 
 
 def train_config(**settings) -> TrainConfig:
-    return TrainConfig(**dict(seed=0, tokens_per_step=96, micro_batch_sequences=2, optimizer="adamw",
-                              learning_rate=0.1, validation_every_steps=1, validation_tokens=1,
-                              checkpoint_every_steps=1) | settings)
+    return TrainConfig(
+        **dict(
+            seed=0,
+            tokens_per_step=96,
+            micro_batch_sequences=2,
+            optimizer="adamw",
+            learning_rate=0.1,
+            validation_every_steps=1,
+            validation_tokens=1,
+            checkpoint_every_steps=1,
+        )
+        | settings
+    )
 
 
 def test_budget_becomes_steps_and_is_never_exceeded():

@@ -62,8 +62,18 @@ def test_attention_costs_what_its_window_costs():
 
 
 def random_network(**changes: object) -> GPT:
-    config = GPTConfig(**{"depth": 2, "width": 64, "heads": 2, "sequence_length": 40, "vocab_size": 64,
-                          "window_pattern": "SL", "short_window": 12} | changes)
+    config = GPTConfig(
+        **{
+            "depth": 2,
+            "width": 64,
+            "heads": 2,
+            "sequence_length": 40,
+            "vocab_size": 64,
+            "window_pattern": "SL",
+            "short_window": 12,
+        }
+        | changes
+    )
     model = GPT(config)
     initialise(model, 1)
     with torch.no_grad():
@@ -112,12 +122,15 @@ def test_documents_by_flex_attention_are_one_graph_and_those_in_stretches():
         torch.testing.assert_close(model(tokens[:, :20]), short)
 
 
-@pytest.mark.parametrize(("length", "window"), [(24, 5), (STRETCH + 1, 1), (300, 1), (300, 128), (300, 129),
-                                                (300, 130), (300, 299), (2 * STRETCH, 257)])
+@pytest.mark.parametrize(
+    ("length", "window"),
+    [(24, 5), (STRETCH + 1, 1), (300, 1), (300, 128), (300, 129), (300, 130), (300, 299), (2 * STRETCH, 257)],
+)
 def test_stretches_are_masked_attention(length: int, window: int):
     """Forward and backward, alone and within documents, where a window begins in any part of a stretch."""
-    q, k, v, dy = (torch.randn(2, length, 3, 8, generator=torch.Generator().manual_seed(seed)).transpose(1, 2)
-                   for seed in range(4))
+    q, k, v, dy = (
+        torch.randn(2, length, 3, 8, generator=torch.Generator().manual_seed(seed)).transpose(1, 2) for seed in range(4)
+    )
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     tokens = torch.randint(90, (2, length), generator=torch.Generator().manual_seed(4))
     documents = Documents(tokens, 0)
@@ -126,8 +139,10 @@ def test_stretches_are_masked_attention(length: int, window: int):
     number_BT = (tokens == 0).cumsum(1)
     own = near & (number_BT[:, :, None] == number_BT[:, None, :])
     for attend, mask in ((windowed_attention, near), (documents.attention, own[:, None])):
-        results = [(y, *torch.autograd.grad(y, (q, k, v), dy)) for y in (
-            attend(q, k, v, window), F.scaled_dot_product_attention(q, k, v, attn_mask=mask))]
+        results = [
+            (y, *torch.autograd.grad(y, (q, k, v), dy))
+            for y in (attend(q, k, v, window), F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+        ]
         for one, other in zip(*results):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -152,19 +167,44 @@ class FlashOnCPU:
         self.library.impl("_flash_attention_forward", self.forward, "CPU")
         self.library.impl("_flash_attention_backward", self.backward, "CPU")
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, starts: None, key_starts: None, longest: int, longest_key: int,
-                dropout: float, whole: bool, with_mask: bool, *, window_size_left: int, window_size_right: int,
-                **options: object) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        starts: None,
+        key_starts: None,
+        longest: int,
+        longest_key: int,
+        dropout: float,
+        whole: bool,
+        with_mask: bool,
+        *,
+        window_size_left: int,
+        window_size_right: int,
+        **options: object,
+    ) -> tuple[Tensor, ...]:
         assert q.dtype is torch.bfloat16 and q.is_contiguous() and (longest, window_size_right) == (q.size(1), 0)
         assert whole == (window_size_left == -1) and starts is None
         y, stats = cudnn_attention._forward_formulas(*self.heads_first(q, k, v), self.window(q, window_size_left))
         empty = q.new_empty(0)
         return y.transpose(1, 2), stats[..., 0], empty, empty, empty
 
-    def backward(self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, stats: Tensor, *rest: object,
-                 window_size_left: int, **options: object) -> list[Tensor]:
-        gradients = cudnn_attention._backward_formulas(*self.heads_first(dy, q, k, v, y), stats[..., None],
-                                                       self.window(q, window_size_left))
+    def backward(
+        self,
+        dy: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        y: Tensor,
+        stats: Tensor,
+        *rest: object,
+        window_size_left: int,
+        **options: object,
+    ) -> list[Tensor]:
+        gradients = cudnn_attention._backward_formulas(
+            *self.heads_first(dy, q, k, v, y), stats[..., None], self.window(q, window_size_left)
+        )
         return [x.transpose(1, 2) for x in gradients]
 
     @staticmethod
@@ -185,8 +225,10 @@ def flash(request: pytest.FixtureRequest):
 
 def test_flash_attention_3_gets_the_window_that_the_formulas_have(flash: FlashOnCPU):
     check_against_formulas(flash_attention.windowed_attention, torch.device("cpu"))
-    q, k, v, dy = (torch.randn(2, 40, 2, 16, generator=torch.Generator().manual_seed(seed)).bfloat16().transpose(1, 2)
-                   for seed in range(4))
+    q, k, v, dy = (
+        torch.randn(2, 40, 2, 16, generator=torch.Generator().manual_seed(seed)).bfloat16().transpose(1, 2)
+        for seed in range(4)
+    )
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     torch.compiler.reset()
     compiled = torch.compile(flash_attention.windowed_attention, backend="aot_eager", fullgraph=True)

@@ -23,17 +23,54 @@ from model.precision import autocast
 
 SMALL = {"depth": 7, "width": 64, "heads": 4, "sequence_length": 64, "vocab_size": 320, "eot_token": 0}
 SHAPES = {
-    "daily": {"window_pattern": "SSSL", "value_embeddings": True, "residual_lambdas": True, "embedding_lambdas": True,
-              "softcap": 15.0, "qk_scale": 1.2, "depth": 10},
-    "gpt2": {"norm": "layer", "position": "learned", "activation": "gelu", "qk_norm": False, "tied_head": True,
-             "bias": True, "vocab_multiple": 1, "vocab_size": 333, "width": 96},
-    "sparse": {"mlp": "moe", "attention": "mla", "window_pattern": "NL", "short_window": 16, "sparse_block": 8,
-               "sparse_blocks": 2, "sequence_length": 96},
-    "documents": {"kv_heads": 2, "activation": "swiglu", "document_mask": "own", "smear": "key",
-                  "window_pattern": "SL"},
-    "rest": {"smear": "embedding", "backout": True, "attention_gate": True, "partial_key_offset": True,
-             "rotary_fraction": 0.5, "vocab_size": 300, "mlp": "moe", "balance": "loss", "activation": "swiglu"},
-}  # fmt: skip
+    "daily": {
+        "window_pattern": "SSSL",
+        "value_embeddings": True,
+        "residual_lambdas": True,
+        "embedding_lambdas": True,
+        "softcap": 15.0,
+        "qk_scale": 1.2,
+        "depth": 10,
+    },
+    "gpt2": {
+        "norm": "layer",
+        "position": "learned",
+        "activation": "gelu",
+        "qk_norm": False,
+        "tied_head": True,
+        "bias": True,
+        "vocab_multiple": 1,
+        "vocab_size": 333,
+        "width": 96,
+    },
+    "sparse": {
+        "mlp": "moe",
+        "attention": "mla",
+        "window_pattern": "NL",
+        "short_window": 16,
+        "sparse_block": 8,
+        "sparse_blocks": 2,
+        "sequence_length": 96,
+    },
+    "documents": {
+        "kv_heads": 2,
+        "activation": "swiglu",
+        "document_mask": "own",
+        "smear": "key",
+        "window_pattern": "SL",
+    },
+    "rest": {
+        "smear": "embedding",
+        "backout": True,
+        "attention_gate": True,
+        "partial_key_offset": True,
+        "rotary_fraction": 0.5,
+        "vocab_size": 300,
+        "mlp": "moe",
+        "balance": "loss",
+        "activation": "swiglu",
+    },
+}
 
 STRETCHES = AttentionKernels(WindowKernel.SDPA, PastKernel.FLASH, WindowKernel.SDPA)
 
@@ -60,8 +97,10 @@ def saved_bytes(network: Callable, own: GPT, sequences: int, precision: str) -> 
 
 
 @pytest.mark.parametrize("sequences", [2, 8])
-@pytest.mark.parametrize(("shape", "precision"), [
-    ("daily", "bf16"), ("gpt2", "fp32"), ("sparse", "fp16"), ("documents", "bf16"), ("rest", "fp32")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "precision"),
+    [("daily", "bf16"), ("gpt2", "fp32"), ("sparse", "fp16"), ("documents", "bf16"), ("rest", "fp32")],
+)
 def test_what_a_cpu_saves_is_what_was_planned(shape: str, precision: str, sequences: int):
     config, train = configured(shape, precision, sequences)
     network = GPT(config)
@@ -111,9 +150,15 @@ def test_the_peak_of_a_step_of_a_validation_and_of_an_update_on_a_cpu():
 
     step()
     update()
-    given = storages([*network.state_dict().values(), *network.buffers(), tokens_BT,
-                      *(weight.grad for weight in network.parameters()),
-                      *optimizer.state_tensors().values()])  # fmt: skip
+    given = storages(
+        [
+            *network.state_dict().values(),
+            *network.buffers(),
+            tokens_BT,
+            *(weight.grad for weight in network.parameters()),
+            *optimizer.state_tensors().values(),
+        ]
+    )
     peaks = {}
     for work in (step, validation, update):
         with Allocations(1, given) as allocations:
@@ -129,13 +174,19 @@ def test_the_peak_of_a_step_of_a_validation_and_of_an_update_on_a_cpu():
 
 def daily(sequences: int, depth: int = 24, precision: str = "bf16") -> dict[str, float]:
     """Planned gigabytes of the preset on a GPU."""
-    run = compose("daily", {"model": {"depth": depth, "vocab_size": 32_768},
-                            "train": {"micro_batch_sequences": sequences, "precision": precision}})  # fmt: skip
+    run = compose(
+        "daily",
+        {
+            "model": {"depth": depth, "vocab_size": 32_768},
+            "train": {"micro_batch_sequences": sequences, "precision": precision},
+        },
+    )
     return {name: size / 1e9 for name, size in memory_bytes(run.model, run.train).items()}
 
 
-def loss_of_whole_logits(h_PD: torch.Tensor, weight_VD: torch.Tensor, targets_P: torch.Tensor, vocab_size: int,
-                         softcap: float) -> torch.Tensor:
+def loss_of_whole_logits(
+    h_PD: torch.Tensor, weight_VD: torch.Tensor, targets_P: torch.Tensor, vocab_size: int, softcap: float
+) -> torch.Tensor:
     """What was measured on the H200."""
     logits_PV = softcap * torch.tanh(F.linear(h_PD, weight_VD).float() / softcap)
     return F.cross_entropy(logits_PV, targets_P)
@@ -175,8 +226,9 @@ def stretches_of_a_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, win
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(B, H, T, K)
 
 
-def test_daily_with_an_fp32_stream_took_what_was_traced_and_measured(monkeypatch: pytest.MonkeyPatch,
-                                                                     whole_logits: None):
+def test_daily_with_an_fp32_stream_took_what_was_traced_and_measured(
+    monkeypatch: pytest.MonkeyPatch, whole_logits: None
+):
     """Before its residual stream was bf16 and windows had a kernel: traces of it with torch alone (saved activations of
     4 layers, and peaks), and peak_gb of daily-bf16, d4_as_is and d4_fa2 on the H200."""
     now = daily(32)["total"]
@@ -225,9 +277,15 @@ def test_a_torch_that_cannot_trace_plans_for_more(monkeypatch: pytest.MonkeyPatc
     footprint._trace.cache_clear()
 
 
-@pytest.mark.parametrize(("shape", "changes"), [
-    ("rest", {"precision": "bf16", "optimizer": "psgd"}), ("daily", {"precision": "fp8", "fp8_smallest_size": 64}),
-    ("sparse", {"precision": "fp16"}), ("gpt2", {"optimizer": "adamw"})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [
+        ("rest", {"precision": "bf16", "optimizer": "psgd"}),
+        ("daily", {"precision": "fp8", "fp8_smallest_size": 64}),
+        ("sparse", {"precision": "fp16"}),
+        ("gpt2", {"optimizer": "adamw"}),
+    ],
+)
 def test_every_component_precision_and_optimizer_is_planned_on_a_gpu(shape: str, changes: dict, recwarn):
     config, train = configured(shape, sequences=4, **{"precision": "fp32"} | changes)
     found = memory_bytes(dataclasses.replace(config, depth=2), train)

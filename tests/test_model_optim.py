@@ -13,23 +13,44 @@ from model.optim import Kron, Muon, Optimizer, orthogonalise
 from model.scaling import learning_rates_for, sized
 from model.schedule import learning_rate_multiplier, muon_momentum
 
-TRAIN = dict(seed=0, tokens=1000, tokens_per_step=100, micro_batch_sequences=1, learning_rate=0.02,
-             embedding_learning_rate=0.1, head_learning_rate=0.01, scalar_learning_rate=0.01,
-             validation_every_steps=1, validation_tokens=1, checkpoint_every_steps=1)
+TRAIN = dict(
+    seed=0,
+    tokens=1000,
+    tokens_per_step=100,
+    micro_batch_sequences=1,
+    learning_rate=0.02,
+    embedding_learning_rate=0.1,
+    head_learning_rate=0.01,
+    scalar_learning_rate=0.01,
+    validation_every_steps=1,
+    validation_tokens=1,
+    checkpoint_every_steps=1,
+)
 
 
 PRESETS = {
     "gpt2": {"norm": "layer", "position": "learned", "activation": "gelu", "tied_head": True, "bias": True},
-    "speedrun": {"smear": "embedding", "backout": True, "attention_gate": True, "partial_key_offset": True,
-                 "rotary_fraction": 0.5, "window_pattern": "SL"},
+    "speedrun": {
+        "smear": "embedding",
+        "backout": True,
+        "attention_gate": True,
+        "partial_key_offset": True,
+        "rotary_fraction": 0.5,
+        "window_pattern": "SL",
+    },
 }
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_network_compiles_as_one_graph(name):
     torch._dynamo.reset()
-    model = GPT(parse(GPTConfig, {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "vocab_size": 40}
-                      | PRESETS[name], "model"))
+    model = GPT(
+        parse(
+            GPTConfig,
+            {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "vocab_size": 40} | PRESETS[name],
+            "model",
+        )
+    )
     initialise(model, 0)
     x_BT = torch.arange(32).reshape(2, 16)
     found = torch._dynamo.explain(model)(x_BT, x_BT)
@@ -119,8 +140,12 @@ def test_muon_step_has_the_same_size_for_every_shape_and_decays():
 def test_each_role_moves_at_its_own_rate():
     model = GPT(GPTConfig(depth=1, width=16, heads=2, sequence_length=8, vocab_size=40, norm="layer", bias=True))
     initialise(model, 0)
-    rates = {"learning_rate": 0.3, "embedding_learning_rate": 0.1, "head_learning_rate": 0.01,
-             "scalar_learning_rate": 0.002}  # fmt: skip
+    rates = {
+        "learning_rate": 0.3,
+        "embedding_learning_rate": 0.1,
+        "head_learning_rate": 0.01,
+        "scalar_learning_rate": 0.002,
+    }
     chosen = Optimizer(model, config(optimizer="adamw", **rates))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for parameter in model.parameters():
@@ -160,8 +185,11 @@ def test_weight_decay_reaches_only_its_roles(optimizer):
         parameter.grad = torch.zeros_like(parameter)
     chosen.step(1.0)
     decayed = {name for name, value in model.named_parameters() if (value < 1).all()}
-    expected = {name for name, value in model.named_parameters()
-                if value.ndim == 2 and (optimizer == "adamw" or name.startswith("blocks"))}
+    expected = {
+        name
+        for name, value in model.named_parameters()
+        if value.ndim == 2 and (optimizer == "adamw" or name.startswith("blocks"))
+    }
     assert decayed == expected
 
 
@@ -211,8 +239,16 @@ def test_cosine_schedule_falls_from_peak_to_final():
     assert all(a > b for a, b in itertools.pairwise(rates[2:])) and 0.1 < rates[-1] < 0.11
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(warmup_steps=50), dict(cooldown_fraction=0.0),
-                                      dict(cooldown_fraction=1.0), dict(schedule="cosine", warmup_steps=50)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(warmup_steps=50),
+        dict(cooldown_fraction=0.0),
+        dict(cooldown_fraction=1.0),
+        dict(schedule="cosine", warmup_steps=50),
+    ],
+)
 def test_no_step_is_wasted_and_no_rate_exceeds_the_peak(settings):
     rates = [learning_rate_multiplier(config(**settings), step, 10) for step in range(10)]
     assert all(0 < rate <= 1 for rate in rates)
@@ -265,8 +301,10 @@ def test_a_stack_of_experts_is_updated_like_its_matrices():
 @pytest.mark.parametrize(("rows", "columns"), [(12, 12), (8, 24), (24, 8)])
 def test_psgd_whitens_correlated_gradients_of_any_size(rows, columns):
     generator = torch.Generator().manual_seed(0)
-    mixers = [torch.linalg.qr(torch.randn(size, size, generator=generator))[0] * torch.logspace(-1, 0, size)
-              for size in (rows, columns)]
+    mixers = [
+        torch.linalg.qr(torch.randn(size, size, generator=generator))[0] * torch.logspace(-1, 0, size)
+        for size in (rows, columns)
+    ]
     parameters = [nn.Parameter(torch.zeros(rows, columns)) for _ in range(2)]
     kron, updates, gradients = Kron(parameters, weight_decay=0.0), [], []
     for step in range(600):

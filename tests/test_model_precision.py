@@ -26,10 +26,23 @@ from model.trainer import Trainer
 
 VOCAB = 32
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16}
-TRAIN = {"seed": 1, "tokens": 40 * 128, "tokens_per_step": 128, "micro_batch_sequences": 4, "optimizer": "muon",
-         "learning_rate": 0.02, "embedding_learning_rate": 0.1, "head_learning_rate": 0.02,
-         "scalar_learning_rate": 0.01, "warmup_steps": 2, "validation_every_steps": 40, "validation_tokens": 512,
-         "checkpoint_every_steps": 10, "log_every_steps": 1, "sample_tokens": 4}
+TRAIN = {
+    "seed": 1,
+    "tokens": 40 * 128,
+    "tokens_per_step": 128,
+    "micro_batch_sequences": 4,
+    "optimizer": "muon",
+    "learning_rate": 0.02,
+    "embedding_learning_rate": 0.1,
+    "head_learning_rate": 0.02,
+    "scalar_learning_rate": 0.01,
+    "warmup_steps": 2,
+    "validation_every_steps": 40,
+    "validation_tokens": 512,
+    "checkpoint_every_steps": 10,
+    "log_every_steps": 1,
+    "sample_tokens": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +60,14 @@ def shards(tmp_path_factory) -> Path:
 
 
 def run(directory: Path, shards: Path, name: str, model: dict | None = None, **train: object) -> int:
-    config = {"model": MODEL | (model or {}), "train": TRAIN | train, "shards": str(shards),
-              "run_dir": str(directory / name), "sample_prompts": [[0]], "execution": {"device": "cpu", "threads": 1}}
+    config = {
+        "model": MODEL | (model or {}),
+        "train": TRAIN | train,
+        "shards": str(shards),
+        "run_dir": str(directory / name),
+        "sample_prompts": [[0]],
+        "execution": {"device": "cpu", "threads": 1},
+    }
     path = directory / f"{name}.json"
     path.write_text(json.dumps(config))
     return main([str(path)])
@@ -67,8 +86,14 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.empty(shape).normal_(generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("settings", [{}, {"mlp": "moe", "experts": 4, "experts_per_token": 2},
-                                      {"attention": "mla", "window_pattern": "SL", "activation": "swiglu"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mlp": "moe", "experts": 4, "experts_per_token": 2},
+        {"attention": "mla", "window_pattern": "SL", "activation": "swiglu"},
+    ],
+)
 def test_fp16_gradients_with_a_scale_are_those_of_fp32_and_without_one_are_lost(settings):
     model = GPT(parse(GPTConfig, MODEL | settings | {"vocab_size": VOCAB, "zero_init_projections": False}, "model"))
     initialise(model, 0)
@@ -186,9 +211,11 @@ def test_fp8_products_are_within_the_rounding_error_and_are_fp8(bias):
     assert y.dtype == torch.bfloat16
     y.backward(gradient.bfloat16())
     g, a, w = gradient.bfloat16().float().flatten(0, 1), x.detach().flatten(0, 1), layer.weight.detach()
-    parts = {"y": (y.detach().float().flatten(0, 1) - (layer.bias if bias else 0), a, FORWARD, w.T, FORWARD),
-             "x": (x.grad.flatten(0, 1), g, BACKWARD, w, FORWARD),
-             "weight": (layer.weight.grad, g.T, BACKWARD, a, FORWARD)}
+    parts = {
+        "y": (y.detach().float().flatten(0, 1) - (layer.bias if bias else 0), a, FORWARD, w.T, FORWARD),
+        "x": (x.grad.flatten(0, 1), g, BACKWARD, w, FORWARD),
+        "weight": (layer.weight.grad, g.T, BACKWARD, a, FORWARD),
+    }
     for name, (ours, left, left_dtype, right, right_dtype) in parts.items():
         exact = left @ right
         left_error, right_error = elementwise_error(left, left_dtype), elementwise_error(right, right_dtype)
@@ -225,9 +252,13 @@ def test_the_mlp_of_relu_squared_multiplies_in_fp8_as_its_layers_do():
             y = MLP.forward(mlp, inputs) if way != "together" else mlp(inputs)
         y.backward(gradient.float() if way == "exact" else gradient)
         results[way] = [y.detach().float(), inputs.grad, mlp.expand.weight.grad, mlp.project.weight.grad]
-    errors = {way: [((ours - exact).norm() / exact.norm()).item()
-                    for ours, exact in zip(results[way], results["exact"], strict=True)]
-              for way in ("layers", "together")}
+    errors = {
+        way: [
+            ((ours - exact).norm() / exact.norm()).item()
+            for ours, exact in zip(results[way], results["exact"], strict=True)
+        ]
+        for way in ("layers", "together")
+    }
     assert all(0.02 < error < 0.12 for error in errors["together"]), "that of fp8"
     for layers, together in zip(errors["layers"], errors["together"]):
         assert together == pytest.approx(layers, rel=0.05), "a wider scale of the gradients costs nothing"
@@ -258,9 +289,14 @@ def test_weights_trained_in_fp8_validate_choose_and_sample_without_fp8_and_train
     (tmp_path / "items.json").write_text(json.dumps(items))
 
     def trainer(precision: str) -> Trainer:
-        config = {"model": MODEL, "train": TRAIN | {"precision": precision, "fp8_smallest_size": 32},
-                  "shards": str(shards), "run_dir": str(tmp_path / precision), "sample_prompts": [[0]],
-                  "execution": {"device": "cpu", "threads": 1, "hellaswag": str(tmp_path / "items.json")}}
+        config = {
+            "model": MODEL,
+            "train": TRAIN | {"precision": precision, "fp8_smallest_size": 32},
+            "shards": str(shards),
+            "run_dir": str(tmp_path / precision),
+            "sample_prompts": [[0]],
+            "execution": {"device": "cpu", "threads": 1, "hellaswag": str(tmp_path / "items.json")},
+        }
         (tmp_path / f"{precision}.json").write_text(json.dumps(config))
         return Trainer(read_config(tmp_path / f"{precision}.json"))
 
@@ -276,8 +312,10 @@ def test_weights_trained_in_fp8_validate_choose_and_sample_without_fp8_and_train
             trained.validate(metrics)
             trained.sample_now(metrics)
         lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
-        validated[name] = [{key: line.get(key) for key in ("loss", "bits_per_byte", "hellaswag_acc_norm",
-                                                          "tokens_of_prompts")} for line in lines]
+        validated[name] = [
+            {key: line.get(key) for key in ("loss", "bits_per_byte", "hellaswag_acc_norm", "tokens_of_prompts")}
+            for line in lines
+        ]
     assert not products and validated["fp8"][0]["loss"]
     assert validated["fp8"] == validated["bf16"]
     in_fp8.train_step()
@@ -306,8 +344,11 @@ def test_fp8_is_chosen_by_size_and_never_silently_absent():
     use_fp8(model, 32)
     chosen = {name for name, layer in model.named_modules() if isinstance(layer, Float8Linear)}
     assert set(model.state_dict()) == names and not any("head" in name for name in chosen)
-    assert chosen == {f"blocks.{i}.{name}" for i in (0, 1)
-                      for name in ("attention.query", "attention.project", "mlp.expand", "mlp.project")}
+    assert chosen == {
+        f"blocks.{i}.{name}"
+        for i in (0, 1)
+        for name in ("attention.query", "attention.project", "mlp.expand", "mlp.project")
+    }
     with pytest.raises(ConfigError, match="fp8_smallest_size 4096"):
         use_fp8(GPT(model.config), 4096)
 
@@ -322,9 +363,13 @@ def test_fp8_training_follows_bf16(shards, tmp_path):
     assert not any(isinstance(module, Float8Linear) for module in final.model.modules())
 
 
-@pytest.mark.parametrize("components", [
-    {"position": "learned", "norm": "layer"},
-    {"smear": "embedding", "backout": True, "residual_lambdas": True, "embedding_lambdas": True}])
+@pytest.mark.parametrize(
+    "components",
+    [
+        {"position": "learned", "norm": "layer"},
+        {"smear": "embedding", "backout": True, "residual_lambdas": True, "embedding_lambdas": True},
+    ],
+)
 def test_the_residual_stream_is_in_bf16_where_products_are(components):
     config = GPTConfig(depth=3, width=32, heads=2, sequence_length=8, vocab_size=16, eot_token=0, **components)
     network, tokens_BT, types = GPT(config), torch.arange(8)[None], []

@@ -23,8 +23,14 @@ TOKENS, VOCAB, LENGTH, SEED = 4_000, 40, 16, 3
 def shards(tmp_path: Path) -> Path:
     directory, splits = tmp_path / "shards", {}
     for split in ("train", "val"):
-        write_shard(directory, split, 0, np.random.default_rng(0).integers(1, VOCAB, TOKENS).astype(np.uint16),
-                    np.array([0]), ["all"])
+        write_shard(
+            directory,
+            split,
+            0,
+            np.random.default_rng(0).integers(1, VOCAB, TOKENS).astype(np.uint16),
+            np.array([0]),
+            ["all"],
+        )
         splits[split] = Split(documents=1, tokens=TOKENS, bytes=TOKENS, shards=1)
     write_dataset(directory, Dataset(VOCAB, 0, "abc", splits, np.array([0] + [1] * (VOCAB - 1))))
     return directory
@@ -72,15 +78,31 @@ def test_an_error_comes_in_its_own_step(shards):
 def test_training_ends_with_the_message_when_a_shard_vanishes(shards, tmp_path):
     config = {
         "model": {"depth": 1, "width": 16, "heads": 2, "sequence_length": LENGTH},
-        "train": {"seed": 1, "tokens": 128 * 1_000_000, "tokens_per_step": 128, "micro_batch_sequences": 8,
-                  "optimizer": "adamw", "learning_rate": 0.001, "validation_every_steps": 10**6,
-                  "validation_tokens": 128, "checkpoint_every_steps": 10**6, "log_every_steps": 1},
-        "shards": str(shards), "run_dir": str(tmp_path / "run"), "sample_prompts": [],
-        "execution": {"device": "cpu", "threads": 1}}
+        "train": {
+            "seed": 1,
+            "tokens": 128 * 1_000_000,
+            "tokens_per_step": 128,
+            "micro_batch_sequences": 8,
+            "optimizer": "adamw",
+            "learning_rate": 0.001,
+            "validation_every_steps": 10**6,
+            "validation_tokens": 128,
+            "checkpoint_every_steps": 10**6,
+            "log_every_steps": 1,
+        },
+        "shards": str(shards),
+        "run_dir": str(tmp_path / "run"),
+        "sample_prompts": [],
+        "execution": {"device": "cpu", "threads": 1},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    process = subprocess.Popen([sys.executable, "-m", "model.train", str(tmp_path / "config.json")], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=os.environ | {"PYTHONPATH": str(Path(model.__path__[0]).parent)})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "model.train", str(tmp_path / "config.json")],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(model.__path__[0]).parent)},
+    )
     for line in process.stdout:
         if json.loads(line)["event"] == "step":
             break

@@ -14,9 +14,17 @@ from model.train import main
 
 VOCAB = 32
 TINY = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 32, "vocab_size": VOCAB}
-SHORT = {"tokens": 40 * 256, "tokens_per_step": 256, "micro_batch_sequences": 8, "warmup_steps": 5,
-         "precision": "fp32",
-         "validation_every_steps": 40, "validation_tokens": 1024, "checkpoint_every_steps": 1000, "sample_tokens": 1}
+SHORT = {
+    "tokens": 40 * 256,
+    "tokens_per_step": 256,
+    "micro_batch_sequences": 8,
+    "warmup_steps": 5,
+    "precision": "fp32",
+    "validation_every_steps": 40,
+    "validation_tokens": 1024,
+    "checkpoint_every_steps": 1000,
+    "sample_tokens": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +49,18 @@ def write_markov_shards(directory: Path) -> Path:
 def write_config(directory: Path, shards: str, preset: str, model: dict, train: dict) -> Path:
     config = compose(preset, {"model": model, "train": train})
     path = directory / "config.json"
-    path.write_text(json.dumps({
-        "model": dataclasses.asdict(config.model), "train": dataclasses.asdict(config.train), "shards": shards,
-        "run_dir": str(directory / "run"), "sample_prompts": [[0]], "execution": {"device": "cpu", "threads": 1}}))
+    path.write_text(
+        json.dumps(
+            {
+                "model": dataclasses.asdict(config.model),
+                "train": dataclasses.asdict(config.train),
+                "shards": shards,
+                "run_dir": str(directory / "run"),
+                "sample_prompts": [[0]],
+                "execution": {"device": "cpu", "threads": 1},
+            }
+        )
+    )
     return path
 
 

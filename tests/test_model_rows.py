@@ -17,10 +17,21 @@ from model.train import main
 
 VOCAB, EOT = 40, 39
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "vocab_size": VOCAB, "eot_token": EOT}
-TRAIN = {"seed": 1, "tokens": 40 * 128, "tokens_per_step": 128, "micro_batch_sequences": 4, "optimizer": "muon",
-         "learning_rate": 0.02, "embedding_learning_rate": 0.1, "head_learning_rate": 0.02,
-         "scalar_learning_rate": 0.01, "validation_every_steps": 40, "validation_tokens": 512,
-         "checkpoint_every_steps": 1000, "sample_tokens": 4}
+TRAIN = {
+    "seed": 1,
+    "tokens": 40 * 128,
+    "tokens_per_step": 128,
+    "micro_batch_sequences": 4,
+    "optimizer": "muon",
+    "learning_rate": 0.02,
+    "embedding_learning_rate": 0.1,
+    "head_learning_rate": 0.02,
+    "scalar_learning_rate": 0.01,
+    "validation_every_steps": 40,
+    "validation_tokens": 512,
+    "checkpoint_every_steps": 1000,
+    "sample_tokens": 4,
+}
 
 
 @settings(max_examples=80, deadline=None)
@@ -78,9 +89,18 @@ def foreign(tmp_path_factory) -> Path:
 
 def train(directory: Path, shards: Path, name: str, model: dict, **changes: object) -> list[dict]:
     path = directory / f"{name}.json"
-    path.write_text(json.dumps({
-        "model": model, "train": TRAIN | changes, "shards": str(shards), "run_dir": str(directory / name),
-        "sample_prompts": [[EOT]], "execution": {"device": "cpu", "threads": 1}}))
+    path.write_text(
+        json.dumps(
+            {
+                "model": model,
+                "train": TRAIN | changes,
+                "shards": str(shards),
+                "run_dir": str(directory / name),
+                "sample_prompts": [[EOT]],
+                "execution": {"device": "cpu", "threads": 1},
+            }
+        )
+    )
     assert main([str(path)]) == 0
     return [json.loads(line) for line in (directory / name / "metrics.jsonl").read_text().splitlines()]
 
@@ -123,12 +143,15 @@ def test_packed_batches_are_pure_shared_and_visit_every_row_once(foreign):
     assert one == two and not torch.equal(*rows.chunk(2))
 
 
-@pytest.mark.parametrize(("vocab_size", "eot_token", "message"), [
-    (None, None, "shards.json: cannot be read.*model.vocab_size and model.eot_token"),
-    (VOCAB, None, "model.eot_token"),
-    (30, 5, "has token 39 .* vocab_size 30"),
-    (VOCAB - 1, 1, "has token 39"),
-])
+@pytest.mark.parametrize(
+    ("vocab_size", "eot_token", "message"),
+    [
+        (None, None, "shards.json: cannot be read.*model.vocab_size and model.eot_token"),
+        (VOCAB, None, "model.eot_token"),
+        (30, 5, "has token 39 .* vocab_size 30"),
+        (VOCAB - 1, 1, "has token 39"),
+    ],
+)
 def test_foreign_shards_need_a_vocabulary_that_is_theirs(foreign, vocab_size, eot_token, message):
     with pytest.raises(ShardError, match=message):
         ShardSet(foreign, "train", read_dataset(foreign, vocab_size, eot_token)).slice(0, 12_000)

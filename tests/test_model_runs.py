@@ -25,12 +25,36 @@ from model.train import main
 from tests.trainings import Training, train_together
 
 VOCAB, SEQUENCE = 32, 16
-MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": SEQUENCE, "window_pattern": "SL",
-         "value_embeddings": True, "residual_lambdas": True, "mlp": "moe", "experts": 4, "experts_per_token": 2}
-TRAIN = {"seed": 1, "tokens": 100 * 128, "tokens_per_step": 128, "micro_batch_sequences": 4, "optimizer": "muon",
-         "learning_rate": 0.02, "embedding_learning_rate": 0.1, "head_learning_rate": 0.02, "muon_beta2": 0.9,
-         "scalar_learning_rate": 0.01, "warmup_steps": 2, "validation_every_steps": 50, "validation_tokens": 512,
-         "checkpoint_every_steps": 4, "log_every_steps": 1, "sample_tokens": 4}
+MODEL = {
+    "depth": 2,
+    "width": 32,
+    "heads": 2,
+    "sequence_length": SEQUENCE,
+    "window_pattern": "SL",
+    "value_embeddings": True,
+    "residual_lambdas": True,
+    "mlp": "moe",
+    "experts": 4,
+    "experts_per_token": 2,
+}
+TRAIN = {
+    "seed": 1,
+    "tokens": 100 * 128,
+    "tokens_per_step": 128,
+    "micro_batch_sequences": 4,
+    "optimizer": "muon",
+    "learning_rate": 0.02,
+    "embedding_learning_rate": 0.1,
+    "head_learning_rate": 0.02,
+    "muon_beta2": 0.9,
+    "scalar_learning_rate": 0.01,
+    "warmup_steps": 2,
+    "validation_every_steps": 50,
+    "validation_tokens": 512,
+    "checkpoint_every_steps": 4,
+    "log_every_steps": 1,
+    "sample_tokens": 4,
+}
 ROOT = Path(checkpoint.__file__).parents[1]
 
 
@@ -50,11 +74,17 @@ def shards(tmp_path_factory) -> Path:
     return directory
 
 
-def write_config(directory: Path, shards: Path, name: str, execution: dict | None = None,
-                 model: dict | None = None, **train: object) -> Path:
-    config = {"model": MODEL | (model or {}), "train": TRAIN | train, "shards": str(shards),
-              "run_dir": str(directory / name),
-              "sample_prompts": [[0]], "execution": {"device": "cpu", "threads": 1} | (execution or {})}
+def write_config(
+    directory: Path, shards: Path, name: str, execution: dict | None = None, model: dict | None = None, **train: object
+) -> Path:
+    config = {
+        "model": MODEL | (model or {}),
+        "train": TRAIN | train,
+        "shards": str(shards),
+        "run_dir": str(directory / name),
+        "sample_prompts": [[0]],
+        "execution": {"device": "cpu", "threads": 1} | (execution or {}),
+    }
     path = directory / f"{name}.json"
     path.write_text(json.dumps(config))
     return path
@@ -146,12 +176,15 @@ def test_timing_leaves_no_trace(shards, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(("train", "execution", "message"), [
-    ({"tokens": None, "usd": 0.001}, {}, "execution.usd_per_hour is null"),
-    ({"tokens": None, "usd": 1e-12}, {"usd_per_hour": 1.0}, "usd is less than one step"),
-    ({"tokens": 10**12}, {"usd_limit": 0.01, "usd_per_hour": 3.0}, "projected to cost .* over usd_limit 0.01"),
-    ({"usd": 1.0}, {}, "exactly one budget, but tokens and usd are both given"),
-])
+@pytest.mark.parametrize(
+    ("train", "execution", "message"),
+    [
+        ({"tokens": None, "usd": 0.001}, {}, "execution.usd_per_hour is null"),
+        ({"tokens": None, "usd": 1e-12}, {"usd_per_hour": 1.0}, "usd is less than one step"),
+        ({"tokens": 10**12}, {"usd_limit": 0.01, "usd_per_hour": 3.0}, "projected to cost .* over usd_limit 0.01"),
+        ({"usd": 1.0}, {}, "exactly one budget, but tokens and usd are both given"),
+    ],
+)
 def test_budget_that_cannot_be_kept_stops_before_the_first_step(shards, tmp_path, capsys, train, execution, message):
     assert main([str(write_config(tmp_path, shards, "run", execution, **train))]) == 1
     assert re.search(message, capsys.readouterr().err)
@@ -194,15 +227,31 @@ def test_zero_gradient_stops(shards, tmp_path, capsys, monkeypatch):
 
 # three experts, three layers: what two processes cannot share evenly
 UNEVEN = {"depth": 3, "experts": 3}
-SHORT = {"tokens": 20 * 128, "validation_every_steps": 10, "validation_tokens": 192, "checkpoint_every_steps": 10,
-         "grad_clip": 1.0, "cautious_decay": True, "weight_decay": 0.1}
+SHORT = {
+    "tokens": 20 * 128,
+    "validation_every_steps": 10,
+    "validation_tokens": 192,
+    "checkpoint_every_steps": 10,
+    "grad_clip": 1.0,
+    "cautious_decay": True,
+    "weight_decay": 0.1,
+}
 
 
 def torchrun(config: Path, processes: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-               "-m", "model.train", str(config)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "-m",
+        "model.train",
+        str(config),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -23,8 +23,9 @@ from model.shards import (
 )
 
 EOT = 0
-documents_of = st.lists(st.tuples(st.lists(st.integers(1, 999), max_size=30), st.text(max_size=8)),
-                        min_size=1, max_size=12)
+documents_of = st.lists(
+    st.tuples(st.lists(st.integers(1, 999), max_size=30), st.text(max_size=8)), min_size=1, max_size=12
+)
 
 
 def write_directory(directory: Path, documents: list, shard_size: int = 16, vocab_size: int = 1000) -> np.ndarray:
@@ -37,8 +38,14 @@ def write_directory(directory: Path, documents: list, shard_size: int = 16, voca
         for number in range(shards):
             first, last = number * shard_size, (number + 1) * shard_size
             here = [i for i in range(len(documents)) if first <= starts[i] < last]
-            write_shard(directory, split, number, stream[first:last],
-                        np.array([starts[i] - first for i in here]), [ids[i] for i in here])
+            write_shard(
+                directory,
+                split,
+                number,
+                stream[first:last],
+                np.array([starts[i] - first for i in here]),
+                [ids[i] for i in here],
+            )
     split = Split(documents=len(documents), tokens=len(stream), bytes=2 * (len(stream) - len(documents)), shards=shards)
     token_bytes = np.array([0] + [2] * (vocab_size - 1))
     write_dataset(directory, Dataset(vocab_size, EOT, "abc", {"train": split, "val": split}, token_bytes))
@@ -114,7 +121,9 @@ DAMAGE = {
     "no description": (lambda d: (d / "shards.json").unlink(), r"shards.json.*No such file"),
     "description not JSON": (lambda d: (d / "shards.json").write_text("{"), r"shards.json"),
     "token count of the split": (
-        lambda d: edit(d, splits={"train": {"documents": 3, "tokens": 45, "bytes": 1, "shards": 3}}), r"44.*45"),
+        lambda d: edit(d, splits={"train": {"documents": 3, "tokens": 45, "bytes": 1, "shards": 3}}),
+        r"44.*45",
+    ),
     "token_bytes": (lambda d: (d / "token_bytes.bin").write_bytes(b"12"), r"token_bytes.bin.*2 bytes.*2000"),
 }
 
@@ -128,14 +137,17 @@ def test_damage_is_named(directory, damage, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("position", "values", "message"), [
-    (0, int32(20240520), r"20240520, expected 20241120"),
-    (4, int32(3), r"version is 3"),
-    (8, int32(100), r"100 documents"),
-    (1024, struct.pack("<Q", 99), r"starts.*99"),
-    (1032, struct.pack("<Q", 1), r"start at 0"),
-    (1040, struct.pack("<Q", 50), r"1 documents and their ids"),
-])
+@pytest.mark.parametrize(
+    ("position", "values", "message"),
+    [
+        (0, int32(20240520), r"20240520, expected 20241120"),
+        (4, int32(3), r"version is 3"),
+        (8, int32(100), r"100 documents"),
+        (1024, struct.pack("<Q", 99), r"starts.*99"),
+        (1032, struct.pack("<Q", 1), r"start at 0"),
+        (1040, struct.pack("<Q", 50), r"1 documents and their ids"),
+    ],
+)
 def test_damaged_index_is_named(directory, position, values, message):
     patch(directory / IDX, position, values)
     with pytest.raises(ShardError, match=rf"{IDX}.*{message}"):

@@ -31,10 +31,23 @@ VOCAB, SEQUENCE = 32, 16
 STEPS = 120
 OUTPUTS = ("final/model.safetensors", "final/config.json", "samples.json", "run.json")
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": SEQUENCE}
-TRAIN = {"seed": 1, "tokens": STEPS * 128, "tokens_per_step": 128, "micro_batch_sequences": 4, "optimizer": "muon",
-         "learning_rate": 0.02, "embedding_learning_rate": 0.1, "head_learning_rate": 0.02,
-         "scalar_learning_rate": 0.01, "warmup_steps": 2, "validation_every_steps": 40,
-         "validation_tokens": 512, "checkpoint_every_steps": 10, "log_every_steps": 5, "sample_tokens": 8}
+TRAIN = {
+    "seed": 1,
+    "tokens": STEPS * 128,
+    "tokens_per_step": 128,
+    "micro_batch_sequences": 4,
+    "optimizer": "muon",
+    "learning_rate": 0.02,
+    "embedding_learning_rate": 0.1,
+    "head_learning_rate": 0.02,
+    "scalar_learning_rate": 0.01,
+    "warmup_steps": 2,
+    "validation_every_steps": 40,
+    "validation_tokens": 512,
+    "checkpoint_every_steps": 10,
+    "log_every_steps": 5,
+    "sample_tokens": 8,
+}
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +67,22 @@ def shards(tmp_path_factory) -> Path:
     return directory
 
 
-def write_config(directory: Path, shards: Path, name: str = "run", model: dict | None = None,
-                 execution: dict | None = None, **train: object) -> Path:
-    config = {"model": MODEL | (model or {}), "train": TRAIN | train, "shards": str(shards),
-              "run_dir": str(directory / name), "sample_prompts": [[0], [3, 4]],
-              "execution": {"device": "cpu", "threads": 1} | (execution or {})}
+def write_config(
+    directory: Path,
+    shards: Path,
+    name: str = "run",
+    model: dict | None = None,
+    execution: dict | None = None,
+    **train: object,
+) -> Path:
+    config = {
+        "model": MODEL | (model or {}),
+        "train": TRAIN | train,
+        "shards": str(shards),
+        "run_dir": str(directory / name),
+        "sample_prompts": [[0], [3, 4]],
+        "execution": {"device": "cpu", "threads": 1} | (execution or {}),
+    }
     path = directory / f"{name}.json"
     path.write_text(json.dumps(config))
     return path
@@ -100,10 +124,13 @@ def test_learns_markov_text(uninterrupted):
     assert samples[0]["untrained"] != samples[0]["trained"]
 
 
-@pytest.mark.parametrize("settings", [
-    {"optimizer": "adamw", "learning_rate": 0.01, "grad_clip": 1.0, "precision": "bf16"},
-    {"flops": 4e9, "tokens": None, "schedule": "cosine"},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adamw", "learning_rate": 0.01, "grad_clip": 1.0, "precision": "bf16"},
+        {"flops": 4e9, "tokens": None, "schedule": "cosine"},
+    ],
+)
 def test_other_settings_learn_too(shards, tmp_path, settings):
     assert main([str(write_config(tmp_path, shards, **settings))]) == 0
     assert events(tmp_path / "run", "done")[0]["loss"] < 2.5
@@ -123,8 +150,14 @@ def test_metrics_add_up(uninterrupted):
 def test_final_model_is_the_trained_one(uninterrupted, shards):
     final = checkpoint.load_final(uninterrupted / "final")
     assert (final.eot_token, final.tokenizer_sha256, final.model.config.vocab_size) == (0, "abc", VOCAB)
-    again = validate(final.model, ShardSet(shards, "val"), np.array([0] + [2] * 31), tokens=512, sequences=4,
-                     autocast=torch.autocast("cpu", enabled=False))
+    again = validate(
+        final.model,
+        ShardSet(shards, "val"),
+        np.array([0] + [2] * 31),
+        tokens=512,
+        sequences=4,
+        autocast=torch.autocast("cpu", enabled=False),
+    )
     assert again.loss == pytest.approx(events(uninterrupted, "done")[0]["loss"], rel=1e-6)
 
 
@@ -239,8 +272,15 @@ def one_line_error(capsys) -> str:
 
 def test_non_finite_loss_stops_and_keeps_a_good_checkpoint(shards, tmp_path, capsys):
     # weights are multiplied by -10^4 in every step, until they overflow
-    config = write_config(tmp_path, shards, optimizer="adamw", learning_rate=1e-3, weight_decay=1e7,
-                          warmup_steps=0, checkpoint_every_steps=1)
+    config = write_config(
+        tmp_path,
+        shards,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=1e7,
+        warmup_steps=0,
+        checkpoint_every_steps=1,
+    )
     assert main([str(config)]) == 1
     assert re.search(r"is (nan|inf) in step \d+", one_line_error(capsys))
     assert not (tmp_path / "run" / "final").exists()
@@ -255,15 +295,18 @@ def test_another_configuration_on_the_same_run_dir_is_refused(uninterrupted, sha
     write_config(uninterrupted.parent, shards)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"shards": "/nonexistent"}, "/nonexistent/shards.json"),
-    ({"sample_prompts": [[32]]}, "below 32"),
-    ({"sample_prompts": [[]]}, "sample_prompts"),
-    ({"colour": 1}, "'colour'"),
-    ({"train": TRAIN | {"tokens_per_step": 100}}, "tokens_per_step 100"),
-    ({"model": MODEL | {"vocab_size": 64}}, "vocab_size is 64"),
-    ({"execution": {"device": "tpu"}}, "'tpu'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shards": "/nonexistent"}, "/nonexistent/shards.json"),
+        ({"sample_prompts": [[32]]}, "below 32"),
+        ({"sample_prompts": [[]]}, "sample_prompts"),
+        ({"colour": 1}, "'colour'"),
+        ({"train": TRAIN | {"tokens_per_step": 100}}, "tokens_per_step 100"),
+        ({"model": MODEL | {"vocab_size": 64}}, "vocab_size is 64"),
+        ({"execution": {"device": "tpu"}}, "'tpu'"),
+    ],
+)
 def test_wrong_configuration_is_one_line(shards, tmp_path, capsys, change, message):
     config = write_config(tmp_path, shards)
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
@@ -300,8 +343,9 @@ def test_bits_per_byte_by_hand(shards):
     with torch.no_grad():
         model.head.weight.zero_()  # every token costs log2(32) = 5 bits and stands for 2 bytes
     special = np.array([0] + [2] * 15 + [0] * 8 + [2] * 8)  # their bits must not be counted either
-    result = validate(model, ShardSet(shards, "val"), special, tokens=512, sequences=3,
-                      autocast=torch.autocast("cpu", enabled=False))
+    result = validate(
+        model, ShardSet(shards, "val"), special, tokens=512, sequences=3, autocast=torch.autocast("cpu", enabled=False)
+    )
     assert (result.loss, result.bits_per_byte) == (pytest.approx(math.log(32)), pytest.approx(2.5))
 
 
@@ -343,9 +387,12 @@ def test_an_error_of_the_writer_is_raised_by_the_next_call(tmp_path):
 
 def test_a_file_of_tensors_is_the_one_that_safetensors_writes(tmp_path):
     noise = torch.Generator().manual_seed(0)
-    tensors = {f"ä {number}.weight": (100 * torch.randn(shape, generator=noise)).to(dtype)
-               for number, (shape, dtype) in enumerate(
-                   (shape, dtype) for dtype in checkpoint._DTYPES for shape in [(3, 5), (), (0, 2), (7,)])}
+    tensors = {
+        f"ä {number}.weight": (100 * torch.randn(shape, generator=noise)).to(dtype)
+        for number, (shape, dtype) in enumerate(
+            (shape, dtype) for dtype in checkpoint._DTYPES for shape in [(3, 5), (), (0, 2), (7,)]
+        )
+    }
     tensors["transposed"] = torch.randn(4, 6, generator=noise).T
     written = checkpoint.write_tensors(tmp_path / "ours", tensors)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")

@@ -18,8 +18,17 @@ from model.mlp import mixtures, rebalance
 from model.sparse_attention import sparse_attention
 
 BASE = dict(depth=3, width=32, heads=4, sequence_length=24, vocab_size=101)
-EVERYTHING = dict(kv_heads=2, value_embeddings=True, residual_lambdas=True, embedding_lambdas=True, backout=True,
-                  smear="embedding", attention_gate=True, qk_scale=1.2, softcap=15.0)
+EVERYTHING = dict(
+    kv_heads=2,
+    value_embeddings=True,
+    residual_lambdas=True,
+    embedding_lambdas=True,
+    backout=True,
+    smear="embedding",
+    attention_gate=True,
+    qk_scale=1.2,
+    softcap=15.0,
+)
 ATTENTIONS = {
     "full": {},
     "grouped": dict(kv_heads=2),
@@ -32,19 +41,28 @@ ATTENTIONS = {
     "sparse, grouped": dict(window_pattern="SN", sparse_block=3, sparse_blocks=1, short_window=7, kv_heads=1),
     "sparse, latent": dict(attention="mla", window_pattern="NL", sparse_block=4, sparse_blocks=2),
     "everything": EVERYTHING,
-    "everything, latent, offset": EVERYTHING | dict(
-        kv_heads=None, attention="mla", rotary_fraction=0.5, partial_key_offset=True),
+    "everything, latent, offset": EVERYTHING
+    | dict(kv_heads=None, attention="mla", rotary_fraction=0.5, partial_key_offset=True),
 }
 MLPS = {
     "relu2": {},
     "gelu": dict(activation="gelu"),
     "swiglu": dict(activation="swiglu"),
     "moe": dict(mlp="moe", experts=6, experts_per_token=2),
-    "moe, swiglu, loss, none shared": dict(mlp="moe", activation="swiglu", experts=5, experts_per_token=2,
-                                           shared_experts=0, balance="loss", balance_rate=0.1),
+    "moe, swiglu, loss, none shared": dict(
+        mlp="moe",
+        activation="swiglu",
+        experts=5,
+        experts_per_token=2,
+        shared_experts=0,
+        balance="loss",
+        balance_rate=0.1,
+    ),
 }
-VARIANTS = {f"{attention} x {mlp}": BASE | a | m
-            for (attention, a), (mlp, m) in itertools.product(ATTENTIONS.items(), MLPS.items())}
+VARIANTS = {
+    f"{attention} x {mlp}": BASE | a | m
+    for (attention, a), (mlp, m) in itertools.product(ATTENTIONS.items(), MLPS.items())
+}
 
 
 @pytest.fixture(autouse=True)
@@ -136,8 +154,14 @@ def turned(x: torch.Tensor, config: GPTConfig) -> torch.Tensor:
     return torch.cat((z.real, z.imag, x[..., 2 * half :]), -1)
 
 
-def plain_attention(module: Attention, x: torch.Tensor, table: torch.Tensor | None, tokens: torch.Tensor,
-                    document: torch.Tensor, previous: list[int]) -> torch.Tensor:
+def plain_attention(
+    module: Attention,
+    x: torch.Tensor,
+    table: torch.Tensor | None,
+    tokens: torch.Tensor,
+    document: torch.Tensor,
+    previous: list[int],
+) -> torch.Tensor:
     """Attention of one row, head by head, every score computed and those that must not be seen thrown away."""
     c, w, T = module.config, dict(module.named_parameters()), len(x)
     H, J, K, R = c.heads, c.key_heads, c.head_size, c.rotary_size
@@ -146,8 +170,9 @@ def plain_attention(module: Attention, x: torch.Tensor, table: torch.Tensor | No
         return y @ w[f"{name}.weight"].T
 
     latent = norm(linear("latent", x)) if c.attention == "mla" else x
-    q, k, v = (linear(name, y).view(T, n, -1) for name, y, n in (("query", x, H), ("key", latent, J),
-                                                                ("value", latent, J)))
+    q, k, v = (
+        linear(name, y).view(T, n, -1) for name, y, n in (("query", x, H), ("key", latent, J), ("value", latent, J))
+    )
     if "rotary_key.weight" in w:
         k = torch.cat((linear("rotary_key", x)[:, None].expand(T, H, R), k), -1)
     if table is not None:
@@ -182,11 +207,13 @@ def plain_attention(module: Attention, x: torch.Tensor, table: torch.Tensor | No
 
 def plain_mlp(module: torch.nn.Module, x: torch.Tensor, activation: str) -> torch.Tensor:
     """A dense layer, or all experts of a mixture on all tokens, weighted with 0 where they were not chosen."""
+
     def layer(expand: torch.Tensor, multiply: torch.Tensor | None, project: torch.Tensor) -> torch.Tensor:
         h = x @ expand.T
         cubic = 0.7978845608 * (h + 0.044715 * h**3)
-        h = {"relu2": h.clamp_min(0) ** 2, "gelu": h / 2 * (1 + torch.tanh(cubic)),
-             "swiglu": h * torch.sigmoid(h)}[activation]
+        h = {"relu2": h.clamp_min(0) ** 2, "gelu": h / 2 * (1 + torch.tanh(cubic)), "swiglu": h * torch.sigmoid(h)}[
+            activation
+        ]
         return (h if multiply is None else h * (x @ multiply.T)) @ project.T
 
     w = dict(module.named_parameters())
@@ -195,8 +222,10 @@ def plain_mlp(module: torch.nn.Module, x: torch.Tensor, activation: str) -> torc
     chosen, weights = module.route(x)
     share = torch.zeros(len(x), module.config.experts).scatter(-1, chosen, weights)
     stacks = [w.get(f"expert_{name}") for name in ("expand", "multiply", "project")]
-    y = sum(share[:, e, None] * layer(*(None if stack is None else stack[e] for stack in stacks))
-            for e in range(module.config.experts))
+    y = sum(
+        share[:, e, None] * layer(*(None if stack is None else stack[e] for stack in stacks))
+        for e in range(module.config.experts)
+    )
     return y if module.shared is None else y + plain_mlp(module.shared, x, activation)
 
 
@@ -235,8 +264,9 @@ def test_logits_and_gradients_are_those_of_a_plain_reference(model, document_mas
     plain = torch.stack([plain_logits(model, row) for row in tokens])
     torch.testing.assert_close(model(tokens), plain, rtol=1e-3, atol=2e-3)
     weights = normal(*plain.shape, seed=9).detach()
-    ours, theirs = (torch.autograd.grad((logits * weights).sum(), list(model.parameters()))
-                    for logits in (model(tokens), plain))
+    ours, theirs = (
+        torch.autograd.grad((logits * weights).sum(), list(model.parameters())) for logits in (model(tokens), plain)
+    )
     for (name, _), mine, reference in zip(model.named_parameters(), ours, theirs):
         assert (mine - reference).norm() <= 1e-3 * reference.norm() + 1e-4, name
 
@@ -280,8 +310,10 @@ def test_flex_attention_is_masked_attention(window):
 def assert_same_with_gradients(ours, theirs, inputs, atol=1e-5):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol)
     weights = normal(*ours.shape, seed=9).detach()
-    for mine, reference in zip(torch.autograd.grad((ours * weights).sum(), inputs, retain_graph=True),
-                               torch.autograd.grad((theirs * weights).sum(), inputs, retain_graph=True)):
+    for mine, reference in zip(
+        torch.autograd.grad((ours * weights).sum(), inputs, retain_graph=True),
+        torch.autograd.grad((theirs * weights).sum(), inputs, retain_graph=True),
+    ):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=atol)
 
 
@@ -296,8 +328,9 @@ def test_sparse_attention_is_the_loop_over_queries(size, blocks, length):
         probability = torch.zeros(2, len(ended))
         rows = torch.zeros(2, 8)
         if ended:
-            keys, values = (torch.stack([(x[0, :, list(block)] * summary).sum(1) for block in ended], 1)
-                            for x in (k, v))
+            keys, values = (
+                torch.stack([(x[0, :, list(block)] * summary).sum(1) for block in ended], 1) for x in (k, v)
+            )
             scores = (keys @ q[0, :, t, :, None])[..., 0] / 8**0.5
             probability = scores.exp() / (1 + scores.exp().sum(-1, keepdim=True))
             rows = (probability[..., None] * values).sum(1)
@@ -355,13 +388,16 @@ def test_last_layer_is_long_and_tables_are_memory_only():
     assert cost.flops_per_token(config, 24) - cost.flops_per_token(plain, 24) == 6 * 3 * 12 * 4  # the gates
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (dict(window_pattern="SX"), "window_pattern.*SX"),
-    (dict(kv_heads=3), "heads 4.*kv_heads 3"),
-    (dict(attention="mla", kv_heads=2), "mla.*kv_heads is 2"),
-    (dict(partial_key_offset=True), "rotary_fraction"),
-    (dict(experts=2, experts_per_token=3), "experts_per_token.*at most experts, 2"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(window_pattern="SX"), "window_pattern.*SX"),
+        (dict(kv_heads=3), "heads 4.*kv_heads 3"),
+        (dict(attention="mla", kv_heads=2), "mla.*kv_heads is 2"),
+        (dict(partial_key_offset=True), "rotary_fraction"),
+        (dict(experts=2, experts_per_token=3), "experts_per_token.*at most experts, 2"),
+    ],
+)
 def test_contradictions_are_named(change, words):
     with pytest.raises(ConfigError, match=words):
         configuration(BASE | change)

@@ -53,11 +53,19 @@ def point_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
 
-@pytest.mark.parametrize("header", [
-    {"data_files": "../secret.parquet"}, {"data_files": "{home}/secret.parquet"}, {"data_files": "file://{home}/*"},
-    {"data_files": "{url}/secret.parquet"}, {"data_files": [{"split": "train", "path": "zip://x::{url}/y.zip"}]},
-    {"data_dir": ".."}, {"data_dir": "{home}"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"data_files": "../secret.parquet"},
+        {"data_files": "{home}/secret.parquet"},
+        {"data_files": "file://{home}/*"},
+        {"data_files": "{url}/secret.parquet"},
+        {"data_files": [{"split": "train", "path": "zip://x::{url}/y.zip"}]},
+        {"data_dir": ".."},
+        {"data_dir": "{home}"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("local", [True, False])
 def test_a_dataset_names_no_file_outside_itself(header: dict, local: bool, hub: Hub, tmp_path: Path):
     pq.write_table(pa.table({"text": ["secret"]}), tmp_path / "secret.parquet")

@@ -38,8 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """winogrande-validation.parquet, with one long answer, and a byte-level tokenizer."""
     made = tmp_path_factory.mktemp("preflight") / NASTY
     made.mkdir()
-    rows = [{"sentence": f"the {n} runs if _ sees it.", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)}
-            for n in range(SUITES["winogrande"].rows)]  # fmt: skip
+    rows = [
+        {"sentence": f"the {n} runs if _ sees it.", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)}
+        for n in range(SUITES["winogrande"].rows)
+    ]
     rows[LONG]["sentence"] += " and" * 20
     table = pa.Table.from_pylist(rows, schema=SUITES["winogrande"].schema)
     write_rows(table, made.parent / "plain.parquet")
@@ -49,8 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet,
-                                  show_progress=False)  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([" and the cat runs"] * 9, trainer)
     (made / "tokenizer.json").write_text(tokenizer.to_str())
     return made
@@ -58,8 +61,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_any_path_is_evaluated_and_the_longest_answer_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    config = RehearsalConfig(benchmarks=folder, suites=("winogrande",), items_per_suite=None, seed=0,
-                             out=folder / "out", tokenizer=folder / "tokenizer.json", sequence_length=200)  # fmt: skip
+    config = RehearsalConfig(
+        benchmarks=folder,
+        suites=("winogrande",),
+        items_per_suite=None,
+        seed=0,
+        out=folder / "out",
+        tokenizer=folder / "tokenizer.json",
+        sequence_length=200,
+    )
     assert rehearse(config) == {"cut": {"winogrande": [0, 1267]}}
     scores = json.loads((folder / "out" / "scores.json").read_text())["scores"]
     assert [score["n"] for score in scores] == [1267]
@@ -85,8 +95,11 @@ def test_a_model_that_cannot_hold_an_answer_is_refused_before_it_is_trained(fold
     config = EvaluationConfig(suites=("winogrande",), seed=0)
     items = find_items(config.suites, place, config.num_fewshot)
     stage = Stage(name="tokenizer", version=1, config={}, inputs={})
-    tokenizer = finish(stage, place, lambda _, out: (out / "tokenizer.json").write_bytes(
-        (folder / "tokenizer.json").read_bytes()) and None)  # fmt: skip
+    tokenizer = finish(
+        stage,
+        place,
+        lambda _, out: (out / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes()) and None,
+    )
 
     def ask(length: int, place: Place = place) -> None:
         training = replace(run.model, sequence_length=length), run.train
@@ -177,15 +190,21 @@ def test_a_run_with_nothing_to_score_is_refused_and_a_busy_hub_is_asked_again(
         find_items(("truthfulqa",), place, compose("smoke", {}).evaluation.num_fewshot)
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"train": {"tokens": 2047}}, "train.tokens 2047 is less than one step, train.tokens_per_step 2048"),
-    ({"train": {"flops": 1e6}}, "budget of 1000000.0 flops is less than one step"),
-    ({"train": {"tokens_per_step": 2049}}, "tokens_per_step 2049 must be a multiple of train.micro_batch_sequences 8"),
-    ({"train": {"sample_tokens": 10**9}}, "train.sample_tokens is 1000000000, expected at most 10,000"),
-    ({"model": {"vocab_size": 1000}}, "model.vocab_size is 1000, but that of the tokenizer is 1024"),
-    ({"model": {"eot_token": 5}}, "model.eot_token is 5, but that of the tokenizer is 0"),
-    ({"model": {"eot_token": 5}, "tokenizer": {"kind": "gpt2"}}, "is 5, but that of the tokenizer is 50256"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": {"tokens": 2047}}, "train.tokens 2047 is less than one step, train.tokens_per_step 2048"),
+        ({"train": {"flops": 1e6}}, "budget of 1000000.0 flops is less than one step"),
+        (
+            {"train": {"tokens_per_step": 2049}},
+            "tokens_per_step 2049 must be a multiple of train.micro_batch_sequences 8",
+        ),
+        ({"train": {"sample_tokens": 10**9}}, "train.sample_tokens is 1000000000, expected at most 10,000"),
+        ({"model": {"vocab_size": 1000}}, "model.vocab_size is 1000, but that of the tokenizer is 1024"),
+        ({"model": {"eot_token": 5}}, "model.eot_token is 5, but that of the tokenizer is 0"),
+        ({"model": {"eot_token": 5}, "tokenizer": {"kind": "gpt2"}}, "is 5, but that of the tokenizer is 50256"),
+    ],
+)
 def test_a_training_that_contradicts_itself_or_its_tokenizer_is_refused(
     changes: dict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

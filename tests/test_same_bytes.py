@@ -25,12 +25,23 @@ from model.shards import Dataset, Split, write_dataset, write_shard
 from model.train import TERMINATED, main, train
 
 VOCAB, STEPS = 64, 24
-MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "mlp": "moe", "experts": 4,
-         "experts_per_token": 2}
-TRAIN = {"seed": 1, "tokens": STEPS * 256, "tokens_per_step": 256, "micro_batch_sequences": 8, "learning_rate": 0.02,
-         "embedding_learning_rate": 0.1, "head_learning_rate": 0.02, "scalar_learning_rate": 0.01, "warmup_steps": 2,
-         "validation_every_steps": 8, "validation_tokens": 512, "checkpoint_every_steps": 10, "log_every_steps": 1,
-         "sample_tokens": 4}
+MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "mlp": "moe", "experts": 4, "experts_per_token": 2}
+TRAIN = {
+    "seed": 1,
+    "tokens": STEPS * 256,
+    "tokens_per_step": 256,
+    "micro_batch_sequences": 8,
+    "learning_rate": 0.02,
+    "embedding_learning_rate": 0.1,
+    "head_learning_rate": 0.02,
+    "scalar_learning_rate": 0.01,
+    "warmup_steps": 2,
+    "validation_every_steps": 8,
+    "validation_tokens": 512,
+    "checkpoint_every_steps": 10,
+    "log_every_steps": 1,
+    "sample_tokens": 4,
+}
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of …")
 
 
@@ -53,12 +64,22 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def run_config(folder: Path, shards: Path, name: str, threads: int = 1, model: dict | None = None,
-               **changes: object) -> RunConfig:
+def run_config(
+    folder: Path, shards: Path, name: str, threads: int = 1, model: dict | None = None, **changes: object
+) -> RunConfig:
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({
-        "model": MODEL | (model or {}), "train": TRAIN | changes, "shards": str(shards), "run_dir": str(folder / name),
-        "sample_prompts": [[0]], "execution": {"device": "cpu", "threads": threads}}))
+    path.write_text(
+        json.dumps(
+            {
+                "model": MODEL | (model or {}),
+                "train": TRAIN | changes,
+                "shards": str(shards),
+                "run_dir": str(folder / name),
+                "sample_prompts": [[0]],
+                "execution": {"device": "cpu", "threads": threads},
+            }
+        )
+    )
     return read_config(path)
 
 
@@ -134,7 +155,8 @@ def tear_update(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
 
 
 def test_memory_that_runs_out_in_a_step_halves_the_micro_batch_and_nothing_else(
-        shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halved_after_ten: tuple):
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halved_after_ten: tuple
+):
     failed = fail_above(monkeypatch, 4, first=21)  # in step 11, when half its gradients are there
     config = run_config(tmp_path, shards, "run")
     assert train(config) == 0
@@ -145,8 +167,9 @@ def test_memory_that_runs_out_in_a_step_halves_the_micro_batch_and_nothing_else(
     assert "Tried to allocate" in event["message"] and "\n" not in event["message"]
 
 
-def test_a_resumed_run_keeps_the_halved_micro_batch(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                    halved_after_ten: tuple):
+def test_a_resumed_run_keeps_the_halved_micro_batch(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halved_after_ten: tuple
+):
     failed = fail_above(monkeypatch, 4, first=21)
     config = run_config(tmp_path, shards, "run")
     assert train(config, stop_at(15)) == TERMINATED
@@ -156,7 +179,8 @@ def test_a_resumed_run_keeps_the_halved_micro_batch(shards: Path, tmp_path: Path
 
 
 def test_memory_that_runs_out_while_weights_change_goes_back_to_the_checkpoint(
-        shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halved_after_ten: tuple):
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halved_after_ten: tuple
+):
     tear_update(monkeypatch, 13)
     config = run_config(tmp_path, shards, "run")
     assert train(config) == 0
@@ -166,8 +190,9 @@ def test_memory_that_runs_out_while_weights_change_goes_back_to_the_checkpoint(
 
 
 @pytest.mark.parametrize("place", ["validate", "generate", "accuracy"])
-def test_memory_that_runs_out_outside_of_a_step(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                place: str):
+def test_memory_that_runs_out_outside_of_a_step(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+):
     items = tmp_path / "items.json"
     items.write_text(json.dumps([{"context": [1], "choices": [[2], [3]], "lengths": [1, 1], "gold": 0}]))
     config = run_config(tmp_path, shards, "run")
@@ -188,8 +213,9 @@ def test_memory_that_runs_out_outside_of_a_step(shards: Path, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("place", ["gradients", "update"])
-def test_memory_that_runs_out_while_speed_is_measured(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      place: str):
+def test_memory_that_runs_out_while_speed_is_measured(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+):
     failed = fail_above(monkeypatch, 4, 5) if place == "gradients" else tear_update(monkeypatch, 2)
     config = run_config(tmp_path, shards, "run", tokens=None, gpu_hours=1.0)
     assert train(config, stop_at(1)) == TERMINATED
@@ -197,7 +223,8 @@ def test_memory_that_runs_out_while_speed_is_measured(shards: Path, tmp_path: Pa
 
 
 def test_memory_that_is_too_small_for_one_sequence_ends_in_one_sentence(
-        shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     failed = fail_above(monkeypatch, 0, first=21)
     config = run_config(tmp_path, shards, "run")
     assert main([str(tmp_path / "run.json")]) == 1
@@ -218,14 +245,23 @@ def test_memory_that_runs_out_in_the_compiler_is_recognised():
 
 
 def test_other_threads_and_micro_batches_are_the_same_run_up_to_rounding(
-        shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """docs/trainer.md: losses within 1e-5, weights within 1e-3 of their size."""
     runs = {}
     for threads, tokens in ((1, 1024), (2, 1024), (1, 512), (1, 128)):
         monkeypatch.setattr("model.plan.CPU_TOKENS", tokens)
         model = {"width": 64, "sequence_length": 128, "mlp": "dense"}
-        config = run_config(tmp_path, shards, f"run_{threads}_{tokens}", threads, model, micro_batch_sequences=None,
-                            tokens_per_step=1024, tokens=6 * 1024)
+        config = run_config(
+            tmp_path,
+            shards,
+            f"run_{threads}_{tokens}",
+            threads,
+            model,
+            micro_batch_sequences=None,
+            tokens_per_step=1024,
+            tokens=6 * 1024,
+        )
         assert train(config) == 0
         runs[threads, tokens // 128] = config
     records = [record(config) for config in runs.values()]
@@ -275,8 +311,15 @@ def test_a_record_of_an_earlier_version_is_resumed(shards: Path, tmp_path: Path)
 
 
 def test_an_empty_micro_batch_is_what_fits_and_stays(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = run_config(tmp_path, shards, "run", model={"depth": 1, "mlp": "dense"}, micro_batch_sequences=None,
-                        tokens_per_step=192, tokens=STEPS * 192)
+    config = run_config(
+        tmp_path,
+        shards,
+        "run",
+        model={"depth": 1, "mlp": "dense"},
+        micro_batch_sequences=None,
+        tokens_per_step=192,
+        tokens=STEPS * 192,
+    )
     model = config.model.with_vocabulary(VOCAB)
     needed = memory_bytes(model, replace(config.train, micro_batch_sequences=6))["total"]
     monkeypatch.setattr("model.trainer.free_bytes", lambda device: needed / 0.9 + 1)

@@ -31,8 +31,13 @@ from tasks.study import StudyConfig
 from tasks.tokenizer import TokenizerError
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(RunConfig)}
-FIELDS = [(section, name) for section, kind in SECTIONS.items() for name in get_type_hints(kind) if name in
-          (kind.model_fields if hasattr(kind, "model_fields") else {field.name for field in dataclasses.fields(kind)})]
+FIELDS = [
+    (section, name)
+    for section, kind in SECTIONS.items()
+    for name in get_type_hints(kind)
+    if name
+    in (kind.model_fields if hasattr(kind, "model_fields") else {field.name for field in dataclasses.fields(kind)})
+]
 SUITES = ["arc_easy", "hellaswag", "winogrande", "arc_challenge"]
 MOE, ADAMW = {"model.mlp": "moe"}, {"train.optimizer": "adamw"}
 
@@ -156,10 +161,18 @@ class Made(BaseException):
 
 OUTPUTS = ("tokenizer.json", "model.safetensors", "config.json")
 FINISHED = Result(
-    manifest=Manifest(key="", stage="", version=1, config={}, inputs={}, attempt="",
-                      outputs=tuple(Output(path=name, bytes=1, sha256="0") for name in OUTPUTS)),
-    skipped=True, seconds=0.0,
-)  # fmt: skip
+    manifest=Manifest(
+        key="",
+        stage="",
+        version=1,
+        config={},
+        inputs={},
+        attempt="",
+        outputs=tuple(Output(path=name, bytes=1, sha256="0") for name in OUTPUTS),
+    ),
+    skipped=True,
+    seconds=0.0,
+)
 
 
 def stage_of(section: str, run: RunConfig, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
@@ -215,14 +228,22 @@ def test_a_value_takes_effect_and_not_without_what_it_needs(section, field, monk
         assert "has no effect" in str(caught.value) or "partial_key_offset" in str(caught.value)
 
 
-WITHOUT = {"model.rotary_base": {"model.position": "learned"}, "model.rotary_fraction": {"model.position": "learned"},
-           "model.qk_scale": {"model.qk_norm": False}, "model.mlp_ratio": MOE | {"model.expert_hidden": 8},
-           "model.partial_key_offset": {"model.rotary_fraction": 0.5, "model.window_pattern": "S"},
-           "train.head_learning_rate": {"model.tied_head": True}, "train.spike_steps": {"train.spike_deviations": None},
-           "train.momentum": ADAMW, "train.momentum_warmup_steps": ADAMW, "train.momentum_final": ADAMW,
-           "train.muon_beta2": {"train.optimizer": "psgd"}, "train.cooldown_fraction": {"train.schedule": "cosine"},
-           "tokenizer.training_bytes": {"tokenizer.kind": "gpt2"},
-           "evaluation.seed": {"evaluation.items_per_suite": None}}  # fmt: skip
+WITHOUT = {
+    "model.rotary_base": {"model.position": "learned"},
+    "model.rotary_fraction": {"model.position": "learned"},
+    "model.qk_scale": {"model.qk_norm": False},
+    "model.mlp_ratio": MOE | {"model.expert_hidden": 8},
+    "model.partial_key_offset": {"model.rotary_fraction": 0.5, "model.window_pattern": "S"},
+    "train.head_learning_rate": {"model.tied_head": True},
+    "train.spike_steps": {"train.spike_deviations": None},
+    "train.momentum": ADAMW,
+    "train.momentum_warmup_steps": ADAMW,
+    "train.momentum_final": ADAMW,
+    "train.muon_beta2": {"train.optimizer": "psgd"},
+    "train.cooldown_fraction": {"train.schedule": "cosine"},
+    "tokenizer.training_bytes": {"tokenizer.kind": "gpt2"},
+    "evaluation.seed": {"evaluation.items_per_suite": None},
+}
 
 
 @pytest.mark.parametrize("name", sorted(ACTS_WHEN))
@@ -283,9 +304,11 @@ def test_a_value_of_another_type_is_refused(section: str, field: str):
 @pytest.mark.parametrize("kind", [WheelSource, HubSource, FilesSource, Execution, StudyConfig, CompareConfig])
 def test_settings_beside_a_run_refuse_the_same(kind, tmp_path: Path):
     (tmp_path / "a.txt").write_text("a")
-    whole = {WheelSource: {"requirement": "a==1", "sha256": "0" * 64, "members": "*"},
-             HubSource: {"id": "a/b", "revision": "0" * 40},
-             FilesSource: {"path": str(tmp_path)}}.get(kind, {})  # fmt: skip
+    whole = {
+        WheelSource: {"requirement": "a==1", "sha256": "0" * 64, "members": "*"},
+        HubSource: {"id": "a/b", "revision": "0" * 40},
+        FilesSource: {"path": str(tmp_path)},
+    }.get(kind, {})
     kind(**whole)
     for name, field in kind.model_fields.items():
         for value in wrong_values(field.annotation):
@@ -303,8 +326,10 @@ def test_every_field_of_a_pinned_source_is_in_the_key(name: str, monkeypatch, tm
     hub = {"kind": "hub", "id": "a/b", "revision": "0" * 40}
     for kind, source in ((WheelSource, wheel), (HubSource, hub)):
         if name in kind.model_fields and name != "kind":
-            runs = [compose("smoke", {"data": {"source": source | change}})
-                    for change in ({}, {name: others.get(name, "c/d")})]
+            runs = [
+                compose("smoke", {"data": {"source": source | change}})
+                for change in ({}, {name: others.get(name, "c/d")})
+            ]
             keys = [stage_of("data", run, monkeypatch, tmp_path).key for run in runs]
             assert (keys[0] == keys[1]) is (f"{kind.__name__}.{name}" in IN_NO_KEY)
 
@@ -334,8 +359,10 @@ def test_a_setting_of_the_network_changes_the_network(field: str):
     small = {"model.sequence_length": 64, "model.width": 32, "model.document_mask": "own"} | besides
     small |= {"model.document_mask": "none"} if field == "document_mask" else {}
     if field in vocabulary:
-        (first, before), (other, after) = network({}), (vocabulary.update({field: 61 if field == "vocab_size" else 7}),
-                                                        network({}))[1]  # fmt: skip
+        (first, before), (other, after) = (
+            network({}),
+            (vocabulary.update({field: 61 if field == "vocab_size" else 7}), network({}))[1],
+        )
     else:
         value = {"width": 64}.get(field, value)
         (first, before), (other, after) = network({}), network({f"model.{field}": value})
@@ -367,8 +394,14 @@ def test_an_ablation_trains_without_what_it_leaves_out(monkeypatch: pytest.Monke
         raise Made(model, config)
 
     monkeypatch.setattr("flows.daily.train_model", trained)
-    changes = ["model.softcap=null", "train.muon_beta2=null", "train.tokens=null", "train.flops=1e18",
-               "tokenizer.kind=gpt2", "tokenizer.vocab_size=null"]  # fmt: skip
+    changes = [
+        "model.softcap=null",
+        "train.muon_beta2=null",
+        "train.tokens=null",
+        "train.flops=1e18",
+        "tokenizer.kind=gpt2",
+        "tokenizer.vocab_size=null",
+    ]
     arguments = [part for change in changes for part in ("--set", change)]
     with pytest.raises(Made) as caught:
         cli.main(["run", "--preset", "daily", "--store", str(tmp_path), *arguments])
@@ -388,8 +421,10 @@ def test_an_ablation_trains_without_what_it_leaves_out(monkeypatch: pytest.Monke
         (["run", "--set", "model.softcap="], "model: softcap must be of type float, but it is ''"),
         (["run", "--set", "evaluation.num_fewshot.arc_esay=5"], "arc_esay"),
         (["run", "--set", "evaluation.num_fewshot.arc_easy=true"], "num_fewshot.arc_easy must be a whole number"),
-        (["run", "--set", "evaluation.suites=[\"arc_easy\"]", "--set", "evaluation.num_fewshot.hellaswag=5"],
-         "num_fewshot.hellaswag is 5, but hellaswag is not one of the suites"),
+        (
+            ["run", "--set", 'evaluation.suites=["arc_easy"]', "--set", "evaluation.num_fewshot.hellaswag=5"],
+            "num_fewshot.hellaswag is 5, but hellaswag is not one of the suites",
+        ),
         (["run", "--workers", "true"], "workers must be a whole number, but it is True"),
         (["run", "--benchmarks-dir", ""], "benchmarks_dir must not be empty"),
         (["run", "--deterministic", "1"], "deterministic must be true or false, but it is 1"),
@@ -399,7 +434,7 @@ def test_an_ablation_trains_without_what_it_leaves_out(monkeypatch: pytest.Monke
         (["evaluate", "x", "--suites", "arc_easy", "--num-fewshot", "hellaswag=3"], "hellaswag is not one of the suit"),
         (["evaluate", "x", "--num-fewshot", "arc_easy=3", "arc_easy=4"], "arc_easy is given already, as 3"),
     ],
-)  # fmt: skip
+)
 def test_the_command_line_refuses_what_it_would_drop(arguments: list[str], message: str, capsys, tmp_path: Path):
     preset = ["--preset", "smoke"] if arguments[0] == "run" else []
     assert cli.main([*arguments, *preset, "--store", str(tmp_path / "store")]) == 1

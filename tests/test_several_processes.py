@@ -81,8 +81,9 @@ run_module("program", {"acts": acts}, folder, lambda event: print("began", flush
 def process_of(rank: int, run: int) -> int | None:
     """The trainer's process of this rank, somewhere below the process `run`."""
     for process in family(run):
-        command, environment = (Path(f"/proc/{process}/{name}").read_bytes().split(b"\0")
-                                for name in ("cmdline", "environ"))  # fmt: skip
+        command, environment = (
+            Path(f"/proc/{process}/{name}").read_bytes().split(b"\0") for name in ("cmdline", "environ")
+        )
         if b"model.train" in command and f"RANK={rank}".encode() in environment:
             return process
     return None
@@ -151,13 +152,17 @@ def test_two_processes_are_cancelled_killed_and_out_of_memory_and_end_with_the_l
     assert "micro-batch of 4 sequences (CUDA out of memory.); started again, the run resumes with 2" in caplog.text
     first, second = result.manifest.provenance["execution"]
     assert second["from_step"] > saved["step"]
-    assert [first, second] == [{**first, "processes": 2, "threads": 1, "micro_batch_sequences": 4},
-                               {**first, "from_step": second["from_step"], "micro_batch_sequences": 2}]  # fmt: skip
+    assert [first, second] == [
+        {**first, "processes": 2, "threads": 1, "micro_batch_sequences": 4},
+        {**first, "from_step": second["from_step"], "micro_batch_sequences": 2},
+    ]
 
     (tmp_path / "one.json").write_text(json.dumps(alone))
     assert train_alone([str(tmp_path / "one.json")]) == 0
-    losses = [{(event["event"], event["step"]): event["loss"] for event in read_metrics(folder) if "loss" in event}
-              for folder in (materialise(result, place), tmp_path / "one")]
+    losses = [
+        {(event["event"], event["step"]): event["loss"] for event in read_metrics(folder) if "loss" in event}
+        for folder in (materialise(result, place), tmp_path / "one")
+    ]
     assert len(losses[0]) > 20 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
@@ -187,12 +192,18 @@ def test_one_process_that_is_left_holds_the_device(program: Path):
 DEAF, DIE, OTHER = ["deaf", None], ["die", None], ["fail", "error: the other is gone"]
 
 
-@pytest.mark.parametrize(("acts", "message"), [
-    ([[DEAF, ["sleep", 60]], [["sleep", 0.5], ["fail", "error: the value is 7"]]], "the value is 7"),
-    ([[DEAF, ["sleep", 1], OTHER], [["sleep", 0.5], ["fail", "error: the value is 7"]]], "the value is 7"),
-    ([[DEAF, ["sleep", 1], DIE], [["sleep", 0.5], OTHER]], "process 1 of 2 of program was ended by SIGKILL; run again"),
-    ([[["sleep", 60]], [["sleep", 0.5], DIE]], "process 2 of 2 of program was ended by SIGKILL; run again"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("acts", "message"),
+    [
+        ([[DEAF, ["sleep", 60]], [["sleep", 0.5], ["fail", "error: the value is 7"]]], "the value is 7"),
+        ([[DEAF, ["sleep", 1], OTHER], [["sleep", 0.5], ["fail", "error: the value is 7"]]], "the value is 7"),
+        (
+            [[DEAF, ["sleep", 1], DIE], [["sleep", 0.5], OTHER]],
+            "process 1 of 2 of program was ended by SIGKILL; run again",
+        ),
+        ([[["sleep", 60]], [["sleep", 0.5], DIE]], "process 2 of 2 of program was ended by SIGKILL; run again"),
+    ],
+)
 def test_the_process_that_failed_first_says_why(program: Path, monkeypatch, acts: list, message: str):
     monkeypatch.setattr(ranks, "SECONDS_TO_FOLLOW", 3.0 if DEAF in acts[0] else 60.0)
     began = time.monotonic()
@@ -229,8 +240,9 @@ def test_the_plan_follows_the_number_of_processes():
     model, train = replace(MODEL, vocab_size=512, eot_token=0), replace(TRAIN, micro_batch_sequences=None)
     one, several = (hours(model, train, {"device": "cuda", "name": "NVIDIA H100"}, None, count) for count in (1, 4))
     assert several == pytest.approx(one / 4 / 0.9)
-    alone, shared, parts = (memory(model, train, 10**9, *settings)
-                            for settings in ((1,), (4, Parallelism.DDP), (4, Parallelism.FSDP)))
+    alone, shared, parts = (
+        memory(model, train, 10**9, *settings) for settings in ((1,), (4, Parallelism.DDP), (4, Parallelism.FSDP))
+    )
     assert [found["fitting_micro_batch"] for found in (alone, shared, parts)] == [8, 2, 2]
     for name in ("weights", "gradients", "optimizer"):
         assert parts["memory_bytes"][name] == pytest.approx(shared["memory_bytes"][name] / 4, abs=1)

@@ -311,7 +311,7 @@ def test_a_manifest_that_is_moved_aside_is_kept_with_its_files(place: Place):
         {"stage": "../.."},
         {"inputs": []},
     ],
-)  # fmt: skip
+)
 def test_names_in_a_manifest_that_lead_elsewhere_are_refused(tmp_path: Path, change: dict):
     """Each manifest has a right hash of itself, as whoever writes to a bucket can make it."""
     place = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
@@ -353,7 +353,7 @@ def test_a_bucket_that_another_program_copied_is_as_good_and_damage_in_it_is_fou
 
     def replaced(name: str, change: bytes) -> None:
         key = result.manifest.location(result.manifest.output(name))
-        content = place.store.read(key)[len(change):] + change
+        content = place.store.read(key)[len(change) :] + change
         place.store.client.put_object(Bucket=place.store.bucket, Key=f"{tmp_path.name}/{key}", Body=content)
 
     replaced("data.bin", b"")
@@ -395,7 +395,8 @@ def test_what_a_killed_build_left_goes_when_another_machine_was_faster_and_stays
 def test_a_cache_that_is_removed_when_a_stage_is_stored_costs_nothing(place: Place, monkeypatch: pytest.MonkeyPatch):
     publish = LocalStore.publish
     monkeypatch.setattr(
-        LocalStore, "publish", lambda *args: (publish(*args), shutil.rmtree(place.cache, ignore_errors=True))[0])
+        LocalStore, "publish", lambda *args: (publish(*args), shutil.rmtree(place.cache, ignore_errors=True))[0]
+    )
     assert not finish(STAGE, place, Build()).skipped
     assert finish(STAGE, place, Build()).skipped
 
@@ -424,8 +425,12 @@ def test_flipped_bytes_on_the_way_cost_no_build_and_damage_in_the_bucket_does(pr
     assert proxy.faults.done["flipped answer"] == 4
     shutil.rmtree(place.cache)
     output = result.manifest.output("data.bin")
-    place.store.client.put_object(Bucket=place.store.bucket, Body=b"9" * 1000, Metadata={"sha256": output.sha256},
-                                  Key=f"{tmp_path.name}/{result.manifest.location(output)}")
+    place.store.client.put_object(
+        Bucket=place.store.bucket,
+        Body=b"9" * 1000,
+        Metadata={"sha256": output.sha256},
+        Key=f"{tmp_path.name}/{result.manifest.location(output)}",
+    )
     with pytest.raises(StageError, match=r"data\.bin is corrupted.*its manifest is kept as .*withdrawn-"):
         materialise(result, place)
     assert not finish(STAGE, place, build).skipped and build.runs == 2

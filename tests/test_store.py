@@ -362,13 +362,16 @@ def test_a_listing_that_repeats_itself_ends_and_names_of_elsewhere_are_left_out(
     assert list(store.list("a")) == ["a/b"]
 
 
-@pytest.mark.parametrize("name, value, sentence", [
-    ("AWS_ENDPOINT_URL_S3", "localhost:8333", "Invalid endpoint"),
-    ("AWS_ENDPOINT_URL_S3", "http://[::1", "cannot be used"),
-    ("AWS_REGION", "us east/1", "cannot be used"),
-    ("AWS_ACCESS_KEY_ID", "key\n", "AWS_ACCESS_KEY_ID holds white space"),
-    ("AWS_SESSION_TOKEN", "secret\ntoken", "AWS_SESSION_TOKEN holds white space"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value, sentence",
+    [
+        ("AWS_ENDPOINT_URL_S3", "localhost:8333", "Invalid endpoint"),
+        ("AWS_ENDPOINT_URL_S3", "http://[::1", "cannot be used"),
+        ("AWS_REGION", "us east/1", "cannot be used"),
+        ("AWS_ACCESS_KEY_ID", "key\n", "AWS_ACCESS_KEY_ID holds white space"),
+        ("AWS_SESSION_TOKEN", "secret\ntoken", "AWS_SESSION_TOKEN holds white space"),
+    ],
+)
 def test_settings_that_cannot_be_used_are_named_at_once(s3: str, monkeypatch, name: str, value: str, sentence: str):
     monkeypatch.setenv(name, value)
     with pytest.raises(StoreError, match=sentence) as caught:
@@ -404,19 +407,31 @@ def test_what_follows_a_hash_belongs_to_the_prefix(s3: str):
 @pytest.mark.parametrize(
     ("error", "again"),
     [
-        (ConnectionResetError(), True), (TimeoutError(), True), (OSError(errno.EHOSTUNREACH, ""), True),
-        (http.client.IncompleteRead(b""), True), (answered(429), True), (answered(503), True),
-        (answered(404), False), (answered(403), False), (answered(501), False),
-        (httpx.RemoteProtocolError("server disconnected"), True), (httpx.ReadTimeout("slow"), True),
-        (requests.exceptions.ChunkedEncodingError(), True), (urllib3.exceptions.ProtocolError(), True),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (OSError(errno.EHOSTUNREACH, ""), True),
+        (http.client.IncompleteRead(b""), True),
+        (answered(429), True),
+        (answered(503), True),
+        (answered(404), False),
+        (answered(403), False),
+        (answered(501), False),
+        (httpx.RemoteProtocolError("server disconnected"), True),
+        (httpx.ReadTimeout("slow"), True),
+        (requests.exceptions.ChunkedEncodingError(), True),
+        (urllib3.exceptions.ProtocolError(), True),
         (of("elsewhere", "ProtocolError"), False),
         (EndpointConnectionError(endpoint_url="x"), True),
-        (IncompleteReadError(actual_bytes=1, expected_bytes=2), True), (FlexibleChecksumError(error_msg="x"), True),
+        (IncompleteReadError(actual_bytes=1, expected_bytes=2), True),
+        (FlexibleChecksumError(error_msg="x"), True),
         (NoCredentialsError(), False),
-        (ssl.SSLCertVerificationError("self-signed"), False), (OSError(errno.ENOSPC, ""), False), (ValueError(), False),
-        (OfflineModeIsEnabled("offline"), False), (urllib.error.HTTPError("", 503, "", None, None), True),
+        (ssl.SSLCertVerificationError("self-signed"), False),
+        (OSError(errno.ENOSPC, ""), False),
+        (ValueError(), False),
+        (OfflineModeIsEnabled("offline"), False),
+        (urllib.error.HTTPError("", 503, "", None, None), True),
     ],
-)  # fmt: skip
+)
 def test_what_a_retry_may_mend_is_known_by_its_class_through_what_was_raised_of_it(error: Exception, again: bool):
     assert transient(error) is again
     try:

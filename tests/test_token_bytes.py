@@ -21,9 +21,15 @@ from tasks.tokenizer import TokenizerConfig, build_tokenizer, load_tokenizer, tr
 
 TEXTS = [f"Fellow citizens, speech {number}: the Union — naïve 日本 🚂.\n\n" for number in range(20)]
 HOSTILE = [
-    "  <x> world   \n\n<x>x</x>\r\n\t ", "<|endoftext|>", "a<|endoftext|>b <pad>", "e\u0301 é ﬁ Å 日本", "A" * 3000,
-    "\0\x01\x7f\u3000\u200b\ufeff\u2028 x", "\U0010ffff🚂🇩🇪\u0301", "'s 123 456,78!!! Ġ Ġthe <0x0A> ▁the ##s",
-]  # fmt: skip
+    "  <x> world   \n\n<x>x</x>\r\n\t ",
+    "<|endoftext|>",
+    "a<|endoftext|>b <pad>",
+    "e\u0301 é ﬁ Å 日本",
+    "A" * 3000,
+    "\0\x01\x7f\u3000\u200b\ufeff\u2028 x",
+    "\U0010ffff🚂🇩🇪\u0301",
+    "'s 123 456,78!!! Ġ Ġthe <0x0A> ▁the ##s",
+]
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 Edit = Callable[[dict[str, Any]], object]
 
@@ -62,8 +68,14 @@ def move_last(number: int) -> Edit:
 
 
 TRUNCATION = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
-PADDING = {"strategy": {"Fixed": 10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
-           "pad_token": "[PAD]"}  # fmt: skip
+PADDING = {
+    "strategy": {"Fixed": 10},
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 0,
+    "pad_type_id": 0,
+    "pad_token": "[PAD]",
+}
 BOS = {
     "type": "TemplateProcessing",
     "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
@@ -84,14 +96,17 @@ ACCEPTED: dict[str, list[Edit]] = {
 REFUSED: dict[str, tuple[list[Edit], str]] = {
     "NFC": ([field("normalizer", {"type": "NFC"})], "its normalizer NFC changes text"),
     "a normalizer in a sequence": (
-        [field("normalizer", {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]})], "normalizer Lowercase"),
+        [field("normalizer", {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]})],
+        "normalizer Lowercase",
+    ),
     "prepend": ([field("normalizer", {"type": "Prepend", "prepend": "▁"})], "normalizer Prepend"),
     "dropout": ([model("dropout", 0.1)], "BPE dropout of 0.1 makes tokens random"),
     "byte fallback": ([model("byte_fallback", True)], "byte fallback"),
     "suffix": ([model("end_of_word_suffix", "</w>")], "end_of_word_suffix '</w>'"),
     "another model": (
         [field("model", {"type": "Unigram", "unk_id": 0, "vocab": [["<|endoftext|>", 0.0], ["a", -1.0]]})],
-        "its model is Unigram"),
+        "its model is Unigram",
+    ),
     "holes": ([move_last(329)], "ids have holes: of 280 tokens the largest id is 329, and no token is 279"),
     "ids over uint16": ([move_last(70_000)], "ids have holes: of 280 tokens the largest id is 70,000"),
     "an id twice": ([move_last(5)], "id 5 stands for both"),
@@ -99,14 +114,25 @@ REFUSED: dict[str, tuple[list[Edit], str]] = {
     "padding": ([field("padding", PADDING)], "padding is on and would lengthen documents"),
     "prefix space": ([field("pre_tokenizer", BYTE_LEVEL | {"add_prefix_space": True})], "add_prefix_space"),
     "metaspace": (
-        [cuts({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True})], "Metaspace may"),
+        [cuts({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True})],
+        "Metaspace may",
+    ),
     "white space": ([cuts({"type": "WhitespaceSplit"})], "WhitespaceSplit may drop or change characters"),
     "removed": ([cuts(split("Removed"))], "Split has behavior Removed"),
     "no bytes": ([field("pre_tokenizer", split("Isolated"))], "last pre-tokenizer is Split; only ByteLevel"),
     "no decoder": ([field("decoder", None)], "decoder is missing"),
     "a decoder that strips": (
-        [field("decoder", {"type": "Sequence", "decoders": [
-            BYTE_LEVEL, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]})], "decoder is ByteLevel and Strip"),
+        [
+            field(
+                "decoder",
+                {
+                    "type": "Sequence",
+                    "decoders": [BYTE_LEVEL, {"type": "Strip", "content": " ", "start": 1, "stop": 0}],
+                },
+            )
+        ],
+        "decoder is ByteLevel and Strip",
+    ),
     "lstrip": ([added("<x>", lstrip=True)], "added token '<x>' has lstrip"),
     "rstrip": ([added("<x>", rstrip=True)], "added token '<x>' has rstrip"),
     "ambiguous": ([added("Ġ", 221)], "added token 'Ġ' decodes to ' '"),
@@ -114,14 +140,19 @@ REFUSED: dict[str, tuple[list[Edit], str]] = {
     "special from text": ([added("a", 65, special=True)], "special token 'a' is also made from text"),
     "end of text from text": (
         [model("ignore_merges", True), field("pre_tokenizer", BYTE_LEVEL | {"use_regex": False})],
-        r"special token '<\|endoftext\|>' is also made from text"),
+        r"special token '<\|endoftext\|>' is also made from text",
+    ),
     "a byte lacks": (
-        [vocabulary(lambda v: v.update({"!!!!": v.pop("!")}))], "lacks 1 of the bytes of UTF-8 text, such as 0x21"),
+        [vocabulary(lambda v: v.update({"!!!!": v.pop("!")}))],
+        "lacks 1 of the bytes of UTF-8 text, such as 0x21",
+    ),
     "no byte": ([vocabulary(lambda v: v.update({"▁the": 280}))], "token '▁the' has characters that stand for no byte"),
     "end of text is plain": ([end_of_text(special=False)], r"<\|endoftext\|> is not a special token"),
-    "no end of text": ([field("added_tokens", []), vocabulary(lambda v: v.update({"eot": v.pop("<|endoftext|>")}))],
-                       r"there is no <\|endoftext\|> token"),
-}  # fmt: skip
+    "no end of text": (
+        [field("added_tokens", []), vocabulary(lambda v: v.update({"eot": v.pop("<|endoftext|>")}))],
+        r"there is no <\|endoftext\|> token",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +221,9 @@ def test_a_finished_stage_of_an_earlier_release_is_checked_too(
 ):
     monkeypatch.setattr(tokenizer, "create_markdown_artifact", lambda **_: None)
     path = edited(trained, [model("dropout", 0.5)], tmp_path)
-    config, place = TokenizerConfig(kind="file", path=str(path)), Place(
-        store=LocalStore(str(tmp_path / "store")), cache=tmp_path / "cache", workers=1
+    config, place = (
+        TokenizerConfig(kind="file", path=str(path)),
+        Place(store=LocalStore(str(tmp_path / "store")), cache=tmp_path / "cache", workers=1),
     )
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: its BPE dropout of 0\.5"):
         build_tokenizer.fn(config, None, place)

@@ -42,8 +42,9 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"],
-                                  show_progress=False)  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
+    )
     tokenizer.train_from_iterator([row["ctx_a"] for row in rows[:300]], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
@@ -60,17 +61,26 @@ def items(benchmarks: Path) -> Path:
 
 
 def test_the_score_in_training_is_lm_evals(benchmarks: Path, items: Path, tmp_path: Path):
-    config = GPTConfig(depth=2, width=32, heads=2, sequence_length=SEQUENCE, vocab_size=VOCAB,
-                       zero_init_projections=False)  # fmt: skip
+    config = GPTConfig(
+        depth=2, width=32, heads=2, sequence_length=SEQUENCE, vocab_size=VOCAB, zero_init_projections=False
+    )
     model = GPT(config)
     initialise(model, 1)
     with torch.no_grad():
         model.head.weight.mul_(20)  # differences that rounding cannot hide
     digest = hashlib.sha256((benchmarks / "tokenizer.json").read_bytes()).hexdigest()
     publish_final(tmp_path / "final", model, 0, digest, {})
-    evaluate_checkpoint(HarnessConfig(
-        checkpoint=tmp_path / "final", tokenizer=benchmarks / "tokenizer.json", benchmarks=benchmarks,
-        suites=("hellaswag",), items_per_suite=ITEMS, seed=0, out=tmp_path / "out"))  # fmt: skip
+    evaluate_checkpoint(
+        HarnessConfig(
+            checkpoint=tmp_path / "final",
+            tokenizer=benchmarks / "tokenizer.json",
+            benchmarks=benchmarks,
+            suites=("hellaswag",),
+            items_per_suite=ITEMS,
+            seed=0,
+            out=tmp_path / "out",
+        )
+    )
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
     [official] = [row["value"] for row in scores if row["metric"] == "acc_norm"]
     encoded = read_items(str(items), config)
@@ -92,20 +102,36 @@ def write_run(folder: Path, name: str, **execution: object) -> Path:
             write_shard(shards, split, 0, tokens, np.array([0]), ["all"])
             splits[split] = Split(documents=1, tokens=count, bytes=2 * (count - 1), shards=1)
         write_dataset(shards, Dataset(VOCAB, 0, "abc", splits, np.array([0] + [2] * (VOCAB - 1))))
-    train = {"seed": 1, "tokens": 20 * 192, "tokens_per_step": 192, "micro_batch_sequences": 4, "optimizer": "adamw",
-             "learning_rate": 0.01, "validation_every_steps": 10, "validation_tokens": 192, "log_every_steps": 5,
-             "checkpoint_every_steps": 10, "sample_tokens": 4}  # fmt: skip
-    config = {"model": {"depth": 1, "width": 16, "heads": 2, "sequence_length": SEQUENCE}, "train": train,
-              "shards": str(shards), "run_dir": str(folder / name), "sample_prompts": [[5], [6]],
-              "execution": {"device": "cpu", "threads": 1} | execution}  # fmt: skip
+    train = {
+        "seed": 1,
+        "tokens": 20 * 192,
+        "tokens_per_step": 192,
+        "micro_batch_sequences": 4,
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+        "validation_every_steps": 10,
+        "validation_tokens": 192,
+        "log_every_steps": 5,
+        "checkpoint_every_steps": 10,
+        "sample_tokens": 4,
+    }
+    config = {
+        "model": {"depth": 1, "width": 16, "heads": 2, "sequence_length": SEQUENCE},
+        "train": train,
+        "shards": str(shards),
+        "run_dir": str(folder / name),
+        "sample_prompts": [[5], [6]],
+        "execution": {"device": "cpu", "threads": 1} | execution,
+    }
     path = folder / f"{name}.json"
     path.write_text(json.dumps(config))
     return path
 
 
 def events(run_dir: Path, name: str) -> list[dict]:
-    return [line for line in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-            if line["event"] == name]  # fmt: skip
+    return [
+        line for line in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines()) if line["event"] == name
+    ]
 
 
 def test_watching_is_in_the_metrics_and_changes_nothing_else(items: Path, tmp_path: Path):
@@ -121,12 +147,15 @@ def test_watching_is_in_the_metrics_and_changes_nothing_else(items: Path, tmp_pa
         assert (watched / name).read_bytes() == (alone / name).read_bytes()
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"context": [VOCAB]}, "item 0 has token ids that are not below 400"),
-    ({"choices": [[1], []]}, "a choice of item 0 has no tokens"),
-    ({"gold": 2}, "item 0 needs a length over 0 for each choice, and a gold one"),
-    ({"lengths": None}, "is not a list of items"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": [VOCAB]}, "item 0 has token ids that are not below 400"),
+        ({"choices": [[1], []]}, "a choice of item 0 has no tokens"),
+        ({"gold": 2}, "item 0 needs a length over 0 for each choice, and a gold one"),
+        ({"lengths": None}, "is not a list of items"),
+    ],
+)
 def test_items_that_cannot_be_scored_are_refused(tmp_path: Path, change: dict, message: str):
     path = tmp_path / "items.json"
     path.write_text(json.dumps([{"context": [1], "choices": [[1], [2]], "lengths": [1, 1], "gold": 0} | change]))
@@ -136,8 +165,11 @@ def test_items_that_cannot_be_scored_are_refused(tmp_path: Path, change: dict, m
 
 def test_a_terminal_shows_a_bar_instead_of_json(tmp_path: Path):
     master, slave = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-m", "model.train", str(write_run(tmp_path, "run"))], stdout=slave,
-                               env=os.environ | {"COLUMNS": "100"})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "model.train", str(write_run(tmp_path, "run"))],
+        stdout=slave,
+        env=os.environ | {"COLUMNS": "100"},
+    )
     os.close(slave)
     shown = b""
     while True:
@@ -166,8 +198,11 @@ def test_tensorboard_reads_the_numbers_back(tmp_path: Path):
         tracking({"event": "validation", "step": 2, "loss": 1.5})
         tracking({"event": "done", "step": 2, "loss": 9.0})
     [file] = (tmp_path / "tensorboard" / "kkkkkkkkkkkk").iterdir()
-    found = [(event.step, value.tag, value.tensor.float_val[0]) for event in loader.EventFileLoader(str(file)).Load()
-             for value in event.summary.value]  # fmt: skip
+    found = [
+        (event.step, value.tag, value.tensor.float_val[0])
+        for event in loader.EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    ]
     assert found == [(1, "step/loss", 3.0), (2, "step/loss", 2.0), (2, "validation/loss", 1.5)]
 
 

@@ -19,8 +19,9 @@ _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload([__name__])
 
 
-def _train(config: str, output: Connection, errors: str, environment: dict[str, str],
-           prepare: Callable[[], None] | None) -> None:
+def _train(
+    config: str, output: Connection, errors: str, environment: dict[str, str], prepare: Callable[[], None] | None
+) -> None:
     os.setpgrp()
     os.environ.update(environment)
     sys.stderr = open(errors, "a")  # noqa: SIM115
@@ -34,8 +35,9 @@ def _train(config: str, output: Connection, errors: str, environment: dict[str, 
 class Training:
     """`python -m model.train CONFIG`, as soon as it could be without the imports."""
 
-    def __init__(self, config: Path, environment: dict[str, str] | None = None,
-                 prepare: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, config: Path, environment: dict[str, str] | None = None, prepare: Callable[[], None] | None = None
+    ) -> None:
         self._errors = config.with_suffix(f".errors{(environment or {}).get('RANK', '')}")
         self._output, output = _FORKED.Pipe(duplex=False)
         arguments = (str(config), output, str(self._errors), environment or {}, prepare)
@@ -67,10 +69,15 @@ class Training:
 def train_together(config: Path, processes: int) -> list[Training]:
     """The ended processes of one training, started as torchrun does; what one of them fails for, all fail for."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
-                   "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    trainings = [Training(config, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-                 for rank in range(processes)]
+    environment = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    trainings = [
+        Training(config, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(processes)
+    ]
     for training in trainings:
         training.end()
     return trainings

@@ -24,15 +24,24 @@ from tests.lingering import SITE
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-         "--disable-3d-apis"]  # drawing the graph of a run in software takes a whole core  # fmt: skip
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--disable-3d-apis",
+]  # drawing the graph of a run in software takes a whole core
 SECONDS = 300  # the longest that anything may take on a loaded machine
 SECRETS = {"HF_TOKEN": "hf_QkZpT3JTZWNyZXQ", "DAILY_TRAIN_NOTIFY": "https-token-9f2c7d41"}
 STATES_AT_END = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 SECONDS_BETWEEN = {
-    "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
-}  # fmt: skip
+    "PREFECT_WORKER_QUERY_SECONDS": "1",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+}
 """How often worker and scheduler look for work: oftener than the defaults, so that tests wait less."""
 
 
@@ -199,8 +208,12 @@ class Up:
 
     def message(self, words: str, run: str = "") -> str:
         """The body of the first message with words in its title, about one run where given."""
-        return wait_for(lambda: next((found["message"] for found in self.messages
-                                      if words in found["title"] and run in found["message"]), None))
+        return wait_for(
+            lambda: next(
+                (found["message"] for found in self.messages if words in found["title"] and run in found["message"]),
+                None,
+            )
+        )
 
 
 @contextmanager
@@ -225,16 +238,19 @@ def daily_train_up(folder: Path, credentials: dict[str, str], store: str) -> Ite
     site = SITE.format(seconds=0.2) + OUTSIDE.format(file=str(folder / "outside"))
     (folder / "site" / "sitecustomize.py").write_text(site)
     environment = {
-        **os.environ, **credentials, **SECRETS, **SECONDS_BETWEEN, "DAILY_TRAIN_NOTIFY": hook,
-        "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}",
-    }  # fmt: skip
+        **os.environ,
+        **credentials,
+        **SECRETS,
+        **SECONDS_BETWEEN,
+        "DAILY_TRAIN_NOTIFY": hook,
+        "PREFECT_HOME": str(folder / "home"),
+        "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}",
+    }
     for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", GIVEN):
         environment.pop(name, None)
     command = [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
     running = Up(f"http://127.0.0.1:{port}", store, folder, command, environment, process, messages)
     try:
         wait_for(lambda: process.poll() is not None or "is up: http://127.0.0.1" in running.log)

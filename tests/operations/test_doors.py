@@ -62,8 +62,19 @@ def test_without_the_string_everything_but_the_health_check_answers_401(up: Up):
     block = plain.post("/api/block_documents/filter", json={"include_secrets": True})
     assert block.status_code == 401 and "hook" not in block.text
     assert up.api.post("/block_documents/filter", json={"include_secrets": True}).json()[0]["data"]["url"]
-    for path in ("/", "/v2/", "/deployments", "/ui-settings", "/docs", "/openapi.json", "/api/docs",
-                 "/api/openapi.json", "/api/admin/version", "/api/admin/settings", "//api/admin/version"):  # fmt: skip
+    for path in (
+        "/",
+        "/v2/",
+        "/deployments",
+        "/ui-settings",
+        "/docs",
+        "/openapi.json",
+        "/api/docs",
+        "/api/openapi.json",
+        "/api/admin/version",
+        "/api/admin/settings",
+        "//api/admin/version",
+    ):
         assert plain.get(path).status_code == 401, path
         assert plain.get(path, headers={"Authorization": "Basic eDp5"}).status_code == 401, path
     assert plain.post("/enter", content="daily-train:").status_code == 401
@@ -132,8 +143,10 @@ def test_pages_from_elsewhere_change_and_learn_nothing(
         with page.expect_response(f"{up.url}/**") as answer:
             page.set_content(embedded)
         assert answer.value.status == 403
-    page.set_content(f"<form method=post enctype=text/plain action='{given[0]}/api/deployments/{deployment['id']}"
-                     "/pause_deployment'><input name=a></form><script>document.forms[0].submit()</script>")
+    page.set_content(
+        f"<form method=post enctype=text/plain action='{given[0]}/api/deployments/{deployment['id']}"
+        "/pause_deployment'><input name=a></form><script>document.forms[0].submit()</script>"
+    )
     page.wait_for_url(f"{up.url}/**")
     assert "may not use this server" in page.content()
     page.context.close()
@@ -145,7 +158,12 @@ def test_pages_from_elsewhere_change_and_learn_nothing(
     evil = up.url.replace("127.0.0.1", "evil.test")
     assert page.goto(f"{evil}/enter").status == 403
     assert page.evaluate(ATTACKS, [evil, *given[1:]]) == {
-        "read": 403, "empty POST": 403, "no-cors POST": 403, "log in": 403, "events": "refused", "logs": "refused"
-    }  # fmt: skip
+        "read": 403,
+        "empty POST": 403,
+        "no-cors POST": 403,
+        "log in": 403,
+        "events": "refused",
+        "logs": "refused",
+    }
     rebinding.close()
     assert not deployment["paused"] and not up.deployment("by-hand")["paused"]

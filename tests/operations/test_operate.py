@@ -51,8 +51,20 @@ def test_a_run_by_hand_fills_a_bucket_and_its_pages(up: Up, lost: float, tmp_pat
     assert state["type"] == "COMPLETED", (state, up.lines(run))
     found = up.api.post("/artifacts/filter", json={"flow_runs": {"id": {"any_": [run]}}}).json()
     artifacts = {artifact["key"]: artifact for artifact in found}
-    assert {"documents", "tokenizer", "shards", "benchmarks", "contamination", "training", "loss", "scores", "report",
-            "score-table", "leaderboard", "training-progress"} <= set(artifacts)  # fmt: skip
+    assert {
+        "documents",
+        "tokenizer",
+        "shards",
+        "benchmarks",
+        "contamination",
+        "training",
+        "loss",
+        "scores",
+        "report",
+        "score-table",
+        "leaderboard",
+        "training-progress",
+    } <= set(artifacts)
     assert artifacts["training-progress"]["data"] == 100
     assert "| arc_easy" in artifacts["report"]["data"]
     for key in ("loss", "score-table", "report", "contamination"):
@@ -194,10 +206,12 @@ def test_nobody_outside_is_asked_for_anything_but_data(up: Up):
 def _objects(up: Up) -> dict[str, list[bytes]]:
     """Everything in the bucket, by the last part of its name."""
     client = boto3.client(
-        "s3", endpoint_url=up.environment["AWS_ENDPOINT_URL_S3"], region_name="us-east-1",
+        "s3",
+        endpoint_url=up.environment["AWS_ENDPOINT_URL_S3"],
+        region_name="us-east-1",
         aws_access_key_id=up.environment["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=up.environment["AWS_SECRET_ACCESS_KEY"],
-    )  # fmt: skip
+    )
     found: dict[str, list[bytes]] = {}
     bucket, _, prefix = up.store.removeprefix("s3://").partition("/")
     for entry in client.list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]:
