@@ -16,7 +16,7 @@ test: $(VENV)/installed-dev  ## install, then run the test suite
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-kills: $(VENV)/installed-dev  ## end runs at every stage by SIGTERM and SIGKILL, on a directory and on S3; an hour
-	$(BIN)/python -m benchmarks.kills $(ARGS)
+	$(BIN)/python -m benchmarks.pipeline.kills $(ARGS)
 test-inputs: $(VENV)/installed-dev  ## 2,000 malformed inputs: no traceback, no hang, no allocation bomb; ARGS="8000 shards"
 	RUST_BACKTRACE=0 $(BIN)/python -m tests.malformed $(ARGS)
 
@@ -28,47 +28,47 @@ up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
 	$(BIN)/daily-train up
 
 bench-attention: $(VENV)/installed  ## windows beside full causal attention on a CPU, at the shapes of the presets
-	$(BIN)/python -m benchmarks.attention $(ARGS)
+	$(BIN)/python -m benchmarks.training.attention $(ARGS)
 
 bench-contamination: $(VENV)/installed-dev $(VENV)-peers/installed  ## speed, memory and recall beside the peers
-	$(BIN)/python -m benchmarks.contamination --peer-python $(VENV)-peers/bin/python $(ARGS)
+	$(BIN)/python -m benchmarks.contamination.speed --peer-python $(VENV)-peers/bin/python $(ARGS)
 
 bench-control: $(VENV)/installed-dev  ## is every way to break the contamination scan noticed; ARGS="--only tally"
-	$(BIN)/python -m benchmarks.control $(ARGS)
+	$(BIN)/python -m benchmarks.contamination.control $(ARGS)
 
 bench-leaks: $(VENV)/installed-dev  ## copies and disguises of leaks, and what is flagged in text without leaks
-	$(BIN)/python -m benchmarks.leaks $(ARGS)
+	$(BIN)/python -m benchmarks.contamination.leaks $(ARGS)
 
 bench-coverage: $(VENV)/installed-dev  ## do intervals cover, and do tests alarm, as often as they say
-	$(BIN)/python -m benchmarks.coverage $(ARGS)
+	$(BIN)/python -m benchmarks.scores.coverage $(ARGS)
 
 bench-eval: $(VENV)/installed-dev  ## seconds and scores beside lm-eval's hf backend
-	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.evaluation $(ARGS)
+	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.scores.evaluation $(ARGS)
 
 bench-faults: $(VENV)/installed-dev  ## runs and stages on a store whose network fails in every way; ARGS="--runs 0"
-	$(BIN)/python -m benchmarks.faults $(ARGS)
+	$(BIN)/python -m benchmarks.pipeline.faults $(ARGS)
 
 bench-forecast: $(VENV)/installed  ## speed of daily beside nanochat's before a GPU is there; ARGS="--nanochat DIR"
-	$(BIN)/python -m benchmarks.forecast $(ARGS)
+	$(BIN)/python -m benchmarks.gpu.forecast $(ARGS)
 
 bench-gpu: $(VENV)/installed  ## everything that only a GPU can show, at most 9 minutes, and docs/gpu.md; ARGS="--nanochat DIR"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
-	$(BIN)/python -m benchmarks.gpu_page
+	$(BIN)/python -m benchmarks.gpu.page
 
 bench-threads: $(VENV)/installed  ## one thread and two beside other programs; nothing else should run
-	$(BIN)/python -m benchmarks.threads $(ARGS)
+	$(BIN)/python -m benchmarks.training.threads $(ARGS)
 
 bench-token-bytes: $(VENV)/installed  ## which tokenizers are byte-exact, and the price of comparing every document
-	$(BIN)/python -m benchmarks.token_bytes $(ARGS)
+	$(BIN)/python -m benchmarks.pipeline.token_bytes $(ARGS)
 
 bench-train: $(VENV)/installed $(NANOGPT)/model.py  ## training speed and loss beside nanoGPT
-	$(BIN)/python -m benchmarks.train --nanogpt $(NANOGPT) $(ARGS)
+	$(BIN)/python -m benchmarks.training.train --nanogpt $(NANOGPT) $(ARGS)
 
 bench-unbroken: $(VENV)/installed  ## what a document without a break costs the tokenizer
-	$(BIN)/python -m benchmarks.unbroken $(ARGS)
+	$(BIN)/python -m benchmarks.pipeline.unbroken $(ARGS)
 
 bench-ladder: $(VENV)/installed  ## compute multiplier over tuned GPT-2 and the ablation table; hours on one core
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ladder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training.ladder $(ARGS)
 
 lock: $(VENV)/installed-dev  ## write the versions that are installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

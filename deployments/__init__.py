@@ -1,0 +1,2 @@
+"""How the project is run: the command line (`cli/`), the Prefect server and who may use it, container and cluster
+files."""

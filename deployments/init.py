@@ -2,8 +2,8 @@
 
 A container ends with its first process, and with it everything in it that is still saving. This one runs the command,
 passes SIGTERM on to it, and has what the command left behind save and end as well: a trainer outlives the process of
-its run (tasks/supervise.py). Besides, the kernel drops a SIGTERM to the first process of a container that does not
-handle it: a command that does not would never hear of a `docker stop` or an eviction.
+its run (tasks/runtime/supervise.py). Besides, the kernel drops a SIGTERM to the first process of a container that does
+not handle it: a command that does not would never hear of a `docker stop` or an eviction.
 """
 
 import ctypes
@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 SECONDS = 1200
-"""For the largest preset's checkpoint to be written and uploaded (tasks/grace.py); compose.yaml and job-template.json
-give as much."""
+"""For the largest preset's checkpoint to be written and uploaded (tasks/runtime/grace_period.py); compose.yaml and
+job-template.json give as much."""
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: orphans become this process's children, also where it is not the first
 
 

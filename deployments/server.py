@@ -179,7 +179,7 @@ def guarded(app: ASGIApp, port: int, string: str) -> ASGIApp:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket of this address, which only the user who holds the port (deployments/up.py) may bind beside him."""
+    """A socket of this address, which only the user who holds the port (deployments/cli/up.py) may bind beside him."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

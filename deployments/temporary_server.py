@@ -12,8 +12,8 @@ import prefect
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
-from deployments.command import end_with
-from tasks.child import child_command
+from deployments.cli.entry_point import end_with
+from tasks.runtime.child import child_command
 
 
 class TemporaryServer(SubprocessASGIServer):

@@ -2,7 +2,7 @@
 
 The hub is asked once whether it answers, which takes at most 10 s; the library itself would try for minutes. A hub
 that does not answer is not asked again, and the error says so without a cause, so that no stage waits for it. Errors of
-a hub that does answer keep their cause, from which `tasks/stage.py` decides whether a retry may succeed.
+a hub that does answer keep their cause, from which `tasks/store/stage.py` decides whether a retry may succeed.
 """
 
 import os

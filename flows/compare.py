@@ -22,12 +22,12 @@ from flows.config import (
     place_of,
     run_name,
 )
-from model.config import ConfigError, TrainConfig
+from model.network.config import ConfigError, TrainConfig
 from tasks.comparison import CompareConfig, publish_comparison
 from tasks.download import download
 from tasks.preflight import check_run
 from tasks.shard import build_shards
-from tasks.stage import Result
+from tasks.store.stage import Result
 from tasks.tokenizer import build_tokenizer
 from tasks.train import train_model
 

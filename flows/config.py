@@ -29,20 +29,20 @@ from pydantic import (
     model_serializer,
 )
 
-from eval.findings import ContaminationError
+from eval.contamination.verdicts import ContaminationError
 from flows.effects import without_effect
-from model.config import BUDGETS, ConfigError, GPTConfig, TrainConfig, parse
 from model.errors import LONGEST_VALUE, shown_value
-from tasks import provenance
-from tasks.boundary import shorten_errors
+from model.network.config import BUDGETS, ConfigError, GPTConfig, TrainConfig, parse
 from tasks.contamination import CheckConfig
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig
+from tasks.runtime.error_messages import shorten_errors
+from tasks.runtime.tracking import Tracker
 from tasks.settings import Settings
 from tasks.shard import ShardConfig
-from tasks.stage import Place, open_place
+from tasks.store import provenance
+from tasks.store.stage import Place, open_place
 from tasks.tokenizer import TokenizerConfig
-from tasks.tracking import Tracker
 
 shorten_errors()
 PRESETS = Path(__file__).parent / "presets"

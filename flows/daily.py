@@ -4,10 +4,10 @@
                     ▲                                             ▲        ├─► report ─► ledger
     benchmarks ─────┴─────────────────────────────────────────────┴────────┘
 
-A run that this machine cannot train is refused first (`tasks/feasibility.py`). Then each line of the flow is one
-stage. A stage's result lives in the store under a key made of its configuration and the content of its inputs
-(`tasks/stage.py`): what is there and intact is skipped, here and on any other machine that shares the store. Read the
-stages in `tasks/`, the network in `model/`, scoring and statistics in `eval/`.
+A run that this machine cannot train is refused first (`tasks/feasibility.py`). Then each line of the flow is one stage.
+A stage's result lives in the store under a key made of its configuration and the content of its inputs
+(`tasks/store/stage.py`): what is there and intact is skipped, here and on any other machine that shares the store. Read
+the stages in `tasks/`, the network in `model/`, scoring and statistics in `eval/`.
 
 Run it with `daily-train run`, or start one from the Prefect UI after `daily-train up`.
 """

@@ -7,10 +7,20 @@ somebody asks for may not, or its ablation would report the baseline.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from eval.suites import SUITES
-from model.choices import AttentionKind, MLPKind, Norm, OptimizerName, Position, Precision, Schedule, Smear, Window
-from model.config import GPTConfig
+from eval.suites.suites import SUITES
 from model.errors import shown_value
+from model.network.choices import (
+    AttentionKind,
+    MLPKind,
+    Norm,
+    OptimizerName,
+    Position,
+    Precision,
+    Schedule,
+    Smear,
+    Window,
+)
+from model.network.config import GPTConfig
 from tasks.tokenizer import TokenizerKind
 
 if TYPE_CHECKING:
@@ -18,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def _has_scalars(model: GPTConfig) -> bool:
-    """Whether the network has parameters of role scalar (`model.optim.roles`)."""
+    """Whether the network has parameters of role scalar (`model.training.optimizers.roles`)."""
     return (
         model.norm is Norm.LAYER
         or model.bias

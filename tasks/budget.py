@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from model.config import BUDGETS, GPTConfig, TrainConfig
-from tasks.process import run_module
-from tasks.source import model_source_digest
-from tasks.stage import Place, Result, Stage, finish, logger, materialise
+from model.network.config import BUDGETS, GPTConfig, TrainConfig
+from tasks.runtime.child_process import run_module
+from tasks.store.source_digest import model_source_digest
+from tasks.store.stage import Place, Result, Stage, finish, logger, materialise
 
 VERSION = 2
 TIMED = ("gpu_hours", "usd")
@@ -48,7 +48,7 @@ def in_tokens(
             "execution": execution,
         }
         events: list[dict[str, Any]] = []
-        run_module("model.budget", run, work, events.append, place.device_lock, processes=processes)
+        run_module("model.planning.budget", run, work, events.append, place.device_lock, processes=processes)
         [timing] = [event for event in events if event["event"] == "budget"]
         (out / "budget.json").write_text(json.dumps({"tokens": timing["tokens"]}))
         (out / "timing.json").write_text(json.dumps(timing))

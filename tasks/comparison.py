@@ -7,9 +7,9 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from eval.multiplier import Training, compare, render_comparison
+from eval.reporting.multiplier import Training, compare, render_comparison
 from tasks.settings import Settings
-from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
+from tasks.store.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
 from tasks.train import read_metrics
 
 VERSION = 1

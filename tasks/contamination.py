@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from eval.figures import inline, sweep_figure
-from eval.findings import ContaminationConfig
-from eval.leaks import contamination_section
-from eval.report import FIGURES
+from eval.contamination.verdicts import ContaminationConfig
+from eval.reporting.contamination_report import contamination_section
+from eval.reporting.figures import inline, sweep_figure
+from eval.reporting.report import FIGURES
 from tasks.benchmarks import Items
 from tasks.download import SCHEMA, documents_files
-from tasks.process import run_module
-from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, logger, materialise
+from tasks.runtime.child_process import run_module
+from tasks.store.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, logger, materialise
 
 VERSION = 3
 FILTER_VERSION = 2
@@ -65,7 +65,7 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
         folder = materialise(documents, place)
         counted = json.loads((folder / "lock.json").read_text())["splits"]["train"]
         run_module(
-            "eval.contamination",
+            "eval.contamination.check",
             {
                 "documents": [str(path) for path in documents_files(folder, "train")],
                 "counted": {name: counted[name] for name in ("documents", "bytes")},

@@ -14,11 +14,11 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from eval.markup import code, code_block, markdown_table, passage, untrusted
-from tasks.documents import Document, FilesSource, Source, SourceError, files_of, lock, read
-from tasks.folder import left_out, left_out_sentences
+from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
 from tasks.settings import Settings
-from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, read_json
+from tasks.sources.document_folder import left_out, left_out_sentences
+from tasks.sources.document_sources import Document, FilesSource, Source, SourceError, files_of, lock, read
+from tasks.store.stage import STAGE_TASK, Place, Result, Stage, finish, logger, read_json
 
 VERSION = 2
 SPLITS = ("train", "val")

@@ -17,19 +17,19 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.context import TaskRunContext
 from pydantic import Field
 
-from eval.comparison import interval_text
 from eval.hub import unreachable
-from eval.markup import markdown_table
-from eval.precision import Precision, precision_of
-from eval.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
+from eval.reporting.markdown import markdown_table
+from eval.reporting.run_comparison import interval_text
+from eval.scoring.precision import Precision, precision_of
+from eval.suites.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
 from model.errors import regular_file
 from tasks.benchmarks import Items, find_items
-from tasks.devices import scoring_processes, threads_of_each
-from tasks.documents import COMMIT
-from tasks.process import ProcessError, run_module
-from tasks.progress import Teller
+from tasks.runtime.child_process import ProcessError, run_module
+from tasks.runtime.devices import scoring_processes, threads_of_each
+from tasks.runtime.progress import Teller
 from tasks.settings import Settings
-from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, read_json
+from tasks.sources.document_sources import COMMIT
+from tasks.store.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, read_json
 
 VERSION = 4
 
@@ -99,7 +99,7 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
                 elif event["event"] == "warning":
                     logger().warning(event["message"])
 
-            run_module("eval.harness", evaluation, work, follow, place.device_lock, processes=processes)
+            run_module("eval.scoring.harness", evaluation, work, follow, place.device_lock, processes=processes)
         if note := _precision_note(config, done):
             logger().warning(note)
         return {name: done[name] for name in ("device", "computed_in")} | {"processes": processes}
@@ -154,7 +154,10 @@ def evaluate_folder(
         if trust_code:
             raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
         vocabulary = tokenizer or folder / "tokenizer.json"
-        module, which = "eval.harness", {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
+        module, which = (
+            "eval.scoring.harness",
+            {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())},
+        )
     else:
         if tokenizer is not None:
             raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
@@ -172,7 +175,7 @@ def evaluate_folder(
                 )
             away = unreachable()
             os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
-        module, which = "eval.pretrained", {"model": name, "revision": revision, "trust_code": trust_code}
+        module, which = "eval.scoring.pretrained", {"model": name, "revision": revision, "trust_code": trust_code}
     processes = scoring_processes(place)
     items = find_items(config.suites, place, config.num_fewshot)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eval.findings import snippet
-from eval.leaks import explain
-from eval.references import references
-from eval.suites import SUITES
+from eval.contamination.references import references
+from eval.contamination.verdicts import snippet
+from eval.reporting.contamination_report import explain
+from eval.suites.suites import SUITES
 from model.errors import shown_value
-from tasks.ledger import find_run
-from tasks.stage import Place, Result, StageError, load, materialise
+from tasks.store.ledger import find_run
+from tasks.store.stage import Place, Result, StageError, load, materialise
 
 
 def explain_item(name: str, run: str | None, place: Place) -> str:

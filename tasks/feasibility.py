@@ -1,8 +1,8 @@
 """Whether this machine can train what a run asks for: its memory, and the hours. Asked before anything is downloaded.
 
-A child process projects both (`model.projection`). An answer without objection is kept in `plans/` of the cache, by
-configuration, source of model/ and machine. Where there is no GPU, memory is not planned, and trainings that are short
-on any CPU are not projected at all.
+A child process projects both (`model.planning.projection`). An answer without objection is kept in `plans/` of the
+cache, by configuration, source of model/ and machine. Where there is no GPU, memory is not planned, and trainings that
+are short on any CPU are not projected at all.
 """
 
 import json
@@ -16,15 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.config import ConfigError, GPTConfig, TrainConfig
 from model.errors import DailyTrainError
-from tasks import provenance
-from tasks.devices import training_processes
-from tasks.host_memory import too_large
-from tasks.manifest import StageError, sha256_json
-from tasks.process import run_module
-from tasks.source import NOT_TRAINING, model_source_digest
-from tasks.stage import Place, finished, logger
+from model.network.config import ConfigError, GPTConfig, TrainConfig
+from tasks.runtime.child_process import run_module
+from tasks.runtime.devices import training_processes
+from tasks.runtime.host_memory import too_large
+from tasks.store import provenance
+from tasks.store.manifest import StageError, sha256_json
+from tasks.store.source_digest import NOT_TRAINING, model_source_digest
+from tasks.store.stage import Place, finished, logger
 
 Training = tuple[GPTConfig, TrainConfig]
 
@@ -227,7 +227,7 @@ def _projected(
     }
     events: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-        run_module("model.projection", config, Path(folder), events.append)
+        run_module("model.planning.projection", config, Path(folder), events.append)
     [machine] = [event for event in events if event["event"] == "projection"]
     return [
         {name: value for name, value in machine.items() if name != "trainings"} | training

@@ -25,15 +25,15 @@ import pyarrow.parquet as pq
 from prefect import task
 from tokenizers import Tokenizer
 
-from eval.hellaswag import without_wikihow_marks
-from eval.suites import SUITES, Suite, chosen_items
-from model.config import ConfigError, GPTConfig, TrainConfig
-from tasks import provenance
+from eval.suites.hellaswag import without_wikihow_marks
+from eval.suites.suites import SUITES, Suite, chosen_items
+from model.network.config import ConfigError, GPTConfig, TrainConfig
 from tasks.benchmarks import Items, find_source
 from tasks.evaluate import EvaluationConfig, defining_versions, scoring_settings
 from tasks.feasibility import ANY_CPU, Training, most_flops, require_feasible, trained
-from tasks.process import run_module
-from tasks.stage import STAGE_TASK, Place, Result, logger, materialise, sha256_json
+from tasks.runtime.child_process import run_module
+from tasks.store import provenance
+from tasks.store.stage import STAGE_TASK, Place, Result, logger, materialise, sha256_json
 from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
 from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing, load_tokenizer
 
@@ -172,7 +172,7 @@ def rehearse_evaluation(
             "sequence_length": most,
             "out": str(work / "out"),
         }
-        run_module("eval.rehearsal", rehearsal, work, done.update)
+        run_module("eval.scoring.rehearsal", rehearsal, work, done.update)
     for name, (cut, count) in done["cut"].items():
         if cut:
             logger().warning(

@@ -11,22 +11,22 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from eval.figures import inline, loss_figure, score_figure, sweep_figure
-from eval.ledger import earlier_runs, leaderboard, leaderboard_page, ledger_row
-from eval.page import page
-from eval.paired import Evaluation, compare, num_fewshot, per_item, regressed
-from eval.precision import precision_of
-from eval.report import FIGURES, cost_table, joined_scores, notes, render, score_table
-from eval.stats import leak_effects, scores_by_verdict
+from eval.reporting.figures import inline, loss_figure, score_figure, sweep_figure
+from eval.reporting.html_page import page
+from eval.reporting.ledger import earlier_runs, leaderboard, leaderboard_page, ledger_row
+from eval.reporting.paired_tests import Evaluation, compare, num_fewshot, per_item, regressed
+from eval.reporting.report import FIGURES, cost_table, joined_scores, notes, render, score_table
+from eval.reporting.stats import leak_effects, scores_by_verdict
+from eval.scoring.precision import precision_of
 from model.errors import naming
-from tasks import provenance
-from tasks.announce import announce
 from tasks.benchmarks import Items
 from tasks.contamination import read_findings
-from tasks.faults import transient
-from tasks.ledger import add_row, read_ledger, report_pages
-from tasks.objects import StoreError, digest_file
-from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, load, logger, materialise, read_json
+from tasks.runtime.events import announce
+from tasks.store import provenance
+from tasks.store.ledger import add_row, read_ledger, report_pages
+from tasks.store.objects import StoreError, digest_file
+from tasks.store.retries import transient
+from tasks.store.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, load, logger, materialise, read_json
 from tasks.train import read_metrics
 
 VERSION = 5

@@ -19,12 +19,12 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from eval.markup import markdown_table
-from model.shards import write_shard
+from eval.reporting.markdown import markdown_table
+from model.data.shards import write_shard
 from tasks.download import SPLITS, documents_files
 from tasks.settings import Settings
-from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise, read_json
-from tasks.store import digest_file
+from tasks.store.objects import digest_file
+from tasks.store.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise, read_json
 from tasks.token_bytes import END_OF_TEXT, check_tokenizer, explained, token_bytes
 from tasks.tokenizer import load_tokenizer
 

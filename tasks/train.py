@@ -10,21 +10,21 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from tokenizers import Tokenizer
 
-from eval.figures import inline, loss_figure
-from eval.hellaswag import encoded_items
-from eval.markup import markdown_table, passage, untrusted
-from model.config import GPTConfig, TrainConfig
+from eval.reporting.figures import inline, loss_figure
+from eval.reporting.markdown import markdown_table, passage, untrusted
+from eval.suites.hellaswag import encoded_items
+from model.network.config import GPTConfig, TrainConfig
 from tasks.benchmarks import Items
 from tasks.budget import in_tokens
-from tasks.checkpoints import clear, discard_damaged, restore
-from tasks.devices import threads_of_each, training_processes
 from tasks.feasibility import require_feasible, require_space
-from tasks.process import run_module
-from tasks.progress import PROMPTS, Teller, TrainingProgress
-from tasks.source import model_source_digest
-from tasks.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise
+from tasks.runtime.child_process import run_module
+from tasks.runtime.devices import threads_of_each, training_processes
+from tasks.runtime.progress import PROMPTS, Teller, TrainingProgress
+from tasks.runtime.tracking import Tracking
+from tasks.store.checkpoints import clear, discard_damaged, restore
+from tasks.store.source_digest import model_source_digest
+from tasks.store.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise
 from tasks.tokenizer import load_tokenizer
-from tasks.tracking import Tracking
 
 VERSION = 2
 
@@ -116,7 +116,7 @@ def _train(
             restore(stage.key, run_dir, place.store, place.cache, logger())
             discard_damaged(run_dir, logger())
 
-        run_module("tasks.supervise", supervised, work, follow, place.device_lock, prepare)
+        run_module("tasks.runtime.supervise", supervised, work, follow, place.device_lock, prepare)
     for name in ("final/model.safetensors", "final/config.json", "run.json", "metrics.jsonl"):
         shutil.copy2(run_dir / name, out / Path(name).name)
     samples = json.loads((run_dir / "samples.json").read_text())

@@ -28,16 +28,16 @@ import tasks.report
 import tasks.shard
 import tasks.tokenizer
 import tasks.train
-from eval.suites import SUITES, chosen_items
+from eval.suites.suites import SUITES, chosen_items
 from flows.config import Preset, compose
-from model.gpt import GPT, initialise
+from model.network.gpt import GPT, initialise
 from tasks.benchmarks import Items
 from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, write_shards
-from tasks.stage import Manifest, Output, Place, Result, Stage, open_place
-from tasks.store import digest_file
+from tasks.store.objects import digest_file
+from tasks.store.stage import Manifest, Output, Place, Result, Stage, open_place
 from tasks.tokenizer import train_bpe
-from tests.test_model_presets import first_losses
+from tests.flows.test_presets import first_losses
 
 FILE = Path(__file__).with_name("golden.json")
 SLICE = 24

@@ -13,7 +13,7 @@ if "model.train" in sys.orig_argv:
 
 def linger(seconds: float = 1.0) -> None:
     """Let each step from the 40th on take so much longer."""
-    from model.trainer import Trainer  # torch is for the trainer, not for all that imports this file
+    from model.training.trainer import Trainer  # torch is for the trainer, not for all that imports this file
 
     step = Trainer.train_step
 

@@ -28,21 +28,21 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from deployments import cli
-from deployments.export import Finished, write
-from eval.ledger import leaderboard, leaderboard_page
-from eval.suites import SUITES, normalise, read_parquet
+from deployments.cli import commands
+from deployments.cli.export import Finished, write
+from eval.reporting.ledger import leaderboard, leaderboard_page
+from eval.suites.suites import SUITES, normalise, read_parquet
 from flows.daily import daily_train
-from model import checkpoint
-from model.config import GPTConfig
+from model.data.shards import ShardSet, read_dataset
 from model.errors import LONGEST_SENTENCE, DailyTrainError
-from model.gpt import GPT
-from model.shards import ShardSet, read_dataset
-from tasks.documents import FilesSource
+from model.network.config import GPTConfig
+from model.network.gpt import GPT
+from model.training import checkpoint
 from tasks.download import SCHEMA, DataConfig, write_documents
-from tasks.ledger import read_ledger
 from tasks.shard import ShardConfig, write_shards
-from tasks.stage import Place, Stage, finish, load, materialise, open_place
+from tasks.sources.document_sources import FilesSource
+from tasks.store.ledger import read_ledger
+from tasks.store.stage import Place, Stage, finish, load, materialise, open_place
 from tasks.token_bytes import check_tokenizer, token_bytes
 from tasks.tokenizer import load_tokenizer, train_bpe
 
@@ -198,8 +198,8 @@ def configuration(folder: Path, chance: random.Random) -> Input:
     """Settings on the command line, up to where the first stage would begin."""
     arguments, names = ["run", "--preset", chance.choice(("smoke", "daily", "laptop", "gpt2-124m"))], []
     for _ in range(chance.choice((1, 1, 2, 3))):
-        section = chance.choice([*cli.FORMS, "execution"])
-        fields = cli.Execution if section == "execution" else cli.FORMS[section]
+        section = chance.choice([*commands.FORMS, "execution"])
+        fields = commands.Execution if section == "execution" else commands.FORMS[section]
         name = chance.choice([*fields.model_fields, *["width", "depth", "sequence_length", "tokens"] * 2])
         value = chance.choice(NASTY)
         text = value if isinstance(value, str) and value not in AS_TEXT else as_json(value).decode()
@@ -221,12 +221,12 @@ def configuration(folder: Path, chance: random.Random) -> Input:
         words = StringSink()
         with (
             patch("sys.stderr", words),
-            patch.object(cli, "daily_train", _NotRun()),
+            patch.object(commands, "daily_train", _NotRun()),
             patch("tasks.feasibility._projected", side_effect=SystemExit(0)),
             patch.dict(os.environ, {"DAILY_TRAIN_BENCHMARKS": ""}),
         ):
             try:
-                code = cli.main([argument.replace("\x00", "") for argument in arguments])
+                code = commands.main([argument.replace("\x00", "") for argument in arguments])
             except SystemExit as error:
                 code = error.code
         text = words.text

@@ -1,9 +1,9 @@
-"""Stages for the tests of benchmarks.scheduler, in a module that a child imports quickly."""
+"""Stages for the tests of benchmarks.gpu.scheduler, in a module that a child imports quickly."""
 
 import os
 import time
 
-from benchmarks.scheduler import Bench
+from benchmarks.gpu.scheduler import Bench
 
 
 def timed(bench: Bench) -> None:

@@ -248,7 +248,7 @@ def daily_train_up(folder: Path, credentials: dict[str, str], store: str) -> Ite
     }
     for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", GIVEN):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)]
+    command = [sys.executable, "-m", "deployments.cli.commands", "up", "--port", str(port)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
     running = Up(f"http://127.0.0.1:{port}", store, folder, command, environment, process, messages)

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Response, StorageState, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from model.choices import OptimizerName
+from model.network.choices import OptimizerName
 from tests.operations.live import CHROMIUM, ROOT, SECONDS, Up, free_port
 
 pytestmark = pytest.mark.skipif(
@@ -246,7 +246,7 @@ def test_the_demo_page_shows_both_models(page: Page, store: Path):
     if not list(store.glob("ledger/*.json")):
         pytest.skip("there is no finished run: the test of a run by hand makes it")
     port = free_port()
-    command = [sys.executable, "-m", "deployments.cli", "demo", "--store", str(store), "--port", str(port)]
+    command = [sys.executable, "-m", "deployments.cli.commands", "demo", "--store", str(store), "--port", str(port)]
     demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         for line in demo.stdout:

@@ -18,10 +18,10 @@ from prefect import flow
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from deployments.access import FILE
-from deployments.notify import NotifyError, apprise_url
-from deployments.up import UpError, deployments_yaml
-from tasks.announce import announce
-from tasks.orphan import DID_NOT_ANSWER
+from deployments.cli.notify import NotifyError, apprise_url
+from deployments.cli.up import UpError, deployments_yaml
+from tasks.runtime.events import announce
+from tasks.runtime.liveness import DID_NOT_ANSWER
 from tests.operations.live import ROOT, SECRETS, Up, wait_for
 
 SHORT, LONG = 20_480, 40_960_000  # tokens: seconds, and longer than any test
@@ -74,7 +74,7 @@ def test_a_run_by_hand_fills_a_bucket_and_its_pages(up: Up, lost: float, tmp_pat
     assert "bits per byte" in told and "arc_easy acc" in told
 
     # A second machine: nothing in its cache, the same bucket.
-    command = [sys.executable, "-m", "deployments.cli", "run", "--preset", "smoke", "--store", up.store]
+    command = [sys.executable, "-m", "deployments.cli.commands", "run", "--preset", "smoke", "--store", up.store]
     for name, value in {"items_per_suite": 4, "suites": '["arc_easy"]'}.items():
         command += ["--set", f"evaluation.{name}={value}"]
     command += ["--set", f"train.tokens={SHORT}", "--cache", str(tmp_path / "elsewhere")]

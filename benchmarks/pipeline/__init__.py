@@ -1,0 +1,1 @@
+"""The pipeline around training: kills, faulty stores, tokenizers."""

@@ -1,0 +1,1 @@
+"""Scoring beside lm-eval, scores of a public model, and how often intervals and tests are right."""

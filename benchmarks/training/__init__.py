@@ -1,0 +1,1 @@
+"""Training speed and loss beside other programs, and the ladder of sizes that measures compute multipliers."""

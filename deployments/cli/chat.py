@@ -1,0 +1,38 @@
+"""`daily-train chat` and `daily-train demo`: find a finished run in the store and talk with its model.
+
+The model runs in a child process, so that the command line itself starts without torch.
+"""
+
+import importlib.util
+import subprocess
+
+from model.errors import DailyTrainError
+from tasks.runtime.child import child_command
+from tasks.store.ledger import find_run
+from tasks.store.stage import Place, StageError, load, materialise
+
+
+class ChatError(DailyTrainError):
+    """The model cannot be talked with; the message says what to do."""
+
+
+def converse(module: str, run: str, options: list[str], place: Place) -> None:
+    """Run `python -m MODULE` on the model of the newest run, or of the one whose key begins with `run`."""
+    row = find_run(run, place)
+    folders = {}
+    for stage in ("train", "tokenizer"):
+        result = load(stage, row["stages"][stage], place)
+        if result is None:
+            raise StageError(f"{place.store.url}: stage {stage} of run {row['run'][:12]} is gone")
+        folders[stage] = materialise(result, place)
+    print(f"run {row['run'][:12]}, preset {row['preset']}, {row['bits_per_byte']:.4f} bits per byte", flush=True)
+    paths = [str(folders["train"]), str(folders["tokenizer"] / "tokenizer.json")]
+    done = subprocess.run(child_command(module, *paths, *options))
+    if done.returncode:
+        raise ChatError(f"{module} ended with exit code {done.returncode}; its last lines say why")
+
+
+def require_gradio() -> None:
+    """Say what to install when the page's library is not there."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ChatError("the page needs Gradio: pip install -c constraints.txt -e '.[demo]'")

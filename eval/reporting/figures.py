@@ -1,0 +1,120 @@
+"""Figures of a run as PNG bytes, drawn from the recorded metrics and scores alone."""
+
+import base64
+import io
+import math
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from eval.reporting.published_scores import ANCHORS
+
+mpl.use("Agg")  # no display is needed, and none is looked for
+
+BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#6b7280"
+
+
+def loss_figure(events: list[dict[str, Any]], unigram_entropy_nats: float | None = None) -> bytes:
+    """Training and validation loss (nats a token) over training tokens, with the unigram entropy as a floor to beat,
+    and validation bits per byte."""
+    steps = [event for event in events if event["event"] == "step"]
+    validations = [event for event in events if event["event"] == "validation"]
+    figure = Figure(figsize=(10, 4.2), dpi=110, layout="constrained")
+    losses, bits = figure.subplots(1, 2, width_ratios=(3, 2))
+    losses.plot([s["tokens"] / 1e6 for s in steps], [s["loss"] for s in steps], color=BLUE, alpha=0.5, label="training")
+    millions = [event["tokens"] / 1e6 for event in validations]
+    label = "validation: {loss:.3f}".format(**validations[-1]) if validations else "validation"
+    losses.plot(millions, [event["loss"] for event in validations], "o-", color=ORANGE, label=label, markersize=4)
+    if unigram_entropy_nats is not None:
+        losses.axhline(unigram_entropy_nats, color=GREY, linestyle="--", label="unigram entropy of the text")
+    losses.set_ylabel("loss (nats per token)")
+    losses.legend()
+    label = "validation: {bits_per_byte:.3f}".format(**validations[-1]) if validations else "validation"
+    values = [event["bits_per_byte"] for event in validations]
+    bits.plot(millions, values, "o-", color=ORANGE, label=label, markersize=4)
+    bits.set_ylabel("bits per byte")
+    bits.legend()
+    for axes in (losses, bits):
+        axes.set_xlabel("training tokens (millions)")
+        axes.grid(alpha=0.25)
+    return _png(figure)
+
+
+def score_figure(scores: list[dict[str, Any]]) -> bytes:
+    """Scores with 95 % intervals beside the chance level of the same items and published scores of public models."""
+    figure = Figure(figsize=(8, 0.5 * len(scores) + 1.8), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    models = list(dict.fromkeys(anchor.model for anchor in ANCHORS))
+    shown = set()
+    for row, score in enumerate(scores):
+        fill, label = "full", "this run, 95 % interval"
+        if score["interval"]:
+            axes.plot([100 * limit for limit in score["interval"]], [row, row], color=BLUE, linewidth=2)
+        else:
+            fill, label = "none", "this run, no interval"
+        axes.plot(100 * score["value"], row, "o", color=BLUE, fillstyle=fill, label=None if label in shown else label)
+        shown.add(label)
+        chance = 100 * score["chance"]
+        axes.plot([chance] * 2, [row - 0.3, row + 0.3], color=GREY, linestyle="--", label=None if row else "chance")
+        for anchor in ANCHORS:
+            if (anchor.suite, anchor.metric) == (score["suite"], score["metric"]):
+                label = None if anchor.model in shown else anchor.model
+                shown.add(anchor.model)
+                marker = "D^sv"[models.index(anchor.model)]
+                axes.plot(100 * anchor.value, row + 0.24, marker, color=ORANGE, fillstyle="none", label=label)
+    axes.set_yticks(range(len(scores)), [f"{score['suite']} {score['metric']}" for score in scores])
+    axes.set_ylim(len(scores) - 0.5, -0.5)
+    highest = [max([score["value"], *(score["interval"] or [])]) for score in scores]
+    axes.set_xlim(0, max([60.0, *(10 * math.ceil(10 * value) for value in highest)]))
+    axes.set_xlabel("per cent")
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=3)
+    return _png(figure)
+
+
+def sweep_figure(sweep: list[dict[str, Any]], run: int) -> bytes:
+    """How many items of each suite count as contaminated, by the run of words that is asked for."""
+    figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for suite in sorted({row["suite"] for row in sweep}):
+        rows = [row for row in sweep if row["suite"] == suite and row.get("run") is not None]
+        axes.plot([row["run"] for row in rows], [row["contaminated"] for row in rows], label=suite)
+    axes.axvline(run, color=GREY, linestyle="--", label="threshold of this run")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("longest run of words in common, from which an item counts")
+    axes.set_ylabel("contaminated items")
+    axes.grid(alpha=0.25)
+    axes.legend()
+    return _png(figure)
+
+
+def study_figure(groups: list[dict[str, Any]]) -> bytes:
+    """Gains of a contamination study with 95 % intervals, one panel a measure."""
+    measures = list(dict.fromkeys(row["measure"] for row in groups))
+    names = list(dict.fromkeys(row["group"] for row in groups))
+    figure = Figure(figsize=(9, 0.5 * len(names) + 1.4), dpi=110, layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
+        for row in (row for row in groups if row["measure"] == measure and row["gain"] is not None):
+            place = names.index(row["group"])
+            if row["interval"]:
+                axes.plot(row["interval"], [place, place], color=BLUE, linewidth=2)
+            axes.plot(row["gain"], place, "o", color=BLUE, fillstyle="full" if row["interval"] else "none")
+        axes.axvline(0, color=GREY, linestyle="--")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel(f"gain in {measure.replace('_', ' ')}")
+        axes.grid(axis="x", alpha=0.25)
+    axes.invert_yaxis()  # the panels share it
+    return _png(figure)
+
+
+def inline(told: str, png: bytes) -> str:
+    """A PNG as a Markdown image that carries its own bytes, the form in which Prefect's artifacts show figures best."""
+    return f"![{told}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,142 @@
+"""The model card of an exported model: what its run recorded, and nothing else; what is missing is said to be."""
+
+import json
+from typing import Any
+
+from eval.reporting.contamination_report import control_suites, verdict_table
+from eval.reporting.markdown import code_block, markdown_table, sentence
+from eval.reporting.run_comparison import interval_text
+from eval.scoring.precision import precision_of
+
+UNRECORDED = "Not recorded: this model was exported from a folder, without its run's report."
+_BUDGETS = ("tokens", "flops", "gpu_hours", "usd")
+
+
+def model_card(facts: dict[str, Any]) -> str:
+    """Markdown with the front matter of the hub.
+
+    `facts`: `record` (config.json of the finished model), `family` and, where they were recorded, `report`
+    (report.json), `lock` and `lock_sha256` (of the download stage) and `model_source` (digest of `model/`).
+    """
+    record, report = facts["record"], facts.get("report")
+    name = f"{report['preset']} run {report['run'][:12]}" if report else f"model {record['model_sha256'][:12]}"
+    sections = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [daily-train]\n---",
+        f"# The Daily Train: {name}",
+        f"A language model trained from scratch, exported as {_OPENED[facts['family']]}.",
+        "```python\n"
+        + _CODE.format(trust=", trust_remote_code=True" if facts["family"] == "daily_train" else "")
+        + "```",
+        "A base model: it continues text and follows no instructions.",
+        "## Training",
+        markdown_table(["", ""], _training(facts)),
+        "## Scores",
+        *(_scores(report) if report else [UNRECORDED]),
+        "## Contamination",
+        *(_contamination(report["contamination"]["coverage"]) if report else [UNRECORDED]),
+        "## Data",
+        *_data(facts),
+        "## Configuration",
+        code_block(report["configuration"] if report else json.dumps(record["model"], indent=1)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+_OPENED = {
+    "gpt2": "a `GPT2LMHeadModel`",
+    "daily_train": "a model with code of its own, `modeling_daily_train.py`, which needs torch and transformers alone",
+}
+_CODE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})
+model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})
+prompt = tokenizer("My fellow citizens,", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=False)[0]))
+"""
+
+
+def _training(facts: dict[str, Any]) -> list[list[object]]:
+    record, report = facts["record"], facts.get("report")
+    result, network = record["result"], record["model"]
+    rows: list[list[object]] = [
+        ["validation loss, nats per token", result.get("loss")],
+        ["validation bits per byte", result.get("bits_per_byte")],
+        ["tokens", result.get("tokens")],
+        ["FLOPs", f"{result['flops']:.3e}" if "flops" in result else None],
+        ["context, tokens", network["sequence_length"]],
+        ["vocabulary", network["vocab_size"]],
+        ["tokenizer, SHA-256", f"`{record['tokenizer_sha256']}`"],
+        ["weights of the run, SHA-256", f"`{record['model_sha256']}`"],
+    ]
+    if report:
+        train, cost = json.loads(report["configuration"])["train"], report["cost"]
+        budget = [f"{train[unit]:,} {unit}" for unit in _BUDGETS if train.get(unit) is not None]
+        rows += [
+            ["parameters", report["training"]["parameters"]],
+            ["budget", " and ".join(budget) or None],
+            ["trained on", f"{report['training']['device']}, {report['training']['seconds']:,.0f} s"],
+            ["the whole run", f"{cost['seconds']:,.0f} s, {cost['usd']:.2f} USD"],
+            ["finished", report["finished"]],
+            ["commit", f"`{report['commit']}`"],
+            ["run", f"`{report['run']}`"],
+        ]
+    if "model_source" in facts:
+        same = facts["model_source"] == facts["model_source_here"]
+        rows.append(
+            [
+                "source of the network",
+                "as it was trained"
+                if same
+                else f"not the one it was trained with (`{facts['model_source']}`): check its loss",
+            ]
+        )
+    return rows
+
+
+def _scores(report: dict[str, Any]) -> list[str]:
+    how = report.get("evaluation", {})
+    header = ["suite", "metric", "few-shot examples", "n", "score, %", "95 % interval, %", "chance, %"]
+    rows, lines = [], []
+    for score in report["scores"]:
+        if score["value"] is None:
+            lines.append(f"{score['suite']} was not scored. {sentence(score['not_scored'])}.")
+            continue
+        rows.append(
+            [
+                score["suite"],
+                score["metric"],
+                how.get("num_fewshot", {}).get(score["task"]),
+                f"{score['n']:,} of {score['n_total']:,}",
+                f"{100 * score['value']:.2f}",
+                interval_text(score),
+                f"{100 * score['chance']:.2f}",
+                score["gold_bits_per_byte"],
+            ]
+        )
+    told = (
+        f"By lm-eval's task definitions, version {how.get('lm_eval', 'not recorded')}, in {precision_of(how)}; "
+        "n: items that were scored."
+    )
+    return [told, markdown_table([*header, "gold bits per byte"], rows), *lines]
+
+
+def _contamination(coverage: dict[str, Any]) -> list[str]:
+    counts = [form for forms in control_suites(coverage).values() for form in forms.values()]
+    found, planted = (sum(count[name] for count in counts) for name in ("found", "planted"))
+    return [
+        f"Every benchmark item was looked for in all {coverage['documents']:,} training documents (word "
+        f"{coverage['config']['ngram']}-grams). The positive control found {found:,} of {planted:,} planted items.",
+        verdict_table(coverage),
+    ]
+
+
+def _data(facts: dict[str, Any]) -> list[str]:
+    if "lock" not in facts:
+        return ["Not recorded: the run's data is not in the store." if "report" in facts else UNRECORDED]
+    splits = [[split, part["documents"], part["bytes"]] for split, part in facts["lock"]["splits"].items()]
+    return [
+        f"Lock of the data, SHA-256 `{facts['lock_sha256']}`:",
+        code_block(json.dumps(facts["lock"]["source"], indent=1)),
+        markdown_table(["split", "documents", "bytes"], splits),
+    ]

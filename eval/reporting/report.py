@@ -1,0 +1,217 @@
+"""The report of one run: everything a reader needs to judge it, as one JSON document and as Markdown.
+
+`evaluate` never sees the contamination verdicts and `contamination` never sees the model: they are joined here.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from eval.reporting.contamination_report import contamination_section, effects_section
+from eval.reporting.markdown import code, markdown_table, passage, sentence
+from eval.reporting.paired_tests import GOLD, PerItem
+from eval.reporting.published_scores import anchor_note
+from eval.reporting.run_comparison import comparison_section, interval_text
+
+Report = dict[str, Any]
+
+FIGURES = {
+    "scores.png": "scores against chance and public models",
+    "loss.png": "loss and bits per byte over training",
+    "sweep.png": "contaminated items by threshold",
+}
+"""Figures that lie beside the report, with what they show."""
+ITEM_SETS = ("all", "clean", "contaminated")
+
+
+def joined_scores(
+    scores: list[dict[str, Any]],
+    by_verdict: list[dict[str, Any]],
+    items: PerItem,
+    coverage: dict[str, Any],
+    missing: dict[str, str],
+) -> list[dict[str, Any]]:
+    """One row a suite and metric: the score with its interval, gold probability, and the score on clean and on
+    contaminated items.
+
+    A suite whose items could not be had has a row with the reason under `not_scored`. The counts
+    `clean_items` and `contaminated_items` are of all items of the suite, scored or not.
+    """
+    parts = {(row["task"], row["metric"], row["items"]): row for row in by_verdict}
+    rows = []
+    for score in scores:
+        row = dict(score)
+        row |= {name: parts[score["task"], score["metric"], "all"][name] for name in ("interval", "no_interval")}
+        row[GOLD] = float(np.mean([value for value, _ in items[score["suite"], score["task"], GOLD].values()]))
+        for name in ITEM_SETS[1:]:
+            part = parts[score["task"], score["metric"], name]
+            row[name] = {field: part[field] for field in ("n", "value", "standard_error", "too_few")}
+            row[f"{name}_items"] = coverage[score["suite"]][name]
+        row["uncheckable_items"] = len(coverage[score["suite"]]["uncheckable"])
+        rows.append(row)
+    empty = dict.fromkeys(("metric", "n", "value", "standard_error", "chance", "gold_bits_per_byte"))
+    rows += [{"suite": suite, **empty, "not_scored": reason} for suite, reason in missing.items()]
+    return rows
+
+
+def score_table(scores: list[dict[str, Any]]) -> str:
+    """What a reader looks at first: the scores, then the right answers and what contamination has to do with them.
+
+    Two tables, because one of all columns is wider than the UI's page of an artifact.
+    """
+    rows, more = [], []
+    for score in scores:
+        if score["value"] is None:
+            rows.append([score["suite"], "not scored", None, None, None, None])
+            continue
+        name = [score["suite"], score["metric"]]
+        rows.append(
+            [
+                *name,
+                f"{score['n']:,}" + (f" of {score['n_total']:,}" if score["subset"] else ""),
+                _with_error(score),
+                interval_text(score),
+                f"{100 * score['chance']:.2f}",
+            ]
+        )
+        more.append(
+            [
+                *name,
+                f"{100 * score[GOLD]:.2f}",
+                score["gold_bits_per_byte"],
+                f"{score['clean_items']:,} / {score['contaminated_items']:,}",
+                f"{_part(score['clean'])} / {_part(score['contaminated'])}",
+            ]
+        )
+    header = ["suite", "metric", "n", "score ± SE, %", "95 % interval, %", "chance, %"]
+    other = ["suite", "metric", "gold prob., %", "gold bits/byte", "clean / leaked", "score on each, %"]
+    return "\n\n".join([markdown_table(header, rows), *([markdown_table(other, more)] if more else [])])
+
+
+def notes(scores: list[dict[str, Any]]) -> list[str]:
+    """What a reader of the table must know: what was not scored and why, subsets, items too short to check."""
+    lines = [
+        f"**{score['suite']}: not scored.** {sentence(score['not_scored'])}."
+        for score in scores
+        if score["value"] is None
+    ]
+    scored = [score for score in scores if score["value"] is not None]
+    if any(score["subset"] for score in scored):
+        lines.append(
+            "Scores are of a fixed, seeded subset of items where the table says “of”; all items were checked "
+            "for contamination."
+        )
+    uncheckable = {score["suite"]: score["uncheckable_items"] for score in scored if score["uncheckable_items"]}
+    if uncheckable:
+        named = ", ".join(f"{suite} {count}" for suite, count in uncheckable.items())
+        lines.append(f"Too short to be checked for contamination: {named} items.")
+    truncated = {score["suite"]: score["truncated"] for score in scored if score["truncated"]}
+    if truncated:
+        named = ", ".join(f"{suite} {count}" for suite, count in truncated.items())
+        lines.append(f"Contexts cut on the left to fit the model, as lm-eval does: {named} items.")
+    if marks := anchor_note({(score["suite"], score["metric"]) for score in scored}):
+        lines.append(marks)
+    return lines
+
+
+def render(report: Report) -> str:
+    """The whole report as Markdown; the figures lie beside it."""
+    training, validation, text = report["training"], report["validation"], report["text"]
+    gain = text["unigram_entropy_nats"] - validation["loss"]
+    sections = [
+        f"# {report['preset']} run {report['run'][:12]}",
+        f"Finished {report['finished']}, commit `{report['commit']}`.",
+        "## Scores",
+        score_table(report["scores"]),
+        *notes(report["scores"]),
+        _figure("scores.png"),
+        "## Against earlier runs",
+        *comparison_section(report["against"], report["scores"]),
+        "## Loss",
+        markdown_table(
+            ["validation loss (nats per token)", "bits per byte", "unigram entropy of the text (nats)", "below it by"],
+            [[validation["loss"], validation["bits_per_byte"], text["unigram_entropy_nats"], gain]],
+        ),
+        _figure("loss.png"),
+        "## Training",
+        markdown_table(
+            ["parameters", "tokens", "steps", "FLOPs", "seconds", "tokens a second", "device"],
+            [
+                [
+                    training["parameters"],
+                    training["tokens"],
+                    training["steps"],
+                    f"{training['flops']:.3e}",
+                    training["seconds"],
+                    training["tokens"] / training["seconds"],
+                    training["device"],
+                ]
+            ],
+        ),
+        "## Text before and after training",
+        *_samples(report["samples"]),
+        "## Contamination",
+        contamination_section(report["contamination"]),
+        _figure("sweep.png"),
+        *effects_section(report["leak_effects"]),
+        "## Cost",
+        cost_table(report),
+        f"Encoding ran at {text['megabytes_per_second']} MB/s on {text['workers']} cores; "
+        f"hardware: {report['hardware']['cpu']}, {report['hardware']['cores']} cores, "
+        f"GPUs: {', '.join(report['hardware']['gpus']) or 'none'}.",
+        "## Configuration",
+        configuration_table(json.loads(report["configuration"])),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def cost_table(report: Report) -> str:
+    """Time, money and the beginning of the key of each stage."""
+    rows = [[name, s["seconds"], f"{s['usd']:.4f}", f"`{s['key'][:12]}`"] for name, s in report["stages"].items()]
+    total = ["sum", report["cost"]["seconds"], f"{report['cost']['usd']:.4f}", ""]
+    return markdown_table(["stage", "seconds", "USD", "key"], [*rows, total])
+
+
+def configuration_table(sections: dict[str, dict[str, Any]]) -> str:
+    """Every setting that has a value, under the name that `--set` takes; lists as JSON."""
+    return markdown_table(
+        ["setting", "value"],
+        [
+            [f"`{section}.{name}`", code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+            for section, values in sections.items()
+            for name, value in _flat(values)
+        ],
+    )
+
+
+def _flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        elif value is not None:
+            yield above + name, value
+
+
+def _figure(name: str) -> str:
+    return f"![{FIGURES[name]}]({name})"
+
+
+def _samples(samples: list[dict[str, str]]) -> list[str]:
+    lines = []
+    for sample in samples:
+        lines += ["Untrained:", passage(sample["prompt"] + sample["untrained"])]
+        lines += ["Trained:", passage(sample["prompt"] + sample["trained"])]
+    return lines
+
+
+def _with_error(score: dict[str, Any]) -> str:
+    error = score["standard_error"]
+    return f"{100 * score['value']:.2f}" + (" ± –" if error is None else f" ± {100 * error:.2f}")
+
+
+def _part(part: dict[str, Any]) -> str:
+    if part["n"] == 0:
+        return "none"
+    return f"too few ({part['n']})" if part["too_few"] else f"{100 * part['value']:.2f}"

@@ -1,0 +1,128 @@
+"""What a network costs in parameters and FLOPs, and how a budget becomes a number of steps.
+
+FLOPs follow the convention of PaLM (arXiv 2204.02311, appendix B) and nanoGPT: 6 for each weight of
+a matrix multiplication (2 forward, 4 backward) plus 12 * width * span for the attention of a layer,
+not halved for causality. The span is what a query sees in a layer: the sequence, its window, or in a
+sparse layer summaries, selected blocks and window. Of routed experts those that work on a token
+count. Look-ups are free, the head is a matrix also when tied. One convention for all designs, or
+their comparison means nothing. It counts what the design needs: an implementation that computes
+masked scores spends more and shows it as a lower MFU. A kernel that skips what causality hides does
+less than is counted for the whole past; `visible_flops_per_token` says how much less at most.
+"""
+
+from functools import cache
+
+import torch
+
+from model.network.config import ConfigError, GPTConfig, TrainConfig, Window
+from model.network.gpt import GPT
+
+ROLES = ("embedding", "position", "tables", "matrices", "experts", "gates", "head", "scalars")
+
+
+def _role(name: str, parameter: torch.Tensor) -> str:
+    if parameter.ndim < 2:
+        return "scalars"
+    if name.startswith("value_embeddings"):
+        return "tables"
+    if name.endswith(("gate.weight", "router.weight")):
+        return "gates"
+    outside = {"token_embedding": "embedding", "position_embedding": "position", "head": "head"}
+    return outside.get(name.split(".")[0], "experts" if parameter.ndim == 3 else "matrices")
+
+
+@cache
+def parameters(config: GPTConfig) -> dict[str, int]:
+    """Number of weights by role, and their total; a tied head counts once, as embedding. `tables`
+    (value embeddings) cost memory and no FLOPs; `experts` are all routed ones, working or not."""
+    counted = dict.fromkeys(ROLES, 0)
+    with torch.device("meta"):
+        model = GPT(config)
+    for name, parameter in model.named_parameters():
+        counted[_role(name, parameter)] += parameter.numel()
+    return counted | {"total": sum(counted.values())}
+
+
+def attention_spans(config: GPTConfig, sequence_length: int) -> list[int]:
+    """Keys that a query of each layer is counted with."""
+    window = min(config.short_window_tokens, sequence_length)
+    sparse = window + sequence_length // config.sparse_block + (config.sparse_blocks + 1) * config.sparse_block
+    span = {Window.LONG: sequence_length, Window.SHORT: window, Window.SPARSE: min(sparse, sequence_length)}
+    return [span[kind] for kind in config.windows]
+
+
+def visible_scores(config: GPTConfig, sequence_length: int) -> list[float]:
+    """Keys that a query of each layer sees, as the mean over a sequence: no kernel computes fewer scores. Of a sparse
+    layer what it is counted with, which is fewer than its dense implementation computes."""
+    spans = attention_spans(config, sequence_length)
+    return [
+        span if kind is Window.SPARSE else span - span * (span - 1) / (2 * sequence_length)
+        for kind, span in zip(config.windows, spans)
+    ]
+
+
+def flops_per_token(config: GPTConfig, sequence_length: int) -> int:
+    """Training FLOPs a token, forward and backward, in sequences of this length."""
+    counted = parameters(config)
+    multiplied = counted["matrices"] + counted["gates"] + config.padded_vocab_size * config.width
+    multiplied += counted["experts"] * config.experts_per_token // config.experts
+    return 6 * multiplied + 12 * config.width * sum(attention_spans(config, sequence_length))
+
+
+def visible_flops_per_token(config: GPTConfig, sequence_length: int) -> float:
+    """The same with the scores that a query sees instead of its span: an MFU by it flatters no kernel."""
+    hidden = sum(attention_spans(config, sequence_length)) - sum(visible_scores(config, sequence_length))
+    return flops_per_token(config, sequence_length) - 12 * config.width * hidden
+
+
+def sequences_per_step(train: TrainConfig, model: GPTConfig) -> int:
+    """Sequences a weight update sees; refuses a step that is not whole micro-batches, or not whole sequences."""
+    length, micro_batch = model.sequence_length, train.micro_batch_sequences
+    if micro_batch is None and train.tokens_per_step % length:
+        raise ConfigError(f"tokens_per_step {train.tokens_per_step} must be a multiple of sequence_length {length}")
+    if micro_batch is not None and train.tokens_per_step % (micro_batch * length):
+        raise ConfigError(
+            f"tokens_per_step {train.tokens_per_step} must be a multiple of micro_batch_sequences x "
+            f"sequence_length = {micro_batch} x {length} = {micro_batch * length}"
+        )
+    return train.tokens_per_step // length
+
+
+def resolve_steps(
+    train: TrainConfig,
+    model: GPTConfig,
+    *,
+    processes: int = 1,
+    seconds_per_step: float | None = None,
+    fixed_seconds: float = 0.0,
+    usd_per_hour: float | None = None,
+) -> int:
+    """The number of steps that the budget pays for; the budget is never exceeded.
+
+    Hours and dollars need the measured seconds a step, and are charged for `fixed_seconds` that do not depend on the
+    number of steps; `usd_per_hour` is the price of all processes.
+    """
+    unit = train.budget_unit
+    budget, fixed_cost = getattr(train, unit), 0.0
+    if unit == "tokens":
+        step_cost = train.tokens_per_step
+    elif unit == "flops":
+        step_cost = flops_per_token(model, model.sequence_length) * train.tokens_per_step
+    elif seconds_per_step is None:
+        raise ConfigError(f"a budget in {unit} needs a timing on the machine")
+    elif unit == "gpu_hours":
+        step_cost, fixed_cost = (seconds * processes / 3600 for seconds in (seconds_per_step, fixed_seconds))
+    else:
+        step_cost, fixed_cost = (dollars(seconds, usd_per_hour) for seconds in (seconds_per_step, fixed_seconds))
+    steps = int((budget - fixed_cost) // step_cost)
+    if steps < 1:
+        fixed = f" after {fixed_cost:.6g} for starting, validating and saving" if fixed_cost else ""
+        raise ConfigError(f"the budget of {budget} {unit} is less than one step of {step_cost:.6g}{fixed}")
+    return steps
+
+
+def dollars(seconds: float, usd_per_hour: float | None) -> float:
+    """Price of a time on this machine."""
+    if usd_per_hour is None:
+        raise ConfigError("dollars need the price of the machine: execution.usd_per_hour is null")
+    return seconds / 3600 * usd_per_hour

@@ -1,0 +1,314 @@
+"""Muon or PSGD for the hidden matrices, AdamW for everything else.
+
+Muon (Keller Jordan, 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, found
+here with Polar Express (arXiv 2505.16932), batched over matrices of one shape.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+from model.machine.parallel import assign_, local, rows_as, whole_matrices
+from model.network.config import ConfigError, OptimizerName, Precision, TrainConfig
+from model.training.psgd import whiten_
+
+# Polar Express, table for 5 iterations: the minimax-optimal odd quintic for the singular values that
+# the iterations before it leave. Each but the last is relaxed by 1.01, so that a bf16 rounding error
+# over 1 cannot diverge.
+_POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+_RELAXATION = 1.01
+_PRODUCTS = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}  # else bf16
+
+
+def orthogonalise(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
+    """Nearest (semi-)orthogonal matrix of each: U V' of the SVD U S V'. A zero matrix stays zero."""
+    tall = matrices_NRC.size(-2) > matrices_NRC.size(-1)
+    size_N11 = matrices_NRC.norm(dim=(-2, -1), keepdim=True) * _RELAXATION + 1e-7
+    x = (matrices_NRC / size_N11).to(dtype)  # fp16 would lose small ones
+    x = x.mT if tall else x  # the products below are of the smaller side
+    for iteration, (a, b, c) in enumerate(_POLAR_EXPRESS):
+        if iteration < len(_POLAR_EXPRESS) - 1:
+            a, b, c = a / _RELAXATION, b / _RELAXATION**3, c / _RELAXATION**5
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def direction_(
+    gradients_NRC: Tensor,
+    momentum_NRC: Tensor,
+    square_NR1: Tensor | None,
+    momentum: float | Tensor,
+    beta2: float | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What Muon subtracts from matrices; moves their momentum and the running squares of their rows. Run eagerly, it
+    uses the memory of the gradients."""
+    momentum_NRC.lerp_(gradients_NRC, 1 - momentum)
+    compiled = torch.compiler.is_compiling()  # then what is written is no more than what is kept
+    nesterov_NRC = (Tensor.lerp if compiled else Tensor.lerp_)(gradients_NRC, momentum_NRC, momentum)
+    update_NRC = orthogonalise(nesterov_NRC, dtype).float()
+    return update_NRC if square_NR1 is None else _normalise_rows(update_NRC, square_NR1, beta2)
+
+
+def _normalise_rows(update_NRC: Tensor, square_NR1: Tensor, beta2: float) -> Tensor:
+    square_NR1.lerp_(update_NRC.square().mean(-1, keepdim=True), 1 - beta2)
+    # the first steps see too small a running mean; its common factor goes with the rescaling
+    normalised = update_NRC * square_NR1.clamp_min(1e-12).rsqrt()
+    before, after = (x.norm(dim=(-2, -1), keepdim=True) for x in (update_NRC, normalised))
+    return normalised * (before / after.clamp_min(1e-12))
+
+
+def subtract_(weight: Tensor, update: Tensor, rate: float | Tensor, decay: float | Tensor, cautious: bool) -> None:
+    """Decay a weight, if cautious only where the update also moves it towards 0, and subtract the update."""
+    if isinstance(decay, Tensor) or decay:
+        weight.mul_(1 - decay * (update * weight > 0) if cautious else 1 - decay)
+    if isinstance(rate, Tensor):
+        weight.sub_(rate * update)
+    else:
+        weight.add_(update, alpha=-rate)
+
+
+def update_(
+    weights_NRC: Tensor,
+    gradients_NRC: Tensor,
+    momentum_NRC: Tensor,
+    square_NR1: Tensor | None,
+    momentum: Tensor,
+    rate: Tensor,
+    decay: Tensor,
+    beta2: float | None,
+    dtype: torch.dtype,
+    cautious: bool,
+) -> None:
+    """A step of Muon for all matrices of one shape. Its numbers are tensors: compiled code reads them each time."""
+    update_NRC = direction_(gradients_NRC, momentum_NRC, square_NR1, momentum, beta2, dtype)
+    subtract_(weights_NRC, update_NRC, rate, decay, cautious)
+
+
+class Muon:
+    """Nesterov momentum, orthogonalised; decoupled weight decay. State: one stack a shape.
+
+    With `beta2` each row of the update is divided by the running size of that row, and the whole then
+    has the size it had (NorMuon, arXiv 2510.05491). `cautious` decays a weight only where the update
+    also moves it towards 0 (arXiv 2510.12402). A parameter of 3 dimensions is a stack of matrices.
+    Of sharded parameters each process has the state of its share of the whole matrices.
+    """
+
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        weight_decay: float,
+        dtype: torch.dtype,
+        beta2: float | None = None,
+        cautious: bool = False,
+    ) -> None:
+        self.weight_decay, self.dtype, self.beta2, self.cautious = weight_decay, dtype, beta2, cautious
+        self.direction_, self.update_ = direction_, update_
+        self.weights: dict[str, Tensor] = {}
+        """By shape, where the matrices of a shape are one tensor."""
+        self.groups: dict[str, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            rows, columns = parameter.shape[-2:]
+            self.groups.setdefault(f"{rows}x{columns}", []).append(parameter)
+        self.state: dict[str, Tensor] = {}
+        for shape, group in self.groups.items():
+            matrices = whole_matrices(_stack(group))
+            self.state[f"momentum.{shape}"] = torch.zeros_like(matrices)
+            if beta2 is not None:
+                self.state[f"row_square.{shape}"] = torch.zeros_like(matrices[..., :1])
+
+    @torch.no_grad()
+    def compile(self, backend: str) -> None:
+        """Compile the step, once a shape. The matrices of a shape become parts of one tensor, which few kernels update;
+        sharded ones stay as they are, and only the direction is compiled."""
+        self.direction_, self.update_ = (
+            torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
+            for function in (direction_, update_)
+        )
+        for shape, group in self.groups.items():
+            if not isinstance(group[0], DTensor):
+                stack = self.weights[shape] = _stack(group)
+                for parameter, part in zip(group, rows_as(stack, group, stack)):
+                    parameter.data = part
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, momentum: float, decay_multiplier: float = 1.0) -> None:
+        decay = learning_rate * self.weight_decay * decay_multiplier
+        for shape, group in self.groups.items():
+            stack = whole_matrices(_stack([parameter.grad for parameter in group]))
+            rate = learning_rate * self._scale(*group[0].shape[-2:])
+            if shape in self.weights:
+                numbers = (torch.tensor(number) for number in (momentum, rate, decay))
+                self.update_(
+                    self.weights[shape], stack, *self._state(shape), *numbers, self.beta2, self.dtype, self.cautious
+                )
+                continue
+            update_NRC = self._direction(shape, local(stack), momentum)
+            for parameter, update in zip(group, rows_as(update_NRC, group, stack)):
+                subtract_(local(parameter), update, rate, decay, self.cautious)
+
+    def _scale(self, rows: int, columns: int) -> float:
+        """Factor of the rate: a tall matrix of orthonormal columns moves its output less. Same RMS for every shape."""
+        return math.sqrt(max(1.0, rows / columns))
+
+    def _state(self, shape: str) -> tuple[Tensor, Tensor | None]:
+        square_NR1 = None if self.beta2 is None else local(self.state[f"row_square.{shape}"])
+        return local(self.state[f"momentum.{shape}"]), square_NR1
+
+    def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> Tensor:
+        """What is subtracted from the matrices of one shape, times the rate."""
+        number = momentum if self.direction_ is direction_ else torch.tensor(momentum)
+        return self.direction_(gradients_NRC, *self._state(shape), number, self.beta2, self.dtype)
+
+
+class Kron(Muon):
+    """Momentum whitened by PSGD's Kronecker-factored preconditioner: entries of size 1, as AdamW's, whose rates suit.
+
+    State besides the momentum: the two factors of each matrix, of its rows and of its columns, in fp32.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], weight_decay: float, cautious: bool = False) -> None:
+        super().__init__(parameters, weight_decay, torch.float32, cautious=cautious)
+        for shape in self.groups:
+            zeros_NRC = self.state[f"momentum.{shape}"]  # products of it are zero, and shared as it is
+            self.state |= {f"left.{shape}": zeros_NRC @ zeros_NRC.mT, f"right.{shape}": zeros_NRC.mT @ zeros_NRC}
+            for side in ("left", "right"):
+                self.state[f"{side}_curvature.{shape}"] = torch.zeros_like(zeros_NRC[:, :1, :1])
+
+    def compile(self, backend: str) -> None:
+        """Nothing: the products of the preconditioner are most of its step."""
+
+    def _scale(self, rows: int, columns: int) -> float:
+        return 1.0
+
+    def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> Tensor:
+        names = ("momentum", "left", "right", "left_curvature", "right_curvature")
+        buffer, *fit = (local(self.state[f"{name}.{shape}"]) for name in names)
+        begun_N11 = (fit[0][:, :1, :1] != 0).float()  # a first gradient counts in full
+        buffer.lerp_(gradients_NRC, 1 - momentum * begun_N11)
+        return whiten_(buffer, *fit)
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """Matrices and stacks of matrices of one shape as a new stack; of sharded ones each process has some rows."""
+    stacks = [tensor.detach().reshape(-1, *tensor.shape[-2:]) for tensor in tensors]
+    return torch.cat(
+        [stack.redistribute(placements=[Shard(1)]) if isinstance(stack, DTensor) else stack for stack in stacks]
+    )
+
+
+def roles(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Parameters by role: matrix (hidden), embedding, head, scalar (norms, biases, lambdas, gates, routers)."""
+    grouped: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": [], "scalar": []}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or name.endswith(("gate.weight", "router.weight")):
+            role = "scalar"
+        elif "embedding" in name:
+            role = "embedding"
+        elif name.startswith("head"):
+            role = "head"
+        else:
+            role = "matrix"
+        grouped[role].append((name, parameter))
+    return grouped
+
+
+class Optimizer:
+    """All parameters of a model under one schedule; its state is a flat dict of tensors."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.config = config
+        grouped = roles(model)
+        self.matrices: Muon | None = None
+        if config.optimizer is OptimizerName.PSGD:
+            matrices = [parameter for _, parameter in grouped.pop("matrix")]
+            self.matrices = Kron(matrices, config.weight_decay, config.cautious_decay)
+        elif config.optimizer is OptimizerName.MUON:
+            matrices = [parameter for _, parameter in grouped.pop("matrix")]
+            dtype = _PRODUCTS.get(config.precision, torch.bfloat16)
+            self.matrices = Muon(matrices, config.weight_decay, dtype, config.muon_beta2, config.cautious_decay)
+        rates = {
+            "matrix": config.learning_rate,
+            "embedding": config.embedding_learning_rate or config.learning_rate,
+            "head": config.head_learning_rate or config.learning_rate,
+            "scalar": config.scalar_learning_rate or config.learning_rate,
+        }
+        self.names = {parameter: name for group in grouped.values() for name, parameter in group}
+        groups = [
+            {
+                "params": [parameter for _, parameter in group],
+                "lr": rates[role],
+                "peak": rates[role],
+                "weight_decay": config.weight_decay if self.matrices is None and role != "scalar" else 0.0,
+            }
+            for role, group in grouped.items()
+            if group
+        ]
+        self.adamw = torch.optim.AdamW(
+            groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon, fused=True
+        )
+        for parameter in self.names:  # torch would wait for the first step: memory is full before it or not at all
+            self.adamw.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | {
+                key: torch.zeros_like(parameter, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")
+            }
+
+    def step(self, multiplier: float, momentum: float | None = None) -> None:
+        """One update at `multiplier` of every peak rate; `momentum` is Muon's, null: the configured one."""
+        if self.matrices is not None:
+            self.matrices.step(
+                self.config.learning_rate * multiplier,
+                self.config.momentum if momentum is None else momentum,
+                multiplier if self.config.cautious_decay else 1.0,
+            )
+        for group in self.adamw.param_groups:
+            group["lr"] = group["peak"] * multiplier
+        self.adamw.step()
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile Muon's step, once a shape: a number of the schedule enters as a tensor, so none compiles again."""
+        if self.matrices is not None:
+            self.matrices.compile(backend)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything the next step depends on besides weights and configuration."""
+        tensors = {
+            f"adamw.{key}.{self.names[parameter]}": value
+            for parameter, state in self.adamw.state.items()
+            for key, value in state.items()
+        }
+        if self.matrices is not None:
+            tensors |= {f"{self.config.optimizer.value}.{name}": value for name, value in self.matrices.state.items()}
+        return tensors
+
+    def state_bytes(self) -> int:
+        """Size of state_tensors() after the first step; before it AdamW has no state."""
+        moments = sum(2 * parameter.numel() * parameter.element_size() + 4 for parameter in self.names)
+        stacks = self.matrices.state.values() if self.matrices is not None else ()
+        return moments + sum(tensor.numel() * tensor.element_size() for tensor in stacks)
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of state_tensors; refuses the state of another network or optimizer."""
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        expected = {f"adamw.{key}.{name}" for name in self.names.values() for key in keys}
+        if self.matrices is not None:
+            expected |= {f"{self.config.optimizer.value}.{name}" for name in self.matrices.state}
+        if different := sorted(expected ^ set(tensors)):
+            raise ConfigError(f"the optimizer state is of another run: {different[0]!r} does not match")
+        for parameter, name in self.names.items():
+            step = tensors[f"adamw.step.{name}"].to(parameter.device, copy=True)
+            moments = {key: torch.empty_like(parameter, requires_grad=False) for key in keys[1:]}
+            for key, moment in moments.items():
+                assign_(moment, tensors[f"adamw.{key}.{name}"])
+            self.adamw.state[parameter] = {"step": step} | moments
+        if self.matrices is not None:
+            for name, value in self.matrices.state.items():
+                assign_(value, tensors[f"{self.config.optimizer.value}.{name}"])

@@ -1,0 +1,49 @@
+"""How many processes train and score: one for each GPU that torch would use, unless a setting says otherwise."""
+
+import subprocess
+from functools import cache
+
+from model.network.config import ConfigError, GPTConfig, TrainConfig
+from tasks.runtime.child import child_command
+from tasks.store import provenance
+from tasks.store.stage import Place
+
+
+@cache
+def gpu_count() -> int:
+    """GPUs that torch would use. A child process asks torch, whose import takes seconds."""
+    done = subprocess.run(child_command("model.machine.hardware"), capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.stdout.strip().isdecimal() else 0
+
+
+def scoring_processes(place: Place) -> int:
+    """Processes that score together. Raises ConfigError when there are fewer GPUs than the setting asks for."""
+    wanted = place.processes
+    driver = None if place.device == "cpu" else provenance.gpu_driver()
+    if driver is None or wanted == 1 or (wanted is None and len(provenance.hardware()["gpus"]) == 1):
+        return wanted or 1  # without asking torch
+    found = gpu_count()
+    if found and wanted and wanted > found:
+        raise ConfigError(
+            f"execution.processes is {wanted}, but torch finds {found} GPU{'s' if found > 1 else ''} on "
+            f"this machine; set it to at most {found}, or leave it empty for one process a GPU"
+        )
+    return wanted or found or 1
+
+
+def training_processes(model: GPTConfig, train: TrainConfig, place: Place) -> int:
+    """Processes that train together: they share the sequences of a step equally. Without a setting some GPUs may be
+    left over. Raises ConfigError when the setting cannot be kept."""
+    count, sequences = scoring_processes(place), train.tokens_per_step // model.sequence_length
+    most = max(number for number in range(1, count + 1) if sequences % number == 0)
+    if place.processes and most < count:
+        raise ConfigError(
+            f"execution.processes is {count}, but {count} processes cannot share the {sequences} "
+            f"sequences of a step (train.tokens_per_step) equally; set it to {most}"
+        )
+    return most
+
+
+def threads_of_each(processes: int, place: Place) -> int:
+    """CPU threads of one of several processes, which share the workers."""
+    return max(1, place.workers // processes)

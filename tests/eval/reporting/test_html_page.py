@@ -1,0 +1,90 @@
+"""The HTML pages: one file, nothing from outside, foreign text stays text; and the form of plain, bounded fields."""
+
+import re
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+
+from eval.reporting.html_page import FOLDED_ROWS, page
+from eval.reporting.ledger import leaderboard_page
+from eval.reporting.markdown import code, markdown_table, passage, untrusted
+from eval.reporting.report import configuration_table, notes
+from flows.config import BOUNDS, FORMS, Execution, compose
+from flows.daily import daily_train
+from model.network.config import BUDGETS, ConfigError
+
+PNG = b"\x89PNG\r\n\x1a\nnot looked at"
+HOSTILE = "</pre><script src='https://example.org/x.js'></script> `code` | cell\x1b[31m ![x](https://example.org/y.png)"
+
+
+def test_a_page_holds_its_figures_and_asks_for_nothing():
+    text = ["# Title & more", "## One", "![told](a.png)", passage(HOSTILE), untrusted(HOSTILE)]
+    made = page("\n\n".join(text), {"a.png": PNG})
+    assert "<title>Title &amp; more</title>" in made and '<a href="#one">One</a>' in made and '<h2 id="one">' in made
+    assert re.findall(r'<img src="([^"]{22})', made) == ["data:image/png;base64,"]
+    assert "<script" not in made and "\x1b" not in made
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', made)
+
+
+def test_the_reason_why_a_suite_was_not_scored_is_foreign_text():
+    told = notes([{"suite": "truthfulqa", "value": None, "not_scored": HOSTILE}])
+    made = page("\n\n".join(told), {})
+    assert "![x](https://example.org/y.png)" in made
+    assert "<img" not in made and "<script" not in made and "\x1b" not in made
+
+
+def test_a_page_with_a_missing_figure_is_refused():
+    with pytest.raises(KeyError, match="gone"):
+        page("![told](gone.png)", {"a.png": PNG})
+
+
+def test_only_long_tables_are_folded():
+    def folded(rows: int) -> bool:
+        return f"<summary>{rows} rows</summary>" in page(markdown_table(["n"], [[n] for n in range(rows)]), {})
+
+    assert not folded(FOLDED_ROWS - 1) and folded(FOLDED_ROWS + 1)
+
+
+def test_settings_are_shown_as_set_takes_them_whatever_stands_in_them():
+    made = page(configuration_table({"data": {"source": {"path": HOSTILE, "id": None}}, "train": {"tokens": 5}}), {})
+    assert "<code>data.source.path</code>" in made and "<code>train.tokens</code></td>\n<td><code>5</code>" in made
+    assert "data.source.id" not in made and "<script" not in made and "<img" not in made
+    assert code("a``b`") == "``` a``b` ```"
+
+
+def row(run: str, bits: float, data: str = "d1", **scores: float) -> dict:
+    facts = {"preset": "smoke", "finished": "2026-01-01", "commit": "c" * 40, "parameters": 1, "tokens": 2}
+    facts |= {"flops": 3.0, "seconds": 4, "usd": 5}
+    return {"run": run * 64, "bits_per_byte": bits, "validation_data": data * 32, "scores": scores, **facts}
+
+
+def test_the_leaderboard_ranks_within_the_same_data_and_links_reports():
+    rows = [row("a", 2.0, **{"arc_easy/acc": 0.25}), row("b", 1.5), row("e", 1.0, "d2")]
+    made = leaderboard_page(rows, {"a" * 64: "stages/report/x/report.html"})
+    first, second = made.split("<h2 ")[1:]
+    ours, other = sorted((first, second), key=lambda part: "d2d2" in part)
+    assert ours.index("b" * 12) < ours.index("a" * 12) and "e" * 12 not in ours and "e" * 12 in other
+    assert f'<a href="stages/report/x/report.html">{"a" * 12}</a>' in ours
+    assert re.search(r">25</td>", ours) and ">–</td>" in ours
+
+
+def test_the_form_shows_plain_fields_which_send_nothing_when_nobody_touches_them():
+    """But for a choice of forms; a truth value that the form showed as a switch would be sent as false."""
+    schema = parameter_schema(daily_train).model_dump_for_openapi()
+    for form in (*FORMS.values(), Execution):
+        for name, field in schema["definitions"][form.__name__]["properties"].items():
+            assert field["description"], f"{form.__name__}.{name} is not described"
+            kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
+            assert not kinds or len(kinds) > 1, name
+            if form is not Execution:
+                assert field.get("type") != "boolean" and field.get("enum") in (None, [True, False]), name
+    assert schema["properties"]["train"]["default"] == {}, "an untouched section changes nothing"
+
+
+@pytest.mark.parametrize("name", sorted(set(BOUNDS) - set(BUDGETS)))
+def test_what_the_form_refuses_the_trainer_refuses_too(name: str):
+    section = next(section for section in ("train", "model") if name in FORMS[section].model_fields)
+    for kind, bound in BOUNDS[name].items():
+        bad = {"gt": bound, "ge": bound - 1, "lt": bound, "le": bound + 1}[kind]
+        with pytest.raises(ConfigError, match=name):
+            compose("smoke", {section: {name: bad}})

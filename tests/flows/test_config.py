@@ -1,0 +1,77 @@
+"""Presets, the form of the UI, and one clear sentence for every mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.config import FORMS, Execution, Preset, changes_of, compose
+from flows.daily import daily_train
+from flows.study import contamination_study
+from model.network.config import ConfigError
+from tasks.download import VERSION
+from tasks.sources.document_sources import lock
+from tasks.store.stage import Stage
+
+
+@pytest.mark.parametrize("preset", list(Preset))
+def test_every_preset_is_complete(preset: Preset):
+    run = compose(preset, {})
+    assert (run.train.tokens or run.train.flops) and run.data.source and run.evaluation.suites
+
+
+def test_golden_key_of_the_default_data():
+    """Two machines, two stores, any day: the same key. A change here makes every store download again."""
+    data = compose("laptop", {}).data
+    config = {"source": lock(data.source, Path("unused")), "validation_fraction": data.validation_fraction}
+    stage = Stage(name="download", version=VERSION, config=config, inputs={})
+    assert stage.key == "401ee778f5e510ce11e1aeecfefaba529dabd9cb31b75ba6bf7a1b6cc383b4c8"
+
+
+def test_gpt2_is_gpt2():
+    model = compose("gpt2-124m", {}).model
+    assert (model.depth, model.width, model.heads, model.sequence_length) == (12, 768, 12, 1024)
+    assert model.tied_head and model.bias and model.softcap is None and not model.qk_norm
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "message"),
+    [
+        ("no-such", {}, "unknown preset 'no-such'; known are daily"),
+        ("laptop", {"trian": {}}, "unknown section 'trian'; known are data"),
+        ("laptop", {"train": {"lerning_rate": 1}}, "train has the unknown key 'lerning_rate'"),
+        ("laptop", {"train": {"learning_rate": "fast"}}, "train: learning_rate must be of type float"),
+        ("laptop", {"train": {"tokens": 5, "flops": 1e9}}, "exactly one budget"),
+        ("laptop", {"tokenizer": {"vocab_size": 70_000}}, "tokenizer.vocab_size: .*65536, but it is 70000"),
+        ("laptop", {"tokenizer": {"kind": "gpt2", "vocab_size": 512}}, "a trained tokenizer needs one, a loaded"),
+        ("laptop", {"evaluation": {"suites": ["mmlu"]}}, "unknown suite 'mmlu'; known are"),
+        ("laptop", {"data": {"source": {"kind": "hub", "id": "a/b", "revision": "main"}}}, "not a 40-digit commit"),
+        ("laptop", {"data": {"sauce": 1}}, "data has the unknown key 'sauce'; known are source"),
+        ("laptop", {"contamination": {"mode": "ignore"}}, "one of report, refuse, filter"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(preset: str, changes: dict, message: str):
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose(preset, changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_budget_replaces_the_other():
+    train = compose("laptop", {"train": {"flops": 1e12}}).train
+    assert (train.flops, train.tokens) == (1e12, None)
+
+
+def test_an_empty_form_changes_nothing():
+    forms = {name: form() for name, form in FORMS.items()}
+    assert compose("laptop", changes_of(**forms)) == compose("laptop", {})
+
+
+@pytest.mark.parametrize("flow", [daily_train, contamination_study])
+def test_every_parameter_and_field_of_the_form_is_described(flow):
+    schema = flow.parameters.model_dump()
+    definitions = schema["definitions"]
+    for name, parameter in schema["properties"].items():
+        assert parameter.get("description"), name
+    shown = [*(form.__name__ for form in FORMS.values()), Execution.__name__]
+    for name in set(shown) & set(definitions):
+        for field, value in definitions[name]["properties"].items():
+            assert value.get("description"), f"{name}.{field}"

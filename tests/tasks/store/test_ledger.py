@@ -1,0 +1,132 @@
+"""Reading the ledger and stages: what is none of ours is named and passed over, and nothing is made."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from deployments.cli.commands import main
+from tasks.store.ledger import add_row, find_run, read_ledger, report_pages
+from tasks.store.objects import StoreError
+from tasks.store.stage import Place, Stage, finish, finished, open_place
+from tests.object_store import READER
+
+NAME = "a" * 64
+ROW = {
+    "run": NAME,
+    "preset": "smoke",
+    "finished": "2026-11-26 10:00 UTC",
+    "commit": "c" * 40,
+    "bits_per_byte": 2.5,
+    "loss_nats_per_token": 4.0,
+    "validation_data": "d" * 64,
+    "parameters": 1,
+    "tokens": 2,
+    "flops": 3.0,
+    "seconds": 4.0,
+    "usd": 0.0,
+    "scores": {"arc_easy/acc": 0.25},
+    "regressed": [],
+    "stages": dict.fromkeys(("contamination", "evaluate", "tokenizer", "train"), "e" * 64),
+}
+BROKEN = {
+    "empty": b"",
+    "no-json": b"{",
+    "deep": b"[" * 100_000,
+    "list": b"[]",
+    "number": b"7",
+    "utf-16": "{}".encode("utf-16"),
+    "fields": b"{}",
+    "text": json.dumps(ROW | {"bits_per_byte": "2"}).encode(),
+    "nan": json.dumps(ROW | {"flops": float("nan")}).encode(),
+    "huge-number": json.dumps(ROW | {"flops": 10**400}).encode(),
+    "scores": json.dumps(ROW | {"scores": [1]}).encode(),
+    "stages": json.dumps(ROW | {"stages": {"train": 1}}).encode(),
+    "surrogate": json.dumps(ROW | {"loss_nats_per_token": "\ud800"}).encode(),
+    "link": json.dumps(ROW | {"run": "link", "preset": "[x](http://evil.test)"}).encode(),
+    "image": json.dumps(ROW | {"run": "image", "commit": "![x](a.png)"}).encode(),
+    "escape": json.dumps(ROW | {"run": "escape", "scores": {"arc\x1b[2J/acc": 0.5}}).encode(),
+    "path": json.dumps(ROW | {"run": "path", "stages": ROW["stages"] | {"x": "!()"}}).encode(),
+    "long": json.dumps(ROW | {"run": "long", "finished": "2" * 201}).encode(),
+    "copy": json.dumps(ROW).encode(),
+    "large": b" " * (17 * 2**20),
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A store with one row, and beside it what people and other programs leave."""
+    made = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
+    add_row(ROW, made)
+    for name, content in BROKEN.items():
+        made.store.publish(f"ledger/{name}.json", content)
+    (tmp_path / "store" / "ledger" / "folder.json").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path / "store" / "ledger") + b"/\xff.json")).write_text("{}")
+    return made
+
+
+def test_what_is_no_row_is_named_and_passed_over(place: Place, caplog: pytest.LogCaptureFixture):
+    assert read_ledger(place) == [ROW]
+    for name in (*BROKEN, r"\\udcff"):
+        assert f"ledger/{name}.json is no row of the ledger and passed over: " in caplog.text.replace("\\", "\\\\")
+    assert find_run("aaa", place) == ROW
+
+
+def test_the_leaderboard_is_printed_whatever_lies_beside_its_rows(place: Place, capsys: pytest.CaptureFixture):
+    assert main(["leaderboard", "--store", place.store.url]) == 0
+    printed = capsys.readouterr().out
+    assert "aaaaaaaaaaaa" in printed and printed.count("smoke") == 1
+
+
+def test_a_damaged_row_is_replaced_when_its_run_reports_again(place: Place):
+    path = Path(place.store.url) / "ledger" / f"{NAME}.json"
+    path.write_text(path.read_text().replace("smoke", "smo\0e"))
+    add_row(ROW, place)
+    assert json.loads(path.read_text()) == ROW
+    add_row(ROW | {"usd": 7.0}, place)
+    assert json.loads(path.read_text()) == ROW, "one that is whole is never replaced"
+
+
+def test_strange_files_below_stages_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    place = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
+    made = finish(
+        Stage(name="train", version=1, config={}, inputs={}),
+        place,
+        lambda _, out: (out / "model").write_text("x") and None,
+    )
+    for name in ("report.html", "manifest.json", "x/report.html", "x/manifest.json", f"{NAME}/0a/deep/report.html"):
+        for stage in ("train", "report"):
+            place.store.publish(f"stages/{stage}/{name}", b"[]")
+    place.store.publish(f"stages/report/{NAME}/0a/report.html", b"<html>")
+    assert report_pages(place) == {NAME: f"stages/report/{NAME}/0a/report.html"}
+    with caplog.at_level(logging.WARNING):
+        assert list(finished("train", place)) == [made.manifest]
+    assert "stages/train/x/manifest.json is passed over" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["leaderboard"], ["explain", "arc_easy:1"], ["chat"], ["export", "latest", "model"]],
+    ids=lambda command: command[0],
+)
+def test_reading_makes_no_store(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--store", "typo"]) == 1
+    assert f"error: {tmp_path / 'typo'}: there is no store here" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_asks_for_no_right_to_write(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    url = f"{s3}/{tmp_path.name}"
+    add_row(ROW, open_place(url, str(tmp_path / "cache"), 1, None, None, 0.0))
+    for name, value in READER.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert read_ledger(open_place(url, None, 1, None, None, 0.0, reading=True)) == [ROW]
+    with pytest.raises(StoreError, match="there is no store here"):
+        read_ledger(open_place(f"{url}/typo", None, 1, None, None, 0.0, reading=True))
+    assert not (tmp_path / ".daily-train").exists()
