@@ -29,12 +29,12 @@ def in_tokens(
     """
     if config.budget_unit not in TIMED:
         return config
-    priced = ["hardware.py"] if config.budget_unit == "usd" else []  # its list prices
+    priced = ["machine/hardware.py"] if config.budget_unit == "usd" else []  # its list prices
     stage = Stage(
         name="budget",
         version=VERSION,
         config={"model": asdict(model), "train": asdict(config)},
-        inputs={"shards": shards.digest, "model_source": model_source_digest("budget.py", *priced)},
+        inputs={"shards": shards.digest, "model_source": model_source_digest("planning/budget.py", *priced)},
         recorded=frozenset({"timing.json"}),
     )
 

@@ -1,4 +1,4 @@
-"""What golden.json holds is still so; the first losses are checked where they are trained, in test_model_presets.py."""
+"""What golden.json holds is still so; the first losses are checked where they are trained, in flows/test_presets.py."""
 
 from pathlib import Path
 

@@ -53,8 +53,8 @@ class Speed:
     def on(self, model: GPTConfig, gpus: int) -> "Speed":
         """Of this network on so many GPUs."""
         daily = compose("daily", {}).model.with_vocabulary(32_768)
-        flops, own_flops = (flops.flops_per_token(network, network.sequence_length) for network in (daily, model))
-        factor = flops / own_flops * (1 if gpus == 1 else SCALING * gpus)
+        daily_flops, own_flops = (flops.flops_per_token(network, network.sequence_length) for network in (daily, model))
+        factor = daily_flops / own_flops * (1 if gpus == 1 else SCALING * gpus)
         return Speed(factor * self.tokens_per_second, factor * self.validated_per_second, self.source)
 
 

@@ -1,7 +1,7 @@
 """The command line: `daily-train run`, `up`, `evaluate`, `export`, `leaderboard` and more: `daily-train --help`."""
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    __import__("deployments.cli.entry_point").command.go_on_in_child()
+    __import__("deployments.cli.entry_point").cli.entry_point.go_on_in_child()
 
 import argparse
 import json

@@ -1,7 +1,7 @@
 """`daily-train export RUN-OR-FOLDER DEST`: a finished model as a folder that `transformers` opens.
 
 A network that is GPT-2 in all but size becomes a GPT2LMHeadModel. Every other one keeps its own names and brings
-`modeling_daily_train.py`, made of the sources in `model/`. Weights stay fp32. Torch is not needed.
+`modeling_daily_train.py` and the files of `model/` that it imports. Weights stay fp32. Torch is not needed.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from deployments.cli.inlining import inlined
+from deployments.cli.exported_code import exported_code
 from eval.reporting.model_card import model_card
 from model.errors import DailyTrainError, expanded, reason_of, regular_file, shown_value
 from model.network.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
@@ -150,7 +150,8 @@ def _fill(folder: Path, texts: dict[str, dict], weights: Weights, tokenizer: Pat
     (folder / "model.safetensors").chmod(0o644)  # the library writes it for its owner alone
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
     if family == "daily_train":
-        (folder / MODELLING.name).write_text(inlined(MODELLING))
+        for name, source in exported_code(MODELLING).items():
+            (folder / name).write_text(source)
 
 
 def _record(folder: Path) -> dict[str, Any]:

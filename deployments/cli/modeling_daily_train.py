@@ -1,6 +1,6 @@
 """A Daily Train model for `transformers`; the source of the file that `daily-train export` puts beside the weights.
 
-There, everything that is used of `model/` stands in this file too (`deployments/cli/inlining.py`), so that
+The files of `model/` that it imports are copied beside it (`deployments/cli/exported_code.py`), so that
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs torch and transformers alone.
 """
 

@@ -35,6 +35,8 @@ def model_source_digest(*besides: str, package: Path = PROJECT / "model") -> str
     """SHA-256 of the code of network and training: all files of model/, in folders too, but for `NOT_TRAINING`; of
     those the ones named `besides` are in it as well."""
     files = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
+    if missing := {*NOT_TRAINING, *besides} - files.keys():
+        raise ValueError(f"{package} has no files {sorted(missing)}")  # moved: what is left out or added would be wrong
     names = sorted(name for name in files if name not in NOT_TRAINING or name in besides)
     return sha256_json([[name, hashlib.sha256(code_of(files[name].read_bytes())).hexdigest()] for name in names])
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import completed, main
+from benchmarks.gpu.__main__ import completed, main
 from benchmarks.gpu.measure import by_kind
 from benchmarks.gpu.page import page
 from benchmarks.gpu.scheduler import Stage, run_stages

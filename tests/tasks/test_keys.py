@@ -211,5 +211,5 @@ def test_the_source_is_in_the_key_of_a_training_and_prices_in_that_of_a_budget_i
 
     monkeypatch.setattr(budget, "finish", made)
     place = open_place(str(tmp_path), None, 1, None, None, 1.0)
-    assert timed(usd=1.0) == model_source_digest("budget.py", "hardware.py")
-    assert timed(gpu_hours=1.0) == model_source_digest("budget.py") != model_source_digest()
+    assert timed(usd=1.0) == model_source_digest("planning/budget.py", "machine/hardware.py")
+    assert timed(gpu_hours=1.0) == model_source_digest("planning/budget.py") != model_source_digest()

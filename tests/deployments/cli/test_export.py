@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from deployments.cli.commands import main
-from deployments.cli.inlining import InliningError, inlined
+from deployments.cli.export import MODELLING
+from deployments.cli.exported_code import ExportedCodeError, exported_code
 from model.network.config import GPTConfig, parse
 from model.network.generate import generate
 from model.network.gpt import GPT
@@ -203,11 +204,14 @@ def test_nothing_is_overwritten_and_damaged_weights_are_refused(tmp_path, tokeni
     assert "model.safetensors: SHA-256 is" in capsys.readouterr().err
 
 
-def test_the_modelling_file_refuses_names_that_would_clash(tmp_path):
-    (tmp_path / "m.py").write_text('"""x"""\nfrom model.config import parse as read\n')
-    with pytest.raises(InliningError, match="parse is imported under another name"):
-        inlined(tmp_path / "m.py")
-    (tmp_path / "m.py").write_text('"""x"""\nfrom model.train import main\nimport model\nRESULT = _read, main\n')
-    text = inlined(tmp_path / "m.py")
-    assert "class GPT(" in text and "class TrainConfig" in text
-    assert "class GPT(" not in inlined(Path(__file__).parents[3] / "model" / "network" / "config.py")
+def test_the_exported_code_is_what_the_network_imports_and_nothing_else(tmp_path):
+    code = exported_code(MODELLING)
+    assert {"modeling_daily_train.py", "gpt.py", "attention.py", "config.py"} <= code.keys()
+    assert not {"trainer.py", "optimizers.py", "shards.py"} & code.keys()
+    assert not any("from model" in source for source in code.values())
+    (tmp_path / "m.py").write_text("from model.network.config import parse\nfrom model import errors\n")
+    with pytest.raises(ExportedCodeError, match=r"m\.py: 'from model import errors'"):
+        exported_code(tmp_path / "m.py")
+    (tmp_path / "gpt.py").write_text("from model.network.gpt import GPT\n")
+    with pytest.raises(ExportedCodeError, match=r"would be one file of an exported model"):
+        exported_code(tmp_path / "gpt.py")

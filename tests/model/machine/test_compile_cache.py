@@ -17,7 +17,7 @@ from model.network.gpt import GPT, initialise
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.compiled, "_CHOSEN", False)
+    monkeypatch.setattr(model.machine.compile_cache, "_CHOSEN", False)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/nonexistent")
 
 

@@ -232,7 +232,7 @@ def test_daily_with_an_fp32_stream_took_what_was_traced_and_measured(
     """Before its residual stream was bf16 and windows had a kernel: traces of it with torch alone (saved activations of
     4 layers, and peaks), and peak_gb of daily-bf16, d4_as_is and d4_fa2 on the H200."""
     now = daily(32)["total"]
-    monkeypatch.setattr(model.gpt, "_stream", lambda x_BTD: x_BTD)
+    monkeypatch.setattr(model.network.gpt, "_stream", lambda x_BTD: x_BTD)
     memory_use._trace.cache_clear()
     assert daily(8, depth=4)["total"] == pytest.approx(10.74, rel=0.02)
     monkeypatch.setattr(memory_use, "attention_kernels", lambda *device, **settings: STRETCHES)
