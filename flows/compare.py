@@ -19,7 +19,7 @@ from flows.config import (
     TrainChanges,
     changes_of,
     compose,
-    place_of,
+    context_of,
     run_name,
 )
 from model.network.config import ConfigError, TrainConfig
@@ -60,7 +60,7 @@ def compare_designs(
         raise ConfigError("train.seed has no effect: both designs have the baseline's seeds, compare.seeds of them")
     baseline = compose(preset, changes_of(data=data))
     other = compose(candidate or preset, changes_of(train=train, model=model))
-    place = place_of(execution, dict(os.environ))
+    context = context_of(execution, dict(os.environ))
 
     def recipe(run: RunConfig, seed: int, budget: float) -> TrainConfig:
         unit = run.train.budget_unit
@@ -76,20 +76,20 @@ def compare_designs(
         *((other.model, train) for train in candidate_recipes.values()),
         *((baseline.model, train) for train in baseline_recipes.values()),
     ]
-    check_run(trainings, baseline.tokenizer, None, place)
+    check_run(trainings, baseline.tokenizer, None, context)
 
-    documents = download(baseline.data, place)
-    vocabulary = build_tokenizer(baseline.tokenizer, documents, place)
-    shards = build_shards(baseline.shard, documents, vocabulary, place)
+    documents = download(baseline.data, context)
+    vocabulary = build_tokenizer(baseline.tokenizer, documents, context)
+    shards = build_shards(baseline.shard, documents, vocabulary, context)
 
     def trained(run: RunConfig, recipes: Recipes) -> dict[tuple[int, float], Result]:
         return {
-            which: train_model(run.model, train, shards, vocabulary, None, place) for which, train in recipes.items()
+            which: train_model(run.model, train, shards, vocabulary, None, context) for which, train in recipes.items()
         }
 
     candidates, baselines = trained(other, candidate_recipes), trained(baseline, baseline_recipes)
     names = (preset.value, f"{(candidate or preset).value} {as_changes(train, model)}".strip())
-    return publish_comparison(names, baselines, candidates, place)
+    return publish_comparison(names, baselines, candidates, context)
 
 
 def as_changes(train: TrainChanges, model: ModelChanges) -> str:

@@ -41,7 +41,7 @@ from tasks.runtime.tracking import Tracker
 from tasks.settings import Settings
 from tasks.shard import ShardConfig
 from tasks.store import provenance
-from tasks.store.stage import Place, open_place
+from tasks.store.context import RunContext, open_context
 from tasks.tokenizer import TokenizerConfig
 
 shorten_errors()
@@ -263,11 +263,11 @@ def require_encodable(**sections: BaseModel) -> None:
                 raise ConfigError(f"{section}.{name} is {shown_value(value)}, which is not valid UTF-8") from None
 
 
-def place_of(execution: Execution, environment: dict[str, str], *, reading: bool = False) -> Place:
+def context_of(execution: Execution, environment: dict[str, str], *, reading: bool = False) -> RunContext:
     """Open the store, for a run or for `reading`, and resolve the settings of the machine."""
     settings = {name: getattr(execution, name) for name in Execution.model_fields}
     settings["benchmarks_dir"] = execution.benchmarks_dir or environment.get("DAILY_TRAIN_BENCHMARKS")
-    return open_place(**settings, reading=reading)
+    return open_context(**settings, reading=reading)
 
 
 def run_name() -> str:

@@ -29,7 +29,7 @@ from flows.config import (
     as_json,
     changes_of,
     compose,
-    place_of,
+    context_of,
     run_name,
 )
 from flows.prepare import prepare
@@ -76,13 +76,13 @@ def daily_train(
         evaluation=evaluation,
     )
     run = compose(preset, changes)
-    place = place_of(execution, dict(os.environ))
+    context = context_of(execution, dict(os.environ))
 
     trainings = [(run.model, run.train)]
-    check_run(trainings, run.tokenizer, run.evaluation, place)  # the machine, before anything is downloaded
-    ready = prepare(run, place)  # download, benchmarks, contamination, tokenizer, shard
-    rehearse_evaluation(run.evaluation, trainings, ready.vocabulary, ready.items, place)
-    checkpoint = train_model(run.model, run.train, ready.shards, ready.vocabulary, ready.items, place)
-    scores = evaluate_model(run.evaluation, checkpoint, ready.vocabulary, ready.items, place)
+    check_run(trainings, run.tokenizer, run.evaluation, context)  # the machine, before anything is downloaded
+    ready = prepare(run, context)  # download, benchmarks, contamination, tokenizer, shard
+    rehearse_evaluation(run.evaluation, trainings, ready.vocabulary, ready.items, context)
+    checkpoint = train_model(run.model, run.train, ready.shards, ready.vocabulary, ready.items, context)
+    scores = evaluate_model(run.evaluation, checkpoint, ready.vocabulary, ready.items, context)
     stages = [ready.raw, ready.documents, ready.verdicts, ready.vocabulary, ready.shards, checkpoint, scores]
-    return publish_report(preset.value, as_json(run), stages, ready.items, place)
+    return publish_report(preset.value, as_json(run), stages, ready.items, context)

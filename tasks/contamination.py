@@ -22,7 +22,8 @@ from eval.reporting.report import FIGURES
 from tasks.benchmarks import Items
 from tasks.download import SCHEMA, documents_files
 from tasks.runtime.child_process import run_module
-from tasks.store.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, logger, materialise
+from tasks.store.context import RunContext
+from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs, logger
 
 VERSION = 3
 FILTER_VERSION = 2
@@ -51,7 +52,7 @@ class CheckConfig(ContaminationConfig):
 
 
 @task(name="contamination", **STAGE_TASK)
-def check_contamination(config: CheckConfig, documents: Result, items: Items, place: Place) -> Result:
+def check_contamination(config: CheckConfig, documents: Result, items: Items, context: RunContext) -> Result:
     """Scan the training documents. Outputs: verdicts.parquet, matches.jsonl, coverage.json, sweep.json,
     flagged.parquet. In mode `refuse` a contaminated item ends the run, after the artifact was written."""
     stage = Stage(
@@ -62,18 +63,18 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
     )
 
     def build(work: Path, out: Path) -> None:
-        folder = materialise(documents, place)
+        folder = fetch_outputs(documents, context)
         counted = json.loads((folder / "lock.json").read_text())["splits"]["train"]
         run_module(
             "eval.contamination.check",
             {
                 "documents": [str(path) for path in documents_files(folder, "train")],
                 "counted": {name: counted[name] for name in ("documents", "bytes")},
-                "benchmarks": str(items.folder(place, work / "benchmarks")),
+                "benchmarks": str(items.folder(context, work / "benchmarks")),
                 "suites": sorted(items.results),
                 "config": config.thresholds,
                 "seed": CONTROL_SEED,
-                "workers": place.workers,
+                "workers": context.workers,
                 "resume": str(work / "scanned"),
                 "out": str(out),
             },
@@ -82,8 +83,8 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
         )
         _refuse_incomplete(json.loads((out / "coverage.json").read_text()), config, items)
 
-    result = finish(stage, place, build)
-    found = read_findings(materialise(result, place))
+    result = build_or_skip(stage, context, build)
+    found = read_contamination(fetch_outputs(result, context))
     figure = inline(FIGURES["sweep.png"], sweep_figure(found["sweep"], config.run))
     create_markdown_artifact(
         key="contamination",
@@ -96,17 +97,17 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, pl
 
 
 @task(name="filter", **STAGE_TASK)
-def drop_contaminated(documents: Result, verdicts: Result, place: Place) -> Result:
+def drop_contaminated(documents: Result, verdicts: Result, context: RunContext) -> Result:
     """The corpus without the documents that contaminate an item. Outputs as of `download`, and dropped.json."""
     inputs = {"documents": documents.digest, "flagged": verdicts.manifest.output("flagged.parquet").sha256}
     stage = Stage(name="filter", version=FILTER_VERSION, config={}, inputs=inputs)
 
     def build(_: Path, out: Path) -> None:
-        flagged = pq.read_table(materialise(verdicts, place) / "flagged.parquet")
-        write_filtered(materialise(documents, place), flagged, out)
+        flagged = pq.read_table(fetch_outputs(verdicts, context) / "flagged.parquet")
+        write_filtered(fetch_outputs(documents, context), flagged, out)
 
-    result = finish(stage, place, build)
-    dropped = json.loads((materialise(result, place) / "dropped.json").read_text())
+    result = build_or_skip(stage, context, build)
+    dropped = json.loads((fetch_outputs(result, context) / "dropped.json").read_text())
     told = f"{len(dropped)} documents that contaminate benchmark items were dropped from the training text."
     logger().info(told)
     create_markdown_artifact(key="filtered-documents", description="Documents dropped", markdown=told)
@@ -152,7 +153,7 @@ def write_filtered(documents: Path, flagged: pa.Table, out: Path) -> None:
     (out / "dropped.json").write_text(json.dumps(dropped, indent=1, ensure_ascii=False))
 
 
-def read_findings(folder: Path) -> dict[str, Any]:
+def read_contamination(folder: Path) -> dict[str, Any]:
     """What the check found, as the report shows it."""
     return {
         "coverage": json.loads((folder / "coverage.json").read_text()),

@@ -18,7 +18,8 @@ from eval.reporting.markdown import code, code_block, markdown_table, passage, u
 from tasks.settings import Settings
 from tasks.sources.document_folder import left_out, left_out_sentences
 from tasks.sources.document_sources import Document, FilesSource, Source, SourceError, files_of, lock, read
-from tasks.store.stage import STAGE_TASK, Place, Result, Stage, finish, logger, read_json
+from tasks.store.context import RunContext
+from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, logger, read_json
 
 VERSION = 2
 SPLITS = ("train", "val")
@@ -40,22 +41,22 @@ class DataConfig(Settings):
 
 
 @task(name="download", **STAGE_TASK)
-def download(config: DataConfig, place: Place) -> Result:
+def download(config: DataConfig, context: RunContext) -> Result:
     """Fetch the documents and split them. Outputs: train_*.parquet, val_*.parquet (id, text, source), lock.json."""
-    identity = {"source": lock(config.source, place.cache), "validation_fraction": config.validation_fraction}
+    identity = {"source": lock(config.source, context.cache), "validation_fraction": config.validation_fraction}
     stage = Stage(name="download", version=VERSION, config=identity, inputs={})
     found = files_of(config.source) if isinstance(config.source, FilesSource) else []
     for sentence in left_out_sentences(found):
         logger().warning("download: %s", sentence)
 
     def build(_: Path, out: Path) -> dict[str, Any]:
-        write_documents(config, place.cache, out)
+        write_documents(config, context.cache, out)
         if json.loads((out / "lock.json").read_text())["source"] != json.loads(json.dumps(identity["source"])):
             raise SourceError("the source's files changed while they were read; run again")
         return {"left_out": left_out(found)}
 
-    result = finish(stage, place, build)
-    create_markdown_artifact(key="documents", description="What was downloaded", markdown=describe(result, place))
+    result = build_or_skip(stage, context, build)
+    create_markdown_artifact(key="documents", description="What was downloaded", markdown=describe(result, context))
     return result
 
 
@@ -203,9 +204,9 @@ def lock_tables(source: dict[str, Any]) -> list[str]:
     return tables
 
 
-def describe(result: Result, place: Place) -> str:
+def describe(result: Result, context: RunContext) -> str:
     """The stage's artifact: counts, the lock, and how the first documents begin."""
-    found: dict[str, Any] = read_json(result, place, "lock.json")
+    found: dict[str, Any] = read_json(result, context, "lock.json")
     rows = [[split, counts["documents"], counts["bytes"]] for split, counts in found["splits"].items()]
     lines = [
         f"{found['empty_documents']} empty documents were left out.",

@@ -26,10 +26,11 @@ from model.errors import regular_file
 from tasks.benchmarks import Items, find_items
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.runtime.devices import scoring_processes, threads_of_each
-from tasks.runtime.progress import Teller
+from tasks.runtime.progress import ServerUpdates
 from tasks.settings import Settings
 from tasks.sources.document_sources import COMMIT
-from tasks.store.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise, read_json
+from tasks.store.context import RunContext
+from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs, logger, read_json
 
 VERSION = 4
 
@@ -67,7 +68,9 @@ class EvaluationConfig(Settings):
 
 
 @task(name="evaluate", **STAGE_TASK)
-def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, items: Items, place: Place) -> Result:
+def evaluate_model(
+    config: EvaluationConfig, model: Result, tokenizer: Result, items: Items, context: RunContext
+) -> Result:
     """Score the checkpoint. Outputs: scores.json, samples.parquet (one row an item and lm-eval task)."""
     inputs = {
         "checkpoint": model.manifest.output("model.safetensors").sha256,
@@ -80,16 +83,16 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
     stage = Stage(name="evaluate", version=VERSION, config=literal | {"versions": defining_versions()}, inputs=inputs)
 
     def build(work: Path, out: Path) -> dict[str, Any]:
-        processes = scoring_processes(place)
+        processes = scoring_processes(context)
         evaluation = {
-            "checkpoint": str(materialise(model, place)),
-            "tokenizer": str(materialise(tokenizer, place) / "tokenizer.json"),
-            "benchmarks": str(items.folder(place, work / "benchmarks")),
+            "checkpoint": str(fetch_outputs(model, context)),
+            "tokenizer": str(fetch_outputs(tokenizer, context) / "tokenizer.json"),
+            "benchmarks": str(items.folder(context, work / "benchmarks")),
             **literal,
             "out": str(out),
-            "execution": {"device": place.device, "threads": threads_of_each(processes, place)},
+            "execution": {"device": context.device, "threads": threads_of_each(processes, context)},
         }
-        with Teller() as tell:
+        with ServerUpdates() as tell:
             report, done = progress_reporter(tell), {}
 
             def follow(event: dict[str, Any]) -> None:
@@ -99,13 +102,13 @@ def evaluate_model(config: EvaluationConfig, model: Result, tokenizer: Result, i
                 elif event["event"] == "warning":
                     logger().warning(event["message"])
 
-            run_module("eval.scoring.harness", evaluation, work, follow, place.device_lock, processes=processes)
+            run_module("eval.scoring.harness", evaluation, work, follow, context.device_lock, processes=processes)
         if note := _precision_note(config, done):
             logger().warning(note)
         return {name: done[name] for name in ("device", "computed_in")} | {"processes": processes}
 
-    result = finish(stage, place, build)
-    create_markdown_artifact(key="scores", description="Benchmark scores", markdown=describe(result, place))
+    result = build_or_skip(stage, context, build)
+    create_markdown_artifact(key="scores", description="Benchmark scores", markdown=describe(result, context))
     return result
 
 
@@ -135,7 +138,7 @@ def _precision_note(config: EvaluationConfig, done: dict[str, Any]) -> str | Non
 
 
 def evaluate_folder(
-    config: EvaluationConfig, model: str, tokenizer: Path | None, trust_code: bool, out: Path, place: Place
+    config: EvaluationConfig, model: str, tokenizer: Path | None, trust_code: bool, out: Path, context: RunContext
 ) -> str:
     """Score a finished model of ours (a folder), or what `transformers` opens: a folder, a `.gguf` file, or
     `id@revision` of the hub, where without a revision what the hub gives at present is scored and its commit recorded.
@@ -176,14 +179,14 @@ def evaluate_folder(
             away = unreachable()
             os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
         module, which = "eval.scoring.pretrained", {"model": name, "revision": revision, "trust_code": trust_code}
-    processes = scoring_processes(place)
-    items = find_items(config.suites, place, config.num_fewshot)
+    processes = scoring_processes(context)
+    items = find_items(config.suites, context, config.num_fewshot)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
         work = Path(temporary)
         settings = {
-            "benchmarks": str(items.folder(place, work / "benchmarks")),
+            "benchmarks": str(items.folder(context, work / "benchmarks")),
             "out": str(out.resolve()),
-            "execution": {"device": place.device, "threads": threads_of_each(processes, place)},
+            "execution": {"device": context.device, "threads": threads_of_each(processes, context)},
         }
         done: dict[str, Any] = {}  # the last event remains
         try:
@@ -207,7 +210,7 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-def progress_reporter(tell: Teller) -> Any:
+def progress_reporter(tell: ServerUpdates) -> Any:
     """A listener for the harness's events that keeps a progress artifact current."""
     if TaskRunContext.get() is None:
         return lambda event: None
@@ -221,9 +224,9 @@ def progress_reporter(tell: Teller) -> Any:
     return report
 
 
-def describe(result: Result, place: Place) -> str:
+def describe(result: Result, context: RunContext) -> str:
     """The stage's artifact: every score with its 95 % interval and chance level."""
-    return _table(read_json(result, place, "scores.json"))
+    return _table(read_json(result, context, "scores.json"))
 
 
 def _table(found: dict[str, Any]) -> str:

@@ -13,18 +13,19 @@ from eval.contamination.verdicts import snippet
 from eval.reporting.contamination_report import explain
 from eval.suites.suites import SUITES
 from model.errors import shown_value
+from tasks.store.context import RunContext
 from tasks.store.ledger import find_run
-from tasks.store.stage import Place, Result, StageError, load, materialise
+from tasks.store.stage import Result, StageError, fetch_outputs, load
 
 
-def explain_item(name: str, run: str | None, place: Place) -> str:
+def explain_item(name: str, run: str | None, context: RunContext) -> str:
     """The verdict of `suite:item` in the newest run, or in the one whose name begins with `run`, with both texts."""
     suite, _, number = name.partition(":")
     if suite not in SUITES or not re.fullmatch(r"[0-9]{1,9}", number):
         raise StageError(f"item {shown_value(name)}: expected SUITE:NUMBER with one of {', '.join(SUITES)}")
-    row = find_run(run or "", place)
-    checked = _finished("contamination", row["stages"]["contamination"], place)
-    folder = materialise(checked, place)
+    row = find_run(run or "", context)
+    checked = _finished("contamination", row["stages"]["contamination"], context)
+    folder = fetch_outputs(checked, context)
     verdicts = pq.read_table(folder / "verdicts.parquet")
     found = verdicts.filter((pc.field("suite") == suite) & (pc.field("item") == int(number))).to_pylist()
     if not found:
@@ -33,14 +34,14 @@ def explain_item(name: str, run: str | None, place: Place) -> str:
     if verdict["document"] is None:
         return f"{name}  {verdict['verdict']}: no training document shares a long enough run of words with it"
     corpus = "filter" if "filter" in row["stages"] else "download"
-    match = _recorded(folder, suite, int(number)) or _looked_up(verdict, corpus, row, place)
+    match = _recorded(folder, suite, int(number)) or _looked_up(verdict, corpus, row, context)
     return explain({**match, **verdict}, f"stages/{corpus}/{row['stages'][corpus]}/…/{match['file']}")
 
 
-def _finished(stage: str, key: str, place: Place) -> Result:
-    result = load(stage, key, place)
+def _finished(stage: str, key: str, context: RunContext) -> Result:
+    result = load(stage, key, context)
     if result is None:
-        raise StageError(f"{place.store.url}: stage {stage} {key} of this run is gone")
+        raise StageError(f"{context.store.url}: stage {stage} {key} of this run is gone")
     return result
 
 
@@ -54,12 +55,14 @@ def _recorded(folder: Path, suite: str, item: int) -> dict[str, Any] | None:
     return None
 
 
-def _looked_up(verdict: dict[str, Any], corpus: str, row: dict[str, Any], place: Place) -> dict[str, Any]:
+def _looked_up(verdict: dict[str, Any], corpus: str, row: dict[str, Any], context: RunContext) -> dict[str, Any]:
     """The match of an item that is not among the longest, from the training document itself."""
-    documents = pq.read_table(materialise(_finished(corpus, row["stages"][corpus], place), place) / verdict["file"])
+    documents = pq.read_table(
+        fetch_outputs(_finished(corpus, row["stages"][corpus], context), context) / verdict["file"]
+    )
     [text] = documents.filter(pc.field("id") == verdict["document"])["text"].to_pylist()[:1]
     parts = snippet(text.encode(), verdict["start_byte"], verdict["end_byte"])
-    items = materialise(_finished("benchmarks", row["stages"][f"benchmarks {verdict['suite']}"], place), place)
+    items = fetch_outputs(_finished("benchmarks", row["stages"][f"benchmarks {verdict['suite']}"], context), context)
     reference = references(items, [verdict["suite"]])[verdict["item"]]
     return {
         "run": verdict["longest_run"],

@@ -22,9 +22,10 @@ from tasks.runtime.child_process import run_module
 from tasks.runtime.devices import training_processes
 from tasks.runtime.host_memory import too_large
 from tasks.store import provenance
+from tasks.store.context import RunContext
 from tasks.store.manifest import StageError, sha256_json
 from tasks.store.source_digest import NOT_TRAINING, model_source_digest
-from tasks.store.stage import Place, finished, logger
+from tasks.store.stage import finished, logger
 
 Training = tuple[GPTConfig, TrainConfig]
 
@@ -39,14 +40,14 @@ class FeasibilityError(DailyTrainError):
     """This machine cannot train what was asked for; the message says what that needs, what there is and what to set."""
 
 
-def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Place) -> None:
+def require_feasible(trainings: Sequence[Training], vocabulary: int, context: RunContext) -> None:
     """Raise FeasibilityError when a training needs more memory than the GPU has, or all together more than
-    `place.max_hours`; not for trainings that the store holds already. Raises ConfigError when `place.processes` cannot
-    train it."""
-    if not place.usd_per_hour and any(train.budget_unit == "usd" for _, train in trainings):
+    `context.max_hours`; not for trainings that the store holds already. Raises ConfigError when `context.processes`
+    cannot train it."""
+    if not context.usd_per_hour and any(train.budget_unit == "usd" for _, train in trainings):
         raise ConfigError("a budget in dollars needs the price of the machine: execution.usd_per_hour is 0")
-    processes = tuple(training_processes(model, train, place) for model, train in trainings)
-    driver = None if place.device == "cpu" else provenance.gpu_driver()
+    processes = tuple(training_processes(model, train, context) for model, train in trainings)
+    driver = None if context.device == "cpu" else provenance.gpu_driver()
     resolved = tuple(
         (
             replace(model, vocab_size=model.vocab_size or vocabulary, eot_token=model.eot_token or 0),
@@ -55,24 +56,26 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, place: Plac
         for model, train in trainings
     )
     most_hours = sum(most_flops(model, train) for model, train in resolved) / ANY_CPU / 3600
-    if driver is None and place.device != "cuda":
+    if driver is None and context.device != "cuda":
         if (reason := next(filter(None, (too_large(*training) for training in resolved)), None)) and not trained(
-            trainings, place
+            trainings, context
         ):
             raise FeasibilityError(reason)
-        if most_hours <= place.max_hours and all(train.flops is None for _, train in resolved):  # a step may cost more
+        if most_hours <= context.max_hours and all(
+            train.flops is None for _, train in resolved
+        ):  # a step may cost more
             return
     paths = [
-        place.cache / "plans" / f"{_key(training, count, driver, place)}.json"
+        context.cache / "plans" / f"{_key(training, count, driver, context)}.json"
         for training, count in zip(resolved, processes, strict=True)
     ]
     found = [_kept(path) for path in paths]
-    if None in found or objection(found, driver, place):
+    if None in found or objection(found, driver, context):
         found = _projected(
-            resolved, processes, place.device, place.workers, place.usd_per_hour or None, place.parallelism
+            resolved, processes, context.device, context.workers, context.usd_per_hour or None, context.parallelism
         )
-        if reason := objection(found, driver, place):
-            if not trained(trainings, place):
+        if reason := objection(found, driver, context):
+            if not trained(trainings, context):
                 raise FeasibilityError(reason)
             logger().info("The trainings are in the store already, which is as well: %s", reason)
             return
@@ -115,23 +118,23 @@ def most_flops(model: GPTConfig, train: TrainConfig) -> float:
     return train.tokens * (6 * weights + 12 * width * model.sequence_length * model.depth)
 
 
-def objection(projections: list[dict[str, Any]], driver: str | None, place: Place) -> str | None:
+def objection(projections: list[dict[str, Any]], driver: str | None, context: RunContext) -> str | None:
     """Why these trainings cannot be, in one sentence; None: they can."""
     [*_, machine] = projections
     no_gpu = missing_gpu(machine, driver) if driver is not None and machine["device"] == "cpu" else ""
-    if place.device == "cuda" and machine["device"] == "cpu":
+    if context.device == "cuda" and machine["device"] == "cpu":
         return f"device is 'cuda', but {no_gpu or 'this machine has no NVIDIA GPU'}"
     for projection in projections:
         if projection["device"] == "cuda" and projection["memory_bytes"]["total"] > projection["usable_bytes"]:
             return _too_large(projection)
     hours = sum(projection["hours"] or 0 for projection in projections)
-    if hours <= place.max_hours:
+    if hours <= context.max_hours:
         return None
-    where = machine.get("name") or f"the CPU of this machine ({place.workers} threads)"
+    where = machine.get("name") or f"the CPU of this machine ({context.workers} threads)"
     what = "training is" if len(projections) == 1 else f"{len(projections)} trainings are together"
     text = (
         f"the {what} projected to take {_number(hours)} hours on {where}, more than max_hours "
-        f"{_number(place.max_hours)}; raise max_hours, choose a smaller preset or budget, or "
+        f"{_number(context.max_hours)}; raise max_hours, choose a smaller preset or budget, or "
     )
     return text + (f"train on the GPU: {no_gpu}" if no_gpu else "use a machine with a faster GPU")
 
@@ -181,14 +184,14 @@ def _number(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
-def _key(training: Training, processes: int, driver: str | None, place: Place) -> str:
+def _key(training: Training, processes: int, driver: str | None, context: RunContext) -> str:
     model, train = training
     machine = [
-        place.device,
-        place.workers,
+        context.device,
+        context.workers,
         processes,
-        place.parallelism,
-        place.usd_per_hour,
+        context.parallelism,
+        context.usd_per_hour,
         driver,
         *provenance.hardware()["gpus"],
     ]
@@ -235,12 +238,12 @@ def _projected(
     ]
 
 
-def trained(trainings: Sequence[Training], place: Place) -> bool:
+def trained(trainings: Sequence[Training], context: RunContext) -> bool:
     """Whether the store holds all of them, trained by this source of model/ on whatever data."""
     source = model_source_digest()
     done = [
         [manifest.config.get("model"), manifest.config.get("train")]
-        for manifest in finished("train", place)
+        for manifest in finished("train", context)
         if manifest.inputs.get("model_source") == source
     ]
     return all([asdict(model), asdict(train)] in done for model, train in trainings)

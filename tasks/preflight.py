@@ -33,7 +33,8 @@ from tasks.evaluate import EvaluationConfig, defining_versions, scoring_settings
 from tasks.feasibility import ANY_CPU, Training, most_flops, require_feasible, trained
 from tasks.runtime.child_process import run_module
 from tasks.store import provenance
-from tasks.store.stage import STAGE_TASK, Place, Result, logger, materialise, sha256_json
+from tasks.store.context import RunContext
+from tasks.store.stage import STAGE_TASK, Result, fetch_outputs, logger, sha256_json
 from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
 from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing, load_tokenizer
 
@@ -45,17 +46,17 @@ WORTH_REHEARSING = 600.0
 
 @task(name="plan", **STAGE_TASK)
 def check_run(
-    trainings: Sequence[Training], tokenizer: TokenizerConfig, evaluation: EvaluationConfig | None, place: Place
+    trainings: Sequence[Training], tokenizer: TokenizerConfig, evaluation: EvaluationConfig | None, context: RunContext
 ) -> None:
     """The first task of a run, see `require_ready`."""
-    require_ready(trainings, tokenizer, evaluation, place)
+    require_ready(trainings, tokenizer, evaluation, context)
 
 
 def require_ready(
-    trainings: Sequence[Training], tokenizer: TokenizerConfig, evaluation: EvaluationConfig | None, place: Place
+    trainings: Sequence[Training], tokenizer: TokenizerConfig, evaluation: EvaluationConfig | None, context: RunContext
 ) -> None:
     """Raise one sentence when something that is needed later is known to be missing now, see docs/operating.md."""
-    require_machine(place)
+    require_machine(context)
     vocabulary, end_of_text = None, None
     match tokenizer.kind:
         case TokenizerKind.TRAIN:
@@ -69,8 +70,8 @@ def require_ready(
     for model, train in trainings:
         require_coherent(model, train, vocabulary, end_of_text)
     for name in evaluation.suites if evaluation else ():
-        find_source(SUITES[name], place)  # a folder of benchmarks that is not there
-    require_feasible(trainings, tokenizer.entries, place)
+        find_source(SUITES[name], context)  # a folder of benchmarks that is not there
+    require_feasible(trainings, tokenizer.entries, context)
 
 
 def require_coherent(model: GPTConfig, train: TrainConfig, vocabulary: int | None, end_of_text: int | None) -> None:
@@ -97,11 +98,11 @@ def require_coherent(model: GPTConfig, train: TrainConfig, vocabulary: int | Non
         )
 
 
-def require_machine(place: Place) -> None:
+def require_machine(context: RunContext) -> None:
     """Raise ConfigError for a machine on which a later stage could not write its files."""
     if (encoding := locale.getpreferredencoding(False)).lower().replace("-", "") != "utf8":
         raise ConfigError(f"Python reads and writes text as {encoding} here; set PYTHONUTF8=1")
-    for folder, setting in ((place.cache, "execution.cache"), (Path(tempfile.gettempdir()), "TMPDIR")):
+    for folder, setting in ((context.cache, "execution.cache"), (Path(tempfile.gettempdir()), "TMPDIR")):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
@@ -138,7 +139,7 @@ def _require_own_compiler() -> None:
 
 @task(name="rehearsal", **STAGE_TASK)
 def rehearse_evaluation(
-    config: EvaluationConfig, trainings: Sequence[Training], tokenizer: Result, items: Items, place: Place
+    config: EvaluationConfig, trainings: Sequence[Training], tokenizer: Result, items: Items, context: RunContext
 ) -> None:
     """Refuse a model whose evaluation would fail after its training, such as one that cannot hold an answer.
 
@@ -146,7 +147,7 @@ def rehearse_evaluation(
     sequence_length; those that the store holds already are not. The outcome is kept in `plans/` of the cache.
     """
     lengths = {model.sequence_length for model, _ in trainings}
-    folder = materialise(tokenizer, place)
+    folder = fetch_outputs(tokenizer, context)
     most = min(lengths)
     entries = load_tokenizer(folder / "tokenizer.json")
     resolved = [
@@ -154,20 +155,24 @@ def rehearse_evaluation(
     ]
     seconds = sum(most_flops(model, train) for model, train in resolved) / ANY_CPU
     few_shot = any(vars(config.num_fewshot).values())
-    if seconds < WORTH_REHEARSING and not few_shot and 1.25 * _longest_answer(config, entries, items, place) + 8 < most:
+    if (
+        seconds < WORTH_REHEARSING
+        and not few_shot
+        and 1.25 * _longest_answer(config, entries, items, context) + 8 < most
+    ):
         return
     literal = scoring_settings(config, items)
     digests = {name: result.digest for name, result in {**items.results, **items.shots}.items()}
     identity = {**literal, **defining_versions(), **digests, "tokenizer": tokenizer.digest, "sequence_length": most}
-    kept = place.cache / "plans" / f"rehearsal-{sha256_json(identity)}"
-    if kept.exists() or trained(trainings, place):
+    kept = context.cache / "plans" / f"rehearsal-{sha256_json(identity)}"
+    if kept.exists() or trained(trainings, context):
         return
     done: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:
         work = Path(temporary)
         rehearsal = {
             **literal,
-            "benchmarks": str(items.folder(place, work / "benchmarks")),
+            "benchmarks": str(items.folder(context, work / "benchmarks")),
             "tokenizer": str(folder / "tokenizer.json"),
             "sequence_length": most,
             "out": str(work / "out"),
@@ -186,12 +191,12 @@ def rehearse_evaluation(
     kept.touch()
 
 
-def _longest_answer(config: EvaluationConfig, tokenizer: Tokenizer, items: Items, place: Place) -> int:
+def _longest_answer(config: EvaluationConfig, tokenizer: Tokenizer, items: Items, context: RunContext) -> int:
     """Tokens of the longest answer that is asked about, each encoded without its question."""
     texts: set[str] = set()
     for name, result in items.results.items():
         suite = SUITES[name]
-        with (materialise(result, place) / f"{name}.parquet").open("rb") as file:
+        with (fetch_outputs(result, context) / f"{name}.parquet").open("rb") as file:
             rows = pq.ParquetFile(file).read()
         for row in rows.take(chosen_items(suite, config.items_per_suite, config.seed)).to_pylist():
             texts.update(f" {answer.strip()}" for answer in _answers(suite, row))

@@ -20,13 +20,24 @@ from eval.reporting.stats import leak_effects, scores_by_verdict
 from eval.scoring.precision import precision_of
 from model.errors import naming
 from tasks.benchmarks import Items
-from tasks.contamination import read_findings
-from tasks.runtime.events import announce
+from tasks.contamination import read_contamination
+from tasks.runtime.events import emit_run_finished
 from tasks.store import provenance
+from tasks.store.context import RunContext
 from tasks.store.ledger import add_row, read_ledger, report_pages
 from tasks.store.objects import StoreError, digest_file
 from tasks.store.retries import transient
-from tasks.store.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, load, logger, materialise, read_json
+from tasks.store.stage import (
+    STAGE_TASK,
+    Result,
+    Stage,
+    StageError,
+    build_or_skip,
+    fetch_outputs,
+    load,
+    logger,
+    read_json,
+)
 from tasks.train import read_metrics
 
 VERSION = 5
@@ -42,7 +53,9 @@ class Published:
 
 
 @task(name="report", **STAGE_TASK)
-def publish_report(preset: str, configuration: str, results: list[Result], items: Items, place: Place) -> Published:
+def publish_report(
+    preset: str, configuration: str, results: list[Result], items: Items, context: RunContext
+) -> Published:
     """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.html, report.json, loss.png,
     scores.png, sweep.png: recorded, because they hold times and are compared with the ledger as it was. Whom the
     report was compared with stands in it, by run and by key of the samples. The store's leaderboard.html is renewed."""
@@ -52,27 +65,27 @@ def publish_report(preset: str, configuration: str, results: list[Result], items
         version=VERSION,
         config={"preset": preset, "missing": sorted(items.missing)},
         inputs={name: result.digest for name, result in stages.items()},
-        recorded=frozenset({"report.md", "report.html", "report.json", *FIGURES}),
+        volatile=frozenset({"report.md", "report.html", "report.json", *FIGURES}),
     )
 
     def build(_: Path, out: Path) -> None:
-        write_report(stage.key, preset, configuration, stages, items, place, out)
+        write_report(stage.key, preset, configuration, stages, items, context, out)
 
-    result = finish(stage, place, build)
-    found = read_json(result, place, "report.json")
+    result = build_or_skip(stage, context, build)
+    found = read_json(result, context, "report.json")
     row = ledger_row(found)
-    folder = materialise(result, place)
-    if place.unwritable is None:
-        add_row(row, place)
+    folder = fetch_outputs(result, context)
+    if context.unwritable is None:
+        add_row(row, context)
     else:
-        logger().warning("%s; ledger and leaderboard stay as they are", place.unwritable)
-    rows = read_ledger(place)
-    if place.unwritable is None:
-        _renew_leaderboard(rows, place)
+        logger().warning("%s; ledger and leaderboard stay as they are", context.unwritable)
+    rows = read_ledger(context)
+    if context.unwritable is None:
+        _renew_leaderboard(rows, context)
     _show(found, folder, leaderboard(rows))
-    where = f"{place.store.url}/{result.manifest.location(result.manifest.output('report.html'))}"
+    where = f"{context.store.url}/{result.manifest.location(result.manifest.output('report.html'))}"
     if not result.skipped:
-        announce(found, where)
+        emit_run_finished(found, where)
     return Published(found, where, {**stages, **_by_suite(items), "report": result})
 
 
@@ -82,21 +95,21 @@ def write_report(
     configuration: str,
     stages: dict[str, Result],
     items: Items,
-    place: Place,
+    context: RunContext,
     out: Path,
 ) -> None:
     """Gather what the stages left, and write the report and its figures."""
-    folders = {name: materialise(result, place) for name, result in stages.items()}
+    folders = {name: fetch_outputs(result, context) for name, result in stages.items()}
     events = read_metrics(folders["train"])
     resolved = json.loads((folders["train"] / "run.json").read_text())
     shards = json.loads((folders["shard"] / "shards.json").read_text())
     entropies = json.loads((folders["shard"] / "unigram_entropy_nats.json").read_text())
-    leaks = read_findings(folders["contamination"])
+    leaks = read_contamination(folders["contamination"])
     scores = json.loads((folders["evaluate"] / "scores.json").read_text())
     samples = pq.read_table(folders["evaluate"] / "samples.parquet")
     verdicts = pq.read_table(folders["contamination"] / "verdicts.parquet")
     done = events[-1]
-    against = compared(run, preset, stages, place)
+    against = compared(run, preset, stages, context)
     every = {**stages, **_by_suite(items)}
     made = {name: result.manifest.provenance for name, result in every.items()}
     found = {
@@ -162,12 +175,12 @@ def write_report(
     (out / "report.html").write_text(page(text, {path.name: path.read_bytes() for path in out.glob("*.png")}))
 
 
-def compared(run: str, preset: str, stages: dict[str, Result], place: Place) -> list[dict[str, Any]]:
+def compared(run: str, preset: str, stages: dict[str, Result], context: RunContext) -> list[dict[str, Any]]:
     """The run against yesterday's, the best and the baseline, as far as the ledger has them, on the items that both
     scored. One entry an earlier run with its `roles`; one with a `reason` for a role that nobody has."""
-    ours = _evaluation(stages["evaluate"], place)
+    ours = _evaluation(stages["evaluate"], context)
     entries: dict[str, dict[str, Any]] = {}
-    for role, row in earlier_runs(read_ledger(place), run, preset, stages["shard"].digest).items():
+    for role, row in earlier_runs(read_ledger(context), run, preset, stages["shard"].digest).items():
         if isinstance(row, str):
             entries[role] = {"roles": [role], "reason": row}
         elif row["run"] in entries:
@@ -175,17 +188,17 @@ def compared(run: str, preset: str, stages: dict[str, Result], place: Place) -> 
         else:
             facts = {"roles": [role], "evaluate": row["stages"]["evaluate"]}
             facts |= {name: row[name] for name in ("run", "preset", "finished", "commit")}
-            entries[row["run"]] = facts | _difference(ours, row, place)
+            entries[row["run"]] = facts | _difference(ours, row, context)
     return list(entries.values())
 
 
-def _difference(ours: Evaluation, row: dict[str, Any], place: Place) -> dict[str, Any]:
+def _difference(ours: Evaluation, row: dict[str, Any], context: RunContext) -> dict[str, Any]:
     """The run against an earlier one, or the reason why not: what is damaged there is no failure of this run."""
     try:
-        theirs = load("evaluate", row["stages"]["evaluate"], place)
+        theirs = load("evaluate", row["stages"]["evaluate"], context)
         if theirs is None:
             return {"reason": "its samples are gone"}
-        return compare(ours, _evaluation(theirs, replace(place, unwritable="only compared")))
+        return compare(ours, _evaluation(theirs, replace(context, unwritable="only compared")))
     except (StageError, StoreError) as error:
         if transient(error):
             raise
@@ -193,19 +206,19 @@ def _difference(ours: Evaluation, row: dict[str, Any], place: Place) -> dict[str
         return {"reason": "its samples are damaged"}
 
 
-def _evaluation(result: Result, place: Place) -> Evaluation:
-    folder = materialise(result, place)
+def _evaluation(result: Result, context: RunContext) -> Evaluation:
+    folder = fetch_outputs(result, context)
     scores = json.loads((folder / "scores.json").read_text())
     return Evaluation(samples=pq.read_table(folder / "samples.parquet"), scores=scores, data=result.manifest.inputs)
 
 
-def _renew_leaderboard(rows: list[dict[str, Any]], place: Place) -> None:
+def _renew_leaderboard(rows: list[dict[str, Any]], context: RunContext) -> None:
     """The only file in the store that is ever replaced: it is made of the ledger and of nothing else."""
-    place.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.cache) as folder, naming(place.cache / "leaderboard.html"):
+    context.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=context.cache) as folder, naming(context.cache / "leaderboard.html"):
         file = Path(folder) / "leaderboard.html"
-        file.write_text(leaderboard_page(rows, report_pages(place)))
-        place.store.put(file.name, file, digest_file(file))
+        file.write_text(leaderboard_page(rows, report_pages(context)))
+        context.store.put(file.name, file, digest_file(file))
 
 
 def _by_suite(items: Items) -> dict[str, Result]:

@@ -23,8 +23,9 @@ from eval.reporting.markdown import markdown_table
 from model.data.shards import write_shard
 from tasks.download import SPLITS, documents_files
 from tasks.settings import Settings
+from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise, read_json
+from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs, read_json
 from tasks.token_bytes import END_OF_TEXT, check_tokenizer, explained, token_bytes
 from tasks.tokenizer import load_tokenizer
 
@@ -39,18 +40,18 @@ class ShardConfig(Settings):
 
 
 @task(name="shard", **STAGE_TASK)
-def build_shards(config: ShardConfig, documents: Result, tokenizer: Result, place: Place) -> Result:
+def build_shards(config: ShardConfig, documents: Result, tokenizer: Result, context: RunContext) -> Result:
     """Encode both splits. Outputs: train_*.bin/.idx, val_*.bin/.idx, shards.json,
     token_bytes.bin, unigram_entropy_nats.json."""
     inputs = {"documents": documents.digest, "tokenizer": tokenizer.manifest.output("tokenizer.json").sha256}
     stage = Stage(name="shard", version=VERSION, config=config.model_dump(mode="json"), inputs=inputs)
 
     def build(_: Path, out: Path) -> dict[str, Any]:
-        tokenizer_file = materialise(tokenizer, place) / "tokenizer.json"
-        return write_shards(config, materialise(documents, place), tokenizer_file, place.workers, out)
+        tokenizer_file = fetch_outputs(tokenizer, context) / "tokenizer.json"
+        return write_shards(config, fetch_outputs(documents, context), tokenizer_file, context.workers, out)
 
-    result = finish(stage, place, build)
-    create_markdown_artifact(key="shards", description="Token shards", markdown=describe(result, place))
+    result = build_or_skip(stage, context, build)
+    create_markdown_artifact(key="shards", description="Token shards", markdown=describe(result, context))
     return result
 
 
@@ -170,10 +171,10 @@ class _Writer:
         self._begin()
 
 
-def describe(result: Result, place: Place) -> str:
+def describe(result: Result, context: RunContext) -> str:
     """The stage's artifact: the table of splits and of files."""
-    found = read_json(result, place, "shards.json")
-    entropies = read_json(result, place, "unigram_entropy_nats.json")
+    found = read_json(result, context, "shards.json")
+    entropies = read_json(result, context, "unigram_entropy_nats.json")
     header = ["split", "documents", "tokens", "bytes", "bytes a token", "unigram entropy (nats)"]
     rows = [
         [name, split["documents"], split["tokens"], split["bytes"], split["bytes"] / split["tokens"], entropies[name]]

@@ -19,7 +19,8 @@ from tasks.benchmarks import Items
 from tasks.download import SCHEMA
 from tasks.evaluate import EvaluationConfig
 from tasks.settings import Settings
-from tasks.store.stage import STAGE_TASK, Place, Result, Stage, StageError, finish, materialise
+from tasks.store.context import RunContext
+from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs
 
 VERSION = 1
 STUDY_VERSION = 2
@@ -59,16 +60,16 @@ def require_planted(config: StudyConfig, items: Items) -> None:
 
 
 @task(name="plant", **STAGE_TASK)
-def plant(config: StudyConfig, planted: list[int], documents: Result, items: Items, place: Place) -> Result:
+def plant(config: StudyConfig, planted: list[int], documents: Result, items: Items, context: RunContext) -> Result:
     """The corpus with copies of the items, one short document each. Outputs as of `download`."""
     literal = {"suite": config.suite, "items": planted, "copies": config.copies}
     inputs = {"documents": documents.digest, "items": items.results[config.suite].digest}
     stage = Stage(name="plant", version=VERSION, config=literal, inputs=inputs)
 
     def build(work: Path, out: Path) -> None:
-        for path in materialise(documents, place).iterdir():
+        for path in fetch_outputs(documents, context).iterdir():
             (out / path.name).write_bytes(path.read_bytes())
-        rows = references(items.folder(place, work / "benchmarks"), [config.suite])
+        rows = references(items.folder(context, work / "benchmarks"), [config.suite])
         texts = {row.item: row.forms[0].text for row in rows if row.suite == config.suite}
         names = [(copy, item) for copy in range(config.copies) for item in planted]
         columns = {
@@ -78,12 +79,12 @@ def plant(config: StudyConfig, planted: list[int], documents: Result, items: Ite
         }
         pq.write_table(pa.table(columns, schema=SCHEMA), out / "train_planted.parquet", compression="zstd")
 
-    return finish(stage, place, build)
+    return build_or_skip(stage, context, build)
 
 
 @task(name="study", **STAGE_TASK)
 def publish_study(
-    config: StudyConfig, planted: list[int], with_copies: list[Result], without: list[Result], place: Place
+    config: StudyConfig, planted: list[int], with_copies: list[Result], without: list[Result], context: RunContext
 ) -> str:
     """Compare the two arms. Outputs: study.json, study.md, study.png. Returns where the page is."""
     arms = {"with": with_copies, "without": without}
@@ -92,20 +93,20 @@ def publish_study(
     stage = Stage(name="study", version=STUDY_VERSION, config=literal, inputs=inputs)
 
     def build(_: Path, out: Path) -> None:
-        tables = {arm: [_samples(result, place) for result in results] for arm, results in arms.items()}
+        tables = {arm: [_samples(result, context) for result in results] for arm, results in arms.items()}
         found = effects(gains(tables["with"], tables["without"]), config.suite, planted)
         study: dict[str, Any] = {**literal, **found}
         (out / "study.json").write_text(json.dumps(study, indent=1))
         (out / "study.md").write_text(render_study(study))
         (out / "study.png").write_bytes(study_figure(study["groups"]))
 
-    result = finish(stage, place, build)
-    folder = materialise(result, place)
+    result = build_or_skip(stage, context, build)
+    folder = fetch_outputs(result, context)
     figure = inline("gains", (folder / "study.png").read_bytes())
     page = (folder / "study.md").read_text().replace("![gains](study.png)", figure)
     create_markdown_artifact(key="contamination-study", description="Gain from planted items", markdown=page)
-    return f"{place.store.url}/{result.manifest.location(result.manifest.output('study.md'))}"
+    return f"{context.store.url}/{result.manifest.location(result.manifest.output('study.md'))}"
 
 
-def _samples(result: Result, place: Place) -> pa.Table:
-    return pq.read_table(materialise(result, place) / "samples.parquet")
+def _samples(result: Result, context: RunContext) -> pa.Table:
+    return pq.read_table(fetch_outputs(result, context) / "samples.parquet")

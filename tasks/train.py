@@ -19,11 +19,12 @@ from tasks.budget import in_tokens
 from tasks.feasibility import require_feasible, require_space
 from tasks.runtime.child_process import run_module
 from tasks.runtime.devices import threads_of_each, training_processes
-from tasks.runtime.progress import PROMPTS, Teller, TrainingProgress
+from tasks.runtime.progress import PROMPTS, ServerUpdates, TrainingProgress
 from tasks.runtime.tracking import Tracking
 from tasks.store.checkpoints import clear, discard_damaged, restore
+from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import STAGE_TASK, Place, Result, Stage, finish, logger, materialise
+from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs, logger
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 2
@@ -31,12 +32,12 @@ VERSION = 2
 
 @task(name="train", **STAGE_TASK)
 def train_model(
-    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, place: Place
+    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, context: RunContext
 ) -> Result:
     """Train from scratch or resume. Outputs: model.safetensors, config.json, run.json, samples.json, and the
     recorded metrics.jsonl."""
-    result = finished_training(model, config, shards, tokenizer, items, place)
-    folder = materialise(result, place)
+    result = finished_training(model, config, shards, tokenizer, items, context)
+    folder = fetch_outputs(result, context)
     create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
     create_markdown_artifact(key="samples", description="Text before and after training", markdown=samples(folder))
     figure = inline("loss over training", loss_figure(read_metrics(folder)))
@@ -45,27 +46,27 @@ def train_model(
 
 
 def finished_training(
-    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, place: Place
+    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, context: RunContext
 ) -> Result:
     """The stage itself. While it runs its checkpoints are in the store; afterwards they are not."""
-    processes = training_processes(model, config, place)
-    execution = _execution(processes, place)
-    config = in_tokens(model, config, shards, execution, processes, place)
+    processes = training_processes(model, config, context)
+    execution = _execution(processes, context)
+    config = in_tokens(model, config, shards, execution, processes, context)
     stage = Stage(
         name="train",
         version=VERSION,
         config={"model": asdict(model), "train": asdict(config), "prompts": list(PROMPTS)},
         inputs={"shards": shards.digest, "model_source": model_source_digest()},
-        recorded=frozenset({"metrics.jsonl"}),
+        volatile=frozenset({"metrics.jsonl"}),
     )
 
     def build(work: Path, out: Path) -> dict[str, Any]:
-        encoder = load_tokenizer(materialise(tokenizer, place) / "tokenizer.json")
-        require_feasible([(model, config)], encoder.get_vocab_size(), place)
-        return _train(stage, shards, encoder, items, processes, place, work, out)
+        encoder = load_tokenizer(fetch_outputs(tokenizer, context) / "tokenizer.json")
+        require_feasible([(model, config)], encoder.get_vocab_size(), context)
+        return _train(stage, shards, encoder, items, processes, context, work, out)
 
-    result = finish(stage, place, build)
-    clear(stage.key, place.store)
+    result = build_or_skip(stage, context, build)
+    clear(stage.key, context.store)
     return result
 
 
@@ -80,7 +81,7 @@ def _train(
     encoder: Tokenizer,
     items: Items | None,
     processes: int,
-    place: Place,
+    context: RunContext,
     work: Path,
     out: Path,
 ) -> dict[str, Any]:
@@ -88,10 +89,10 @@ def _train(
     run = {
         "model": stage.config["model"],
         "train": stage.config["train"],
-        "shards": str(materialise(shards, place)),
+        "shards": str(fetch_outputs(shards, context)),
         "run_dir": str(run_dir),
         "sample_prompts": [encoder.encode(prompt, add_special_tokens=False).ids for prompt in PROMPTS],
-        "execution": _execution(processes, place) | {"hellaswag": _hellaswag(items, encoder, place, work)},
+        "execution": _execution(processes, context) | {"hellaswag": _hellaswag(items, encoder, context, work)},
     }
     config = work / "train.json"
     config.write_text(json.dumps(run, indent=1))
@@ -100,10 +101,10 @@ def _train(
         "processes": processes,
         "key": stage.key,
         "run_dir": str(run_dir),
-        "store": place.store.url,
+        "store": context.store.url,
     }
-    tracking = Tracking(place.tracker, place.cache / "tracking", stage.key, stage.config)
-    with Teller() as tell, tracking:
+    tracking = Tracking(context.tracker, context.cache / "tracking", stage.key, stage.config)
+    with ServerUpdates() as tell, tracking:
         progress = TrainingProgress(run_dir, encoder.decode, tell)
 
         def follow(event: dict[str, Any]) -> None:
@@ -113,10 +114,10 @@ def _train(
             tracking(event)
 
         def prepare() -> None:  # not before: the process of an earlier run may still save there
-            restore(stage.key, run_dir, place.store, place.cache, logger())
+            restore(stage.key, run_dir, context.store, context.cache, logger())
             discard_damaged(run_dir, logger())
 
-        run_module("tasks.runtime.supervise", supervised, work, follow, place.device_lock, prepare)
+        run_module("tasks.runtime.supervise", supervised, work, follow, context.device_lock, prepare)
     for name in ("final/model.safetensors", "final/config.json", "run.json", "metrics.jsonl"):
         shutil.copy2(run_dir / name, out / Path(name).name)
     samples = json.loads((run_dir / "samples.json").read_text())
@@ -125,33 +126,33 @@ def _train(
     return {"device": progress.device, "execution": json.loads((run_dir / "run.json").read_text())["execution"]}
 
 
-def _execution(processes: int, place: Place) -> dict[str, Any]:
+def _execution(processes: int, context: RunContext) -> dict[str, Any]:
     """The settings of this machine as the trainer knows them."""
     return {
-        "device": place.device,
-        "threads": threads_of_each(processes, place),
-        "parallelism": place.parallelism,
-        "compile_cache": str(place.cache.resolve() / "compiled"),
-        "checkpoint_every_minutes": place.checkpoint_every_minutes,
-        "deterministic": place.deterministic,
-        "usd_per_hour": place.usd_per_hour or None,
-        "sample_every_steps": place.sample_every_steps,
+        "device": context.device,
+        "threads": threads_of_each(processes, context),
+        "parallelism": context.parallelism,
+        "compile_cache": str(context.cache.resolve() / "compiled"),
+        "checkpoint_every_minutes": context.checkpoint_every_minutes,
+        "deterministic": context.deterministic,
+        "usd_per_hour": context.usd_per_hour or None,
+        "sample_every_steps": context.sample_every_steps,
     }
 
 
-def _hellaswag(items: Items | None, encoder: Tokenizer, place: Place, work: Path) -> str | None:
+def _hellaswag(items: Items | None, encoder: Tokenizer, context: RunContext, work: Path) -> str | None:
     """A file with the items to score during training, if there are any."""
-    if not place.hellaswag_items:
+    if not context.hellaswag_items:
         return None
     if items is None or "hellaswag" not in items.results:
-        logger().warning("hellaswag_items is %d, but the run has no HellaSwag", place.hellaswag_items)
+        logger().warning("hellaswag_items is %d, but the run has no HellaSwag", context.hellaswag_items)
         return None
-    folder = materialise(items.results["hellaswag"], place)
+    folder = fetch_outputs(items.results["hellaswag"], context)
 
     def encode(text: str) -> list[int]:
         return encoder.encode(text, add_special_tokens=False).ids
 
-    encoded = encoded_items(folder, encode, place.hellaswag_items)
+    encoded = encoded_items(folder, encode, context.hellaswag_items)
     path = work / "hellaswag.json"
     path.write_text(json.dumps(encoded))
     return str(path)

@@ -34,8 +34,9 @@ from model.network.gpt import GPT, initialise
 from tasks.benchmarks import Items
 from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, write_shards
+from tasks.store.context import RunContext, open_context
 from tasks.store.objects import digest_file
-from tasks.store.stage import Manifest, Output, Place, Result, Stage, open_place
+from tasks.store.stage import Manifest, Output, Result, Stage
 from tasks.tokenizer import train_bpe
 from tests.flows.test_presets import first_losses
 
@@ -92,20 +93,20 @@ class _Reached(Exception):
     """A stage was about to be looked for in the store."""
 
 
-def stage_keys(preset: str, place: Place) -> dict[str, str]:
+def stage_keys(preset: str, context: RunContext) -> dict[str, str]:
     """Key of each stage of a run whose inputs are fixed, as the stage itself computes it."""
     config = compose(preset, {})
     one = _result("documents", "tokenizer.json", "model.safetensors", "config.json", "flagged.parquet")
     items = Items({name: one for name in config.evaluation.suites}, {}, {})
     stages = {
-        "download": lambda: tasks.download.download.fn(config.data, place),
-        "tokenizer": lambda: tasks.tokenizer.build_tokenizer.fn(config.tokenizer, one, place),
-        "shard": lambda: tasks.shard.build_shards.fn(config.shard, one, one, place),
-        "contamination": lambda: tasks.contamination.check_contamination.fn(config.contamination, one, items, place),
-        "filter": lambda: tasks.contamination.drop_contaminated.fn(one, one, place),
-        "train": lambda: tasks.train.finished_training(config.model, config.train, one, one, None, place),
-        "evaluate": lambda: tasks.evaluate.evaluate_model.fn(config.evaluation, one, one, items, place),
-        "report": lambda: tasks.report.publish_report.fn(preset, "", [one], items, place),
+        "download": lambda: tasks.download.download.fn(config.data, context),
+        "tokenizer": lambda: tasks.tokenizer.build_tokenizer.fn(config.tokenizer, one, context),
+        "shard": lambda: tasks.shard.build_shards.fn(config.shard, one, one, context),
+        "contamination": lambda: tasks.contamination.check_contamination.fn(config.contamination, one, items, context),
+        "filter": lambda: tasks.contamination.drop_contaminated.fn(one, one, context),
+        "train": lambda: tasks.train.finished_training(config.model, config.train, one, one, None, context),
+        "evaluate": lambda: tasks.evaluate.evaluate_model.fn(config.evaluation, one, one, items, context),
+        "report": lambda: tasks.report.publish_report.fn(preset, "", [one], items, context),
     }
     return {name: key for name, build in stages.items() for key in _key(build)}
 
@@ -120,7 +121,7 @@ def _stopped(found: list[Stage]) -> Iterator[None]:
 
     modules = ("budget", "contamination", "download", "evaluate", "report", "shard", "tokenizer", "train")
     with patch.object(tasks.train, "model_source_digest", lambda: "0" * 64):
-        patches = [patch.object(getattr(tasks, name), "finish", stop) for name in modules]
+        patches = [patch.object(getattr(tasks, name), "build_or_skip", stop) for name in modules]
         for one in patches:
             one.start()
         try:
@@ -143,19 +144,19 @@ def _result(stage: str, *outputs: str) -> Result:
     return Result(manifest=manifest, skipped=True, seconds=0.0)
 
 
-def key_place(folder: Path) -> Place:
-    return open_place(str(folder / "store"), None, 1, "cpu", None, 0.0)
+def key_context(folder: Path) -> RunContext:
+    return open_context(str(folder / "store"), None, 1, "cpu", None, 0.0)
 
 
 def values(folder: Path) -> dict[str, Any]:
     """All of golden.json."""
-    place = key_place(folder)
+    context = key_context(folder)
     return {
         "initial weights": {preset: initial_weights(preset) for preset in Preset},
         "first losses": {preset: first_losses(folder, preset) for preset in Preset},
         "item subsets": item_subsets(),
         "shard files": shard_files(folder),
-        "stage keys": {preset: stage_keys(preset, place) for preset in Preset},
+        "stage keys": {preset: stage_keys(preset, context) for preset in Preset},
     }
 
 

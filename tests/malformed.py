@@ -41,8 +41,9 @@ from model.training import checkpoint
 from tasks.download import SCHEMA, DataConfig, write_documents
 from tasks.shard import ShardConfig, write_shards
 from tasks.sources.document_sources import FilesSource
+from tasks.store.context import RunContext, open_context
 from tasks.store.ledger import read_ledger
-from tasks.store.stage import Place, Stage, finish, load, materialise, open_place
+from tasks.store.stage import Stage, build_or_skip, fetch_outputs, load
 from tasks.token_bytes import check_tokenizer, token_bytes
 from tasks.tokenizer import load_tokenizer, train_bpe
 
@@ -284,12 +285,14 @@ class Originals:
         checkpoint.publish_final(folder / "final", model, 0, digest, {"loss": 1.0})
         weights = {name: value.detach() for name, value in model.state_dict().items()}
         checkpoint.save(folder / "checkpoints", 1, weights, {"a": weights["blocks.0.mlp.expand.weight"]}, {"x": 1})
-        place = open_place(str(folder / "store"), None, 1, "cpu", None, 0.0)
+        context = open_context(str(folder / "store"), None, 1, "cpu", None, 0.0)
 
         def build(_: Path, out: Path) -> None:
             (out / "a.json").write_text("{}")
 
-        self.result = finish(Stage(name="shard", version=1, config={"a": 1}, inputs={"b": "0" * 64}), place, build)
+        self.result = build_or_skip(
+            Stage(name="shard", version=1, config={"a": 1}, inputs={"b": "0" * 64}), context, build
+        )
         self.row = {
             "run": "a" * 64,
             "preset": "smoke",
@@ -449,7 +452,7 @@ def shards(made: Originals) -> Area:
 def manifests(made: Originals) -> Area:
     def area(folder: Path, chance: random.Random) -> Input:
         """manifest.json of a finished stage."""
-        place = replace_store(folder)
+        context = replace_store(folder)
         manifest = made.result.manifest
         key = f"stages/shard/{manifest.key}/manifest.json"
         fields = json.loads((made.folder / "store" / key).read_text())
@@ -460,8 +463,8 @@ def manifests(made: Originals) -> Area:
         put(folder / "store" / manifest.location(manifest.outputs[0]), b"{}")
 
         def act() -> None:
-            if (found := load("shard", manifest.key, place)) is not None:
-                materialise(found, place)
+            if (found := load("shard", manifest.key, context)) is not None:
+                fetch_outputs(found, context)
 
         return Input(act, ("store", "stage"), len(content))
 
@@ -484,8 +487,8 @@ def as_json_sorted(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def replace_store(folder: Path) -> Place:
-    return open_place(str(folder / "store"), None, 1, "cpu", None, 0.0)
+def replace_store(folder: Path) -> RunContext:
+    return open_context(str(folder / "store"), None, 1, "cpu", None, 0.0)
 
 
 def put(path: Path, content: bytes) -> None:
@@ -496,7 +499,7 @@ def put(path: Path, content: bytes) -> None:
 def ledger(made: Originals) -> Area:
     def area(folder: Path, chance: random.Random) -> Input:
         """Rows under ledger/, one of them changed."""
-        place = replace_store(folder)
+        context = replace_store(folder)
         content = as_json(changed(made.row, chance))
         if chance.random() < 0.3:
             content = damaged(content, chance)
@@ -504,7 +507,7 @@ def ledger(made: Originals) -> Area:
         put(folder / "store/ledger" / chance.choice((f"{'f' * 64}.json", "stray.txt", "a/b.json")), content)
 
         def act() -> None:
-            rows = read_ledger(place)
+            rows = read_ledger(context)
             leaderboard(rows)
             leaderboard_page(rows, {})
 

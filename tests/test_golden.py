@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.config import Preset
-from tests.golden import golden, initial_weights, item_subsets, key_place, shard_files, stage_keys
+from tests.golden import golden, initial_weights, item_subsets, key_context, shard_files, stage_keys
 
 
 def test_initial_weights_of_every_preset():
@@ -27,6 +27,6 @@ def test_shard_files(tmp_path: Path):
 
 def test_stage_keys(tmp_path: Path):
     """A change of a key makes every store forget what it holds: raise a stage's version instead, and say so."""
-    place = key_place(tmp_path)
+    place = key_context(tmp_path)
     for preset in Preset:
         assert stage_keys(preset, place) == golden("stage keys")[preset], preset

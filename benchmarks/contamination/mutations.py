@@ -640,8 +640,8 @@ MUTATIONS = (
         "reporting",
         "contamination/check",
         "findings of the planted file are written",
-        "write_findings(command.out, tallies[False].findings()",
-        "write_findings(command.out, tallies[True].findings()",
+        "write_result(command.out, tallies[False].findings()",
+        "write_result(command.out, tallies[True].findings()",
     ),
     # the last five by someone who had not read the control
     _m(

@@ -24,13 +24,14 @@ from unittest.mock import patch
 from benchmarks.goals import print_goal
 from tasks.store import s3
 from tasks.store.backends import Store, open_store
+from tasks.store.context import open_context
 from tasks.store.manifest import Manifest, StageError, parse_manifest
 from tasks.store.objects import StoreError
-from tasks.store.stage import Stage, finish, materialise, open_place, read_json
+from tasks.store.stage import Stage, build_or_skip, fetch_outputs, read_json
 from tests.object_store import BUCKET, object_store
 from tests.store_proxy import MIXES, Faults, StoreProxy
 
-STAGE = Stage(name="shard", version=1, config={"a": 1}, inputs={}, recorded=frozenset({"times.json"}))
+STAGE = Stage(name="shard", version=1, config={"a": 1}, inputs={}, volatile=frozenset({"times.json"}))
 OUTPUTS = {"data.bin": bytes(range(256)) * 800, "counts.json": b'{"tokens": 204800}', "times.json": b'{"seconds": 1}'}
 COMMAND = """
 import os, sys
@@ -106,10 +107,10 @@ def one_stage(tally: Tally, proxy: StoreProxy, direct: str, folder: Path, number
     began = time.monotonic()
     try:
         with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=proxy.url):
-            made = finish(STAGE, open_place(url, str(folder / f"{number}a"), 1, None, None, 0.0), build)
-            other = open_place(url, str(folder / f"{number}b"), 1, None, None, 0.0)
-            again = finish(STAGE, other, build)
-            whole = {name: (materialise(again, other) / name).read_bytes() for name in OUTPUTS} == OUTPUTS
+            made = build_or_skip(STAGE, open_context(url, str(folder / f"{number}a"), 1, None, None, 0.0), build)
+            other = open_context(url, str(folder / f"{number}b"), 1, None, None, 0.0)
+            again = build_or_skip(STAGE, other, build)
+            whole = {name: (fetch_outputs(again, other) / name).read_bytes() for name in OUTPUTS} == OUTPUTS
             counts = read_json(again, other, "counts.json") == {"tokens": 204800}
         tally.same += made.digest == again.digest == wanted and whole and counts and again.skipped
     except (StageError, StoreError) as error:
@@ -182,7 +183,7 @@ def one_run(
 
 def outage(name: str, proxy: StoreProxy, folder: Path, seconds: float) -> tuple[float, float, str]:
     """Seconds until a person who starts is told, until a stage that is being stored gives up, and its sentence."""
-    place = open_place(f"s3://{BUCKET}/outage-{name.replace(' ', '-')}", str(folder / name), 1, None, None, 0.0)
+    context = open_context(f"s3://{BUCKET}/outage-{name.replace(' ', '-')}", str(folder / name), 1, None, None, 0.0)
     endpoint = proxy.url
     proxy.faults = Faults(("stall",) if name == "stalls" else ("503",), share=1.0, stall_seconds=seconds)
     if name == "connection refused":
@@ -191,7 +192,7 @@ def outage(name: str, proxy: StoreProxy, folder: Path, seconds: float) -> tuple[
             endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
     times, sentence = [], ""
     with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=endpoint):
-        store = open_store(place.store.url)
+        store = open_store(context.store.url)
         for ask in (store.check, lambda: store.publish("x", b"y")):
             began = time.monotonic()
             try:
@@ -287,8 +288,10 @@ def measure(arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folde
 def stages(arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folder: Path) -> list[Tally]:
     """A tally of each mix, for stages of their own."""
     tallies = []
-    reference = open_place(str(folder / "local"), None, 1, None, None, 0.0)
-    wanted = finish(STAGE, reference, lambda _, out: [(out / n).write_bytes(c) for n, c in OUTPUTS.items()] and None)
+    reference = open_context(str(folder / "local"), None, 1, None, None, 0.0)
+    wanted = build_or_skip(
+        STAGE, reference, lambda _, out: [(out / n).write_bytes(c) for n, c in OUTPUTS.items()] and None
+    )
     for mix in arguments.mixes:
         tally = Tally()
         with patch.object(s3, "READ_SECONDS", (0.5, 2.0) if mix == "stalls" else s3.READ_SECONDS):

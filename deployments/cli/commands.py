@@ -33,7 +33,7 @@ from deployments.cli.up import NOTIFY, PORT, up
 from eval.reporting.ledger import leaderboard, leaderboard_page
 from eval.reporting.report import notes, score_table
 from eval.suites.suites import SUITES
-from flows.config import FORMS, Execution, Preset, compose, forms_of, one_sentence, place_of, require_encodable
+from flows.config import FORMS, Execution, Preset, compose, context_of, forms_of, one_sentence, require_encodable
 from flows.daily import daily_train
 from flows.study import contamination_study
 from model.errors import at_once, naming, reason_of, shown_value, tell_error
@@ -44,8 +44,8 @@ from tasks.preflight import require_ready
 from tasks.report import Published
 from tasks.settings import Settings, scalar_types
 from tasks.store import provenance
+from tasks.store.context import RunContext
 from tasks.store.ledger import read_ledger, report_pages
-from tasks.store.stage import Place
 from tasks.study import StudyConfig
 
 MOST_NAMES = 8
@@ -227,9 +227,9 @@ def _execution(arguments: argparse.Namespace) -> Execution:
     return _settings(Execution, "execution", arguments)
 
 
-def _place_to_read(arguments: argparse.Namespace) -> Place:
+def _place_to_read(arguments: argparse.Namespace) -> RunContext:
     """For a command that changes nothing in the store, and makes none."""
-    return place_of(_execution(arguments), dict(os.environ), reading=True)
+    return context_of(_execution(arguments), dict(os.environ), reading=True)
 
 
 def _settings(kind: type[Section], section: str, arguments: argparse.Namespace) -> Section:
@@ -292,8 +292,8 @@ def _run(arguments: argparse.Namespace) -> None:
     changes = _changes(arguments.set)
     run = compose(arguments.preset, changes)  # refuse a mistake before anything is started
     execution = _execution(arguments)
-    place = place_of(execution, dict(os.environ))
-    require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, place)  # before a server is started
+    context = context_of(execution, dict(os.environ))
+    require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, context)  # before a server is started
     forms = forms_of(changes, daily_train)
     require_encodable(**forms, execution=execution)
     _prepare_run()
@@ -340,14 +340,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
     except ValidationError as error:
         raise ConfigError(one_sentence(EvaluationConfig, error, "evaluate")) from None
-    place = place_of(_execution(arguments), dict(os.environ))
-    print(evaluate_folder(config, arguments.model, arguments.tokenizer, arguments.trust_code, arguments.out, place))
+    context = context_of(_execution(arguments), dict(os.environ))
+    print(evaluate_folder(config, arguments.model, arguments.tokenizer, arguments.trust_code, arguments.out, context))
     print(f"\n{arguments.out}: scores.json, samples.parquet")
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    place = _place_to_read(arguments)
-    family = export(arguments.name, arguments.destination, arguments.tokenizer, place)
+    context = _place_to_read(arguments)
+    family = export(arguments.name, arguments.destination, arguments.tokenizer, context)
     print(f"{arguments.destination}: a model of the {family} family for transformers, with its model card README.md")
 
 
@@ -381,20 +381,20 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 def _demo(arguments: argparse.Namespace) -> None:
     require_gradio()
-    place = _place_to_read(arguments)
+    context = _place_to_read(arguments)
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # in place of one in /tmp that all users of the machine share
-        converse("deployments.cli.demo", arguments.run, ["--port", str(arguments.port)], place)
+        converse("deployments.cli.demo", arguments.run, ["--port", str(arguments.port)], context)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> None:
-    place = _place_to_read(arguments)
-    rows = read_ledger(place)
+    context = _place_to_read(arguments)
+    rows = read_ledger(context)
     if arguments.html is None:
         print(leaderboard(rows))
         return
-    root = Path(place.store.url)  # links work where the store is a folder of this machine
-    links = {run: (root / key).as_uri() for run, key in report_pages(place).items()} if root.is_dir() else {}
+    root = Path(context.store.url)  # links work where the store is a folder of this machine
+    links = {run: (root / key).as_uri() for run, key in report_pages(context).items()} if root.is_dir() else {}
     with naming(arguments.html), open(arguments.html, "w", opener=at_once) as file:
         file.write(leaderboard_page(rows, links))
     print(arguments.html)

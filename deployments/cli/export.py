@@ -19,10 +19,11 @@ from deployments.cli.exported_code import exported_code
 from eval.reporting.model_card import model_card
 from model.errors import DailyTrainError, expanded, reason_of, regular_file, shown_value
 from model.network.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
+from tasks.store.context import RunContext
 from tasks.store.ledger import find_run
 from tasks.store.objects import digest_file
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import Place, Result, load, materialise, read_json
+from tasks.store.stage import Result, fetch_outputs, load, read_json
 from tasks.tokenizer import load_tokenizer
 
 MODELLING = Path(__file__).with_name("modeling_daily_train.py")
@@ -45,7 +46,7 @@ class Finished:
     """What the model card tells: `report`, `lock`, `lock_sha256`, `model_source`; missing where not recorded."""
 
 
-def export(name: str, destination: Path, tokenizer: Path | None, place: Place) -> str:
+def export(name: str, destination: Path, tokenizer: Path | None, context: RunContext) -> str:
     """Write the model called `name` to the new folder `destination`; returns the family it was written as.
 
     `name` is a folder with a finished model, or the beginning of a run's or its train stage's key, or `latest`.
@@ -55,7 +56,7 @@ def export(name: str, destination: Path, tokenizer: Path | None, place: Place) -
     if destination.exists() and destination.samefile("."):  # it would be replaced, and whoever is in it sees nothing
         raise ExportError(f"{destination}: is the folder that the command runs in; name a new one")
     folder = expanded(name)
-    return write(_folder(folder, tokenizer) if folder.is_dir() else _run(name, place), destination)
+    return write(_folder(folder, tokenizer) if folder.is_dir() else _run(name, context), destination)
 
 
 def _folder(folder: Path, tokenizer: Path | None) -> Finished:
@@ -65,25 +66,25 @@ def _folder(folder: Path, tokenizer: Path | None) -> Finished:
     return Finished(model=folder, tokenizer=found, facts={})
 
 
-def _run(name: str, place: Place) -> Finished:
-    row = find_run("" if name == "latest" else name, place)
-    stages = {stage: load(stage, row["stages"].get(stage, ""), place) for stage in ("train", "tokenizer", "download")}
+def _run(name: str, context: RunContext) -> Finished:
+    row = find_run("" if name == "latest" else name, context)
+    stages = {stage: load(stage, row["stages"].get(stage, ""), context) for stage in ("train", "tokenizer", "download")}
     for stage in ("train", "tokenizer"):
         if stages[stage] is None:
-            raise ExportError(f"{place.store.url}: stage {stage} of run {row['run'][:12]} is gone")
+            raise ExportError(f"{context.store.url}: stage {stage} of run {row['run'][:12]} is gone")
     facts = {"model_source": stages["train"].manifest.inputs.get("model_source")}
-    report = load("report", row["run"], place)
+    report = load("report", row["run"], context)
     if report is not None:
-        facts["report"] = read_json(report, place, "report.json")
+        facts["report"] = read_json(report, context, "report.json")
     if stages["download"] is not None:
-        facts |= _lock(stages["download"], place)
-    tokenizer = materialise(stages["tokenizer"], place) / "tokenizer.json"
-    return Finished(model=materialise(stages["train"], place), tokenizer=tokenizer, facts=facts)
+        facts |= _lock(stages["download"], context)
+    tokenizer = fetch_outputs(stages["tokenizer"], context) / "tokenizer.json"
+    return Finished(model=fetch_outputs(stages["train"], context), tokenizer=tokenizer, facts=facts)
 
 
-def _lock(download: Result, place: Place) -> dict[str, Any]:
+def _lock(download: Result, context: RunContext) -> dict[str, Any]:
     digest = download.manifest.output("lock.json").sha256
-    return {"lock": read_json(download, place, "lock.json"), "lock_sha256": digest}
+    return {"lock": read_json(download, context, "lock.json"), "lock_sha256": digest}
 
 
 def write(finished: Finished, destination: Path) -> str:

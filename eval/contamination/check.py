@@ -42,15 +42,15 @@ from eval.contamination.matching import find_all
 from eval.contamination.positive_control import PLANTED_FILE, Control, compose_control
 from eval.contamination.references import Reference, references
 from eval.contamination.verdicts import (
-    FINDINGS_FILES,
+    RESULT_FILES,
     ContaminationConfig,
     ContaminationError,
-    Findings,
+    ContaminationResult,
     Match,
     Tally,
     item_lengths,
     snippet,
-    write_findings,
+    write_result,
 )
 
 _HOSTS = 64
@@ -116,7 +116,9 @@ def _characters(text: np.ndarray, positions: set[int]) -> dict[int, int]:
     return found
 
 
-def check(documents: Iterable[tuple[str, str]], items: list[Reference], config: ContaminationConfig) -> Findings:
+def check(
+    documents: Iterable[tuple[str, str]], items: list[Reference], config: ContaminationConfig
+) -> ContaminationResult:
     """Scans (id, text) pairs in this process."""
     tally = Tally(config, items)
     texts = from_texts((name, text.encode("utf-8", "replace")) for name, text in documents)
@@ -287,12 +289,12 @@ def scan_files(command: CommandConfig) -> dict:
                 progress(tally.documents)
         counted = command.counted
         audit.check_results(command.documents, counted and (counted.documents, counted.bytes))
-        write_findings(folder / "planted", tallies[True].findings(), {}, config)
-        write_findings(command.out, tallies[False].findings(), audit.check_planted(folder / "planted"), config)
+        write_result(folder / "planted", tallies[True].findings(), {}, config)
+        write_result(command.out, tallies[False].findings(), audit.check_planted(folder / "planted"), config)
         try:
             audit.check_found(command.out)
         except ContaminationError:
-            for name in FINDINGS_FILES:
+            for name in RESULT_FILES:
                 (command.out / name).unlink()
             raise
     real = tallies[False]

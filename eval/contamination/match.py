@@ -85,7 +85,7 @@ def overlaps(data: np.ndarray, hits: np.ndarray, index: Index) -> list[Overlap]:
     `hits` has the rows word, n-gram, start and end.
     """
     hits = hits[:, np.argsort(hits[0], kind="stable")]
-    hits = hits[:, _telling(hits, index)]
+    hits = hits[:, _drop_repeats(hits, index)]
     evidence: dict[int, _Evidence] = defaultdict(_Evidence)
     seen: dict[tuple[int, int, int], int] = defaultdict(int)
     for block in _blocks(hits[0]):
@@ -114,7 +114,7 @@ def _most(same: list[Overlap]) -> Overlap:
     )
 
 
-def _telling(hits: np.ndarray, index: Index) -> np.ndarray:
+def _drop_repeats(hits: np.ndarray, index: Index) -> np.ndarray:
     """Positions of the hits that are not mere repeats: a document of one phrase a million times costs no more."""
     long = index.length[hits[1]] == index.n
     whole, short = np.flatnonzero(long), np.flatnonzero(~long)

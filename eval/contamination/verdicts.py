@@ -25,7 +25,7 @@ _CHARACTER_BYTES = 4
 _KEPT_MATCHES = 200
 MOST_RUN, LEAST_COVERAGE = 200, 0.01
 _SWEEP_RUNS, _SWEEP_COVERAGES = range(8, 41), [tenths / 10 for tenths in range(1, 11)]
-FINDINGS_FILES = ("verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json")
+RESULT_FILES = ("verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json")
 VERDICTS_SCHEMA = pa.schema(
     [
         ("suite", pa.string()),
@@ -144,7 +144,7 @@ class ItemVerdict:
 
 
 @dataclass(frozen=True)
-class Findings:
+class ContaminationResult:
     verdicts: list[ItemVerdict]
     """One per reference, in their order."""
     matches: list[Match]
@@ -214,7 +214,7 @@ class Tally:
             return Kind.EXACT if found.exact else Kind.ANSWER_AND_CONTEXT
         return Kind.SOURCE if self._references[found.reference].has_context else Kind.QUESTION
 
-    def findings(self) -> Findings:
+    def findings(self) -> ContaminationResult:
         verdicts = [self._verdict(number) for number in range(len(self._references))]
         contaminated = {number for number, found in enumerate(verdicts) if found.verdict is Verdict.CONTAMINATED}
         kept = {(match.place, match.reference): match for match in self._strongest}
@@ -227,7 +227,7 @@ class Tally:
             if self._references[number].severity is Severity.TEST
         ]
         matches = sorted(kept.values(), key=self._rank)
-        return Findings(verdicts, matches, flagged, self.documents, self.words)
+        return ContaminationResult(verdicts, matches, flagged, self.documents, self.words)
 
     def _verdict(self, number: int) -> ItemVerdict:
         reference, lengths = self._references[number], self._lengths[number]
@@ -264,8 +264,8 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def write_findings(out: Path, findings: Findings, control: dict, config: ContaminationConfig) -> None:
-    """Writes `FINDINGS_FILES`; equal findings give equal bytes."""
+def write_result(out: Path, findings: ContaminationResult, control: dict, config: ContaminationConfig) -> None:
+    """Writes `RESULT_FILES`; equal findings give equal bytes."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [_verdict_row(found) for found in findings.verdicts]
     pq.write_table(pa.Table.from_pylist(rows, schema=VERDICTS_SCHEMA), out / "verdicts.parquet")
@@ -300,7 +300,7 @@ def _verdict_row(found: ItemVerdict) -> dict:
     }
 
 
-def _match_row(match: Match, findings: Findings, config: ContaminationConfig) -> dict:
+def _match_row(match: Match, findings: ContaminationResult, config: ContaminationConfig) -> dict:
     """One match with both texts as {before, match, after}."""
     overlap, verdict = match.overlap, findings.verdicts[match.reference]
     reference = verdict.reference
@@ -330,7 +330,7 @@ def _match_row(match: Match, findings: Findings, config: ContaminationConfig) ->
     }
 
 
-def _coverage(findings: Findings, control: dict, config: ContaminationConfig) -> dict:
+def _coverage(findings: ContaminationResult, control: dict, config: ContaminationConfig) -> dict:
     suites: dict[str, dict] = {}
     for found in findings.verdicts:
         counts = {"items": 0, "checkable": 0, "uncheckable": [], "clean": 0, "contaminated": 0, "by_kind": {}}
@@ -352,7 +352,7 @@ def _coverage(findings: Findings, control: dict, config: ContaminationConfig) ->
     }
 
 
-def _sweep(findings: Findings) -> Iterator[dict]:
+def _sweep(findings: ContaminationResult) -> Iterator[dict]:
     """Contaminated items of every scored suite if a run of so many words, or such a coverage, alone decided."""
     by_suite: dict[str, list[ItemVerdict]] = {}
     for found in findings.verdicts:

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from eval.reporting.published_scores import ANCHORS
+from eval.reporting.published_scores import PUBLISHED_SCORES
 
 mpl.use("Agg")  # no display is needed, and none is looked for
 
@@ -45,7 +45,7 @@ def score_figure(scores: list[dict[str, Any]]) -> bytes:
     """Scores with 95 % intervals beside the chance level of the same items and published scores of public models."""
     figure = Figure(figsize=(8, 0.5 * len(scores) + 1.8), dpi=110, layout="constrained")
     axes = figure.subplots()
-    models = list(dict.fromkeys(anchor.model for anchor in ANCHORS))
+    models = list(dict.fromkeys(anchor.model for anchor in PUBLISHED_SCORES))
     shown = set()
     for row, score in enumerate(scores):
         fill, label = "full", "this run, 95 % interval"
@@ -57,7 +57,7 @@ def score_figure(scores: list[dict[str, Any]]) -> bytes:
         shown.add(label)
         chance = 100 * score["chance"]
         axes.plot([chance] * 2, [row - 0.3, row + 0.3], color=GREY, linestyle="--", label=None if row else "chance")
-        for anchor in ANCHORS:
+        for anchor in PUBLISHED_SCORES:
             if (anchor.suite, anchor.metric) == (score["suite"], score["metric"]):
                 label = None if anchor.model in shown else anchor.model
                 shown.add(anchor.model)

@@ -30,7 +30,7 @@ def _pythia(size: str, suite: str, acc: float, acc_norm: float | None) -> list[A
     ]
 
 
-ANCHORS = (
+PUBLISHED_SCORES = (
     Anchor("GPT-2 124M", "hellaswag", "acc", 0.2892, _GPT2),
     Anchor("GPT-2 124M", "hellaswag", "acc_norm", 0.3114, _GPT2),
     Anchor("GPT-2 XL", "hellaswag", "acc", 0.4004, _GPT2),
@@ -43,10 +43,10 @@ ANCHORS = (
 )
 
 
-def anchor_note(scored: set[tuple[str, str]]) -> str:
+def published_scores_note(scored: set[tuple[str, str]]) -> str:
     """Where the marks beside these (suite, metric) come from; empty when there are none."""
     sources: dict[str, set[str]] = {}
-    for anchor in ANCHORS:
+    for anchor in PUBLISHED_SCORES:
         if (anchor.suite, anchor.metric) in scored:
             sources.setdefault(anchor.source, set()).add(anchor.model)
     told = "; ".join(f"{', '.join(sorted(models))}: {source}" for source, models in sources.items())

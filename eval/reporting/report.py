@@ -12,7 +12,7 @@ import numpy as np
 from eval.reporting.contamination_report import contamination_section, effects_section
 from eval.reporting.markdown import code, markdown_table, passage, sentence
 from eval.reporting.paired_tests import GOLD, PerItem
-from eval.reporting.published_scores import anchor_note
+from eval.reporting.published_scores import published_scores_note
 from eval.reporting.run_comparison import comparison_section, interval_text
 
 Report = dict[str, Any]
@@ -111,7 +111,7 @@ def notes(scores: list[dict[str, Any]]) -> list[str]:
     if truncated:
         named = ", ".join(f"{suite} {count}" for suite, count in truncated.items())
         lines.append(f"Contexts cut on the left to fit the model, as lm-eval does: {named} items.")
-    if marks := anchor_note({(score["suite"], score["metric"]) for score in scored}):
+    if marks := published_scores_note({(score["suite"], score["metric"]) for score in scored}):
         lines.append(marks)
     return lines
 

@@ -55,9 +55,9 @@ def before(x_BTHK: Tensor, documents: Documents | Tree | None) -> Tensor:
     return torch.cat((x_BTHK[:, :1], x_BTHK[:, :-1]), dim=1)
 
 
-def queries(x_BTD: Tensor, documents: Documents | Tree | None) -> Tensor:
+def query_positions(x_BTD: Tensor, documents: Documents | Tree | None) -> Tensor:
     """What has a query: all, but for a tree of which only some places are read."""
-    return documents.queries(x_BTD) if isinstance(documents, Tree) else x_BTD
+    return documents.query_positions(x_BTD) if isinstance(documents, Tree) else x_BTD
 
 
 def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
@@ -120,7 +120,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """y_BTD, or y_BRD where only R places of each row are read (`Tree.read_at`)."""
         config = self.config
-        own_BTD = queries(x_BTD, documents)
+        own_BTD = query_positions(x_BTD, documents)
         B, T, D = own_BTD.shape
         gate_input = own_BTD[..., :GATE_CHANNELS]
         q_BTHK = self.query(own_BTD).view(B, T, config.heads, -1)
@@ -132,7 +132,7 @@ class Attention(nn.Module):
             own_J1 = torch.sigmoid(self.key_smear).unsqueeze(-1).to(k_BTJK.dtype)
             k_BTJK = own_J1 * k_BTJK + (1 - own_J1) * before(k_BTJK, documents)
         if rotary is not None:
-            q_BTHK = rotate(q_BTHK, *(queries(table, documents) for table in rotary))
+            q_BTHK = rotate(q_BTHK, *(query_positions(table, documents) for table in rotary))
             k_BTJK = rotate(k_BTJK, *rotary)
         if config.qk_norm:
             q_BTHK, k_BTJK = rms_norm(q_BTHK), rms_norm(k_BTJK)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from model.network.attention import Attention, queries, rms_norm, rotary_tables
+from model.network.attention import Attention, query_positions, rms_norm, rotary_tables
 from model.network.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear
 from model.network.document_mask import Documents, Windowed
 from model.network.head_loss import IGNORED_TARGET, HeadLoss
@@ -69,7 +69,7 @@ class Block(nn.Module):
         documents: Documents | Tree | None,
     ) -> Tensor:
         attended_BTD = self.attention(self.attention_norm(x_BTD), rotary, value_embedding_BTE, documents)
-        x_BTD = queries(x_BTD, documents) + attended_BTD
+        x_BTD = query_positions(x_BTD, documents) + attended_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -184,7 +184,7 @@ class GPT(nn.Module):
                 x_BTD = x_BTD + self.embedding_lambdas[layer] * embedding_BTD
             if read_BR is not None and layer == config.depth - 1:
                 documents = tree.read_at(read_BR)
-                middle_BTD = queries(middle_BTD, documents)
+                middle_BTD = query_positions(middle_BTD, documents)
             table = self.value_embeddings[str(layer)] if config.has_value_embedding(layer) else None
             x_BTD = block(x_BTD, rotary, table(tokens_BT) if table is not None else None, documents)
             if layer == config.depth // 2:

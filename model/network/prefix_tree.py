@@ -50,7 +50,7 @@ class Tree:
         tree._masks = {}
         return tree
 
-    def queries(self, x_BTD: Tensor) -> Tensor:
+    def query_positions(self, x_BTD: Tensor) -> Tensor:
         """What has a query: x_BTD itself, or x_BRD where only some places are read."""
         return x_BTD if self.read_BR is None else x_BTD[self._row_B1, self.read_BR]
 
@@ -69,7 +69,7 @@ class Tree:
         key = min(window, length), dtype
         if key not in self._masks:
             if window < length:
-                near_BTT = self.queries(self.position_BT)[:, :, None] - self.position_BT[:, None, :] < window
+                near_BTT = self.query_positions(self.position_BT)[:, :, None] - self.position_BT[:, None, :] < window
                 seen_BTT = seen_BTT & near_BTT
             self._masks[key] = (seen_BTT if seen_BTT.device.type == "cpu" else additive(seen_BTT, dtype))[:, None]
         return self._masks[key]

@@ -170,7 +170,7 @@ class Muon:
         return self.direction_(gradients_NRC, *self._state(shape), number, self.beta2, self.dtype)
 
 
-class Kron(Muon):
+class PSGD(Muon):
     """Momentum whitened by PSGD's Kronecker-factored preconditioner: entries of size 1, as AdamW's, whose rates suit.
 
     State besides the momentum: the two factors of each matrix, of its rows and of its columns, in fp32.
@@ -231,7 +231,7 @@ class Optimizer:
         self.matrices: Muon | None = None
         if config.optimizer is OptimizerName.PSGD:
             matrices = [parameter for _, parameter in grouped.pop("matrix")]
-            self.matrices = Kron(matrices, config.weight_decay, config.cautious_decay)
+            self.matrices = PSGD(matrices, config.weight_decay, config.cautious_decay)
         elif config.optimizer is OptimizerName.MUON:
             matrices = [parameter for _, parameter in grouped.pop("matrix")]
             dtype = _PRODUCTS.get(config.precision, torch.bfloat16)

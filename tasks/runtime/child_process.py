@@ -18,7 +18,7 @@ from typing import Any
 
 from model.errors import DEBUG, DailyTrainError, debugging
 from tasks.runtime.grace_period import seconds_to_end
-from tasks.runtime.liveness import OrphanWatch
+from tasks.runtime.liveness import LivenessWatch
 from tasks.runtime.lock import locked
 from tasks.runtime.ranks import Ranks
 
@@ -52,7 +52,7 @@ def run_module(
         prepare()
         child = Ranks(module, config_file, processes, descriptors)
         try:
-            watch = OrphanWatch()
+            watch = LivenessWatch()
             for line in child.stdout:
                 if watch.cancelled():
                     _end(child, checkpoint_bytes, on_event)

@@ -6,7 +6,7 @@ from functools import cache
 from model.network.config import ConfigError, GPTConfig, TrainConfig
 from tasks.runtime.child import child_command
 from tasks.store import provenance
-from tasks.store.stage import Place
+from tasks.store.context import RunContext
 
 
 @cache
@@ -16,10 +16,10 @@ def gpu_count() -> int:
     return int(done.stdout) if done.stdout.strip().isdecimal() else 0
 
 
-def scoring_processes(place: Place) -> int:
+def scoring_processes(context: RunContext) -> int:
     """Processes that score together. Raises ConfigError when there are fewer GPUs than the setting asks for."""
-    wanted = place.processes
-    driver = None if place.device == "cpu" else provenance.gpu_driver()
+    wanted = context.processes
+    driver = None if context.device == "cpu" else provenance.gpu_driver()
     if driver is None or wanted == 1 or (wanted is None and len(provenance.hardware()["gpus"]) == 1):
         return wanted or 1  # without asking torch
     found = gpu_count()
@@ -31,12 +31,12 @@ def scoring_processes(place: Place) -> int:
     return wanted or found or 1
 
 
-def training_processes(model: GPTConfig, train: TrainConfig, place: Place) -> int:
+def training_processes(model: GPTConfig, train: TrainConfig, context: RunContext) -> int:
     """Processes that train together: they share the sequences of a step equally. Without a setting some GPUs may be
     left over. Raises ConfigError when the setting cannot be kept."""
-    count, sequences = scoring_processes(place), train.tokens_per_step // model.sequence_length
+    count, sequences = scoring_processes(context), train.tokens_per_step // model.sequence_length
     most = max(number for number in range(1, count + 1) if sequences % number == 0)
-    if place.processes and most < count:
+    if context.processes and most < count:
         raise ConfigError(
             f"execution.processes is {count}, but {count} processes cannot share the {sequences} "
             f"sequences of a step (train.tokens_per_step) equally; set it to {most}"
@@ -44,6 +44,6 @@ def training_processes(model: GPTConfig, train: TrainConfig, place: Place) -> in
     return most
 
 
-def threads_of_each(processes: int, place: Place) -> int:
+def threads_of_each(processes: int, context: RunContext) -> int:
     """CPU threads of one of several processes, which share the workers."""
-    return max(1, place.workers // processes)
+    return max(1, context.workers // processes)

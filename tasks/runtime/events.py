@@ -8,7 +8,7 @@ FINISHED = "daily-train.finished"
 REGRESSED = "daily-train.regressed"
 
 
-def announce(report: dict[str, Any], report_path: str) -> None:
+def emit_run_finished(report: dict[str, Any], report_path: str) -> None:
     """Say that a run finished and, where its report says so, what of it regressed against which earlier run."""
     _emit(FINISHED, report, f"{report['preset']} finished", _finished(report, report_path), [])
     if regressed := [entry for entry in report["against"] if entry.get("regressed")]:

@@ -28,7 +28,7 @@ DID_NOT_ANSWER = "The run did not answer"
 """How the server begins to say that it takes a run for dead (deployments/cli/notify.py)."""
 
 
-class OrphanWatch:
+class LivenessWatch:
     """Notices that the process which started this one has died."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of th
 """What the untrained and the trained model continue."""
 
 
-class Teller:
+class ServerUpdates:
     """Talks to the Prefect server in a thread, because it may be slow or away: whoever follows a child process must go
     on reading what that prints, or the child stops at a full pipe.
 
@@ -51,7 +51,7 @@ class Teller:
         self.newest[kind] = tell
         self.pool.submit(copy_context().run, self._tell, kind, tell)
 
-    def __enter__(self) -> "Teller":
+    def __enter__(self) -> "ServerUpdates":
         return self
 
     def __exit__(self, error: type | None, *exception: object) -> None:
@@ -73,7 +73,7 @@ class Teller:
 class TrainingProgress:
     """Told every event of the trainer."""
 
-    def __init__(self, run_dir: Path, decode: Callable[[list[int]], str], tell: Teller) -> None:
+    def __init__(self, run_dir: Path, decode: Callable[[list[int]], str], tell: ServerUpdates) -> None:
         self.run_dir, self.decode, self.tell = run_dir, decode, tell
         self.logger = logger()
         self.device = "unknown"

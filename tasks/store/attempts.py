@@ -22,7 +22,8 @@ from tasks.store.manifest import Manifest, Output, StageError, manifest_key, par
 from tasks.store.objects import Digest, digest_file
 
 if TYPE_CHECKING:
-    from tasks.store.stage import Place, Stage
+    from tasks.store.context import RunContext
+    from tasks.store.stage import Stage
 
 BUILT = "built.json"
 """In a work folder: the manifest of a build that is complete."""
@@ -33,37 +34,37 @@ UNKNOWN = "unknown-"
 """Instead of the attempt, of a manifest that cannot be read."""
 
 
-def verified(name: str, key: str, place: "Place") -> Manifest | None:
+def verified(name: str, key: str, context: "RunContext") -> Manifest | None:
     """The stage's manifest when it is valid and every output is as it says; else None, and a bad one is moved aside."""
     where, manifest = manifest_key(name, key), None
-    content = place.store.read(where)
+    content = context.store.read(where)
     if content is None:
         return None
     try:
         manifest = parse_manifest(content, name, key)
         for output in manifest.outputs:
-            _require(place, manifest.location(output), output)
+            _require(context, manifest.location(output), output)
     except StageError as error:
         logger().warning(
             "%s/%s is not valid: %s; stage %s is built again%s",
-            place.store.url,
+            context.store.url,
             where,
             error,
             name,
-            withdraw(where, content, manifest, place),
+            withdraw(where, content, manifest, context),
         )
         return None
     return manifest
 
 
-def _require(place: "Place", where: str, output: Output) -> None:
+def _require(context: "RunContext", where: str, output: Output) -> None:
     """Raise StageError when the store does not hold the output; asked twice, since what follows costs a build. What
     another program brought there has no record of its SHA-256: then its bytes are read."""
     for again in (True, False):
-        found = place.store.digest(where)
+        found = context.store.digest(where)
         if found == Digest(output.bytes, ""):
-            copy = place.cache / where
-            found = digest_file(copy if holds(copy, output.content) else place.store.get(where, place.cache))
+            copy = context.cache / where
+            found = digest_file(copy if holds(copy, output.content) else context.store.get(where, context.cache))
         if found == output.content:
             return
         if again:
@@ -73,18 +74,18 @@ def _require(place: "Place", where: str, output: Output) -> None:
     raise StageError(f"{output.path} is corrupted: it is {found}, expected {output.content}")
 
 
-def withdraw(where: str, content: bytes | None, manifest: Manifest | None, place: "Place") -> str:
+def withdraw(where: str, content: bytes | None, manifest: Manifest | None, context: "RunContext") -> str:
     """Move a manifest aside, unless another has taken its place or the store is only read. How to say so."""
-    if place.unwritable is not None or content is None or place.store.read(where) != content:
+    if context.unwritable is not None or content is None or context.store.read(where) != content:
         return ""
     name = manifest.attempt if manifest else f"{UNKNOWN}{hashlib.sha256(content).hexdigest()[:8]}"
     aside = f"{where.removesuffix('manifest.json')}{WITHDRAWN}{name}.json"
-    place.store.publish(aside, content)
-    place.store.delete(where)
+    context.store.publish(aside, content)
+    context.store.delete(where)
     return f" (its manifest is kept as {aside})"
 
 
-def kept(stage: "Stage", place: "Place", work: Path) -> Manifest | None:
+def kept(stage: "Stage", context: "RunContext", work: Path) -> Manifest | None:
     """The manifest of a build that an earlier call completed and could not store, when each of its files is whole,
     here or in the store."""
     manifest = None
@@ -92,14 +93,14 @@ def kept(stage: "Stage", place: "Place", work: Path) -> Manifest | None:
         manifest = parse_manifest((work / BUILT).read_bytes(), stage.name, stage.key)
         for output in manifest.outputs:
             if not holds(work / "out" / output.path, output.content):
-                _require(place, manifest.location(output), output)
+                _require(context, manifest.location(output), output)
     except FileNotFoundError:
         return None
     except (StageError, OSError) as error:
         logger().warning("stage %s: what was built in %s is not whole: %s; it is built again", stage.name, work, error)
         remove(work / BUILT if work.is_dir() else work)
         if manifest:
-            place.store.clear(manifest.folder)
+            context.store.clear(manifest.folder)
         return None
     logger().info("stage %s is built already: it is stored now", stage.name)
     return manifest
@@ -113,49 +114,49 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def drop_kept(work: Path, done: Manifest, place: "Place") -> None:
+def drop_kept(work: Path, done: Manifest, context: "RunContext") -> None:
     """Another machine was faster, also than a process that was killed here while it built, or one was killed when its
     manifest had been published: leave nothing."""
     with suppress(StageError, OSError):
         kept = parse_manifest((work / BUILT).read_bytes(), done.stage, done.key)
         if kept.attempt != done.attempt:
-            place.store.clear(kept.folder)
+            context.store.clear(kept.folder)
     shutil.rmtree(work, ignore_errors=True)
 
 
-def publish(manifest: Manifest, place: "Place", out: Path) -> Manifest:
+def publish(manifest: Manifest, context: "RunContext", out: Path) -> Manifest:
     """Store the outputs and then the manifest; gives that of another machine when it was faster."""
     where = manifest_key(manifest.stage, manifest.key)
     for _ in range(3):
         for output in manifest.outputs:
-            if place.store.digest(manifest.location(output)) != output.content:
-                place.store.put(manifest.location(output), out / output.path, output.content)
-        ours = place.store.publish(where, manifest.content())
-        winner = verified(manifest.stage, manifest.key, place)
+            if context.store.digest(manifest.location(output)) != output.content:
+                context.store.put(manifest.location(output), out / output.path, output.content)
+        ours = context.store.publish(where, manifest.content())
+        winner = verified(manifest.stage, manifest.key, context)
         if winner is not None and winner.attempt == manifest.attempt:
-            _sweep(winner, place)
+            _sweep(winner, context)
             return winner
         if winner is not None:
-            place.store.clear(manifest.folder)
+            context.store.clear(manifest.folder)
             return winner
     refused = "lost" if ours else "refused"
     raise StageError(
-        f"stage {manifest.stage} {manifest.key}: {place.store.url} {refused} its manifest and holds no valid one"
+        f"stage {manifest.stage} {manifest.key}: {context.store.url} {refused} its manifest and holds no valid one"
     )
 
 
-def _sweep(done: Manifest, place: "Place") -> None:
+def _sweep(done: Manifest, context: "RunContext") -> None:
     """Remove what other attempts left at a stage that is done, in this process or by a machine that was lost: whoever
     still writes there will be refused. What a manifest that was moved aside names stays."""
     folder = f"stages/{done.stage}/{done.key}/"
-    names = {key.removeprefix(folder).split("/")[0] for key in place.store.list(folder)}
+    names = {key.removeprefix(folder).split("/")[0] for key in context.store.list(folder)}
     aside = {name.removeprefix(WITHDRAWN).removesuffix(".json") for name in names if name.startswith(WITHDRAWN)}
     others = {name for name in names if re.fullmatch(f"[0-9a-f]{{{ATTEMPT_DIGITS}}}", name)} - aside - {done.attempt}
     if not others or any(name.startswith(UNKNOWN) for name in aside):
         return
-    if place.store.read(manifest_key(done.stage, done.key)) == done.content():
+    if context.store.read(manifest_key(done.stage, done.key)) == done.content():
         for name in sorted(others):
-            place.store.clear(folder + name)
+            context.store.clear(folder + name)
 
 
 def holds(path: Path, wanted: Digest) -> bool:

@@ -28,7 +28,7 @@ class Output:
     path: str
     bytes: int
     sha256: str
-    recorded: bool = False
+    volatile: bool = False
     """Holds timings or the like: verified as any other, but no part of what later stages are identified by."""
 
     @property
@@ -52,8 +52,8 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the paths and digests of all outputs that are not merely recorded."""
-        return sha256_json([[output.path, output.sha256] for output in self.outputs if not output.recorded])
+        """SHA-256 over the paths and digests of all outputs that are not volatile."""
+        return sha256_json([[output.path, output.sha256] for output in self.outputs if not output.volatile])
 
     def output(self, path: str) -> Output:
         """The output of that name."""
@@ -74,6 +74,8 @@ class Manifest:
     def content(self) -> bytes:
         """The manifest as it is stored."""
         fields = asdict(self)
+        for output in fields["outputs"]:
+            output["recorded"] = output.pop("volatile")  # its name in a manifest
         text = json.dumps({**fields, "manifest_sha256": sha256_json(fields)}, indent=1, sort_keys=True)
         return text.encode()
 
@@ -90,7 +92,7 @@ def parse_manifest(content: bytes, name: str, key: str) -> Manifest:
         own = fields.pop("manifest_sha256")
         if own != sha256_json(fields):
             raise StageError("the manifest itself is corrupted")
-        outputs = tuple(Output(**output) for output in fields.pop("outputs"))
+        outputs = tuple(_output(**output) for output in fields.pop("outputs"))
         manifest = Manifest(**fields, outputs=outputs)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StageError(f"the manifest itself is corrupted ({shown(error)})") from error
@@ -98,6 +100,11 @@ def parse_manifest(content: bytes, name: str, key: str) -> Manifest:
         raise StageError(f"its key is {shown(manifest.key)} of stage {shown(manifest.stage)}")
     _check(manifest)
     return manifest
+
+
+def _output(*, recorded: bool = False, **fields: Json) -> Output:
+    """Of its JSON in a manifest."""
+    return Output(**fields, volatile=recorded)
 
 
 def _check(manifest: Manifest) -> None:
@@ -111,7 +118,7 @@ def _check(manifest: Manifest) -> None:
             raise StageError(f"the manifest itself is corrupted: output {shown(output.path)!r}: {reason}")
         size, digest = output.bytes, output.sha256
         known = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
-        if type(size) is not int or size < 0 or not known or type(output.recorded) is not bool:
+        if type(size) is not int or size < 0 or not known or type(output.volatile) is not bool:
             raise StageError(f"the manifest itself is corrupted: output {output.path!r}: {shown(output)}")
     if not names or len(set(names)) < len(names):
         raise StageError("the manifest itself is corrupted: it names no output, or one twice")

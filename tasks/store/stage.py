@@ -24,104 +24,25 @@ from typing import Any
 from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
-from model.errors import expanded, reason_of
+from model.errors import reason_of
 from tasks.runtime.lock import is_free, locked
 from tasks.runtime.logs import logger
-from tasks.runtime.tracking import Tracker, check_tracker
 from tasks.store import provenance, retries
 from tasks.store.attempts import ATTEMPT_DIGITS, BUILT, drop_kept, holds, kept, publish, verified, withdraw
-from tasks.store.backends import LocalStore, Store, open_store
+from tasks.store.context import RunContext
 from tasks.store.manifest import Json, Manifest, Output, StageError, manifest_key, parse_manifest, sha256_json
-from tasks.store.objects import ReadOnlyStoreError, StoreError, digest_file, shown
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where and how a run is executed: never part of any key. Workers, device and processes change rounding in
-    training and scoring."""
-
-    store: Store
-    cache: Path
-    """Local folder for work in progress, downloads and copies of remote outputs."""
-    workers: int
-    """Threads, and processes on a CPU, that a stage may use; a resumed training keeps the number it began with."""
-    device: str | None = None
-    """`cpu`, `cuda`, or None for the best there is."""
-    processes: int | None = None
-    """Processes that train and score; None: one for each GPU, or one on a CPU."""
-    parallelism: str = "ddp"
-    """What several processes of a training share: `ddp`, gradients; `fsdp`, also weights and optimizer state."""
-    deterministic: bool = False
-    """Train on a GPU with algorithms that give the same bytes every time."""
-    benchmarks_dir: Path | None = None
-    """Folder with the benchmark items as parquet, looked at before any other source."""
-    usd_per_hour: float = 0.0
-    """What an hour on this machine costs."""
-    checkpoint_every_minutes: float = 10.0
-    """Minutes after which a training begins another checkpoint, beside those by step."""
-    max_hours: float = 48.0
-    """Hours that the trainings of a run may be projected to take together."""
-    hellaswag_items: int = 0
-    """HellaSwag items that are scored with every validation of a training."""
-    sample_every_steps: int | None = None
-    """Steps between samples during a training; None: only before and after it."""
-    tracker: Tracker = Tracker.NONE
-    """Who is told the metrics of a training beside the metrics file."""
-    unwritable: str | None = None
-    """Why nothing can be written to the store: a run in which everything is done needs no more than to read it."""
-
-    @property
-    def device_lock(self) -> Path:
-        """Held by whoever trains or scores on this machine: one run at a time has the GPU."""
-        return self.cache / "device.lock"
-
-
-def open_place(
-    store: str,
-    cache: str | None,
-    workers: int | None,
-    device: str | None,
-    benchmarks_dir: str | None,
-    usd_per_hour: float | None,
-    *,
-    reading: bool = False,
-    **training: Json,
-) -> Place:
-    """Resolve the execution settings of a run and fail early when the store or the tracker cannot be used. For
-    `reading` nothing is written, made or tried: whoever reads finds out (`tasks/store/ledger.py`)."""
-    check_tracker(training.get("tracker", Tracker.NONE))
-    opened, unwritable = open_store(store), None
-    if reading:
-        opened.hurry()
-        unwritable = f"{opened.url}: is opened for reading"
-    else:
-        try:
-            opened.check()
-        except ReadOnlyStoreError as error:
-            unwritable = str(error)
-    local = opened.url if isinstance(opened, LocalStore) and unwritable is None else ".daily-train"
-    home = expanded(cache) if cache else Path(local) / "cache"
-    return Place(
-        store=opened,
-        cache=home.absolute(),
-        workers=workers or provenance.hardware()["cores"],
-        device=device,
-        benchmarks_dir=expanded(benchmarks_dir).absolute() if benchmarks_dir else None,
-        usd_per_hour=provenance.default_usd_per_hour() if usd_per_hour is None else usd_per_hour,
-        unwritable=unwritable,
-        **training,
-    )
+from tasks.store.objects import StoreError, digest_file, shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Identity of one stage. `recorded` names outputs that hold timings and must not identify anything."""
+    """Identity of one stage. `volatile` names outputs that hold timings, which identify nothing."""
 
     name: str
     version: int
     config: dict[str, Json]
     inputs: dict[str, str]
-    recorded: frozenset[str] = frozenset()
+    volatile: frozenset[str] = frozenset()
 
     @property
     def key(self) -> str:
@@ -142,7 +63,7 @@ class Result:
         return self.manifest.digest
 
 
-def finish(stage: Stage, place: Place, build: Callable[[Path, Path], dict[str, Json] | None]) -> Result:
+def build_or_skip(stage: Stage, context: RunContext, build: Callable[[Path, Path], dict[str, Json] | None]) -> Result:
     """Skip the stage when the store holds it whole, else build it and publish its manifest.
 
     `build(work, out)` leaves the outputs in `out`; `work` outlives a killed process, so that a stage can resume
@@ -150,29 +71,31 @@ def finish(stage: Stage, place: Place, build: Callable[[Path, Path], dict[str, J
     stored is kept, and stored by the next call without building again.
     """
     began = time.monotonic()
-    work = place.cache / "work" / stage.name / stage.key
-    done = verified(stage.name, stage.key, place)
-    if done is None and place.unwritable is not None:
-        raise StoreError(f"{place.unwritable}; stage {stage.name} is not in the store and would have to be built")
+    work = context.cache / "work" / stage.name / stage.key
+    done = verified(stage.name, stage.key, context)
+    if done is None and context.unwritable is not None:
+        raise StoreError(f"{context.unwritable}; stage {stage.name} is not in the store and would have to be built")
     if done is None or (work / BUILT).exists() or (work.exists() and is_free(work.with_suffix(".lock"))):
         with _alone(work):
-            done = done or verified(stage.name, stage.key, place)  # another process built it while this one waited
+            done = done or verified(stage.name, stage.key, context)  # another process built it while this one waited
             if done is None:
-                manifest = publish(kept(stage, place, work) or _built(stage, place, work, build), place, work / "out")
+                manifest = publish(
+                    kept(stage, context, work) or _built(stage, context, work, build), context, work / "out"
+                )
                 shutil.rmtree(work, ignore_errors=True)  # whoever removed the cache loses nothing
                 return Result(manifest=manifest, skipped=False, seconds=time.monotonic() - began)
-            drop_kept(work, done, place)
+            drop_kept(work, done, context)
     return Result(manifest=done, skipped=True, seconds=time.monotonic() - began)
 
 
-def load(name: str, key: str, place: Place) -> Result | None:
+def load(name: str, key: str, context: RunContext) -> Result | None:
     """A stage that was finished before, by its key; None when the store does not hold it whole. Only reads."""
     began = time.monotonic()
-    manifest = verified(name, key, replace(place, unwritable=place.unwritable or "only read"))
+    manifest = verified(name, key, replace(context, unwritable=context.unwritable or "only read"))
     return manifest and Result(manifest=manifest, skipped=True, seconds=time.monotonic() - began)
 
 
-def materialise(result: Result, place: Place) -> Path:
+def fetch_outputs(result: Result, context: RunContext) -> Path:
     """A local folder with all outputs of a finished stage, each verified against the manifest.
 
     A local store is read in place; from a bucket each file is downloaded once into the cache, and again while its bytes
@@ -182,44 +105,44 @@ def materialise(result: Result, place: Place) -> Path:
     manifest = result.manifest
     for output in manifest.outputs:
         key, wanted = manifest.location(output), output.content
-        if holds(place.cache / key, wanted):
+        if holds(context.cache / key, wanted):
             continue
-        path = place.store.get(key, place.cache)
+        path = context.store.get(key, context.cache)
         if (found := digest_file(path)) != wanted and (found := digest_file(path)) != wanted:
-            if path.is_relative_to(place.cache):
+            if path.is_relative_to(context.cache):
                 path.unlink()
             where = manifest_key(manifest.stage, manifest.key)
-            aside = withdraw(where, place.store.read(where), manifest, place)
+            aside = withdraw(where, context.store.read(where), manifest, context)
             raise StageError(
-                f"{place.store.url}/{key} is corrupted: {found.bytes} bytes with sha256 {found.sha256}, expected "
+                f"{context.store.url}/{key} is corrupted: {found.bytes} bytes with sha256 {found.sha256}, expected "
                 f"{wanted.bytes} bytes with {wanted.sha256}; run again to build stage {manifest.stage} anew{aside}"
             )
     first = manifest.location(manifest.outputs[0])
-    root = place.cache if (place.cache / first).is_file() else Path(place.store.url)
+    root = context.cache if (context.cache / first).is_file() else Path(context.store.url)
     return root / manifest.folder
 
 
-def read_json(result: Result, place: Place, path: str) -> Json:
+def read_json(result: Result, context: RunContext, path: str) -> Json:
     """One JSON output of a finished stage, verified."""
     output = result.manifest.output(path)
-    content = place.store.read(result.manifest.location(output), most=output.bytes)
+    content = context.store.read(result.manifest.location(output), most=output.bytes)
     if content is None or hashlib.sha256(content).hexdigest() != output.sha256:
-        content = (materialise(result, place) / path).read_bytes()  # or it says what is wrong with it
+        content = (fetch_outputs(result, context) / path).read_bytes()  # or it says what is wrong with it
     return json.loads(content)
 
 
-def finished(name: str, place: Place) -> Iterator[Manifest]:
+def finished(name: str, context: RunContext) -> Iterator[Manifest]:
     """Manifests of all stages of a name, without a look at their outputs; what is none is named and passed over."""
-    for where in place.store.list(f"stages/{name}"):
+    for where in context.store.list(f"stages/{name}"):
         parts = where.split("/")
         if len(parts) == 4 and parts[3] == "manifest.json":
             try:
-                if content := place.store.read(where):
+                if content := context.store.read(where):
                     yield parse_manifest(content, name, parts[2])
             except (StageError, StoreError) as error:
                 if retries.transient(error):
                     raise
-                logger().warning("%s/%s is passed over: %s", place.store.url, shown(where), shown(error))
+                logger().warning("%s/%s is passed over: %s", context.store.url, shown(where), shown(error))
 
 
 def transient(_task: object, _run: object, state: State) -> bool:
@@ -237,7 +160,9 @@ STAGE_TASK: dict[str, Any] = {
 """How every stage is run as a Prefect task: kept by its own manifest, tried again when hub, store or server is away."""
 
 
-def _built(stage: Stage, place: Place, work: Path, build: Callable[[Path, Path], dict[str, Json] | None]) -> Manifest:
+def _built(
+    stage: Stage, context: RunContext, work: Path, build: Callable[[Path, Path], dict[str, Json] | None]
+) -> Manifest:
     """Build the stage, and say in the work folder that this is done."""
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -264,10 +189,10 @@ def _built(stage: Stage, place: Place, work: Path, build: Callable[[Path, Path],
         inputs=stage.inputs,
         attempt=secrets.token_hex(ATTEMPT_DIGITS // 2),
         outputs=tuple(
-            Output(path=name, bytes=digest.bytes, sha256=digest.sha256, recorded=name in stage.recorded)
+            Output(path=name, bytes=digest.bytes, sha256=digest.sha256, volatile=name in stage.volatile)
             for name, digest in measured
         ),
-        provenance={**_circumstances(place, started, seconds), **facts},
+        provenance={**_circumstances(context, started, seconds), **facts},
     )
     partial = work / f"{BUILT}.partial"
     partial.write_bytes(manifest.content())
@@ -275,15 +200,15 @@ def _built(stage: Stage, place: Place, work: Path, build: Callable[[Path, Path],
     return manifest
 
 
-def _circumstances(place: Place, started: datetime, seconds: float) -> dict[str, Json]:
+def _circumstances(context: RunContext, started: datetime, seconds: float) -> dict[str, Json]:
     return {
         "commit": provenance.commit(),
         "packages": provenance.packages(),
         "hardware": provenance.hardware(),
-        "workers": place.workers,
+        "workers": context.workers,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
-        "usd": round(seconds / 3600 * place.usd_per_hour, 6),
+        "usd": round(seconds / 3600 * context.usd_per_hour, 6),
     }
 
 

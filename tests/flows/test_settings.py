@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from deployments.cli import commands
 from eval.suites.suites import ZERO_SHOT
 from flows.compare import compare_designs
-from flows.config import FORMS, Execution, Preset, RunConfig, changes_of, compose, forms_of, place_of
+from flows.config import FORMS, Execution, Preset, RunConfig, changes_of, compose, context_of, forms_of
 from flows.daily import daily_train
 from flows.effects import ACTS_WHEN
 from flows.study import contamination_study
@@ -182,24 +182,24 @@ def stage_of(section: str, run: RunConfig, monkeypatch: pytest.MonkeyPatch, fold
         raise Made(stage)
 
     for module in (contamination, download, evaluate, shard, tokenizer, train):
-        monkeypatch.setattr(module, "finish", made)
+        monkeypatch.setattr(module, "build_or_skip", made)
     monkeypatch.setattr(train, "in_tokens", lambda model, config, *_: config)
     done, items = FINISHED, Items(dict.fromkeys(run.evaluation.suites, FINISHED), {}, {})
-    place = place_of(Execution(store=str(folder), device="cpu", workers=1), {})
+    context = context_of(Execution(store=str(folder), device="cpu", workers=1), {})
     with pytest.raises(Made) as caught:
         match section:
             case "data":
-                download.download.fn(run.data, place)
+                download.download.fn(run.data, context)
             case "tokenizer":
-                tokenizer.build_tokenizer.fn(run.tokenizer, done, place)
+                tokenizer.build_tokenizer.fn(run.tokenizer, done, context)
             case "shard":
-                shard.build_shards.fn(run.shard, done, done, place)
+                shard.build_shards.fn(run.shard, done, done, context)
             case "model" | "train":
-                train.finished_training(run.model, run.train, done, done, None, place)
+                train.finished_training(run.model, run.train, done, done, None, context)
             case "contamination":
-                contamination.check_contamination.fn(run.contamination, done, items, place)
+                contamination.check_contamination.fn(run.contamination, done, items, context)
             case "evaluation":
-                evaluate.evaluate_model.fn(run.evaluation, done, done, items, place)
+                evaluate.evaluate_model.fn(run.evaluation, done, done, items, context)
     return caught.value.args[0]
 
 
@@ -388,7 +388,7 @@ def test_an_ablation_trains_without_what_it_leaves_out(monkeypatch: pytest.Monke
     monkeypatch.setattr("flows.daily.rehearse_evaluation", lambda *_: None)
     ready = {"shards": None, "vocabulary": None, "items": None}
     runs = []
-    monkeypatch.setattr("flows.daily.prepare", lambda run, place: runs.append(run) or type("Ready", (), ready))
+    monkeypatch.setattr("flows.daily.prepare", lambda run, context: runs.append(run) or type("Ready", (), ready))
 
     def trained(model: Any, config: Any, *_: object) -> None:
         raise Made(model, config)
@@ -444,15 +444,15 @@ def test_the_command_line_refuses_what_it_would_drop(arguments: list[str], messa
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     pq.write_table(pa.table({"text": ["as many words as these"]}), tmp_path / "train_000000.parquet")
-    monkeypatch.setattr(tokenizer, "materialise", lambda *_: tmp_path)
-    place = place_of(Execution(store=str(tmp_path / "store"), workers=1), {})
+    monkeypatch.setattr(tokenizer, "fetch_outputs", lambda *_: tmp_path)
+    context = context_of(Execution(store=str(tmp_path / "store"), workers=1), {})
     for size in (260, 4096):
         config = compose("smoke", {"tokenizer": {"vocab_size": size}}).tokenizer
         if size == 260:
-            tokenizer.write_tokenizer(config, FINISHED, place, tmp_path)
+            tokenizer.write_tokenizer(config, FINISHED, context, tmp_path)
         else:
             with pytest.raises(TokenizerError, match=r"vocab_size is 4096, but the text .* gives \d+ entries"):
-                tokenizer.write_tokenizer(config, FINISHED, place, tmp_path)
+                tokenizer.write_tokenizer(config, FINISHED, context, tmp_path)
 
 
 def test_a_revision_of_a_local_folder_is_refused(tmp_path: Path):

@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from deployments.access import FILE
 from deployments.cli.notify import NotifyError, apprise_url
 from deployments.cli.up import UpError, deployments_yaml
-from tasks.runtime.events import announce
+from tasks.runtime.events import emit_run_finished
 from tasks.runtime.liveness import DID_NOT_ANSWER
 from tests.operations.live import ROOT, SECRETS, Up, wait_for
 
@@ -173,7 +173,7 @@ def test_a_regressed_run_is_told_with_its_statistics(up: Up):
 
     @flow(name="regressed")
     def tell() -> None:
-        announce(report, "s3://…/report.md")
+        emit_run_finished(report, "s3://…/report.md")
 
     with temporary_settings({PREFECT_API_URL: f"{up.url}/api", PREFECT_API_AUTH_STRING: up.auth_string}):
         tell()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deployments.cli.commands import main
-from flows.config import Execution, Preset, compose, place_of
+from flows.config import Execution, Preset, compose, context_of
 from flows.daily import daily_train
 from model.network import flops
 from model.network.config import ConfigError, GPTConfig, TrainConfig
@@ -21,8 +21,9 @@ from tasks import feasibility
 from tasks.feasibility import FeasibilityError, most_flops, require_feasible
 from tasks.preflight import check_run
 from tasks.store import provenance
+from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import Place, Stage, finish
+from tasks.store.stage import Stage, build_or_skip
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 64, "window_pattern": "L", "value_embeddings": False}
@@ -31,8 +32,8 @@ case "$*" in *driver*) echo 535.104.05;; *name*) echo "NVIDIA H100 80GB HBM3";; 
 """
 
 
-def place_at(folder: Path, **settings: Any) -> Place:
-    return place_of(Execution(store=str(folder / "store"), **settings), {})
+def place_at(folder: Path, **settings: Any) -> RunContext:
+    return context_of(Execution(store=str(folder / "store"), **settings), {})
 
 
 def training(preset: str = "daily", **train: Any) -> tuple[GPTConfig, TrainConfig]:
@@ -149,24 +150,24 @@ def test_why_torch_sees_no_gpu(driver: str, cuda: str | None, advice: str):
 
 
 def test_too_little_memory_is_refused_with_the_numbers_and_a_micro_batch(tmp_path: Path, gpu: dict):
-    place, (model, train) = place_at(tmp_path), training(micro_batch_sequences=32)
+    context, (model, train) = place_at(tmp_path), training(micro_batch_sequences=32)
     resolved = replace(model, vocab_size=512, eot_token=0)
     needed = {n: memory_bytes(resolved, replace(train, micro_batch_sequences=n))["total"] for n in (8, 16, 32)}
     gpu["device_bytes"] = round(needed[16] / 0.9) - 1
     with pytest.raises(FeasibilityError) as refused:
-        require_feasible([(model, train)], 512, place)
+        require_feasible([(model, train)], 512, context)
     told = str(refused.value)
     assert f"needs {needed[32] / 1e9:.1f} GB of memory with a micro-batch of 32 sequences (" in told
     assert f"but NVIDIA H100 80GB HBM3 has {gpu['device_bytes'] / 1e9:.1f} GB" in told
     assert told.endswith("set train.micro_batch_sequences to 8") and "\n" not in told
     assert files(tmp_path) == []
-    require_feasible([training(micro_batch_sequences=8)], 512, place)
-    require_feasible([(model, replace(train, micro_batch_sequences=None))], 512, place)  # the largest that fits
+    require_feasible([training(micro_batch_sequences=8)], 512, context)
+    require_feasible([(model, replace(train, micro_batch_sequences=None))], 512, context)  # the largest that fits
 
     feasibility._projected.cache_clear()
     gpu["device_bytes"] = 1000
     with pytest.raises(FeasibilityError, match="not even one sequence fits: set a smaller model"):
-        require_feasible([(model, train)], 512, place)
+        require_feasible([(model, train)], 512, context)
 
 
 def test_what_fits_is_kept_until_code_configuration_or_machine_change(
@@ -196,7 +197,7 @@ def test_what_fits_is_kept_until_code_configuration_or_machine_change(
 
 
 def test_what_the_store_holds_already_is_not_refused(tmp_path: Path, gpu: dict):
-    place, (model, train) = place_at(tmp_path), training()
+    context, (model, train) = place_at(tmp_path), training()
     gpu["device_bytes"] = 1000
     stage = Stage(
         name="train",
@@ -204,11 +205,11 @@ def test_what_the_store_holds_already_is_not_refused(tmp_path: Path, gpu: dict):
         config={"model": asdict(model), "train": asdict(train), "prompts": []},
         inputs={"shards": "x", "model_source": model_source_digest()},
     )
-    place.store.publish("stages/train/0/manifest.json", b'{"config": "of nobody"')
-    finish(stage, place, lambda work, out: (out / "model").write_text("weights") and None)
-    require_feasible([(model, train)], 512, place)
+    context.store.publish("stages/train/0/manifest.json", b'{"config": "of nobody"')
+    build_or_skip(stage, context, lambda work, out: (out / "model").write_text("weights") and None)
+    require_feasible([(model, train)], 512, context)
     with pytest.raises(FeasibilityError):
-        require_feasible([(model, replace(train, learning_rate=0.5))], 512, place)
+        require_feasible([(model, replace(train, learning_rate=0.5))], 512, context)
 
 
 def test_a_budget_in_dollars_needs_a_price(tmp_path: Path):
@@ -235,7 +236,7 @@ def test_the_bound_on_flops_holds_and_spares_the_small_presets_a_process(preset:
 
 def test_a_flow_asks_before_it_downloads(tmp_path: Path, gpu: dict, monkeypatch: pytest.MonkeyPatch):
     gpu["device_bytes"] = 1000
-    monkeypatch.setattr("flows.daily.prepare", lambda run, place: pytest.fail("it went on to the data"))
+    monkeypatch.setattr("flows.daily.prepare", lambda run, context: pytest.fail("it went on to the data"))
     monkeypatch.setattr("flows.daily.check_run", check_run.fn)
     with pytest.raises(FeasibilityError, match=r"needs .* GB of memory"):
         daily_train.fn(preset=Preset.smoke, execution=Execution(store=str(tmp_path / "store")))

@@ -14,8 +14,9 @@ import eval.suites.suites
 from flows.config import compose
 from tasks import budget, evaluate
 from tasks.store import source_digest
+from tasks.store.context import open_context
 from tasks.store.source_digest import NOT_TRAINING, code_of, model_source_digest
-from tasks.store.stage import Stage, open_place
+from tasks.store.stage import Stage
 from tests.flows.test_settings import FINISHED, Made, stage_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,10 +207,10 @@ def test_the_source_is_in_the_key_of_a_training_and_prices_in_that_of_a_budget_i
     def timed(**amount: float) -> str:
         run = compose("smoke", {"train": amount})
         with pytest.raises(Made) as caught:
-            budget.in_tokens(run.model, run.train, FINISHED, {}, 1, place)
+            budget.in_tokens(run.model, run.train, FINISHED, {}, 1, context)
         return caught.value.args[0].inputs["model_source"]
 
-    monkeypatch.setattr(budget, "finish", made)
-    place = open_place(str(tmp_path), None, 1, None, None, 1.0)
+    monkeypatch.setattr(budget, "build_or_skip", made)
+    context = open_context(str(tmp_path), None, 1, None, None, 1.0)
     assert timed(usd=1.0) == model_source_digest("planning/budget.py", "machine/hardware.py")
     assert timed(gpu_hours=1.0) == model_source_digest("planning/budget.py") != model_source_digest()

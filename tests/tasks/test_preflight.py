@@ -26,7 +26,8 @@ from tasks.preflight import rehearse_evaluation, require_machine, require_ready
 from tasks.runtime.child_process import ProcessError
 from tasks.runtime.tracking import Tracker, check_tracker
 from tasks.store import provenance
-from tasks.store.stage import Place, Stage, finish, open_place
+from tasks.store.context import RunContext, open_context
+from tasks.store.stage import Stage, build_or_skip
 
 NASTY = "e 😀#x: \"q'%20{y}\n[z]*::$HOME \udcff"
 """No JSON or YAML without quotes, a pattern and a chain of `datasets`, and no UTF-8."""
@@ -91,56 +92,56 @@ def test_any_path_is_evaluated_and_the_longest_answer_is_named(folder: Path, mon
 def test_a_model_that_cannot_hold_an_answer_is_refused_before_it_is_trained(folder: Path, tmp_path: Path):
     benchmarks_dir = tmp_path / "benchmarks"
     benchmarks_dir.symlink_to(folder)
-    place = open_place(str(tmp_path / "store"), None, 1, "cpu", str(benchmarks_dir), 0.0)
+    context = open_context(str(tmp_path / "store"), None, 1, "cpu", str(benchmarks_dir), 0.0)
     run = compose("smoke", {})
     config = EvaluationConfig(suites=("winogrande",), seed=0)
-    items = find_items(config.suites, place, config.num_fewshot)
+    items = find_items(config.suites, context, config.num_fewshot)
     stage = Stage(name="tokenizer", version=1, config={}, inputs={})
-    tokenizer = finish(
+    tokenizer = build_or_skip(
         stage,
-        place,
+        context,
         lambda _, out: (out / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes()) and None,
     )
 
-    def ask(length: int, place: Place = place) -> None:
+    def ask(length: int, context: RunContext = context) -> None:
         training = replace(run.model, sequence_length=length), run.train
-        rehearse_evaluation.fn(config, [training], tokenizer, items, place)
+        rehearse_evaluation.fn(config, [training], tokenizer, items, context)
 
     ask(256)  # far from it: no process is started
-    assert not list(place.cache.glob("plans/*"))
+    assert not list(context.cache.glob("plans/*"))
     with pytest.raises(ProcessError, match=f"winogrande, item {LONG}, has .* sequence_length 16 must hold it"):
         ask(16)
 
 
 def test_a_machine_that_could_not_write_what_follows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
-    require_machine(place)
+    context = open_context(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
+    require_machine(context)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cache: a run cannot write there: Not a directory; set execution.cache"):
-        require_machine(replace(place, cache=tmp_path / "file" / "cache"))
+        require_machine(replace(context, cache=tmp_path / "file" / "cache"))
     monkeypatch.setattr(locale, "getpreferredencoding", lambda _: "ANSI_X3.4-1968")
     with pytest.raises(ConfigError, match=r"text as ANSI_X3.4-1968 here; set PYTHONUTF8=1"):
-        require_machine(place)
+        require_machine(context)
 
 
 def test_a_folder_that_somebody_else_laid_out_for_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
+    context = open_context(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("getpass.getuser", lambda: "DOMAIN\\me")
     folder = tmp_path / "torchinductor_DOMAIN_me"
     monkeypatch.setattr(provenance, "hardware", lambda: {"gpus": ["H100"]})
-    require_machine(place)
+    require_machine(context)
     assert folder.stat().st_mode & 0o777 == 0o700, "taken before others can"
     folder.chmod(0o777)
-    require_machine(place)
+    require_machine(context)
     assert not folder.stat().st_mode & 0o022
     folder.rmdir()
     folder.symlink_to(tmp_path)
     with pytest.raises(ConfigError, match="is another user's or a link, and torch would run the code it finds there"):
-        require_machine(place)
+        require_machine(context)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    require_machine(place)
+    require_machine(context)
 
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_at_the_first_event(
@@ -175,7 +176,7 @@ def test_more_examples_than_there_are_and_a_tracker_nobody_is_logged_in_at(
 def test_a_run_with_nothing_to_score_is_refused_and_a_busy_hub_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
+    context = open_context(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
 
     def answering(cause: Exception | None) -> None:
         def from_hub(*_: object) -> None:
@@ -185,10 +186,10 @@ def test_a_run_with_nothing_to_score_is_refused_and_a_busy_hub_is_asked_again(
 
     answering(None)
     with pytest.raises(SuiteError, match=r"nothing to score: no answer\. Remedy: put truthfulqa-mc-validation"):
-        find_items(("truthfulqa",), place, compose("smoke", {}).evaluation.num_fewshot)
+        find_items(("truthfulqa",), context, compose("smoke", {}).evaluation.num_fewshot)
     answering(ConnectionError("reset"))
     with pytest.raises(SuiteError, match=r"\Ano answer\Z"):  # not taken for missing, so that Prefect retries
-        find_items(("truthfulqa",), place, compose("smoke", {}).evaluation.num_fewshot)
+        find_items(("truthfulqa",), context, compose("smoke", {}).evaluation.num_fewshot)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +215,9 @@ def test_a_training_that_contradicts_itself_or_its_tokenizer_is_refused(
 
     monkeypatch.setattr("tasks.feasibility.run_module", child)
     run = compose("smoke", changes)
-    place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
+    context = open_context(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
     with pytest.raises((ConfigError, ProcessError), match=said):
-        require_ready([(run.model, run.train)], run.tokenizer, None, place)
+        require_ready([(run.model, run.train)], run.tokenizer, None, context)
 
 
 def test_a_text_that_is_no_utf8_is_refused_before_a_server_is_started():

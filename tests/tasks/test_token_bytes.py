@@ -15,7 +15,8 @@ from tasks import shard, tokenizer
 from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, write_shards
 from tasks.store.backends import LocalStore
-from tasks.store.stage import Place, StageError
+from tasks.store.context import RunContext
+from tasks.store.stage import StageError
 from tasks.token_bytes import TokenizerError, check_tokenizer
 from tasks.tokenizer import TokenizerConfig, build_tokenizer, load_tokenizer, train_bpe
 
@@ -221,16 +222,16 @@ def test_a_finished_stage_of_an_earlier_release_is_checked_too(
 ):
     monkeypatch.setattr(tokenizer, "create_markdown_artifact", lambda **_: None)
     path = edited(trained, [model("dropout", 0.5)], tmp_path)
-    config, place = (
+    config, context = (
         TokenizerConfig(kind="file", path=str(path)),
-        Place(store=LocalStore(str(tmp_path / "store")), cache=tmp_path / "cache", workers=1),
+        RunContext(store=LocalStore(str(tmp_path / "store")), cache=tmp_path / "cache", workers=1),
     )
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: its BPE dropout of 0\.5"):
-        build_tokenizer.fn(config, None, place)
+        build_tokenizer.fn(config, None, context)
     assert not list(tmp_path.glob("store/stages/*/*/manifest.json"))
     with monkeypatch.context() as earlier:
         earlier.setattr(tokenizer, "check_tokenizer", lambda made, name: None)
-        build_tokenizer.fn(config, None, place)
+        build_tokenizer.fn(config, None, context)
     assert list(tmp_path.glob("store/stages/*/*/manifest.json"))
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: its BPE dropout of 0\.5"):
-        build_tokenizer.fn(config, None, place)
+        build_tokenizer.fn(config, None, context)

@@ -28,7 +28,7 @@ from eval.contamination.references import Reference, Severity, Text, references
 from eval.contamination.verdicts import (
     ContaminationConfig,
     ContaminationError,
-    Findings,
+    ContaminationResult,
     ItemVerdict,
     Kind,
     Tally,
@@ -105,7 +105,7 @@ def _item(question: str, answer: str, others: tuple[str, ...] = (), number: int 
     return Reference("s", number, question, (answer,), others, (form,))
 
 
-def _check(items: list[Reference], *texts: str) -> Findings:
+def _check(items: list[Reference], *texts: str) -> ContaminationResult:
     return check([(str(number), text) for number, text in enumerate(texts)], items, CONFIG)
 
 

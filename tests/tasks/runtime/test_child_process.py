@@ -17,7 +17,7 @@ from prefect.states import Failed
 from eval.reporting.multiplier import Training, compare, render_comparison
 from tasks.comparison import CompareConfig
 from tasks.runtime.child_process import ProcessError, run_module
-from tasks.runtime.progress import Teller
+from tasks.runtime.progress import ServerUpdates
 from tasks.sources.document_sources import FilesSource, SourceError, read
 from tasks.store.backends import StoreError, open_store
 from tasks.store.stage import transient
@@ -42,9 +42,9 @@ ORPHAN = """
 import logging, sys
 from pathlib import Path
 from prefect.logging.configuration import setup_logging
-from tasks.runtime.liveness import OrphanWatch
+from tasks.runtime.liveness import LivenessWatch
 setup_logging()
-OrphanWatch()
+LivenessWatch()
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(3):
@@ -130,7 +130,7 @@ def test_a_server_that_hangs_or_fails_holds_nothing_up(caplog: pytest.LogCapture
     def fail() -> None:
         raise ConnectionError("away")
 
-    with Teller() as tell:
+    with ServerUpdates() as tell:
         tell("progress", hang)
         hung.wait(60)
         tell("figure", fail)

@@ -30,7 +30,8 @@ from tasks.download import SCHEMA, DataConfig, write_documents
 from tasks.feasibility import FeasibilityError, require_feasible
 from tasks.shard import ShardConfig, write_shards
 from tasks.sources.document_sources import HubSource, SourceError, read
-from tasks.store.stage import Place, Stage, StageError, finish, open_place
+from tasks.store.context import RunContext, open_context
+from tasks.store.stage import Stage, StageError, build_or_skip
 from tasks.token_bytes import TokenizerError, check_tokenizer
 from tasks.tokenizer import LONGEST_PIECE, load_tokenizer, train_bpe
 
@@ -60,8 +61,8 @@ def full_disk(limit: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
+def context(tmp_path: Path) -> RunContext:
+    return open_context(str(tmp_path / "store"), None, 1, "cpu", None, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +95,12 @@ def _report(made: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [_download, _shard, _report])
-def test_a_full_disk_is_told_by_stage_and_folder(write: Callable, made: Path, place: Place):
+def test_a_full_disk_is_told_by_stage_and_folder(write: Callable, made: Path, context: RunContext):
     stage = Stage(name=write.__name__.strip("_"), version=1, config={}, inputs={})
     with full_disk(1500), pytest.raises(DailyTrainError) as caught:
-        finish(stage, place, lambda _, out: write(made, out))
+        build_or_skip(stage, context, lambda _, out: write(made, out))
     text = str(caught.value)
-    assert isinstance(caught.value, StageError) and text.startswith(f"stage {stage.name}: {place.cache}")
+    assert isinstance(caught.value, StageError) and text.startswith(f"stage {stage.name}: {context.cache}")
     assert "File too large" in text and "\n" not in text
 
 
@@ -141,7 +142,7 @@ def test_a_full_disk_in_a_child_process_names_where_it_writes(tmp_path: Path, mo
 
 
 def test_a_mistake_of_the_program_is_one_sentence_and_debug_shows_the_rest(tmp_path: Path, monkeypatch, capsys):
-    def mistake(_: Place) -> list:
+    def mistake(_: RunContext) -> list:
         raise KeyError("finished")
 
     monkeypatch.setattr(commands, "read_ledger", mistake)
@@ -285,10 +286,10 @@ def test_what_cannot_be_a_name_on_the_hub_is_refused_with_the_configuration(chan
         compose("smoke", changes)
 
 
-def test_a_network_that_no_memory_here_can_hold_is_refused_before_anything_is_downloaded(place: Place):
+def test_a_network_that_no_memory_here_can_hold_is_refused_before_anything_is_downloaded(context: RunContext):
     run_config = compose("smoke", {"model": {"width": 2**20, "heads": 2**10}})
     with pytest.raises(FeasibilityError, match=r"at least [\d,.]+ GB of memory on a CPU.*model\.width \(1048576\)"):
-        require_feasible([(run_config.model, run_config.train)], 1024, place)
+        require_feasible([(run_config.model, run_config.train)], 1024, context)
 
 
 def test_the_parts_of_a_finished_model_are_compared_before_memory_is_taken(tmp_path: Path):

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tasks.runtime.grace_period import seconds_to_end, seconds_to_save
-from tasks.store.stage import open_place
+from tasks.store.context import open_context
 from tests.tasks.store.test_checkpoints import trained, uploaded
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,7 +60,7 @@ def end(*_):
     raise SystemExit(1)
 
 signal.signal(signal.SIGTERM, end)
-trained(open_place(sys.argv[1], sys.argv[2], 1, "cpu", None, 0.0, checkpoint_every_minutes=1e-3))
+trained(open_context(sys.argv[1], sys.argv[2], 1, "cpu", None, 0.0, checkpoint_every_minutes=1e-3))
 """
 
 
@@ -112,7 +112,7 @@ def wait_until(what: object, seconds: float = 300) -> None:
 def test_a_run_that_is_ended_has_its_last_step_in_a_slow_store(
     s3: str, slow_store: str, how: signal.Signals, tmp_path: Path
 ):
-    first = open_place(f"{s3}/{tmp_path.name}", str(tmp_path / "first"), 1, "cpu", None, 0.0)
+    first = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "first"), 1, "cpu", None, 0.0)
     (tmp_path / "sitecustomize.py").write_text(SITE)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "AWS_ENDPOINT_URL_S3": slow_store}
     command = [sys.executable, "-c", RUN, first.store.url, str(first.cache)]
@@ -140,7 +140,7 @@ def test_a_run_that_is_ended_has_its_last_step_in_a_slow_store(
     assert took > 2 * 70, "nothing was tested: 14 GB at 200 MB/s take 70 s to write, and as long to upload"
     if how is signal.SIGTERM:
         resumed = trained(replace(first, cache=tmp_path / "second"))
-        straight = trained(open_place(str(tmp_path / "other"), None, 1, "cpu", None, 0.0))
+        straight = trained(open_context(str(tmp_path / "other"), None, 1, "cpu", None, 0.0))
         assert resumed.digest == straight.digest
 
 

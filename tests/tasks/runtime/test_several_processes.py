@@ -26,7 +26,8 @@ from tasks.runtime import devices, ranks
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.runtime.devices import scoring_processes, training_processes
 from tasks.store import provenance
-from tasks.store.stage import Place, Result, materialise, open_place
+from tasks.store.context import RunContext, open_context
+from tasks.store.stage import Result, fetch_outputs
 from tasks.train import read_metrics
 from tests.tasks.runtime.test_saving import wait_until
 from tests.tasks.store.test_checkpoints import MODEL, TRAIN, family, trained
@@ -95,14 +96,14 @@ def ignores_sigterm(process: int) -> bool:
     return bool(int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def assert_over(place: Place, before: set[int]) -> None:
+def assert_over(context: RunContext, before: set[int]) -> None:
     """No process is left but those of before, and the device is free."""
     assert set(family(os.getpid())) <= before
-    with place.device_lock.open("w") as lock:
+    with context.device_lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def trained_until(when: Callable[[], object], act: Callable[[], None], place: Place) -> Result:
+def trained_until(when: Callable[[], object], act: Callable[[], None], context: RunContext) -> Result:
     """What becomes of a training in whose middle something is done."""
 
     def wait_and_act() -> None:
@@ -112,7 +113,7 @@ def trained_until(when: Callable[[], object], act: Callable[[], None], place: Pl
     acting = threading.Thread(target=wait_and_act)
     acting.start()
     try:
-        return trained(place, CONFIG)
+        return trained(context, CONFIG)
     finally:
         acting.join()
 
@@ -129,11 +130,11 @@ def cancel() -> Iterator[Callable[[], None]]:
 def test_two_processes_are_cancelled_killed_and_out_of_memory_and_end_with_the_losses_of_one(
     tmp_path: Path, cancel: Callable[[], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    place = open_place(str(tmp_path / "store"), None, 2, "cpu", None, 0.0, processes=2)
-    work, before = place.cache / "work" / "train", set(family(os.getpid()))
+    context = open_context(str(tmp_path / "store"), None, 2, "cpu", None, 0.0, processes=2)
+    work, before = context.cache / "work" / "train", set(family(os.getpid()))
     with pytest.raises(SystemExit):
-        trained_until(lambda: list(work.glob("*/run/checkpoints/step_*")), cancel, place)
-    assert_over(place, before)
+        trained_until(lambda: list(work.glob("*/run/checkpoints/step_*")), cancel, context)
+    assert_over(context, before)
     [run_dir] = work.glob("*/run")
     events = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     saved, interrupted = [event for event in events if event["event"] != "warning"][-2:]
@@ -143,13 +144,13 @@ def test_two_processes_are_cancelled_killed_and_out_of_memory_and_end_with_the_l
 
     later = run_dir / "checkpoints" / f"step_{5 * (saved['step'] // 5) + 10:09d}"
     with pytest.raises(ProcessError) as failure:
-        trained_until(later.exists, lambda: os.kill(process_of(1, os.getpid()), signal.SIGKILL), place)
+        trained_until(later.exists, lambda: os.kill(process_of(1, os.getpid()), signal.SIGKILL), context)
     assert str(failure.value) == "process 2 of 2 of model.train was ended by SIGKILL; run again to resume"
-    assert_over(place, before)
+    assert_over(context, before)
 
     (tmp_path / "sitecustomize.py").write_text(FULL)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
-    result = trained(place, CONFIG)
+    result = trained(context, CONFIG)
     assert "micro-batch of 4 sequences (CUDA out of memory.); started again, the run resumes with 2" in caplog.text
     first, second = result.manifest.provenance["execution"]
     assert second["from_step"] > saved["step"]
@@ -162,7 +163,7 @@ def test_two_processes_are_cancelled_killed_and_out_of_memory_and_end_with_the_l
     assert train_alone([str(tmp_path / "one.json")]) == 0
     losses = [
         {(event["event"], event["step"]): event["loss"] for event in read_metrics(folder) if "loss" in event}
-        for folder in (materialise(result, place), tmp_path / "one")
+        for folder in (fetch_outputs(result, context), tmp_path / "one")
     ]
     assert len(losses[0]) > 20 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 
@@ -223,18 +224,18 @@ def test_what_nobody_gets_from_another_is_the_cause_whichever_is_seen_first(code
 
 
 def test_how_many_processes_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    place = open_place(str(tmp_path / "store"), None, 2, None, None, 0.0)
-    assert training_processes(MODEL, TRAIN, place) == 1  # a CPU
+    context = open_context(str(tmp_path / "store"), None, 2, None, None, 0.0)
+    assert training_processes(MODEL, TRAIN, context) == 1  # a CPU
     with pytest.raises(ConfigError, match=r"processes is 3, but 3 processes cannot share the 8 sequences .* to 2"):
-        require_feasible([(MODEL, TRAIN)], 100, replace(place, processes=3))
+        require_feasible([(MODEL, TRAIN)], 100, replace(context, processes=3))
     monkeypatch.setattr(provenance, "gpu_driver", lambda: "580.65.06")
     monkeypatch.setattr(devices, "gpu_count", lambda: 3)
-    assert scoring_processes(place) == 3
-    assert training_processes(MODEL, TRAIN, place) == 2
-    assert scoring_processes(replace(place, device="cpu")) == 1
-    assert scoring_processes(replace(place, processes=2)) == 2
+    assert scoring_processes(context) == 3
+    assert training_processes(MODEL, TRAIN, context) == 2
+    assert scoring_processes(replace(context, device="cpu")) == 1
+    assert scoring_processes(replace(context, processes=2)) == 2
     with pytest.raises(ConfigError, match=r"processes is 4, but torch finds 3 GPUs on this machine; set it to at most"):
-        scoring_processes(replace(place, processes=4))
+        scoring_processes(replace(context, processes=4))
 
 
 def test_the_plan_follows_the_number_of_processes():

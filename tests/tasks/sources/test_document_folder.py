@@ -19,7 +19,8 @@ from tasks.download import SCHEMA, DataConfig, documents_files, write_documents
 from tasks.sources import document_sources
 from tasks.sources.document_sources import FilesSource, HubSource, SourceError, WheelSource, files_of, lock, read
 from tasks.store.backends import LocalStore
-from tasks.store.stage import Place, StageError
+from tasks.store.context import RunContext
+from tasks.store.stage import StageError
 
 download = importlib.import_module("tasks.download")
 MARK = "\ufeff"
@@ -210,9 +211,9 @@ def test_log_and_manifest_name_what_was_left_out(
     pages = []
     monkeypatch.setattr(download, "create_markdown_artifact", lambda **page: pages.append(page["markdown"]))
     config = DataConfig(source=source(rows(folder / "many.jsonl", list(range(20))).parent), validation_fraction=0.3)
-    place = Place(store=LocalStore(str(tmp_path / "store")), cache=tmp_path / "cache", workers=1)
+    context = RunContext(store=LocalStore(str(tmp_path / "store")), cache=tmp_path / "cache", workers=1)
     with caplog.at_level(logging.WARNING):
-        manifest = download.download.fn(config, place).manifest
+        manifest = download.download.fn(config, context).manifest
     groups = {group["reason"].partition(" (")[0]: group["first"] for group in manifest.provenance["left_out"]}
     notes = ["LICENSE.txt", "README.md", "deep/NOTES.md", "deep/ReadMe.txt"]
     assert groups["a note about the corpus by its name"] == notes
@@ -227,7 +228,7 @@ def test_log_and_manifest_name_what_was_left_out(
     monkeypatch.setattr(download, "write_documents", changing)
     write(folder, {"a.txt": "changed"})
     with pytest.raises(SourceError, match="changed while they were read"):
-        download.download.fn(config, place)
+        download.download.fn(config, context)
 
 
 def test_members_of_a_wheel_in_several_folders_have_ids_of_their_own(tmp_path: Path):

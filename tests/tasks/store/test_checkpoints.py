@@ -24,7 +24,8 @@ from model.training.run import read_config
 from tasks.benchmarks import Items
 from tasks.store.backends import Digest, LocalStore, digest_file
 from tasks.store.checkpoints import KEPT, Uploads, discard_damaged, restore
-from tasks.store.stage import Place, Result, Stage, StageError, finish, materialise, open_place
+from tasks.store.context import RunContext, open_context
+from tasks.store.stage import Result, Stage, StageError, build_or_skip, fetch_outputs
 from tasks.train import finished_training, read_metrics
 from tests.lingering import SITE
 
@@ -65,20 +66,20 @@ def write_tokenizer(work: Path, out: Path) -> None:
     made.save(str(out / "tokenizer.json"))
 
 
-def trained(place: Place, config: TrainConfig = TRAIN) -> Result:
+def trained(context: RunContext, config: TrainConfig = TRAIN) -> Result:
     made = [
-        finish(Stage(name=name, version=1, config={}, inputs={}), place, build)
+        build_or_skip(Stage(name=name, version=1, config={}, inputs={}), context, build)
         for name, build in (("shard", write_shards), ("tokenizer", write_tokenizer))
     ]
-    return finished_training(MODEL, config, *made, Items({}, {}, {}), place)
+    return finished_training(MODEL, config, *made, Items({}, {}, {}), context)
 
 
 @pytest.fixture(params=["local", "s3"])
-def machines(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Place, Place]:
+def machines(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[RunContext, RunContext]:
     """Two machines, each with a cache of its own, that share a store."""
     local = request.param == "local"
     url = str(tmp_path / "store") if local else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
-    first = open_place(url, str(tmp_path / "first"), 1, "cpu", None, 0.0)
+    first = open_context(url, str(tmp_path / "first"), 1, "cpu", None, 0.0)
     return first, replace(first, cache=tmp_path / "second")
 
 
@@ -88,16 +89,18 @@ def family(process: int) -> list[int]:
     return [process, *(member for child in children.stdout.split() for member in family(int(child)))]
 
 
-def uploaded(place: Place) -> list[str]:
-    return [key for key in place.store.list("checkpoints") if key.endswith("/uploaded.json")]
+def uploaded(context: RunContext) -> list[str]:
+    return [key for key in context.store.list("checkpoints") if key.endswith("/uploaded.json")]
 
 
 @pytest.mark.parametrize("machines", ["s3"], indirect=True)
-def test_another_machine_goes_on_from_the_store_to_the_same_bytes(machines: tuple[Place, Place], tmp_path: Path):
+def test_another_machine_goes_on_from_the_store_to_the_same_bytes(
+    machines: tuple[RunContext, RunContext], tmp_path: Path
+):
     first, second = machines
     program = (
         f"from tests.tasks.store.test_checkpoints import *; "
-        f"trained(open_place({first.store.url!r}, {str(first.cache)!r}, "
+        f"trained(open_context({first.store.url!r}, {str(first.cache)!r}, "
         f"1, 'cpu', None, 0.0))"
     )
     (tmp_path / "sitecustomize.py").write_text(SITE.format(seconds=1))
@@ -114,18 +117,18 @@ def test_another_machine_goes_on_from_the_store_to_the_same_bytes(machines: tupl
     lost.wait()
 
     result = trained(second)
-    resumed = [event["step"] for event in read_metrics(materialise(result, second)) if event["event"] == "resume"]
+    resumed = [event["step"] for event in read_metrics(fetch_outputs(result, second)) if event["event"] == "resume"]
     assert resumed and 5 <= resumed[0] < STEPS
     assert list(second.store.list("checkpoints")) == []
-    straight = trained(open_place(str(tmp_path / "other"), None, 1, "cpu", None, 0.0))
+    straight = trained(open_context(str(tmp_path / "other"), None, 1, "cpu", None, 0.0))
     assert result.digest == straight.digest
 
 
 def test_threads_and_micro_batch_are_in_the_provenance_and_not_in_the_key(tmp_path: Path):
     config, keys = replace(TRAIN, tokens=4 * 128, micro_batch_sequences=None), set()
     for workers in (1, 2):
-        place = open_place(str(tmp_path / f"store{workers}"), None, workers, "cpu", None, 0.0)
-        manifest = trained(place, config).manifest
+        context = open_context(str(tmp_path / f"store{workers}"), None, workers, "cpu", None, 0.0)
+        manifest = trained(context, config).manifest
         keys.add(manifest.key)
         assert manifest.provenance["execution"] == [
             {
@@ -145,9 +148,9 @@ def test_the_trainer_is_asked_for_deterministic_algorithms(tmp_path: Path, monke
     asked = []
     monkeypatch.setattr("tasks.train.run_module", lambda name, run, *rest: asked.append(read_config(run["config"])))
     for choice in ({}, {"deterministic": True}):
-        place = open_place(str(tmp_path / "store"), None, 1, "cpu", None, 0.0, **choice)
+        context = open_context(str(tmp_path / "store"), None, 1, "cpu", None, 0.0, **choice)
         with pytest.raises(StageError, match="No such file"):  # nothing was trained
-            trained(place)
+            trained(context)
     assert [run.execution.deterministic for run in asked] == [False, True]
 
 
@@ -163,7 +166,7 @@ def run_folder(cache: Path, steps: range) -> Path:
     return run_dir
 
 
-def test_the_store_keeps_the_last_ones_and_a_damaged_one_is_passed_over(machines: tuple[Place, Place]):
+def test_the_store_keeps_the_last_ones_and_a_damaged_one_is_passed_over(machines: tuple[RunContext, RunContext]):
     first, second = machines
     run_dir, warnings = run_folder(first.cache, range(1, 6)), []
     for step in range(1, 6):
@@ -185,7 +188,7 @@ def test_the_store_keeps_the_last_ones_and_a_damaged_one_is_passed_over(machines
 
 
 @pytest.mark.parametrize("machines", ["local"], indirect=True)
-def test_a_checkpoint_that_is_damaged_here_comes_from_the_store(machines: tuple[Place, Place]):
+def test_a_checkpoint_that_is_damaged_here_comes_from_the_store(machines: tuple[RunContext, RunContext]):
     first, _ = machines
     run_dir = run_folder(first.cache, range(1, 3))
     uploads = Uploads("k", run_dir, first.store, print)
@@ -202,7 +205,7 @@ def test_a_checkpoint_that_is_damaged_here_comes_from_the_store(machines: tuple[
 @pytest.mark.parametrize("machines", ["local"], indirect=True)
 @pytest.mark.parametrize("number, goes_on", [(errno.ENOSPC, False), (errno.EACCES, False), (errno.EIO, True)])
 def test_a_full_disk_or_a_store_that_refuses_costs_no_checkpoint(
-    machines: tuple[Place, Place], monkeypatch: pytest.MonkeyPatch, number: int, goes_on: bool
+    machines: tuple[RunContext, RunContext], monkeypatch: pytest.MonkeyPatch, number: int, goes_on: bool
 ):
     first, second = machines
     run_dir = run_folder(first.cache, range(1, 3))
@@ -225,7 +228,7 @@ def test_a_full_disk_or_a_store_that_refuses_costs_no_checkpoint(
 
 
 @pytest.mark.parametrize("machines", ["local"], indirect=True)
-def test_a_deeply_nested_list_of_files_is_passed_over(machines: tuple[Place, Place], caplog):
+def test_a_deeply_nested_list_of_files_is_passed_over(machines: tuple[RunContext, RunContext], caplog):
     first, second = machines
     first.store.publish("checkpoints/k/step_000000009/uploaded.json", b"[" * 100_000)
     restore("k", second.cache / "run", second.store, second.cache, logging.getLogger("daily_train"))
@@ -234,7 +237,9 @@ def test_a_deeply_nested_list_of_files_is_passed_over(machines: tuple[Place, Pla
 
 @pytest.mark.parametrize("machines", ["local"], indirect=True)
 @pytest.mark.parametrize("name", ["../../../../escaped", "/escaped", "a/b", "", ".."])
-def test_a_name_in_a_list_of_files_that_leads_elsewhere_is_refused(machines: tuple[Place, Place], name: str, caplog):
+def test_a_name_in_a_list_of_files_that_leads_elsewhere_is_refused(
+    machines: tuple[RunContext, RunContext], name: str, caplog
+):
     first, second = machines
     uploads = Uploads("k", run_folder(first.cache, range(1, 3)), first.store, print)
     uploads({"event": "checkpoint", "step": 1})
@@ -272,9 +277,9 @@ def test_what_is_damaged_beside_the_checkpoints_is_written_anew(tmp_path: Path, 
 
 
 def test_a_store_that_fails_does_not_end_the_training(tmp_path: Path):
-    place, warnings = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0), []
+    context, warnings = open_context(str(tmp_path / "store"), None, 1, None, None, 0.0), []
     (tmp_path / "store" / "checkpoints").write_text("a file where a folder belongs")
-    uploads = Uploads("k", run_folder(place.cache, range(1, 2)), place.store, warnings.append)
+    uploads = Uploads("k", run_folder(context.cache, range(1, 2)), context.store, warnings.append)
     uploads({"event": "checkpoint", "step": 1})
     uploads.close(keep=True)
     [warning] = warnings
@@ -317,12 +322,12 @@ def test_a_store_that_is_slow_holds_one_checkpoint_and_the_newest(
 
 def test_hours_are_tokens_in_the_key_and_another_machine_does_not_measure_again(tmp_path: Path, monkeypatch):
     url = str(tmp_path / "store")
-    first = open_place(url, str(tmp_path / "first"), 1, "cpu", None, 0.0)
+    first = open_context(url, str(tmp_path / "first"), 1, "cpu", None, 0.0)
     hours = replace(TRAIN, tokens=None, gpu_hours=1 / 3600, checkpoint_every_steps=10_000)
     result = trained(first, hours)
     tokens = result.manifest.config["train"]["tokens"]
     assert tokens > 128 and tokens % 128 == 0 and result.manifest.config["train"]["gpu_hours"] is None
-    assert json.loads((materialise(result, first) / "run.json").read_text())["tokens"] == tokens
+    assert json.loads((fetch_outputs(result, first) / "run.json").read_text())["tokens"] == tokens
     timing = json.loads(next((tmp_path / "store" / "stages" / "budget").rglob("timing.json")).read_text())
     assert timing["tokens"] == tokens and timing["seconds"] <= 1.0 and timing["fixed_seconds"] > 0
 

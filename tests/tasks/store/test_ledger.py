@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from deployments.cli.commands import main
+from tasks.store.context import RunContext, open_context
 from tasks.store.ledger import add_row, find_run, read_ledger, report_pages
 from tasks.store.objects import StoreError
-from tasks.store.stage import Place, Stage, finish, finished, open_place
+from tasks.store.stage import Stage, build_or_skip, finished
 from tests.object_store import READER
 
 NAME = "a" * 64
@@ -56,9 +57,9 @@ BROKEN = {
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def context(tmp_path: Path) -> RunContext:
     """A store with one row, and beside it what people and other programs leave."""
-    made = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
+    made = open_context(str(tmp_path / "store"), None, 1, None, None, 0.0)
     add_row(ROW, made)
     for name, content in BROKEN.items():
         made.store.publish(f"ledger/{name}.json", content)
@@ -67,42 +68,42 @@ def place(tmp_path: Path) -> Place:
     return made
 
 
-def test_what_is_no_row_is_named_and_passed_over(place: Place, caplog: pytest.LogCaptureFixture):
-    assert read_ledger(place) == [ROW]
+def test_what_is_no_row_is_named_and_passed_over(context: RunContext, caplog: pytest.LogCaptureFixture):
+    assert read_ledger(context) == [ROW]
     for name in (*BROKEN, r"\\udcff"):
         assert f"ledger/{name}.json is no row of the ledger and passed over: " in caplog.text.replace("\\", "\\\\")
-    assert find_run("aaa", place) == ROW
+    assert find_run("aaa", context) == ROW
 
 
-def test_the_leaderboard_is_printed_whatever_lies_beside_its_rows(place: Place, capsys: pytest.CaptureFixture):
-    assert main(["leaderboard", "--store", place.store.url]) == 0
+def test_the_leaderboard_is_printed_whatever_lies_beside_its_rows(context: RunContext, capsys: pytest.CaptureFixture):
+    assert main(["leaderboard", "--store", context.store.url]) == 0
     printed = capsys.readouterr().out
     assert "aaaaaaaaaaaa" in printed and printed.count("smoke") == 1
 
 
-def test_a_damaged_row_is_replaced_when_its_run_reports_again(place: Place):
-    path = Path(place.store.url) / "ledger" / f"{NAME}.json"
+def test_a_damaged_row_is_replaced_when_its_run_reports_again(context: RunContext):
+    path = Path(context.store.url) / "ledger" / f"{NAME}.json"
     path.write_text(path.read_text().replace("smoke", "smo\0e"))
-    add_row(ROW, place)
+    add_row(ROW, context)
     assert json.loads(path.read_text()) == ROW
-    add_row(ROW | {"usd": 7.0}, place)
+    add_row(ROW | {"usd": 7.0}, context)
     assert json.loads(path.read_text()) == ROW, "one that is whole is never replaced"
 
 
 def test_strange_files_below_stages_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    place = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
-    made = finish(
+    context = open_context(str(tmp_path / "store"), None, 1, None, None, 0.0)
+    made = build_or_skip(
         Stage(name="train", version=1, config={}, inputs={}),
-        place,
+        context,
         lambda _, out: (out / "model").write_text("x") and None,
     )
     for name in ("report.html", "manifest.json", "x/report.html", "x/manifest.json", f"{NAME}/0a/deep/report.html"):
         for stage in ("train", "report"):
-            place.store.publish(f"stages/{stage}/{name}", b"[]")
-    place.store.publish(f"stages/report/{NAME}/0a/report.html", b"<html>")
-    assert report_pages(place) == {NAME: f"stages/report/{NAME}/0a/report.html"}
+            context.store.publish(f"stages/{stage}/{name}", b"[]")
+    context.store.publish(f"stages/report/{NAME}/0a/report.html", b"<html>")
+    assert report_pages(context) == {NAME: f"stages/report/{NAME}/0a/report.html"}
     with caplog.at_level(logging.WARNING):
-        assert list(finished("train", place)) == [made.manifest]
+        assert list(finished("train", context)) == [made.manifest]
     assert "stages/train/x/manifest.json is passed over" in caplog.text
 
 
@@ -122,11 +123,11 @@ def test_reading_makes_no_store(
 
 def test_reading_asks_for_no_right_to_write(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     url = f"{s3}/{tmp_path.name}"
-    add_row(ROW, open_place(url, str(tmp_path / "cache"), 1, None, None, 0.0))
+    add_row(ROW, open_context(url, str(tmp_path / "cache"), 1, None, None, 0.0))
     for name, value in READER.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    assert read_ledger(open_place(url, None, 1, None, None, 0.0, reading=True)) == [ROW]
+    assert read_ledger(open_context(url, None, 1, None, None, 0.0, reading=True)) == [ROW]
     with pytest.raises(StoreError, match="there is no store here"):
-        read_ledger(open_place(f"{url}/typo", None, 1, None, None, 0.0, reading=True))
+        read_ledger(open_context(f"{url}/typo", None, 1, None, None, 0.0, reading=True))
     assert not (tmp_path / ".daily-train").exists()

@@ -17,9 +17,10 @@ from benchmarks.pipeline.faults import OUTPUTS, Tally, one_stage
 from tasks.runtime.lock import locked
 from tasks.store.attempts import publish
 from tasks.store.backends import LocalStore
+from tasks.store.context import RunContext, open_context
 from tasks.store.manifest import canonical_json, parse_manifest, sha256_json
 from tasks.store.objects import Digest, StoreError
-from tasks.store.stage import Place, Result, Stage, StageError, finish, materialise, open_place, read_json
+from tasks.store.stage import Result, Stage, StageError, build_or_skip, fetch_outputs, read_json
 from tests.object_store import READER
 from tests.store_proxy import MIXES, Faults
 
@@ -30,8 +31,8 @@ JSON = st.recursive(
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
+def context(tmp_path: Path) -> RunContext:
+    return open_context(str(tmp_path / "store"), None, 1, None, None, 0.0)
 
 
 class Build:
@@ -47,15 +48,15 @@ class Build:
         return {"run": self.runs}
 
 
-STAGE = Stage(name="shard", version=1, config={"a": 1}, inputs={"x": "0" * 64}, recorded=frozenset({"times.json"}))
+STAGE = Stage(name="shard", version=1, config={"a": 1}, inputs={"x": "0" * 64}, volatile=frozenset({"times.json"}))
 
 
-def stored(place: Place, result: Result, name: str) -> Path:
-    return Path(place.store.url) / result.manifest.location(result.manifest.output(name))
+def stored(context: RunContext, result: Result, name: str) -> Path:
+    return Path(context.store.url) / result.manifest.location(result.manifest.output(name))
 
 
-def manifest_of(place: Place) -> Path:
-    return Path(place.store.url) / f"stages/shard/{STAGE.key}/manifest.json"
+def manifest_of(context: RunContext) -> Path:
+    return Path(context.store.url) / f"stages/shard/{STAGE.key}/manifest.json"
 
 
 def test_golden_key():
@@ -86,32 +87,32 @@ def test_what_has_no_deterministic_form_is_refused(value):
         sha256_json(value)
 
 
-def test_a_finished_stage_is_skipped(place: Place):
+def test_a_finished_stage_is_skipped(context: RunContext):
     build = Build()
-    first, second = finish(STAGE, place, build), finish(STAGE, place, build)
+    first, second = build_or_skip(STAGE, context, build), build_or_skip(STAGE, context, build)
     assert (first.skipped, second.skipped, build.runs) == (False, True, 1)
     assert first.manifest == second.manifest
 
 
-def test_execution_is_no_part_of_the_key_or_the_digest(place: Place, tmp_path: Path):
-    elsewhere = open_place(str(tmp_path / "other"), str(tmp_path / "cache"), 7, "cpu", None, 3.0)
-    here, there = finish(STAGE, place, Build()), finish(STAGE, elsewhere, Build())
+def test_execution_is_no_part_of_the_key_or_the_digest(context: RunContext, tmp_path: Path):
+    elsewhere = open_context(str(tmp_path / "other"), str(tmp_path / "cache"), 7, "cpu", None, 3.0)
+    here, there = build_or_skip(STAGE, context, Build()), build_or_skip(STAGE, elsewhere, Build())
     assert here.manifest.key == there.manifest.key
     assert here.digest == there.digest
 
 
-def test_recorded_outputs_do_not_identify(place: Place, tmp_path: Path):
+def test_recorded_outputs_do_not_identify(context: RunContext, tmp_path: Path):
     other = Build()
     other.runs = 41  # its times.json differs
-    elsewhere = open_place(str(tmp_path / "other"), None, 1, None, None, 0.0)
-    assert finish(STAGE, place, Build()).digest == finish(STAGE, elsewhere, other).digest
+    elsewhere = open_context(str(tmp_path / "other"), None, 1, None, None, 0.0)
+    assert build_or_skip(STAGE, context, Build()).digest == build_or_skip(STAGE, elsewhere, other).digest
 
 
 @pytest.mark.parametrize("name", ["data.bin", "times.json"])
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete"])
-def test_a_damaged_output_is_found_and_built_again(place: Place, name: str, harm: str):
+def test_a_damaged_output_is_found_and_built_again(context: RunContext, name: str, harm: str):
     build = Build()
-    path = stored(place, finish(STAGE, place, build), name)
+    path = stored(context, build_or_skip(STAGE, context, build), name)
     content = bytearray(path.read_bytes())
     match harm:
         case "flip":
@@ -121,103 +122,105 @@ def test_a_damaged_output_is_found_and_built_again(place: Place, name: str, harm
             path.write_bytes(content[:-1])
         case "delete":
             path.unlink()
-    again = finish(STAGE, place, build)
+    again = build_or_skip(STAGE, context, build)
     assert (again.skipped, build.runs) == (False, 2)
-    assert finish(STAGE, place, build).skipped
+    assert build_or_skip(STAGE, context, build).skipped
 
 
 @settings(deadline=None)  # what a disk takes to sync
 @given(position=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_a_manifest_is_never_trusted(tmp_path_factory, position: int, bit: int):
-    place = open_place(str(tmp_path_factory.mktemp("store")), None, 1, None, None, 0.0)
+    context = open_context(str(tmp_path_factory.mktemp("store")), None, 1, None, None, 0.0)
     build = Build()
-    finish(STAGE, place, build)
-    path = manifest_of(place)
+    build_or_skip(STAGE, context, build)
+    path = manifest_of(context)
     content = bytearray(path.read_bytes())
     content[position % len(content)] ^= 1 << bit
     path.write_bytes(content)
-    again = finish(STAGE, place, build)
+    again = build_or_skip(STAGE, context, build)
     # whitespace may change into other whitespace without any change of meaning
     assert build.runs == 2 or again.manifest.provenance["run"] == 1
-    assert stored(place, again, "data.bin").read_bytes() == b"0123456789" * 100
+    assert stored(context, again, "data.bin").read_bytes() == b"0123456789" * 100
 
 
 @pytest.mark.parametrize("change", [{"provenance": {"run": 7}}, {"attempt": "elsewhere"}, {"version": 2}])
-def test_a_manifest_that_does_not_match_its_own_hash_is_not_trusted(place: Place, change: dict):
+def test_a_manifest_that_does_not_match_its_own_hash_is_not_trusted(context: RunContext, change: dict):
     """What it says of itself alone, and what no output's hash would show."""
     build = Build()
-    first = finish(STAGE, place, build).manifest
-    folder = manifest_of(place).parent
+    first = build_or_skip(STAGE, context, build).manifest
+    folder = manifest_of(context).parent
     shutil.copytree(folder / first.attempt, folder / "elsewhere")
-    written = json.loads(manifest_of(place).read_text())
-    manifest_of(place).write_text(json.dumps(written | change))
-    again = finish(STAGE, place, build)
+    written = json.loads(manifest_of(context).read_text())
+    manifest_of(context).write_text(json.dumps(written | change))
+    again = build_or_skip(STAGE, context, build)
     assert (again.skipped, build.runs, again.manifest.provenance["run"]) == (False, 2, 2)
 
 
-def test_the_manifest_of_another_stage_is_not_taken_for_this_one(place: Place):
+def test_the_manifest_of_another_stage_is_not_taken_for_this_one(context: RunContext):
     build = Build()
-    finish(STAGE, place, build)
+    build_or_skip(STAGE, context, build)
     other = dataclasses.replace(STAGE, config={"a": 2})
-    shutil.copytree(manifest_of(place).parent, manifest_of(place).parents[1] / other.key)
-    again = finish(other, place, build)
+    shutil.copytree(manifest_of(context).parent, manifest_of(context).parents[1] / other.key)
+    again = build_or_skip(other, context, build)
     assert (again.skipped, again.manifest.key, build.runs) == (False, other.key, 2)
 
 
-def test_damage_between_check_and_use_is_refused_by_name_and_mended_by_the_next_run(place: Place):
+def test_damage_between_check_and_use_is_refused_by_name_and_mended_by_the_next_run(context: RunContext):
     build = Build()
-    result = finish(STAGE, place, build)
-    stored(place, result, "data.bin").write_bytes(b"x" * 1000)
+    result = build_or_skip(STAGE, context, build)
+    stored(context, result, "data.bin").write_bytes(b"x" * 1000)
     with pytest.raises(StageError, match=r"data\.bin is corrupted"):
-        materialise(result, place)
-    assert not finish(STAGE, place, build).skipped
+        fetch_outputs(result, context)
+    assert not build_or_skip(STAGE, context, build).skipped
 
 
-def test_a_build_that_fails_leaves_no_manifest_and_its_work_for_the_next_attempt(place: Place):
+def test_a_build_that_fails_leaves_no_manifest_and_its_work_for_the_next_attempt(context: RunContext):
     def fail(work: Path, out: Path) -> None:
         (work / "checkpoint").write_text("half way")
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        finish(STAGE, place, fail)
-    assert not manifest_of(place).exists()
+        build_or_skip(STAGE, context, fail)
+    assert not manifest_of(context).exists()
 
     def resume(work: Path, out: Path) -> None:
         (out / "data").write_text((work / "checkpoint").read_text() + ", then done")
 
-    result = finish(STAGE, place, resume)
-    assert stored(place, result, "data").read_text() == "half way, then done"
+    result = build_or_skip(STAGE, context, resume)
+    assert stored(context, result, "data").read_text() == "half way, then done"
 
 
 def test_a_second_machine_with_the_same_bucket_skips_and_reads(s3: str, tmp_path: Path):
     build = Build()
     url = f"{s3}/{tmp_path.name}"
-    finish(STAGE, open_place(url, str(tmp_path / "first"), 1, None, None, 0.0), build)
-    second = open_place(url, str(tmp_path / "second"), 2, None, None, 0.0)
-    result = finish(STAGE, second, build)
+    build_or_skip(STAGE, open_context(url, str(tmp_path / "first"), 1, None, None, 0.0), build)
+    second = open_context(url, str(tmp_path / "second"), 2, None, None, 0.0)
+    result = build_or_skip(STAGE, second, build)
     assert (result.skipped, build.runs) == (True, 1)
-    assert (materialise(result, second) / "data.bin").read_bytes() == b"0123456789" * 100
+    assert (fetch_outputs(result, second) / "data.bin").read_bytes() == b"0123456789" * 100
 
 
 def test_a_flipped_byte_in_the_cache_is_fetched_again(s3: str, tmp_path: Path):
-    place = open_place(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
-    result = finish(STAGE, place, Build())
-    cached = materialise(result, place) / "data.bin"
+    context = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
+    result = build_or_skip(STAGE, context, Build())
+    cached = fetch_outputs(result, context) / "data.bin"
     cached.write_bytes(b"9" * 1000)
-    assert (materialise(result, place) / "data.bin").read_bytes() == b"0123456789" * 100
+    assert (fetch_outputs(result, context) / "data.bin").read_bytes() == b"0123456789" * 100
 
 
 def test_an_object_changed_in_the_bucket_is_built_again(s3: str, tmp_path: Path):
     build = Build()
-    place = open_place(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
-    result = finish(STAGE, place, build)
+    context = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
+    result = build_or_skip(STAGE, context, build)
     key = f"{tmp_path.name}/{result.manifest.location(result.manifest.output('data.bin'))}"
-    place.store.client.put_object(Bucket=place.store.bucket, Key=key, Body=b"0123456789" * 99 + b"0123456780")
-    assert not finish(STAGE, place, build).skipped
+    context.store.client.put_object(Bucket=context.store.bucket, Key=key, Body=b"0123456789" * 99 + b"0123456780")
+    assert not build_or_skip(STAGE, context, build).skipped
     assert build.runs == 2
 
 
-def test_a_build_that_could_not_be_stored_is_stored_by_the_next_call(place: Place, monkeypatch: pytest.MonkeyPatch):
+def test_a_build_that_could_not_be_stored_is_stored_by_the_next_call(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+):
     build, put = Build(), LocalStore.put
 
     def refuse(store: LocalStore, key: str, path: Path, digest: Digest) -> None:
@@ -227,55 +230,55 @@ def test_a_build_that_could_not_be_stored_is_stored_by_the_next_call(place: Plac
 
     monkeypatch.setattr(LocalStore, "put", refuse)
     with pytest.raises(StoreError, match="away"):
-        finish(STAGE, place, build)
-    [left] = attempts(place)
+        build_or_skip(STAGE, context, build)
+    [left] = attempts(context)
     monkeypatch.undo()
-    result = finish(STAGE, place, build)
-    assert (build.runs, result.skipped, attempts(place)) == (1, False, [left])
-    assert not (place.cache / "work/shard" / STAGE.key).exists()
-    assert finish(STAGE, place, build).skipped
+    result = build_or_skip(STAGE, context, build)
+    assert (build.runs, result.skipped, attempts(context)) == (1, False, [left])
+    assert not (context.cache / "work/shard" / STAGE.key).exists()
+    assert build_or_skip(STAGE, context, build).skipped
 
 
 @pytest.mark.parametrize("harm", ["data.bin", "built.json"])
-def test_a_kept_build_that_is_not_whole_is_built_again(place: Place, monkeypatch: pytest.MonkeyPatch, harm: str):
+def test_a_kept_build_that_is_not_whole_is_built_again(context: RunContext, monkeypatch: pytest.MonkeyPatch, harm: str):
     build = Build()
     monkeypatch.setattr(LocalStore, "put", lambda *_: (_ for _ in ()).throw(StoreError("the store is away")))
     with pytest.raises(StoreError, match="away"):
-        finish(STAGE, place, build)
-    [path] = (place.cache / "work").rglob(harm)
+        build_or_skip(STAGE, context, build)
+    [path] = (context.cache / "work").rglob(harm)
     path.write_bytes(path.read_bytes().replace(b"3", b"4"))
     monkeypatch.undo()
-    result = finish(STAGE, place, build)
+    result = build_or_skip(STAGE, context, build)
     assert build.runs == 2
-    assert stored(place, result, "data.bin").read_bytes() == b"0123456789" * 100
+    assert stored(context, result, "data.bin").read_bytes() == b"0123456789" * 100
 
 
-def attempts(place: Place) -> list[str]:
+def attempts(context: RunContext) -> list[str]:
     """Folders of attempts at the stage in the store."""
-    keys = [key.split("/") for key in place.store.list(f"stages/shard/{STAGE.key}")]
+    keys = [key.split("/") for key in context.store.list(f"stages/shard/{STAGE.key}")]
     return sorted({parts[3] for parts in keys if len(parts) > 4})
 
 
 @pytest.mark.parametrize("kind", ["local", "s3"])
 def test_whoever_publishes_removes_what_other_attempts_left(kind: str, request, tmp_path: Path):
     url = str(tmp_path / "store") if kind == "local" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
-    place = open_place(url, str(tmp_path / "cache"), 1, None, None, 0.0)
+    context = open_context(url, str(tmp_path / "cache"), 1, None, None, 0.0)
     for name in ("0123abcd/data.bin", "notes/of-a-person.txt"):
-        place.store.publish(f"stages/shard/{STAGE.key}/{name}", b"half")
-    result = finish(STAGE, place, Build())
-    assert attempts(place) == sorted([result.manifest.attempt, "notes"])
+        context.store.publish(f"stages/shard/{STAGE.key}/{name}", b"half")
+    result = build_or_skip(STAGE, context, Build())
+    assert attempts(context) == sorted([result.manifest.attempt, "notes"])
 
 
-def test_a_machine_that_was_slower_takes_the_result_and_leaves_nothing(place: Place, tmp_path: Path):
-    slow, fast = replace(place, cache=tmp_path / "slow"), replace(place, cache=tmp_path / "fast")
+def test_a_machine_that_was_slower_takes_the_result_and_leaves_nothing(context: RunContext, tmp_path: Path):
+    slow, fast = replace(context, cache=tmp_path / "slow"), replace(context, cache=tmp_path / "fast")
 
     def overtaken(work: Path, out: Path) -> dict[str, int]:
-        finish(STAGE, fast, Build())
+        build_or_skip(STAGE, fast, Build())
         return Build()(work, out)
 
-    result = finish(STAGE, slow, overtaken)
-    assert attempts(place) == [result.manifest.attempt]
-    assert result.manifest == finish(STAGE, fast, Build()).manifest
+    result = build_or_skip(STAGE, slow, overtaken)
+    assert attempts(context) == [result.manifest.attempt]
+    assert result.manifest == build_or_skip(STAGE, fast, Build()).manifest
     assert not list((tmp_path / "slow" / "work" / "shard").glob("*/"))
 
 
@@ -283,24 +286,24 @@ def killed() -> None:
     raise KeyboardInterrupt
 
 
-def test_killed_when_its_manifest_was_published_it_leaves_no_work(place: Place, monkeypatch: pytest.MonkeyPatch):
+def test_killed_when_its_manifest_was_published_it_leaves_no_work(context: RunContext, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patched:
         patched.setattr("tasks.store.stage.publish", lambda *arguments: publish(*arguments) and killed())
         with pytest.raises(KeyboardInterrupt):
-            finish(STAGE, place, Build())
-    assert (place.cache / "work/shard" / STAGE.key / "built.json").exists()
-    assert finish(STAGE, place, Build()).skipped
-    assert not (place.cache / "work/shard" / STAGE.key).exists()
+            build_or_skip(STAGE, context, Build())
+    assert (context.cache / "work/shard" / STAGE.key / "built.json").exists()
+    assert build_or_skip(STAGE, context, Build()).skipped
+    assert not (context.cache / "work/shard" / STAGE.key).exists()
 
 
-def test_a_manifest_that_is_moved_aside_is_kept_with_its_files(place: Place):
-    first = finish(STAGE, place, Build()).manifest
-    path = Path(place.store.url) / first.location(first.output("times.json"))
+def test_a_manifest_that_is_moved_aside_is_kept_with_its_files(context: RunContext):
+    first = build_or_skip(STAGE, context, Build()).manifest
+    path = Path(context.store.url) / first.location(first.output("times.json"))
     path.write_bytes(b"damaged")
-    second = finish(STAGE, place, Build()).manifest
-    aside = manifest_of(place).with_name(f"withdrawn-{first.attempt}.json")
+    second = build_or_skip(STAGE, context, Build()).manifest
+    aside = manifest_of(context).with_name(f"withdrawn-{first.attempt}.json")
     assert parse_manifest(aside.read_bytes(), "shard", STAGE.key) == first
-    assert attempts(place) == sorted([first.attempt, second.attempt])
+    assert attempts(context) == sorted([first.attempt, second.attempt])
 
 
 @pytest.mark.parametrize(
@@ -314,8 +317,8 @@ def test_a_manifest_that_is_moved_aside_is_kept_with_its_files(place: Place):
 )
 def test_names_in_a_manifest_that_lead_elsewhere_are_refused(tmp_path: Path, change: dict):
     """Each manifest has a right hash of itself, as whoever writes to a bucket can make it."""
-    place = open_place(str(tmp_path / "store"), None, 1, None, None, 0.0)
-    made = finish(STAGE, place, Build()).manifest
+    context = open_context(str(tmp_path / "store"), None, 1, None, None, 0.0)
+    made = build_or_skip(STAGE, context, Build()).manifest
     if "outputs" in change:
         change = {"outputs": (dataclasses.replace(made.outputs[0], path=change["outputs"]),)}
     forged = dataclasses.replace(made, **change)
@@ -331,74 +334,76 @@ def test_a_lock_in_place_of_which_somebody_left_a_link_empties_nothing(tmp_path:
 
 
 def test_a_forged_manifest_writes_nothing_outside_the_cache(s3: str, tmp_path: Path):
-    place = open_place(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
-    made = finish(STAGE, place, Build()).manifest
+    context = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
+    made = build_or_skip(STAGE, context, Build()).manifest
     output = dataclasses.replace(made.outputs[0], path="sub/data.bin")
     forged = Result(manifest=dataclasses.replace(made, outputs=(output,)), skipped=True, seconds=0.0)
     (tmp_path / "given").write_bytes(b"0123456789" * 100)
-    place.store.put(made.location(output), tmp_path / "given", output.content)
-    (place.cache / made.folder).mkdir(parents=True)
+    context.store.put(made.location(output), tmp_path / "given", output.content)
+    (context.cache / made.folder).mkdir(parents=True)
     (tmp_path / "outside").mkdir()
-    (place.cache / made.folder / "sub").symlink_to(tmp_path / "outside")
+    (context.cache / made.folder / "sub").symlink_to(tmp_path / "outside")
     with pytest.raises(StoreError, match="a link leads from there"):
-        materialise(forged, place)
+        fetch_outputs(forged, context)
     with pytest.raises(StoreError, match="leaves its folder"):
-        place.store.get("stages/../../escaped", place.cache)
+        context.store.get("stages/../../escaped", context.cache)
     assert list((tmp_path / "outside").iterdir()) == []
 
 
 def test_a_bucket_that_another_program_copied_is_as_good_and_damage_in_it_is_found(s3: str, tmp_path: Path):
-    place, build = open_place(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0), Build()
-    result = finish(STAGE, place, build)
+    context, build = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0), Build()
+    result = build_or_skip(STAGE, context, build)
 
     def replaced(name: str, change: bytes) -> None:
         key = result.manifest.location(result.manifest.output(name))
-        content = place.store.read(key)[len(change) :] + change
-        place.store.client.put_object(Bucket=place.store.bucket, Key=f"{tmp_path.name}/{key}", Body=content)
+        content = context.store.read(key)[len(change) :] + change
+        context.store.client.put_object(Bucket=context.store.bucket, Key=f"{tmp_path.name}/{key}", Body=content)
 
     replaced("data.bin", b"")
     replaced("times.json", b"")
-    assert finish(STAGE, place, build).skipped
-    shutil.rmtree(place.cache)
+    assert build_or_skip(STAGE, context, build).skipped
+    shutil.rmtree(context.cache)
     replaced("data.bin", b"x")
-    assert not finish(STAGE, place, build).skipped and build.runs == 2
+    assert not build_or_skip(STAGE, context, build).skipped and build.runs == 2
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
-def test_what_is_no_file_in_place_of_a_manifest_is_named_before_a_build(place: Place, kind: str):
-    manifest, build = manifest_of(place), Build()
+def test_what_is_no_file_in_place_of_a_manifest_is_named_before_a_build(context: RunContext, kind: str):
+    manifest, build = manifest_of(context), Build()
     manifest.parent.mkdir(parents=True)
     made = {"folder": manifest.mkdir, "pipe": lambda: os.mkfifo(manifest), "link": lambda: manifest.symlink_to("/none")}
     made[kind]()
     with pytest.raises(StoreError, match=r"manifest\.json: is a folder"):
-        finish(STAGE, place, build)
+        build_or_skip(STAGE, context, build)
     assert build.runs == 0
 
 
 @pytest.mark.parametrize("where", ["", "/built.json/x", "/out"])
-def test_strange_things_in_the_work_folder_are_removed(place: Place, where: str):
-    work = place.cache / "work" / STAGE.name / f"{STAGE.key}{where}"
+def test_strange_things_in_the_work_folder_are_removed(context: RunContext, where: str):
+    work = context.cache / "work" / STAGE.name / f"{STAGE.key}{where}"
     work.parent.mkdir(parents=True)
     work.write_text("stray")
-    assert not finish(STAGE, place, Build()).skipped
+    assert not build_or_skip(STAGE, context, Build()).skipped
 
 
-def test_what_a_killed_build_left_goes_when_another_machine_was_faster_and_stays_while_it_goes_on(place: Place):
-    finish(STAGE, place, Build())
-    work = place.cache / "work" / STAGE.name / STAGE.key
+def test_what_a_killed_build_left_goes_when_another_machine_was_faster_and_stays_while_it_goes_on(context: RunContext):
+    build_or_skip(STAGE, context, Build())
+    work = context.cache / "work" / STAGE.name / STAGE.key
     (work / "run").mkdir(parents=True)
     with locked(work.with_suffix(".lock"), print):  # as of a process that builds there
-        assert finish(STAGE, place, Build()).skipped and work.exists()
-    assert finish(STAGE, place, Build()).skipped and not work.exists()
+        assert build_or_skip(STAGE, context, Build()).skipped and work.exists()
+    assert build_or_skip(STAGE, context, Build()).skipped and not work.exists()
 
 
-def test_a_cache_that_is_removed_when_a_stage_is_stored_costs_nothing(place: Place, monkeypatch: pytest.MonkeyPatch):
+def test_a_cache_that_is_removed_when_a_stage_is_stored_costs_nothing(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+):
     publish = LocalStore.publish
     monkeypatch.setattr(
-        LocalStore, "publish", lambda *args: (publish(*args), shutil.rmtree(place.cache, ignore_errors=True))[0]
+        LocalStore, "publish", lambda *args: (publish(*args), shutil.rmtree(context.cache, ignore_errors=True))[0]
     )
-    assert not finish(STAGE, place, Build()).skipped
-    assert finish(STAGE, place, Build()).skipped
+    assert not build_or_skip(STAGE, context, Build()).skipped
+    assert build_or_skip(STAGE, context, Build()).skipped
 
 
 def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path):
@@ -417,23 +422,23 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path):
 
 
 def test_flipped_bytes_on_the_way_cost_no_build_and_damage_in_the_bucket_does(proxy, s3: str, tmp_path: Path):
-    place, build = open_place(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0), Build()
-    result = finish(STAGE, place, build)
+    context, build = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0), Build()
+    result = build_or_skip(STAGE, context, build)
     proxy.faults = Faults(("flipped answer",), share=1.0, most=4, only="GET")
-    assert (materialise(result, place) / "data.bin").read_bytes() == b"0123456789" * 100
-    assert read_json(result, place, "times.json") == {"run": 1}
+    assert (fetch_outputs(result, context) / "data.bin").read_bytes() == b"0123456789" * 100
+    assert read_json(result, context, "times.json") == {"run": 1}
     assert proxy.faults.done["flipped answer"] == 4
-    shutil.rmtree(place.cache)
+    shutil.rmtree(context.cache)
     output = result.manifest.output("data.bin")
-    place.store.client.put_object(
-        Bucket=place.store.bucket,
+    context.store.client.put_object(
+        Bucket=context.store.bucket,
         Body=b"9" * 1000,
         Metadata={"sha256": output.sha256},
         Key=f"{tmp_path.name}/{result.manifest.location(output)}",
     )
     with pytest.raises(StageError, match=r"data\.bin is corrupted.*its manifest is kept as .*withdrawn-"):
-        materialise(result, place)
-    assert not finish(STAGE, place, build).skipped and build.runs == 2
+        fetch_outputs(result, context)
+    assert not build_or_skip(STAGE, context, build).skipped and build.runs == 2
 
 
 def write_outputs(_: Path, out: Path) -> None:
@@ -443,7 +448,7 @@ def write_outputs(_: Path, out: Path) -> None:
 
 def test_a_store_with_faults_ends_with_the_same_digest_and_no_orphan(proxy, s3: str, s3_environment, tmp_path: Path):
     """As `make bench-faults` does a hundred times with each mix of faults."""
-    wanted = finish(STAGE, open_place(str(tmp_path / "local"), None, 1, None, None, 0.0), write_outputs)
+    wanted = build_or_skip(STAGE, open_context(str(tmp_path / "local"), None, 1, None, None, 0.0), write_outputs)
     tally = Tally()
     proxy.faults = Faults(MIXES["everything"], share=0.3, done=tally.faults)
     one_stage(tally, proxy, s3_environment["AWS_ENDPOINT_URL_S3"], tmp_path / "mix", 0, wanted.digest)
@@ -453,12 +458,12 @@ def test_a_store_with_faults_ends_with_the_same_digest_and_no_orphan(proxy, s3: 
 
 def test_a_store_that_may_only_be_read_serves_what_is_done(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     url, build = f"{s3}/{tmp_path.name}", Build()
-    finish(STAGE, open_place(url, str(tmp_path / "first"), 1, None, None, 0.0), build)
+    build_or_skip(STAGE, open_context(url, str(tmp_path / "first"), 1, None, None, 0.0), build)
     for name, value in READER.items():
         monkeypatch.setenv(name, value)
-    place = open_place(url, str(tmp_path / "second"), 1, None, None, 0.0)
-    result = finish(STAGE, place, build)
-    assert result.skipped and (materialise(result, place) / "times.json").exists()
+    context = open_context(url, str(tmp_path / "second"), 1, None, None, 0.0)
+    result = build_or_skip(STAGE, context, build)
+    assert result.skipped and (fetch_outputs(result, context) / "times.json").exists()
     with pytest.raises(StoreError, match=r"access denied.*; stage shard is not in the store"):
-        finish(dataclasses.replace(STAGE, config={"a": 2}), place, build)
+        build_or_skip(dataclasses.replace(STAGE, config={"a": 2}), context, build)
     assert build.runs == 1
