@@ -4,10 +4,9 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -157,10 +156,8 @@ def test_bf16_runs_the_weights_that_hf_would_load(folder, tmp_path):
 
 
 def test_a_model_too_large_for_fp32_is_scored_row_by_row(folder, tmp_path, monkeypatch):
-    @contextmanager
-    def too_large(model: torch.nn.Module) -> Iterator[None]:
+    def too_large(model: torch.nn.Module) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory")
-        yield
 
     monkeypatch.setattr("eval.scoring.pretrained.in_fp32", too_large)
     scorer = load_pretrained(_config(folder, tmp_path)).scorer
