@@ -174,7 +174,7 @@ def _train(
         if not ended:
             metrics.write("interrupted", **trainer.progress(), seconds=trainer.seconds())
             return TERMINATED
-        trainer.build_or_skip(metrics)
+        trainer.finish(metrics)
     return 0
 
 

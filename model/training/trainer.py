@@ -402,7 +402,7 @@ class Trainer:
             self.write_run()
         return refused
 
-    def build_or_skip(self, metrics: MetricsLog) -> None:
+    def finish(self, metrics: MetricsLog) -> None:
         self.sample("trained")
         result = self.progress() | asdict(self.validation)
         model = self.whole_model()
