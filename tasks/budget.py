@@ -69,7 +69,7 @@ def in_tokens(
         )
         return {"device": timing["device"]}
 
-    tokens = json.loads((fetch_outputs(build_or_skip(stage, context, build), context) / "budget.json").read_text())[
-        "tokens"
-    ]
-    return replace(config, **dict.fromkeys(BUDGETS) | {"tokens": tokens})
+    folder = fetch_outputs(build_or_skip(stage, context, build), context)
+    budget: dict[str, Any] = dict.fromkeys(BUDGETS)
+    budget["tokens"] = json.loads((folder / "budget.json").read_text())["tokens"]
+    return replace(config, **budget)

@@ -26,7 +26,7 @@ from model.errors import regular_file
 from tasks.benchmarks import Items, find_items
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.runtime.devices import scoring_processes, threads_of_each
-from tasks.runtime.progress import ServerUpdates
+from tasks.runtime.progress import ServerUpdates, artifact_id
 from tasks.settings import Settings
 from tasks.sources.document_sources import COMMIT
 from tasks.store.context import RunContext
@@ -157,10 +157,8 @@ def evaluate_folder(
         if trust_code:
             raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
         vocabulary = tokenizer or folder / "tokenizer.json"
-        module, which = (
-            "eval.scoring.harness",
-            {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())},
-        )
+        module = "eval.scoring.harness"
+        scored: dict[str, Any] = {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
     else:
         if tokenizer is not None:
             raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
@@ -178,7 +176,8 @@ def evaluate_folder(
                 )
             away = unreachable()
             os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
-        module, which = "eval.scoring.pretrained", {"model": name, "revision": revision, "trust_code": trust_code}
+        module = "eval.scoring.pretrained"
+        scored = {"model": name, "revision": revision, "trust_code": trust_code}
     processes = scoring_processes(context)
     items = find_items(config.suites, context, config.num_fewshot)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
@@ -191,7 +190,7 @@ def evaluate_folder(
         done: dict[str, Any] = {}  # the last event remains
         try:
             run_module(
-                module, which | scoring_settings(config, items) | settings, work, done.update, processes=processes
+                module, scored | scoring_settings(config, items) | settings, work, done.update, processes=processes
             )
         except ProcessError as error:
             if away is None:
@@ -214,7 +213,7 @@ def progress_reporter(tell: ServerUpdates) -> Any:
     """A listener for the harness's events that keeps a progress artifact current."""
     if TaskRunContext.get() is None:
         return lambda event: None
-    artifact = create_progress_artifact(0.0, key="evaluation-progress", description="Requests scored")
+    artifact = artifact_id(create_progress_artifact(0.0, key="evaluation-progress", description="Requests scored"))
 
     def report(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["total"]:

@@ -69,22 +69,22 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, context: Ru
         context.cache / "plans" / f"{_key(training, count, driver, context)}.json"
         for training, count in zip(resolved, processes, strict=True)
     ]
-    found = [_kept(path) for path in paths]
-    if None in found or objection(found, driver, context):
-        found = _projected(
+    projections = [projection for path in paths if (projection := _kept(path)) is not None]
+    if len(projections) < len(paths) or objection(projections, driver, context):
+        projections = _projected(
             resolved, processes, context.device, context.workers, context.usd_per_hour or None, context.parallelism
         )
-        if reason := objection(found, driver, context):
+        if reason := objection(projections, driver, context):
             if not trained(trainings, context):
                 raise FeasibilityError(reason)
             logger().info("The trainings are in the store already, which is as well: %s", reason)
             return
-        for path, projection in zip(paths, found, strict=True):
+        for path, projection in zip(paths, projections, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             whole = path.with_suffix(f".{os.getpid()}")
             whole.write_text(json.dumps({"projection": projection, "sha256": sha256_json(projection)}, indent=1))
             os.replace(whole, path)
-    _tell(found, driver)
+    _tell(projections, driver)
 
 
 def require_space(run_dir: Path, checkpoint_bytes: int) -> None:

@@ -58,14 +58,14 @@ def require_ready(
     """Raise one sentence when something that is needed later is known to be missing now, see docs/operating.md."""
     require_machine(context)
     vocabulary, end_of_text = None, None
-    match tokenizer.kind:
-        case TokenizerKind.TRAIN:
+    match tokenizer:
+        case TokenizerConfig(kind=TokenizerKind.TRAIN):
             vocabulary, end_of_text = tokenizer.vocab_size, 0
-        case TokenizerKind.GPT2:
+        case TokenizerConfig(kind=TokenizerKind.GPT2):
             vocabulary, end_of_text = GPT2_VOCABULARY, GPT2_VOCABULARY - 1
-        case TokenizerKind.FILE:
-            made = load_tokenizer(existing(tokenizer.path))
-            check_tokenizer(made, tokenizer.path)
+        case TokenizerConfig(kind=TokenizerKind.FILE, path=str(path)):
+            made = load_tokenizer(existing(path))
+            check_tokenizer(made, path)
             vocabulary, end_of_text = made.get_vocab_size(), made.token_to_id(END_OF_TEXT)
     for model, train in trainings:
         require_coherent(model, train, vocabulary, end_of_text)

@@ -1,4 +1,4 @@
-"""Stage 3: documents as uint16 token shards in llm.c's layout, with a document index beside each.
+"""Stage 4: documents as uint16 token shards in llm.c's layout, with a document index beside each.
 
 Every document starts with the end-of-text token; documents run across shard edges. The bytes depend on the
 documents and the tokenizer alone, not on how many workers encoded them.
@@ -166,7 +166,7 @@ class _Writer:
         return round(float(-(shares * np.log(shares)).sum()), 6)
 
     def _end(self) -> None:
-        write_shard(self.out, self.split, self.shards, np.concatenate(self.pieces), self.starts, self.ids)
+        write_shard(self.out, self.split, self.shards, np.concatenate(self.pieces), np.array(self.starts), self.ids)
         self.shards += 1
         self._begin()
 

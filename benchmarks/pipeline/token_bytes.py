@@ -45,7 +45,8 @@ def with_field(made: Tokenizer, change: Callable[[dict[str, Any]], object]) -> s
 
 def kinds(trained: Tokenizer, gpt2: Tokenizer) -> dict[str, str]:
     """tokenizer.json of each kind."""
-    last = max(trained.get_vocab(), key=trained.get_vocab().get)
+    vocabulary = trained.get_vocab()
+    last = max(vocabulary, key=lambda token: vocabulary[token])
     bytes_of_text = {f"<0x{byte:02X}>": VOCABULARY + byte for byte in range(256)}
     return {
         "GPT-2's": gpt2.to_str(),
@@ -75,7 +76,8 @@ def shards_of(texts: list[str], tokenizer: Path, folder: Path) -> tuple[int, int
     write_shards(ShardConfig(tokens_per_shard=2**22), folder, tokenizer, 1, folder)
     dataset = read_dataset(folder)
     stream = ShardSet(folder, "train", dataset)
-    return int(dataset.token_bytes[stream.slice(0, stream.tokens)].sum()), dataset.splits["train"].bytes
+    assert dataset.token_bytes is not None  # the stage writes them
+    return int(dataset.token_bytes[stream.slice(0, stream.tokens)].sum()), dataset.splits["train"].bytes or 0
 
 
 def earlier_count(made: Tokenizer, texts: list[str]) -> int:

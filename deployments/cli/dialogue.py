@@ -5,6 +5,7 @@ Loads the finished model of a run; its untrained twin is set from the run's own 
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -79,7 +80,8 @@ def main() -> None:
     arguments.add_argument("--tokens", type=int, required=True)
     arguments.add_argument("--temperature", type=float, required=True)
     given = arguments.parse_args()
-    sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     try:
         _talk(given)
     except Exception as error:

@@ -20,7 +20,7 @@ from eval.reporting.model_card import model_card
 from model.errors import DailyTrainError, expanded, reason_of, regular_file, shown_value
 from model.network.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
 from tasks.store.context import RunContext
-from tasks.store.ledger import find_run
+from tasks.store.ledger import find_run, stage_of_run
 from tasks.store.objects import digest_file
 from tasks.store.source_digest import model_source_digest
 from tasks.store.stage import Result, fetch_outputs, load, read_json
@@ -68,18 +68,17 @@ def _folder(folder: Path, tokenizer: Path | None) -> Finished:
 
 def _run(name: str, context: RunContext) -> Finished:
     row = find_run("" if name == "latest" else name, context)
-    stages = {stage: load(stage, row["stages"].get(stage, ""), context) for stage in ("train", "tokenizer", "download")}
-    for stage in ("train", "tokenizer"):
-        if stages[stage] is None:
-            raise ExportError(f"{context.store.url}: stage {stage} of run {row['run'][:12]} is gone")
-    facts = {"model_source": stages["train"].manifest.inputs.get("model_source")}
-    report = load("report", row["run"], context)
-    if report is not None:
+    trained, tokenizer = (stage_of_run(stage, row, context) for stage in ("train", "tokenizer"))
+    facts: dict[str, Any] = {"model_source": trained.manifest.inputs.get("model_source")}
+    if report := load("report", row["run"], context):
         facts["report"] = read_json(report, context, "report.json")
-    if stages["download"] is not None:
-        facts |= _lock(stages["download"], context)
-    tokenizer = fetch_outputs(stages["tokenizer"], context) / "tokenizer.json"
-    return Finished(model=fetch_outputs(stages["train"], context), tokenizer=tokenizer, facts=facts)
+    if download := load("download", row["stages"].get("download", ""), context):
+        facts |= _lock(download, context)
+    return Finished(
+        model=fetch_outputs(trained, context),
+        tokenizer=fetch_outputs(tokenizer, context) / "tokenizer.json",
+        facts=facts,
+    )
 
 
 def _lock(download: Result, context: RunContext) -> dict[str, Any]:

@@ -68,9 +68,8 @@ class Part:
     def start(self) -> None:
         recent = [moment for moment in self.started if time.monotonic() - moment < RESTART_SECONDS]
         if len(recent) > RESTARTS:
-            code = self.process and self.process.returncode
             raise UpError(
-                f"the {self.name} ended {len(recent)} times within an hour, last with exit code {code}; "
+                f"the {self.name} ended {len(recent)} times within an hour, last with exit code {self.exit_code}; "
                 "its last lines say why"
             )
         self.started = [*recent, time.monotonic()]
@@ -83,6 +82,11 @@ class Part:
             stdin=subprocess.DEVNULL,
             pass_fds=(self.lock.fileno(),) if self.lock else (),
         )
+
+    @property
+    def exit_code(self) -> int | None:
+        """None: it runs, or was never started."""
+        return self.process.returncode if self.process else None
 
     def ended(self) -> bool:
         return self.process is not None and self.process.poll() is not None
@@ -143,7 +147,7 @@ def up(port: int) -> None:
             time.sleep(1)
             for part in parts:
                 if part.ended() and (part is server or _answers(port, string)):  # a worker needs its server
-                    print(f"The {part.name} ended with exit code {part.process.returncode}; it is started again.")
+                    print(f"The {part.name} ended with exit code {part.exit_code}; it is started again.")
                     part.start()
     finally:
         for part in (worker, server):
@@ -248,8 +252,7 @@ def _wait_until_ready(port: int, string: str, server: Part) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while not _answers(port, string):
         if server.ended():
-            code = server.process.returncode
-            raise UpError(f"the server ended with exit code {code}; is the port {port} in use?")
+            raise UpError(f"the server ended with exit code {server.exit_code}; is the port {port} in use?")
         if time.monotonic() > deadline:
             raise UpError(f"the server does not answer on port {port} after {SECONDS_TO_START} s")
         time.sleep(0.5)

@@ -48,13 +48,13 @@ def _fetched(requirement: str, sha256: str, folder: Path) -> Path:
             remove(old)
         output = _download(requirement, folder, options)
         wheel = _wheel_in(folder)
-        if wheel is None:
-            if DAMAGED.search(output) and not options:
-                continue
-            raise _refusal(requirement, output)
-        actual = digest_file(wheel).sha256
-        if actual == sha256:
+        if wheel is not None and digest_file(wheel).sha256 == sha256:
             return wheel
+        if wheel is None and not DAMAGED.search(output):
+            break
+    if wheel is None:
+        raise _refusal(requirement, output)
+    actual = digest_file(wheel).sha256
     wheel.unlink()
     raise WheelError(f"{wheel.name}: sha256 {actual}, but {requirement} is pinned to {sha256}; it was fetched twice")
 

@@ -8,7 +8,7 @@ from eval.reporting.ledger import Row, parse_row
 from tasks.store.context import RunContext
 from tasks.store.objects import StoreError, shown
 from tasks.store.retries import transient
-from tasks.store.stage import StageError, logger
+from tasks.store.stage import Result, StageError, load, logger
 
 
 def read_ledger(context: RunContext) -> list[Row]:
@@ -51,6 +51,14 @@ def find_run(name: str, context: RunContext) -> dict[str, Any]:
     if not rows:
         raise StageError(f"{context.store.url}: there is no run{f' {name}' if name else ''} in the ledger")
     return max(rows, key=lambda row: row["finished"])
+
+
+def stage_of_run(stage: str, row: Row, context: RunContext) -> Result:
+    """A finished stage of a run in the ledger, by the run's row. Raises StageError when the store does not hold it."""
+    result = load(stage.partition(" ")[0], row["stages"].get(stage, ""), context)
+    if result is None:
+        raise StageError(f"{context.store.url}: stage {stage} of run {row['run'][:12]} is gone")
+    return result
 
 
 def report_pages(context: RunContext) -> dict[str, str]:

@@ -14,6 +14,9 @@ LONGEST_KEY = 1024
 class StoreError(DailyTrainError):
     """The store cannot do what was asked; the message names the object and the reason."""
 
+    transient: bool | None = None
+    """Whether a retry may succeed; None: the error that caused this one says (tasks/store/retries.py)."""
+
 
 class ReadOnlyStoreError(StoreError):
     """The store can be read at most; the message says what was refused."""

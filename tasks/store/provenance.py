@@ -81,7 +81,9 @@ def default_usd_per_hour() -> float:
     """List price of this machine: its GPUs where it has some (an unknown one as an H100), else its cores."""
     machine = hardware()
     if machine["gpus"]:
-        return sum((known_hardware(gpu) or known_hardware("H100")).usd_per_hour for gpu in machine["gpus"])
+        unknown = known_hardware("H100")
+        assert unknown is not None  # it is in the table
+        return sum((known_hardware(gpu) or unknown).usd_per_hour for gpu in machine["gpus"])
     return USD_PER_CPU_CORE_HOUR * machine["cores"]
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,7 +169,8 @@ class S3Store:
             finally:
                 free.release()
 
-        size, measured, sending = max(MULTIPART_BYTES, -(-digest.bytes // MOST_PARTS)), hashlib.sha256(), []
+        size, measured = max(MULTIPART_BYTES, -(-digest.bytes // MOST_PARTS)), hashlib.sha256()
+        sending: list[Future[dict[str, Any]]] = []
         pool = ThreadPoolExecutor(PARTS_AT_ONCE)
         try:
             with self._explained(key), path.open("rb") as file:

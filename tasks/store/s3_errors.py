@@ -56,20 +56,21 @@ def refusal(where: str, no_bucket: str | None, error: BaseException) -> StoreErr
     if code in REFUSED:
         return StoreError(f"{where}: {REFUSED[code]}")
     if code in SKEWED:
-        there = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("date", "another time")
+        there = _header(error, "date") or "another time"
         here = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())
         return StoreError(f"{where}: the clock of this machine is wrong: it says {here}, the server's {there}; set it")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StoreError(f"{where}: there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     match status := status_of(error):
         case 301 | 302 | 303 | 307 | 308:
-            there = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("location", "no address")
+            there = _header(error, "location") or "no address"
             return StoreError(f"{where}: {ELSEWHERE} (answer {status}, to {there})")
         case 404:
             absent = f"there is no bucket {no_bucket!r}" if no_bucket else "there is no such object in the store"
             return StoreError(f"{where}: {absent}")
         case 403 | 405 if "Quota" not in code:
-            return ReadOnlyStoreError(f"{where}: access denied: the credentials do not allow {error.operation_name}")
+            operation = operation_of(error)
+            return ReadOnlyStoreError(f"{where}: access denied: the credentials do not allow {operation}")
     return StoreError(f"{where}: {f'answer {status}: ' if status and not code else ''}{one_line(error)}")
 
 
@@ -78,7 +79,7 @@ def may_pass(error: BaseException) -> bool:
     proxy whose server is away, or of no store at all."""
     unreadable = isinstance(error, UNREADABLE) and not isinstance(error, BotoCoreError)
     strange = status_of(error) == 404 and not code_of(error).startswith("NoSuch")
-    return transient(error) or unreadable or (strange and error.operation_name != "HeadBucket")
+    return transient(error) or unreadable or (strange and operation_of(error) != "HeadBucket")
 
 
 def is_absent(error: BaseException) -> bool:
@@ -104,6 +105,18 @@ def configured(url: str) -> Iterator[None]:
 def status_of(error: BaseException) -> int | None:
     """The HTTP status of an answer."""
     return error.response["ResponseMetadata"].get("HTTPStatusCode") if isinstance(error, ClientError) else None
+
+
+def operation_of(error: BaseException) -> str:
+    """The request that was answered with this error, such as `PutObject`, or ""."""
+    return error.operation_name if isinstance(error, ClientError) else ""
+
+
+def _header(error: BaseException, name: str) -> str | None:
+    """A header of an answer, by its name in lower case."""
+    return (
+        error.response["ResponseMetadata"].get("HTTPHeaders", {}).get(name) if isinstance(error, ClientError) else None
+    )
 
 
 def code_of(error: BaseException) -> str:

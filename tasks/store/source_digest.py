@@ -53,6 +53,8 @@ def code_of(source: bytes) -> bytes:
     cut = [bytearray(line) for line in lines]  # 0 where a byte is cut: no source has one
     in_text: set[int] = set()  # lines that begin inside a string
     for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.expr | ast.stmt) or node.end_lineno is None or node.end_col_offset is None:
+            continue  # what has no place in the file
         if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno > node.lineno:
             in_text |= set(range(node.lineno, node.end_lineno))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):

@@ -92,7 +92,9 @@ def load(name: str, key: str, context: RunContext) -> Result | None:
     """A stage that was finished before, by its key; None when the store does not hold it whole. Only reads."""
     began = time.monotonic()
     manifest = verified(name, key, replace(context, unwritable=context.unwritable or "only read"))
-    return manifest and Result(manifest=manifest, skipped=True, seconds=time.monotonic() - began)
+    if manifest is None:
+        return None
+    return Result(manifest=manifest, skipped=True, seconds=time.monotonic() - began)
 
 
 def fetch_outputs(result: Result, context: RunContext) -> Path:
