@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from deployments.cli import commands
+from deployments.cli.arguments import changes_from
 from eval.suites.suites import ZERO_SHOT
 from flows.compare import compare_designs
 from flows.config import FORMS, Execution, Preset, RunConfig, changes_of, compose, context_of, forms_of
@@ -265,7 +266,7 @@ def test_null_takes_effect_or_is_refused(section: str, field: str):
     annotation = get_type_hints(SECTIONS[section])[field]
     optional, taken = type(None) in get_args(annotation), 0
     for preset in ("smoke", "daily", "gpt2-124m", "nanopoor"):
-        changes = commands._changes([f"{section}.{field}=null"])
+        changes = changes_from([f"{section}.{field}=null"])
         assert changes == {section: {field: None}}
         try:
             run = compose(preset, changes)
