@@ -149,35 +149,7 @@ def evaluate_folder(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=out):
         pass  # a folder that cannot be written is told now, not after the scoring
-    folder, away = Path(model), None
-    for path in folder.iterdir() if folder.is_dir() else [folder]:  # whoever reads a pipe may wait without end
-        if not path.is_dir():
-            regular_file(path)
-    if _is_ours(folder):
-        if trust_code:
-            raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
-        vocabulary = tokenizer or folder / "tokenizer.json"
-        module = "eval.scoring.harness"
-        scored: dict[str, Any] = {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
-    else:
-        if tokenizer is not None:
-            raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
-        if find_spec("transformers") is None:
-            raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
-        if folder.exists():
-            name, revision = str(folder.resolve()), None
-        else:
-            name, _, given = model.partition("@")
-            revision = given or None
-            if trust_code and not COMMIT.fullmatch(given):
-                raise ProcessError(
-                    f"{model}: --trust-code runs code of the hub, which can change under a branch or "
-                    f"tag: give the commit that you have read, {name}@40-digit-commit"
-                )
-            away = unreachable()
-            os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
-        module = "eval.scoring.pretrained"
-        scored = {"model": name, "revision": revision, "trust_code": trust_code}
+    module, scored, unreachable_hub = _scoring_program(model, tokenizer, trust_code)
     processes = scoring_processes(context)
     items = find_items(config.suites, context, config.num_fewshot)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
@@ -193,13 +165,45 @@ def evaluate_folder(
                 module, scored | scoring_settings(config, items) | settings, work, done.update, processes=processes
             )
         except ProcessError as error:
-            if away is None:
+            if unreachable_hub is None:
                 raise
-            raise ProcessError(f"{error}; only the cache was looked at, because {away}") from None
+            raise ProcessError(f"{error}; only the cache was looked at, because {unreachable_hub}") from None
     notes = [f"{name} is not scored: {reason}" for name, reason in items.missing.items()]
     if note := _precision_note(config, done):
         notes.append(note)
     return "\n\n".join([_table(json.loads((out / "scores.json").read_text())), *notes])
+
+
+def _scoring_program(model: str, tokenizer: Path | None, trust_code: bool) -> tuple[str, dict[str, Any], str | None]:
+    """The module that scores a model, how its settings name the model, and why the hub cannot be asked for it, if it
+    is to be. Raises ProcessError for options that do not fit the model."""
+    folder = Path(model)
+    for path in folder.iterdir() if folder.is_dir() else [folder]:  # whoever reads a pipe may wait without end
+        if not path.is_dir():
+            regular_file(path)
+    if _is_ours(folder):
+        if trust_code:
+            raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
+        vocabulary = tokenizer or folder / "tokenizer.json"
+        ours = {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
+        return "eval.scoring.harness", ours, None
+    if tokenizer is not None:
+        raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
+    if find_spec("transformers") is None:
+        raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
+    if folder.exists():
+        local = {"model": str(folder.resolve()), "revision": None, "trust_code": trust_code}
+        return "eval.scoring.pretrained", local, None
+    name, _, revision = model.partition("@")
+    if trust_code and not COMMIT.fullmatch(revision):
+        raise ProcessError(
+            f"{model}: --trust-code runs code of the hub, which can change under a branch or "
+            f"tag: give the commit that you have read, {name}@40-digit-commit"
+        )
+    reason = unreachable()
+    os.environ["HF_HUB_OFFLINE"] = "1" if reason else "0"  # the child asks the hub, or its cache alone
+    remote = {"model": name, "revision": revision or None, "trust_code": trust_code}
+    return "eval.scoring.pretrained", remote, reason
 
 
 def _is_ours(folder: Path) -> bool:
