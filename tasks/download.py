@@ -19,7 +19,7 @@ from tasks.settings import Settings
 from tasks.sources.document_folder import left_out, left_out_sentences
 from tasks.sources.document_sources import Document, FilesSource, Source, SourceError, files_of, lock, read
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, logger, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, logger, read_json
 
 VERSION = 2
 SPLITS = ("train", "val")
@@ -41,7 +41,7 @@ class DataConfig(Settings):
 
 
 @task(name="download", **STAGE_TASK)
-def download(config: DataConfig, context: RunContext) -> Result:
+def download(config: DataConfig, context: RunContext) -> StageResult:
     """Fetch the documents and split them. Outputs: train_*.parquet, val_*.parquet (id, text, source), lock.json."""
     identity = {"source": lock(config.source, context.cache), "validation_fraction": config.validation_fraction}
     stage = Stage(name="download", version=VERSION, config=identity, inputs={})
@@ -206,7 +206,7 @@ def lock_tables(source: dict[str, Any]) -> list[str]:
     return tables
 
 
-def describe(result: Result, context: RunContext) -> str:
+def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: counts, the lock, and how the first documents begin."""
     found: dict[str, Any] = read_json(result, context, "lock.json")
     rows = [[split, counts["documents"], counts["bytes"]] for split, counts in found["splits"].items()]

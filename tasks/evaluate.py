@@ -25,12 +25,12 @@ from eval.suites.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
 from model.errors import regular_file
 from tasks.benchmarks import Items, find_items
 from tasks.runtime.child_process import ProcessError, run_module
-from tasks.runtime.devices import scoring_processes, threads_of_each
+from tasks.runtime.devices import scoring_processes, threads_per_process
 from tasks.runtime.progress import ServerUpdates, artifact_id
 from tasks.settings import Settings
 from tasks.sources.document_sources import COMMIT
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs, logger, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, logger, read_json
 
 VERSION = 4
 
@@ -69,8 +69,8 @@ class EvaluationConfig(Settings):
 
 @task(name="evaluate", **STAGE_TASK)
 def evaluate_model(
-    config: EvaluationConfig, model: Result, tokenizer: Result, items: Items, context: RunContext
-) -> Result:
+    config: EvaluationConfig, model: StageResult, tokenizer: StageResult, items: Items, context: RunContext
+) -> StageResult:
     """Score the checkpoint. Outputs: scores.json, samples.parquet (one row an item and lm-eval task)."""
     inputs = {
         "checkpoint": model.manifest.output("model.safetensors").sha256,
@@ -90,7 +90,7 @@ def evaluate_model(
             "benchmarks": str(items.folder(context, work / "benchmarks")),
             **literal,
             "out": str(out),
-            "execution": {"device": context.device, "threads": threads_of_each(processes, context)},
+            "execution": {"device": context.device, "threads": threads_per_process(processes, context)},
         }
         with ServerUpdates() as tell:
             report, done = progress_reporter(tell), {}
@@ -157,7 +157,7 @@ def evaluate_folder(
         settings = {
             "benchmarks": str(items.folder(context, work / "benchmarks")),
             "out": str(out.resolve()),
-            "execution": {"device": context.device, "threads": threads_of_each(processes, context)},
+            "execution": {"device": context.device, "threads": threads_per_process(processes, context)},
         }
         done: dict[str, Any] = {}  # the last event remains
         try:
@@ -227,7 +227,7 @@ def progress_reporter(tell: ServerUpdates) -> Any:
     return report
 
 
-def describe(result: Result, context: RunContext) -> str:
+def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: every score with its 95 % interval and chance level."""
     return _table(read_json(result, context, "scores.json"))
 

@@ -25,7 +25,7 @@ from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.manifest import StageError, sha256_json
 from tasks.store.source_digest import NOT_TRAINING, model_source_digest
-from tasks.store.stage import finished, logger
+from tasks.store.stage import finished_manifests, logger
 
 Training = tuple[GPTConfig, TrainConfig]
 
@@ -243,7 +243,7 @@ def trained(trainings: Sequence[Training], context: RunContext) -> bool:
     source = model_source_digest()
     done = [
         [manifest.config.get("model"), manifest.config.get("train")]
-        for manifest in finished("train", context)
+        for manifest in finished_manifests("train", context)
         if manifest.inputs.get("model_source") == source
     ]
     return all([asdict(model), asdict(train)] in done for model, train in trainings)

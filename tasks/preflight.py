@@ -34,7 +34,7 @@ from tasks.feasibility import ANY_CPU, Training, most_flops, require_feasible, t
 from tasks.runtime.child_process import run_module
 from tasks.store import provenance
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, fetch_outputs, logger, sha256_json
+from tasks.store.stage import STAGE_TASK, StageResult, fetch_outputs, logger, sha256_json
 from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
 from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing, load_tokenizer
 
@@ -139,7 +139,7 @@ def _require_own_compiler() -> None:
 
 @task(name="rehearsal", **STAGE_TASK)
 def rehearse_evaluation(
-    config: EvaluationConfig, trainings: Sequence[Training], tokenizer: Result, items: Items, context: RunContext
+    config: EvaluationConfig, trainings: Sequence[Training], tokenizer: StageResult, items: Items, context: RunContext
 ) -> None:
     """Refuse a model whose evaluation would fail after its training, such as one that cannot hold an answer.
 

@@ -26,12 +26,12 @@ from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.ledger import add_row, read_ledger, report_pages
 from tasks.store.objects import StoreError, digest_file
-from tasks.store.retries import transient
+from tasks.store.retries import is_transient
 from tasks.store.stage import (
     STAGE_TASK,
-    Result,
     Stage,
     StageError,
+    StageResult,
     build_or_skip,
     fetch_outputs,
     load,
@@ -49,12 +49,12 @@ class Published:
 
     report: dict[str, Any]
     report_path: str
-    stages: dict[str, Result]
+    stages: dict[str, StageResult]
 
 
 @task(name="report", **STAGE_TASK)
 def publish_report(
-    preset: str, configuration: str, results: list[Result], items: Items, context: RunContext
+    preset: str, configuration: str, results: list[StageResult], items: Items, context: RunContext
 ) -> Published:
     """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.html, report.json, loss.png,
     scores.png, sweep.png: recorded, because they hold times and are compared with the ledger as it was. Whom the
@@ -93,7 +93,7 @@ def write_report(
     run: str,
     preset: str,
     configuration: str,
-    stages: dict[str, Result],
+    stages: dict[str, StageResult],
     items: Items,
     context: RunContext,
     out: Path,
@@ -144,7 +144,7 @@ def _scored(folders: dict[str, Path], coverage: dict[str, Any], items: Items) ->
     }
 
 
-def _trained(folders: dict[str, Path], done: dict[str, Any], stages: dict[str, Result]) -> dict[str, Any]:
+def _trained(folders: dict[str, Path], done: dict[str, Any], stages: dict[str, StageResult]) -> dict[str, Any]:
     """The report's part on the training and its text; `done` is the training's last event."""
     resolved = json.loads((folders["train"] / "run.json").read_text())
     shards = json.loads((folders["shard"] / "shards.json").read_text())
@@ -170,7 +170,7 @@ def _trained(folders: dict[str, Path], done: dict[str, Any], stages: dict[str, R
     }
 
 
-def _spent(stages: dict[str, Result]) -> dict[str, Any]:
+def _spent(stages: dict[str, StageResult]) -> dict[str, Any]:
     """The report's part on time and money, of each stage and together."""
     facts = {name: result.manifest.provenance for name, result in stages.items()}
     return {
@@ -190,7 +190,7 @@ def _spent(stages: dict[str, Result]) -> dict[str, Any]:
     }
 
 
-def compared(run: str, preset: str, stages: dict[str, Result], context: RunContext) -> list[dict[str, Any]]:
+def compared(run: str, preset: str, stages: dict[str, StageResult], context: RunContext) -> list[dict[str, Any]]:
     """The run against yesterday's, the best and the baseline, as far as the ledger has them, on the items that both
     scored. One entry an earlier run with its `roles`; one with a `reason` for a role that nobody has."""
     ours = _evaluation(stages["evaluate"], context)
@@ -215,13 +215,13 @@ def _difference(ours: Evaluation, row: dict[str, Any], context: RunContext) -> d
             return {"reason": "its samples are gone"}
         return compare(ours, _evaluation(theirs, replace(context, unwritable="only compared")))
     except (StageError, StoreError) as error:
-        if transient(error):
+        if is_transient(error):
             raise
         logger().warning("run %s is not compared with: %s", row["run"][:12], error)
         return {"reason": "its samples are damaged"}
 
 
-def _evaluation(result: Result, context: RunContext) -> Evaluation:
+def _evaluation(result: StageResult, context: RunContext) -> Evaluation:
     folder = fetch_outputs(result, context)
     scores = json.loads((folder / "scores.json").read_text())
     return Evaluation(samples=pq.read_table(folder / "samples.parquet"), scores=scores, data=result.manifest.inputs)
@@ -236,7 +236,7 @@ def _renew_leaderboard(rows: list[dict[str, Any]], context: RunContext) -> None:
         context.store.put(file.name, file, digest_file(file))
 
 
-def _by_suite(items: Items) -> dict[str, Result]:
+def _by_suite(items: Items) -> dict[str, StageResult]:
     return {f"benchmarks {name}": result for name, result in {**items.results, **items.train}.items()}
 
 

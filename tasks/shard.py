@@ -25,7 +25,7 @@ from tasks.download import SPLITS, documents_files
 from tasks.settings import Settings
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
 from tasks.token_bytes import END_OF_TEXT, check_tokenizer, explained, token_bytes
 from tasks.tokenizer import load_tokenizer
 
@@ -40,7 +40,9 @@ class ShardConfig(Settings):
 
 
 @task(name="shard", **STAGE_TASK)
-def build_shards(config: ShardConfig, documents: Result, tokenizer: Result, context: RunContext) -> Result:
+def build_shards(
+    config: ShardConfig, documents: StageResult, tokenizer: StageResult, context: RunContext
+) -> StageResult:
     """Encode both splits. Outputs: train_*.bin/.idx, val_*.bin/.idx, shards.json,
     token_bytes.bin, unigram_entropy_nats.json."""
     inputs = {"documents": documents.digest, "tokenizer": tokenizer.manifest.output("tokenizer.json").sha256}
@@ -171,7 +173,7 @@ class _Writer:
         self._begin()
 
 
-def describe(result: Result, context: RunContext) -> str:
+def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: the table of splits and of files."""
     found = read_json(result, context, "shards.json")
     entropies = read_json(result, context, "unigram_entropy_nats.json")

@@ -22,7 +22,7 @@ from tasks.sources.document_sources import COMMIT, require_repository_id
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs
 from tasks.token_bytes import (
     END_OF_TEXT,
     GPT2_VOCABULARY,
@@ -89,7 +89,7 @@ class TokenizerConfig(Settings):
 
 
 @task(name="tokenizer", **STAGE_TASK)
-def build_tokenizer(config: TokenizerConfig, documents: Result, context: RunContext) -> Result:
+def build_tokenizer(config: TokenizerConfig, documents: StageResult, context: RunContext) -> StageResult:
     """Train or load the tokenizer. Output: tokenizer.json with a byte-level decoder and an end-of-text token."""
     match config:
         case TokenizerConfig(kind=TokenizerKind.TRAIN):
@@ -109,7 +109,7 @@ def build_tokenizer(config: TokenizerConfig, documents: Result, context: RunCont
     return result
 
 
-def write_tokenizer(config: TokenizerConfig, documents: Result, context: RunContext, out: Path) -> None:
+def write_tokenizer(config: TokenizerConfig, documents: StageResult, context: RunContext, out: Path) -> None:
     """Make tokenizer.json. Raises TokenizerError when it breaks a contract."""
     match config:
         case TokenizerConfig(kind=TokenizerKind.TRAIN, vocab_size=int(size)):

@@ -38,14 +38,14 @@ COMMAND = """
 import os, sys
 from deployments.cli.commands import main  # first: it sets Prefect's environment
 import tasks.store.stage
-built = tasks.store.stage._built
+built = tasks.store.stage._build
 
 def counted(stage, *rest):
     with open(os.environ["BUILDS"], "a") as file:
         file.write(f"{stage.name} {stage.key}\\n")
     return built(stage, *rest)
 
-tasks.store.stage._built = counted
+tasks.store.stage._build = counted
 sys.exit(main())
 """
 """`daily-train` that notes every build of a stage."""

@@ -23,7 +23,7 @@ from tasks.store.context import RunContext
 from tasks.store.ledger import find_run, stage_of_run
 from tasks.store.objects import digest_file
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import Result, fetch_outputs, load, read_json
+from tasks.store.stage import StageResult, fetch_outputs, load, read_json
 from tasks.tokenizer import load_tokenizer
 
 MODELLING = Path(__file__).with_name("modeling_daily_train.py")
@@ -81,7 +81,7 @@ def _run(name: str, context: RunContext) -> Finished:
     )
 
 
-def _lock(download: Result, context: RunContext) -> dict[str, Any]:
+def _lock(download: StageResult, context: RunContext) -> dict[str, Any]:
     digest = download.manifest.output("lock.json").sha256
     return {"lock": read_json(download, context, "lock.json"), "lock_sha256": digest}
 

@@ -38,11 +38,13 @@ def model_source_digest(*besides: str, package: Path = PROJECT / "model") -> str
     if missing := {*NOT_TRAINING, *besides} - files.keys():
         raise ValueError(f"{package} has no files {sorted(missing)}")  # moved: what is left out or added would be wrong
     names = sorted(name for name in files if name not in NOT_TRAINING or name in besides)
-    return sha256_json([[name, hashlib.sha256(code_of(files[name].read_bytes())).hexdigest()] for name in names])
+    return sha256_json(
+        [[name, hashlib.sha256(code_without_comments(files[name].read_bytes())).hexdigest()] for name in names]
+    )
 
 
 @cache
-def code_of(source: bytes) -> bytes:
+def code_without_comments(source: bytes) -> bytes:
     """The bytes of a Python file without comments, docstrings and blank lines.
 
     Cut out are comments, statements that are nothing but a text, and lines that are empty, or become so. Strings that

@@ -27,7 +27,7 @@ from tasks.benchmarks import Items
 from tasks.comparison import CompareConfig
 from tasks.settings import scalar_types
 from tasks.sources.document_sources import FilesSource, HubSource, WheelSource
-from tasks.store.stage import Manifest, Output, Result, Stage
+from tasks.store.stage import Manifest, Output, Stage, StageResult
 from tasks.study import StudyConfig
 from tasks.tokenizer import TokenizerError
 
@@ -161,7 +161,7 @@ class Made(BaseException):
 
 
 OUTPUTS = ("tokenizer.json", "model.safetensors", "config.json")
-FINISHED = Result(
+FINISHED = StageResult(
     manifest=Manifest(
         key="",
         stage="",

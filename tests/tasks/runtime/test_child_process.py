@@ -20,7 +20,7 @@ from tasks.runtime.child_process import ProcessError, run_module
 from tasks.runtime.progress import ServerUpdates
 from tasks.sources.document_sources import FilesSource, SourceError, read
 from tasks.store.backends import StoreError, open_store
-from tasks.store.stage import transient
+from tasks.store.stage import retry_condition
 
 SLOW = """
 import json, os, signal, sys, time
@@ -189,7 +189,7 @@ def test_the_network_is_tried_again_and_bad_input_is_not(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     with pytest.raises(error) as raised:
         failure(tmp_path)
-    assert transient(None, None, Failed(data=raised.value)) is again
+    assert retry_condition(None, None, Failed(data=raised.value)) is again
 
 
 def arms(better: float) -> dict[str, list[Training]]:
