@@ -20,7 +20,7 @@ VERSION = 2
 TIMED = ("gpu_hours", "usd")
 
 
-def in_tokens(
+def budget_in_tokens(
     model: GPTConfig,
     config: TrainConfig,
     shards: StageResult,

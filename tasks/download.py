@@ -17,7 +17,15 @@ from pydantic import Field
 from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
 from tasks.settings import Settings
 from tasks.sources.document_folder import left_out, left_out_sentences
-from tasks.sources.document_sources import Document, FilesSource, Source, SourceError, files_of, lock, read
+from tasks.sources.document_sources import (
+    Document,
+    FilesSource,
+    Source,
+    SourceError,
+    files_of_source,
+    read_documents,
+    source_lock,
+)
 from tasks.store.context import RunContext
 from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, logger, read_json
 
@@ -43,9 +51,9 @@ class DataConfig(Settings):
 @task(name="download", **STAGE_TASK)
 def download(config: DataConfig, context: RunContext) -> StageResult:
     """Fetch the documents and split them. Outputs: train_*.parquet, val_*.parquet (id, text, source), lock.json."""
-    identity = {"source": lock(config.source, context.cache), "validation_fraction": config.validation_fraction}
+    identity = {"source": source_lock(config.source, context.cache), "validation_fraction": config.validation_fraction}
     stage = Stage(name="download", version=VERSION, config=identity, inputs={})
-    found = files_of(config.source) if isinstance(config.source, FilesSource) else []
+    found = files_of_source(config.source) if isinstance(config.source, FilesSource) else []
     for sentence in left_out_sentences(found):
         logger().warning("download: %s", sentence)
 
@@ -66,7 +74,7 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
     parts = {split: _Part(out, split) for split in SPLITS}
     empty, ids = 0, _Ids()
     samples: list[dict[str, str]] = []
-    for document in read(config.source, cache):
+    for document in read_documents(config.source, cache):
         _refuse_lone_surrogates(document)
         _refuse_endless_space(document)
         if not document.text.strip():
@@ -85,7 +93,12 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
                 f"the {split} split is empty: {sum(c['documents'] for c in counts.values())} documents with "
                 f"validation_fraction {config.validation_fraction}; give more documents or another fraction"
             )
-    summary = {"source": lock(config.source, cache), "splits": counts, "empty_documents": empty, "samples": samples}
+    summary = {
+        "source": source_lock(config.source, cache),
+        "splits": counts,
+        "empty_documents": empty,
+        "samples": samples,
+    }
     (out / "lock.json").write_text(json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False))
 
 

@@ -82,7 +82,7 @@ def publish_report(
     rows = read_ledger(context)
     if context.unwritable is None:
         _renew_leaderboard(rows, context)
-    _show(report, folder, leaderboard(rows))
+    _create_artifacts(report, folder, leaderboard(rows))
     where = f"{context.store.url}/{result.manifest.location(result.manifest.output('report.html'))}"
     if not result.skipped:
         emit_run_finished(report, where)
@@ -102,7 +102,7 @@ def write_report(
     folders = {name: fetch_outputs(result, context) for name, result in stages.items()}
     events = read_metrics(folders["train"])
     contamination = read_contamination(folders["contamination"])
-    against = compared(run, preset, stages, context)
+    against = compare_with_earlier(run, preset, stages, context)
     report = {
         "run": run,
         "preset": preset,
@@ -190,7 +190,9 @@ def _spent(stages: dict[str, StageResult]) -> dict[str, Any]:
     }
 
 
-def compared(run: str, preset: str, stages: dict[str, StageResult], context: RunContext) -> list[dict[str, Any]]:
+def compare_with_earlier(
+    run: str, preset: str, stages: dict[str, StageResult], context: RunContext
+) -> list[dict[str, Any]]:
     """The run against yesterday's, the best and the baseline, as far as the ledger has them, on the items that both
     scored. One entry an earlier run with its `roles`; one with a `reason` for a role that nobody has."""
     ours = _evaluation(stages["evaluate"], context)
@@ -240,7 +242,7 @@ def _by_suite(items: Items) -> dict[str, StageResult]:
     return {f"benchmarks {name}": result for name, result in {**items.results, **items.train}.items()}
 
 
-def _show(report: dict[str, Any], folder: Path, board: str) -> None:
+def _create_artifacts(report: dict[str, Any], folder: Path, board: str) -> None:
     text = (folder / "report.md").read_text()
     for name, caption in FIGURES.items():
         text = text.replace(f"![{caption}]({name})", inline(caption, (folder / name).read_bytes()))

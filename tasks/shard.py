@@ -26,7 +26,7 @@ from tasks.settings import Settings
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
 from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
-from tasks.token_bytes import END_OF_TEXT, check_tokenizer, explained, token_bytes
+from tasks.token_bytes import END_OF_TEXT, check_tokenizer, token_bytes, tokenizer_errors
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 1
@@ -88,7 +88,7 @@ def _write_split(
     rows = _rows(documents_files(documents, split))
     while batch := list(islice(rows, DOCUMENTS_PER_BATCH)):
         texts = [text for _, text in batch]
-        with explained(f"documents {batch[0][0]} to {batch[-1][0]} cannot be encoded"):
+        with tokenizer_errors(f"documents {batch[0][0]} to {batch[-1][0]} cannot be encoded"):
             encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for (name, text), encoding in zip(batch, encodings, strict=True):
             ids, content = encoding.ids, text.encode()

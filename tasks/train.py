@@ -15,11 +15,12 @@ from eval.reporting.markdown import markdown_table, passage, untrusted
 from eval.suites.hellaswag import encoded_items
 from model.network.config import GPTConfig, TrainConfig
 from tasks.benchmarks import Items
-from tasks.budget import in_tokens
+from tasks.budget import budget_in_tokens
 from tasks.feasibility import require_feasible, require_space
 from tasks.runtime.child_process import run_module
 from tasks.runtime.devices import threads_per_process, training_processes
-from tasks.runtime.progress import PROMPTS, ServerUpdates, TrainingProgress
+from tasks.runtime.progress import ServerUpdates, TrainingProgress
+from tasks.runtime.sample_prompts import PROMPTS
 from tasks.runtime.tracking import Tracking
 from tasks.store.checkpoints import delete_checkpoints, discard_damaged, restore_checkpoint
 from tasks.store.context import RunContext
@@ -41,16 +42,18 @@ def train_model(
 ) -> StageResult:
     """Train from scratch or resume. Outputs: model.safetensors, config.json, run.json, samples.json, and the
     recorded metrics.jsonl."""
-    result = finished_training(model, config, shards, tokenizer, items, context)
+    result = training_stage(model, config, shards, tokenizer, items, context)
     folder = fetch_outputs(result, context)
     create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
-    create_markdown_artifact(key="samples", description="Text before and after training", markdown=samples(folder))
+    create_markdown_artifact(
+        key="samples", description="Text before and after training", markdown=describe_samples(folder)
+    )
     figure = inline("loss over training", loss_figure(read_metrics(folder)))
     create_markdown_artifact(key="loss", description="Loss over training", markdown=figure)
     return result
 
 
-def finished_training(
+def training_stage(
     model: GPTConfig,
     config: TrainConfig,
     shards: StageResult,
@@ -61,7 +64,7 @@ def finished_training(
     """The stage itself. While it runs its checkpoints are in the store; afterwards they are not."""
     processes = training_processes(model, config, context)
     execution = _execution(processes, context)
-    config = in_tokens(model, config, shards, execution, processes, context)
+    config = budget_in_tokens(model, config, shards, execution, processes, context)
     stage = Stage(
         name="train",
         version=VERSION,
@@ -181,7 +184,7 @@ def describe(folder: Path) -> str:
     return markdown_table(["", "value"], rows)
 
 
-def samples(folder: Path) -> str:
+def describe_samples(folder: Path) -> str:
     """What the model makes of the same prompts before and after training."""
     lines = []
     for sample in json.loads((folder / "samples.json").read_text()):

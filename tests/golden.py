@@ -104,7 +104,7 @@ def stage_keys(preset: str, context: RunContext) -> dict[str, str]:
         "shard": lambda: tasks.shard.build_shards.fn(config.shard, one, one, context),
         "contamination": lambda: tasks.contamination.check_contamination.fn(config.contamination, one, items, context),
         "filter": lambda: tasks.contamination.drop_contaminated.fn(one, one, context),
-        "train": lambda: tasks.train.finished_training(config.model, config.train, one, one, None, context),
+        "train": lambda: tasks.train.training_stage(config.model, config.train, one, one, None, context),
         "evaluate": lambda: tasks.evaluate.evaluate_model.fn(config.evaluation, one, one, items, context),
         "report": lambda: tasks.report.publish_report.fn(preset, "", [one], items, context),
     }

@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from deployments.cli import commands
-from deployments.cli.export import Finished, write
+from deployments.cli.export import FinishedModel, write_export
 from eval.reporting.ledger import leaderboard, leaderboard_page
 from eval.suites.suites import SUITES, normalise, read_parquet
 from flows.config import FORMS, Execution
@@ -547,7 +547,9 @@ def checkpoints(made: Originals) -> Area:
 
         def act() -> None:
             if final and exported:
-                write(Finished(model=target, tokenizer=made.folder / "tokenizer.json", facts={}), folder / "exported")
+                write_export(
+                    FinishedModel(model=target, tokenizer=made.folder / "tokenizer.json", facts={}), folder / "exported"
+                )
             elif final:
                 checkpoint.load_final(target)
             else:

@@ -17,7 +17,7 @@ class ChatError(DailyTrainError):
     """The model cannot be talked with; the message says what to do."""
 
 
-def converse(module: str, run: str, options: list[str], context: RunContext) -> None:
+def run_with_model(module: str, run: str, options: list[str], context: RunContext) -> None:
     """Run `python -m MODULE` on the model of the newest run, or of the one whose key begins with `run`."""
     row = find_run(run, context)
     folders = {stage: fetch_outputs(stage_of_run(stage, row, context), context) for stage in ("train", "tokenizer")}

@@ -1,7 +1,7 @@
 """The command line: `daily-train run`, `up`, `evaluate`, `export`, `leaderboard` and more: `daily-train --help`."""
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    __import__("deployments.cli.entry_point").cli.entry_point.go_on_in_child()
+    __import__("deployments.cli.entry_point").cli.entry_point.continue_in_child()
 
 import argparse
 import os
@@ -21,10 +21,10 @@ os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client, huggingface_hub
 
 from prefect.exceptions import TerminationSignal
 
-from deployments.access import auth_string, connected, settle_server
+from deployments.access import auth_string, choose_server, connected_to_server
 from deployments.cli.arguments import changes_from, command_parser, settings_from
-from deployments.cli.chat import ChatError, converse, require_gradio
-from deployments.cli.entry_point import run
+from deployments.cli.chat import ChatError, require_gradio, run_with_model
+from deployments.cli.entry_point import run_interruptibly
 from deployments.cli.export import export
 from deployments.cli.notify import NotifyError, notify
 from deployments.cli.up import NOTIFY, up
@@ -103,7 +103,7 @@ def _notify(arguments: argparse.Namespace) -> None:
     address = os.environ.get(NOTIFY)
     if not address:
         raise NotifyError(f"set {NOTIFY} to the address; an argument could be read by every user of this machine")
-    with connected(arguments.port, auth_string()):
+    with connected_to_server(arguments.port, auth_string()):
         notify(address)
     print("The first message is sent; runs that fail, finish or regress are told there.")
 
@@ -162,7 +162,7 @@ def _chat(arguments: argparse.Namespace) -> None:
             f"{arguments.tokens} and {arguments.temperature}"
         )
     options = ["--tokens", str(arguments.tokens), "--temperature", str(arguments.temperature)]
-    converse("deployments.cli.dialogue", arguments.run, options, _context_to_read(arguments))
+    run_with_model("deployments.cli.dialogue", arguments.run, options, _context_to_read(arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -170,7 +170,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     context = _context_to_read(arguments)
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # in place of one in /tmp that all users of the machine share
-        converse("deployments.cli.demo", arguments.run, ["--port", str(arguments.port)], context)
+        run_with_model("deployments.cli.demo", arguments.run, ["--port", str(arguments.port)], context)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> None:
@@ -190,7 +190,7 @@ def _prepare_run() -> None:
     """Have a temporary server end with the run, and answer this run alone."""
     from deployments.temporary_server import TemporaryServer  # noqa: PLC0415 (takes seconds)
 
-    settle_server()
+    choose_server()
     TemporaryServer()
 
 
@@ -210,4 +210,4 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_interruptibly(main))

@@ -35,7 +35,7 @@ class ExportError(DailyTrainError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class FinishedModel:
     """A trained model, its tokenizer and what its run recorded."""
 
     model: Path
@@ -56,17 +56,19 @@ def export(name: str, destination: Path, tokenizer: Path | None, context: RunCon
     if destination.exists() and destination.samefile("."):  # it would be replaced, and whoever is in it sees nothing
         raise ExportError(f"{destination}: is the folder that the command runs in; name a new one")
     folder = expanded(name)
-    return write(_folder(folder, tokenizer) if folder.is_dir() else _run(name, context), destination)
+    return write_export(
+        _model_in_folder(folder, tokenizer) if folder.is_dir() else _model_of_run(name, context), destination
+    )
 
 
-def _folder(folder: Path, tokenizer: Path | None) -> Finished:
+def _model_in_folder(folder: Path, tokenizer: Path | None) -> FinishedModel:
     found = tokenizer or folder / "tokenizer.json"
     if not found.is_file():
         raise ExportError(f"{found}: there is no such file; a folder needs --tokenizer with its tokenizer.json")
-    return Finished(model=folder, tokenizer=found, facts={})
+    return FinishedModel(model=folder, tokenizer=found, facts={})
 
 
-def _run(name: str, context: RunContext) -> Finished:
+def _model_of_run(name: str, context: RunContext) -> FinishedModel:
     row = find_run("" if name == "latest" else name, context)
     trained, tokenizer = (stage_of_run(stage, row, context) for stage in ("train", "tokenizer"))
     facts: dict[str, Any] = {"model_source": trained.manifest.inputs.get("model_source")}
@@ -74,7 +76,7 @@ def _run(name: str, context: RunContext) -> Finished:
         facts["report"] = read_json(report, context, "report.json")
     if download := load("download", row["stages"].get("download", ""), context):
         facts |= _lock(download, context)
-    return Finished(
+    return FinishedModel(
         model=fetch_outputs(trained, context),
         tokenizer=fetch_outputs(tokenizer, context) / "tokenizer.json",
         facts=facts,
@@ -86,7 +88,7 @@ def _lock(download: StageResult, context: RunContext) -> dict[str, Any]:
     return {"lock": read_json(download, context, "lock.json"), "lock_sha256": digest}
 
 
-def write(finished: Finished, destination: Path) -> str:
+def write_export(finished: FinishedModel, destination: Path) -> str:
     """The exported folder; returns `gpt2` or `daily_train`. Raises ExportError for files that do not fit together."""
     record = _record(finished.model)
     found = digest_file(finished.tokenizer).sha256

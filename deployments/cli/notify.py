@@ -74,7 +74,7 @@ def notify(address: str) -> None:
         _save(f"daily-train: tell of {name} runs", "Sends a message for each.", trigger, action)
 
 
-def watch_over_runs() -> None:
+def watch_for_dead_runs() -> None:
     """A run that is gone without a word is shown as crashed, so that it neither looks alive nor holds its place."""
     silent = timedelta(seconds=3 * SECONDS_BETWEEN_HEARTBEATS)
     for name, after, expect, within in (

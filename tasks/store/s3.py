@@ -26,6 +26,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
+from model.errors import reason_of
 from tasks.store import s3_errors
 from tasks.store.objects import READ_BYTES, Digest, StoreError, check_inside, check_key, digest_file
 from tasks.store.probe import probe_store
@@ -420,7 +421,7 @@ class S3Store:
                         self._where(key),
                         waited,
                         self.patience,
-                        s3_errors.one_line(error),
+                        reason_of(error),
                     )
                 time.sleep(pause) if stop is None else stop.wait(pause)
         raise AssertionError("unreachable")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
+from model.errors import reason_of
 from tasks.store.objects import ReadOnlyStoreError, StoreError
 from tasks.store.retries import is_transient
 
@@ -41,12 +42,12 @@ def error_after_tries(
     if is_retryable(error):
         times = "1 try" if tries == 1 else f"{tries} tries"
         found = StoreError(
-            f"{where}: the store did not answer as it should ({times} in {seconds:.0f} s): {one_line(error)}"
+            f"{where}: the store did not answer as it should ({times} in {seconds:.0f} s): {reason_of(error)}"
         )
         found.transient = True
         return found
     if error_code_of(error) == "NoSuchUpload":
-        return UploadGoneError(f"{where}: {one_line(error)}")
+        return UploadGoneError(f"{where}: {reason_of(error)}")
     return _refusal(where, no_bucket, error)
 
 
@@ -73,7 +74,7 @@ def _refusal(where: str, no_bucket: str | None, error: BaseException) -> StoreEr
         case 403 | 405 if "Quota" not in code:
             operation = operation_of(error)
             return ReadOnlyStoreError(f"{where}: access denied: the credentials do not allow {operation}")
-    return StoreError(f"{where}: {f'answer {status}: ' if status and not code else ''}{one_line(error)}")
+    return StoreError(f"{where}: {f'answer {status}: ' if status and not code else ''}{reason_of(error)}")
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -101,7 +102,7 @@ def checked_aws_settings(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise StoreError(f"{url}: the settings of AWS cannot be used: {one_line(error)}") from error
+        raise StoreError(f"{url}: the settings of AWS cannot be used: {reason_of(error)}") from error
 
 
 def status_of(error: BaseException) -> int | None:
@@ -124,8 +125,3 @@ def _header(error: BaseException, name: str) -> str | None:
 def error_code_of(error: BaseException) -> str:
     """S3's name of an error, or ""."""
     return error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
-
-
-def one_line(error: BaseException) -> str:
-    """The error's own text without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -26,6 +26,7 @@ NOT_TRAINING = {
     "training/progress_bar.py": "the line in a terminal",
     "planning/projection.py": "whether a machine can train a run, before there is data",
     "network/scaling.py": "rules that carry a recipe to another size; what they gave is in the key",
+    "machine/termination.py": "how a process ends that is asked to",
     "machine/thread_waiting.py": "how long threads spin while they wait for each other",
 }
 """Files of model/ that do not decide what a training writes, up to rounding, and why."""

@@ -13,7 +13,7 @@ from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 from prefect.utilities.templating import apply_values, find_placeholders
 
 from deployments import init
-from deployments.access import GIVEN
+from deployments.access import AUTH_STRING_VARIABLE
 from deployments.cli.arguments import command_parser
 from flows.config import Preset, compose
 from model.network import flops
@@ -38,7 +38,7 @@ def test_compose_names_only_what_it_defines():
     server, worker = (COMPOSE["services"][name] for name in ("server", "worker"))
     assert server["entrypoint"] == ["python", "-m", "deployments.server"]
     for service in (server, worker):  # nobody knows a string that compose does not give
-        assert service["environment"][GIVEN].startswith(f"${{{GIVEN}:?")
+        assert service["environment"][AUTH_STRING_VARIABLE].startswith(f"${{{AUTH_STRING_VARIABLE}:?")
     assert worker["build"]["target"].removeprefix("${TARGET:-").rstrip("}") in targets == {"base", "cpu", "cuda"}
     assert (FOLDER / worker["build"]["context"] / worker["build"]["dockerfile"]).is_file()
     assert command_parser().parse_args(worker["command"].split()).port == 4200

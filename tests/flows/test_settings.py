@@ -184,7 +184,7 @@ def stage_of(section: str, run: RunConfig, monkeypatch: pytest.MonkeyPatch, fold
 
     for module in (contamination, download, evaluate, shard, tokenizer, train):
         monkeypatch.setattr(module, "build_or_skip", made)
-    monkeypatch.setattr(train, "in_tokens", lambda model, config, *_: config)
+    monkeypatch.setattr(train, "budget_in_tokens", lambda model, config, *_: config)
     done, items = FINISHED, Items(dict.fromkeys(run.evaluation.suites, FINISHED), {}, {})
     context = context_of(Execution(store=str(folder), device="cpu", workers=1), {})
     with pytest.raises(Made) as caught:
@@ -196,7 +196,7 @@ def stage_of(section: str, run: RunConfig, monkeypatch: pytest.MonkeyPatch, fold
             case "shard":
                 shard.build_shards.fn(run.shard, done, done, context)
             case "model" | "train":
-                train.finished_training(run.model, run.train, done, done, None, context)
+                train.training_stage(run.model, run.train, done, done, None, context)
             case "contamination":
                 contamination.check_contamination.fn(run.contamination, done, items, context)
             case "evaluation":

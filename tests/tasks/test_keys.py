@@ -209,7 +209,7 @@ def test_the_source_is_in_the_key_of_a_training_and_prices_in_that_of_a_budget_i
     def timed(**amount: float) -> str:
         run = compose("smoke", {"train": amount})
         with pytest.raises(Made) as caught:
-            budget.in_tokens(run.model, run.train, FINISHED, {}, 1, context)
+            budget.budget_in_tokens(run.model, run.train, FINISHED, {}, 1, context)
         return caught.value.args[0].inputs["model_source"]
 
     monkeypatch.setattr(budget, "build_or_skip", made)

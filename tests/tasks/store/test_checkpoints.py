@@ -26,7 +26,7 @@ from tasks.store.backends import Digest, LocalStore, digest_file
 from tasks.store.checkpoints import CHECKPOINTS_KEPT, CheckpointUploads, discard_damaged, restore_checkpoint
 from tasks.store.context import RunContext, open_context
 from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs
-from tasks.train import finished_training, read_metrics
+from tasks.train import read_metrics, training_stage
 from tests.lingering import SITE
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,7 +71,7 @@ def trained(context: RunContext, config: TrainConfig = TRAIN) -> StageResult:
         build_or_skip(Stage(name=name, version=1, config={}, inputs={}), context, build)
         for name, build in (("shard", write_shards), ("tokenizer", write_tokenizer))
     ]
-    return finished_training(MODEL, config, *made, Items({}, {}, {}), context)
+    return training_stage(MODEL, config, *made, Items({}, {}, {}), context)
 
 
 @pytest.fixture(params=["local", "s3"])
