@@ -10,7 +10,6 @@
 import dataclasses
 import json
 import signal
-import sys
 import time
 import types
 import typing
@@ -19,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from model.errors import DailyTrainError, naming, reason_of, shown_value, tell_error
+from model.machine.termination import unwind
 
 Config = typing.TypeVar("Config")
 
@@ -98,11 +98,6 @@ def read_config(path: Path, cls: type[Config]) -> Config:
     return parse(cls, values, path.name)
 
 
-def _unwind(number: int, _: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one would interrupt what the first one has begun
-    sys.exit(128 + number)
-
-
 def run(
     arguments: list[str],
     cls: type[Config],
@@ -112,7 +107,7 @@ def run(
 
     `work` returns the fields of the last event.
     """
-    signal.signal(signal.SIGTERM, _unwind)
+    signal.signal(signal.SIGTERM, unwind)
     try:
         if len(arguments) != 1:
             raise CommandError(f"expected one argument, the path of a JSON configuration, found {arguments}")

@@ -27,7 +27,7 @@ from tasks.comparison import CompareConfig, publish_comparison
 from tasks.download import download
 from tasks.preflight import check_run
 from tasks.shard import build_shards
-from tasks.store.stage import Result
+from tasks.store.stage import StageResult
 from tasks.tokenizer import build_tokenizer
 from tasks.train import train_model
 
@@ -82,7 +82,7 @@ def compare_designs(
     vocabulary = build_tokenizer(baseline.tokenizer, documents, context)
     shards = build_shards(baseline.shard, documents, vocabulary, context)
 
-    def trained(run: RunConfig, recipes: Recipes) -> dict[tuple[int, float], Result]:
+    def trained(run: RunConfig, recipes: Recipes) -> dict[tuple[int, float], StageResult]:
         return {
             which: train_model(run.model, train, shards, vocabulary, None, context) for which, train in recipes.items()
         }

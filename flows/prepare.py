@@ -28,7 +28,7 @@ from tasks.contamination import Mode, check_contamination, drop_contaminated
 from tasks.download import download
 from tasks.shard import build_shards
 from tasks.store.context import RunContext
-from tasks.store.stage import Result
+from tasks.store.stage import StageResult
 from tasks.tokenizer import build_tokenizer
 
 
@@ -36,12 +36,12 @@ from tasks.tokenizer import build_tokenizer
 class Prepared:
     """What a training needs, and what the report tells of it."""
 
-    raw: Result
-    documents: Result
+    raw: StageResult
+    documents: StageResult
     items: Items
-    verdicts: Result
-    vocabulary: Result
-    shards: Result
+    verdicts: StageResult
+    vocabulary: StageResult
+    shards: StageResult
 
 
 def prepare(run: RunConfig, context: RunContext) -> Prepared:

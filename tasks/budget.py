@@ -14,16 +14,16 @@ from model.network.config import BUDGETS, GPTConfig, TrainConfig
 from tasks.runtime.child_process import run_module
 from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import Result, Stage, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs, logger
 
 VERSION = 2
 TIMED = ("gpu_hours", "usd")
 
 
-def in_tokens(
+def budget_in_tokens(
     model: GPTConfig,
     config: TrainConfig,
-    shards: Result,
+    shards: StageResult,
     execution: dict[str, Any],
     processes: int,
     context: RunContext,
@@ -69,7 +69,7 @@ def in_tokens(
         )
         return {"device": timing["device"]}
 
-    tokens = json.loads((fetch_outputs(build_or_skip(stage, context, build), context) / "budget.json").read_text())[
-        "tokens"
-    ]
-    return replace(config, **dict.fromkeys(BUDGETS) | {"tokens": tokens})
+    folder = fetch_outputs(build_or_skip(stage, context, build), context)
+    budget: dict[str, Any] = dict.fromkeys(BUDGETS)
+    budget["tokens"] = json.loads((folder / "budget.json").read_text())["tokens"]
+    return replace(config, **budget)

@@ -10,7 +10,7 @@ from pydantic import Field
 from eval.reporting.multiplier import Training, compare, render_comparison
 from tasks.settings import Settings
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
 from tasks.train import read_metrics
 
 VERSION = 1
@@ -32,8 +32,8 @@ class CompareConfig(Settings):
 @task(name="comparison", **STAGE_TASK)
 def publish_comparison(
     names: tuple[str, str],
-    baseline: dict[tuple[int, float], Result],
-    candidate: dict[tuple[int, float], Result],
+    baseline: dict[tuple[int, float], StageResult],
+    candidate: dict[tuple[int, float], StageResult],
     context: RunContext,
 ) -> str:
     """Compare two arms of finished trainings by seed and budget. Outputs: comparison.json, comparison.md.
@@ -63,6 +63,6 @@ def publish_comparison(
     return f"{context.store.url}/{result.manifest.location(result.manifest.output('comparison.md'))}"
 
 
-def _training(seed: int, budget: float, result: Result, context: RunContext) -> Training:
+def _training(seed: int, budget: float, result: StageResult, context: RunContext) -> Training:
     done = read_metrics(fetch_outputs(result, context))[-1]
     return Training(seed=seed, budget=budget, flops=done["flops"], bits_per_byte=done["bits_per_byte"])

@@ -23,7 +23,7 @@ from tasks.benchmarks import Items
 from tasks.download import SCHEMA, documents_files
 from tasks.runtime.child_process import run_module
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, logger
 
 VERSION = 3
 FILTER_VERSION = 2
@@ -52,7 +52,7 @@ class CheckConfig(ContaminationConfig):
 
 
 @task(name="contamination", **STAGE_TASK)
-def check_contamination(config: CheckConfig, documents: Result, items: Items, context: RunContext) -> Result:
+def check_contamination(config: CheckConfig, documents: StageResult, items: Items, context: RunContext) -> StageResult:
     """Scan the training documents. Outputs: verdicts.parquet, matches.jsonl, coverage.json, sweep.json,
     flagged.parquet. In mode `refuse` a contaminated item ends the run, after the artifact was written."""
     stage = Stage(
@@ -97,7 +97,7 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, co
 
 
 @task(name="filter", **STAGE_TASK)
-def drop_contaminated(documents: Result, verdicts: Result, context: RunContext) -> Result:
+def drop_contaminated(documents: StageResult, verdicts: StageResult, context: RunContext) -> StageResult:
     """The corpus without the documents that contaminate an item. Outputs as of `download`, and dropped.json."""
     inputs = {"documents": documents.digest, "flagged": verdicts.manifest.output("flagged.parquet").sha256}
     stage = Stage(name="filter", version=FILTER_VERSION, config={}, inputs=inputs)

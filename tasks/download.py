@@ -17,16 +17,24 @@ from pydantic import Field
 from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
 from tasks.settings import Settings
 from tasks.sources.document_folder import left_out, left_out_sentences
-from tasks.sources.document_sources import Document, FilesSource, Source, SourceError, files_of, lock, read
+from tasks.sources.document_sources import (
+    Document,
+    FilesSource,
+    Source,
+    SourceError,
+    files_of_source,
+    read_documents,
+    source_lock,
+)
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, logger, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, logger, read_json
 
 VERSION = 2
 SPLITS = ("train", "val")
 ROWS_PER_GROUP = 256
 IDS_AT_ONCE = 2**16
 LONGEST_SPACE = 1_000_000
-SPACE = re.compile(r"\s*")
+NOT_SPACE = re.compile(r"\S")
 BYTES_PER_FILE = 256 * 2**20
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 
@@ -41,11 +49,11 @@ class DataConfig(Settings):
 
 
 @task(name="download", **STAGE_TASK)
-def download(config: DataConfig, context: RunContext) -> Result:
+def download(config: DataConfig, context: RunContext) -> StageResult:
     """Fetch the documents and split them. Outputs: train_*.parquet, val_*.parquet (id, text, source), lock.json."""
-    identity = {"source": lock(config.source, context.cache), "validation_fraction": config.validation_fraction}
+    identity = {"source": source_lock(config.source, context.cache), "validation_fraction": config.validation_fraction}
     stage = Stage(name="download", version=VERSION, config=identity, inputs={})
-    found = files_of(config.source) if isinstance(config.source, FilesSource) else []
+    found = files_of_source(config.source) if isinstance(config.source, FilesSource) else []
     for sentence in left_out_sentences(found):
         logger().warning("download: %s", sentence)
 
@@ -64,8 +72,9 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
     """Read all documents once, in the memory of one file and 8 bytes a document, into parquet files of each split;
     empty ones are counted. Raises SourceError for an id that two documents have."""
     parts = {split: _Part(out, split) for split in SPLITS}
-    empty, samples, ids = 0, [], _Ids()
-    for document in read(config.source, cache):
+    empty, ids = 0, _Ids()
+    samples: list[dict[str, str]] = []
+    for document in read_documents(config.source, cache):
         _refuse_lone_surrogates(document)
         _refuse_endless_space(document)
         if not document.text.strip():
@@ -84,7 +93,12 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
                 f"the {split} split is empty: {sum(c['documents'] for c in counts.values())} documents with "
                 f"validation_fraction {config.validation_fraction}; give more documents or another fraction"
             )
-    summary = {"source": lock(config.source, cache), "splits": counts, "empty_documents": empty, "samples": samples}
+    summary = {
+        "source": source_lock(config.source, cache),
+        "splits": counts,
+        "empty_documents": empty,
+        "samples": samples,
+    }
     (out / "lock.json").write_text(json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False))
 
 
@@ -94,7 +108,8 @@ def _refuse_endless_space(document: Document) -> None:
     for at in range(0, len(text), LONGEST_SPACE) if len(text) > LONGEST_SPACE else ():  # a longer run holds one of them
         if text[at].isspace():
             before = text[max(0, at - LONGEST_SPACE) : at]
-            run = len(before) - len(before.rstrip()) + SPACE.match(text, at).end() - at
+            after = NOT_SPACE.search(text, at)
+            run = len(before) - len(before.rstrip()) + (after.start() if after else len(text)) - at
             if run > LONGEST_SPACE:
                 raise SourceError(
                     f"{document.source}: document {document.id!r} has {run:,} white-space characters in "
@@ -204,7 +219,7 @@ def lock_tables(source: dict[str, Any]) -> list[str]:
     return tables
 
 
-def describe(result: Result, context: RunContext) -> str:
+def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: counts, the lock, and how the first documents begin."""
     found: dict[str, Any] = read_json(result, context, "lock.json")
     rows = [[split, counts["documents"], counts["bytes"]] for split, counts in found["splits"].items()]

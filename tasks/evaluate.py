@@ -25,12 +25,12 @@ from eval.suites.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
 from model.errors import regular_file
 from tasks.benchmarks import Items, find_items
 from tasks.runtime.child_process import ProcessError, run_module
-from tasks.runtime.devices import scoring_processes, threads_of_each
-from tasks.runtime.progress import ServerUpdates
+from tasks.runtime.devices import scoring_processes, threads_per_process
+from tasks.runtime.progress import ServerUpdates, artifact_id
 from tasks.settings import Settings
 from tasks.sources.document_sources import COMMIT
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs, logger, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, logger, read_json
 
 VERSION = 4
 
@@ -69,8 +69,8 @@ class EvaluationConfig(Settings):
 
 @task(name="evaluate", **STAGE_TASK)
 def evaluate_model(
-    config: EvaluationConfig, model: Result, tokenizer: Result, items: Items, context: RunContext
-) -> Result:
+    config: EvaluationConfig, model: StageResult, tokenizer: StageResult, items: Items, context: RunContext
+) -> StageResult:
     """Score the checkpoint. Outputs: scores.json, samples.parquet (one row an item and lm-eval task)."""
     inputs = {
         "checkpoint": model.manifest.output("model.safetensors").sha256,
@@ -90,7 +90,7 @@ def evaluate_model(
             "benchmarks": str(items.folder(context, work / "benchmarks")),
             **literal,
             "out": str(out),
-            "execution": {"device": context.device, "threads": threads_of_each(processes, context)},
+            "execution": {"device": context.device, "threads": threads_per_process(processes, context)},
         }
         with ServerUpdates() as tell:
             report, done = progress_reporter(tell), {}
@@ -149,36 +149,7 @@ def evaluate_folder(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=out):
         pass  # a folder that cannot be written is told now, not after the scoring
-    folder, away = Path(model), None
-    for path in folder.iterdir() if folder.is_dir() else [folder]:  # whoever reads a pipe may wait without end
-        if not path.is_dir():
-            regular_file(path)
-    if _is_ours(folder):
-        if trust_code:
-            raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
-        vocabulary = tokenizer or folder / "tokenizer.json"
-        module, which = (
-            "eval.scoring.harness",
-            {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())},
-        )
-    else:
-        if tokenizer is not None:
-            raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
-        if find_spec("transformers") is None:
-            raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
-        if folder.exists():
-            name, revision = str(folder.resolve()), None
-        else:
-            name, _, given = model.partition("@")
-            revision = given or None
-            if trust_code and not COMMIT.fullmatch(given):
-                raise ProcessError(
-                    f"{model}: --trust-code runs code of the hub, which can change under a branch or "
-                    f"tag: give the commit that you have read, {name}@40-digit-commit"
-                )
-            away = unreachable()
-            os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
-        module, which = "eval.scoring.pretrained", {"model": name, "revision": revision, "trust_code": trust_code}
+    module, scored, unreachable_hub = _scoring_program(model, tokenizer, trust_code)
     processes = scoring_processes(context)
     items = find_items(config.suites, context, config.num_fewshot)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
@@ -186,21 +157,53 @@ def evaluate_folder(
         settings = {
             "benchmarks": str(items.folder(context, work / "benchmarks")),
             "out": str(out.resolve()),
-            "execution": {"device": context.device, "threads": threads_of_each(processes, context)},
+            "execution": {"device": context.device, "threads": threads_per_process(processes, context)},
         }
         done: dict[str, Any] = {}  # the last event remains
         try:
             run_module(
-                module, which | scoring_settings(config, items) | settings, work, done.update, processes=processes
+                module, scored | scoring_settings(config, items) | settings, work, done.update, processes=processes
             )
         except ProcessError as error:
-            if away is None:
+            if unreachable_hub is None:
                 raise
-            raise ProcessError(f"{error}; only the cache was looked at, because {away}") from None
+            raise ProcessError(f"{error}; only the cache was looked at, because {unreachable_hub}") from None
     notes = [f"{name} is not scored: {reason}" for name, reason in items.missing.items()]
     if note := _precision_note(config, done):
         notes.append(note)
     return "\n\n".join([_table(json.loads((out / "scores.json").read_text())), *notes])
+
+
+def _scoring_program(model: str, tokenizer: Path | None, trust_code: bool) -> tuple[str, dict[str, Any], str | None]:
+    """The module that scores a model, how its settings name the model, and why the hub cannot be asked for it, if it
+    is to be. Raises ProcessError for options that do not fit the model."""
+    folder = Path(model)
+    for path in folder.iterdir() if folder.is_dir() else [folder]:  # whoever reads a pipe may wait without end
+        if not path.is_dir():
+            regular_file(path)
+    if _is_ours(folder):
+        if trust_code:
+            raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
+        vocabulary = tokenizer or folder / "tokenizer.json"
+        ours = {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
+        return "eval.scoring.harness", ours, None
+    if tokenizer is not None:
+        raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
+    if find_spec("transformers") is None:
+        raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
+    if folder.exists():
+        local = {"model": str(folder.resolve()), "revision": None, "trust_code": trust_code}
+        return "eval.scoring.pretrained", local, None
+    name, _, revision = model.partition("@")
+    if trust_code and not COMMIT.fullmatch(revision):
+        raise ProcessError(
+            f"{model}: --trust-code runs code of the hub, which can change under a branch or "
+            f"tag: give the commit that you have read, {name}@40-digit-commit"
+        )
+    reason = unreachable()
+    os.environ["HF_HUB_OFFLINE"] = "1" if reason else "0"  # the child asks the hub, or its cache alone
+    remote = {"model": name, "revision": revision or None, "trust_code": trust_code}
+    return "eval.scoring.pretrained", remote, reason
 
 
 def _is_ours(folder: Path) -> bool:
@@ -214,7 +217,7 @@ def progress_reporter(tell: ServerUpdates) -> Any:
     """A listener for the harness's events that keeps a progress artifact current."""
     if TaskRunContext.get() is None:
         return lambda event: None
-    artifact = create_progress_artifact(0.0, key="evaluation-progress", description="Requests scored")
+    artifact = artifact_id(create_progress_artifact(0.0, key="evaluation-progress", description="Requests scored"))
 
     def report(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["total"]:
@@ -224,7 +227,7 @@ def progress_reporter(tell: ServerUpdates) -> Any:
     return report
 
 
-def describe(result: Result, context: RunContext) -> str:
+def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: every score with its 95 % interval and chance level."""
     return _table(read_json(result, context, "scores.json"))
 

@@ -1,4 +1,4 @@
-"""Stage 3: documents as uint16 token shards in llm.c's layout, with a document index beside each.
+"""Stage 4: documents as uint16 token shards in llm.c's layout, with a document index beside each.
 
 Every document starts with the end-of-text token; documents run across shard edges. The bytes depend on the
 documents and the tokenizer alone, not on how many workers encoded them.
@@ -25,8 +25,8 @@ from tasks.download import SPLITS, documents_files
 from tasks.settings import Settings
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs, read_json
-from tasks.token_bytes import END_OF_TEXT, check_tokenizer, explained, token_bytes
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
+from tasks.token_bytes import END_OF_TEXT, check_tokenizer, token_bytes, tokenizer_errors
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 1
@@ -40,7 +40,9 @@ class ShardConfig(Settings):
 
 
 @task(name="shard", **STAGE_TASK)
-def build_shards(config: ShardConfig, documents: Result, tokenizer: Result, context: RunContext) -> Result:
+def build_shards(
+    config: ShardConfig, documents: StageResult, tokenizer: StageResult, context: RunContext
+) -> StageResult:
     """Encode both splits. Outputs: train_*.bin/.idx, val_*.bin/.idx, shards.json,
     token_bytes.bin, unigram_entropy_nats.json."""
     inputs = {"documents": documents.digest, "tokenizer": tokenizer.manifest.output("tokenizer.json").sha256}
@@ -86,7 +88,7 @@ def _write_split(
     rows = _rows(documents_files(documents, split))
     while batch := list(islice(rows, DOCUMENTS_PER_BATCH)):
         texts = [text for _, text in batch]
-        with explained(f"documents {batch[0][0]} to {batch[-1][0]} cannot be encoded"):
+        with tokenizer_errors(f"documents {batch[0][0]} to {batch[-1][0]} cannot be encoded"):
             encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for (name, text), encoding in zip(batch, encodings, strict=True):
             ids, content = encoding.ids, text.encode()
@@ -166,12 +168,12 @@ class _Writer:
         return round(float(-(shares * np.log(shares)).sum()), 6)
 
     def _end(self) -> None:
-        write_shard(self.out, self.split, self.shards, np.concatenate(self.pieces), self.starts, self.ids)
+        write_shard(self.out, self.split, self.shards, np.concatenate(self.pieces), np.array(self.starts), self.ids)
         self.shards += 1
         self._begin()
 
 
-def describe(result: Result, context: RunContext) -> str:
+def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: the table of splits and of files."""
     found = read_json(result, context, "shards.json")
     entropies = read_json(result, context, "unigram_entropy_nats.json")

@@ -20,7 +20,7 @@ from tasks.download import SCHEMA
 from tasks.evaluate import EvaluationConfig
 from tasks.settings import Settings
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 1
 STUDY_VERSION = 2
@@ -60,7 +60,9 @@ def require_planted(config: StudyConfig, items: Items) -> None:
 
 
 @task(name="plant", **STAGE_TASK)
-def plant(config: StudyConfig, planted: list[int], documents: Result, items: Items, context: RunContext) -> Result:
+def plant(
+    config: StudyConfig, planted: list[int], documents: StageResult, items: Items, context: RunContext
+) -> StageResult:
     """The corpus with copies of the items, one short document each. Outputs as of `download`."""
     literal = {"suite": config.suite, "items": planted, "copies": config.copies}
     inputs = {"documents": documents.digest, "items": items.results[config.suite].digest}
@@ -84,7 +86,11 @@ def plant(config: StudyConfig, planted: list[int], documents: Result, items: Ite
 
 @task(name="study", **STAGE_TASK)
 def publish_study(
-    config: StudyConfig, planted: list[int], with_copies: list[Result], without: list[Result], context: RunContext
+    config: StudyConfig,
+    planted: list[int],
+    with_copies: list[StageResult],
+    without: list[StageResult],
+    context: RunContext,
 ) -> str:
     """Compare the two arms. Outputs: study.json, study.md, study.png. Returns where the page is."""
     arms = {"with": with_copies, "without": without}
@@ -108,5 +114,5 @@ def publish_study(
     return f"{context.store.url}/{result.manifest.location(result.manifest.output('study.md'))}"
 
 
-def _samples(result: Result, context: RunContext) -> pa.Table:
+def _samples(result: StageResult, context: RunContext) -> pa.Table:
     return pq.read_table(fetch_outputs(result, context) / "samples.parquet")

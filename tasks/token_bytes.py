@@ -16,11 +16,12 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from model.errors import DailyTrainError, reason_of, shown_value
+from model.network.config import MAX_VOCABULARY
 
 # GPT-4's split rule with at most two digits a piece, as nanochat uses for vocabularies of this size.
 SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 END_OF_TEXT = "<|endoftext|>"
-LARGEST_VOCABULARY, GPT2_VOCABULARY = 65_536, 50_257
+GPT2_VOCABULARY = 50_257
 LONGEST_TOKEN_BYTES = 2**16 - 1
 CUTS_ONLY = ("Split", "Digits", "Punctuation")
 PROBED = ("a", " ", "1", ".", "\n", "'", "中", "é1", "a ")
@@ -34,7 +35,7 @@ class TokenizerError(DailyTrainError):
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def tokenizer_errors(what: str) -> Iterator[None]:
     """Failures of the library `tokenizers`, bare Exceptions and panics of Rust, as a TokenizerError about `what`."""
     try:
         yield
@@ -67,12 +68,12 @@ def token_bytes(made: Tokenizer) -> list[bytes]:
 
 def check_tokenizer(made: Tokenizer, name: str) -> None:
     """Refuse, naming the property, what shards, training and bits per byte cannot work with."""
-    with explained(f"tokenizer {name}"):
+    with tokenizer_errors(f"tokenizer {name}"):
         if reason := next(_reasons(made), None):
             raise TokenizerError(f"tokenizer {name}: {reason}")
 
 
-def require_numbers(made: Tokenizer, name: str) -> None:
+def require_ids_without_holes(made: Tokenizer, name: str) -> None:
     """Refuse holes in the ids: the library writes a tokenizer by counting to its largest id, which may be 2^32."""
     if reason := next(_holes(made), None):
         raise TokenizerError(f"tokenizer {name}: {reason}")
@@ -80,8 +81,8 @@ def require_numbers(made: Tokenizer, name: str) -> None:
 
 def _reasons(made: Tokenizer) -> Iterator[str]:
     """What breaks a contract, one sentence each; only the first is sure to make sense."""
-    if (size := made.get_vocab_size()) > LARGEST_VOCABULARY:
-        yield f"a vocabulary of {size:,} is over {LARGEST_VOCABULARY:,}: shards hold tokens as uint16"
+    if (size := made.get_vocab_size()) > MAX_VOCABULARY:
+        yield f"a vocabulary of {size:,} is over {MAX_VOCABULARY:,}: shards hold tokens as uint16"
     yield from _holes(made)  # first: the library writes a tokenizer by counting to its largest id
     yield from _parts_that_change_text(json.loads(made.to_str()))
     yield from _vocabulary(made)
@@ -132,7 +133,7 @@ def _slow_rules(patterns: list[str]) -> Iterator[str]:
         for size in PROBED_CHARACTERS:
             for unit, end in product(PROBED, ("", "!", "a")):
                 try:
-                    with explained(f"its rule {shown_value(pattern)} gives up on {size} times {unit!r}"):
+                    with tokenizer_errors(f"its rule {shown_value(pattern)} gives up on {size} times {unit!r}"):
                         taken = _seconds(rule, unit * size + end)
                         slow = taken > PROBED_SECONDS and taken > 8 * _seconds(rule, unit * (size // 4) + end)
                 except TokenizerError as error:
@@ -147,7 +148,7 @@ def _slow_rules(patterns: list[str]) -> Iterator[str]:
 
 def _seconds(rule: pre_tokenizers.PreTokenizer, text: str) -> float:
     """CPU time to cut a text: the shortest of three tries, since other work on the machine makes some longer."""
-    tries = []
+    tries: list[float] = []
     while len(tries) < 3 and min(tries, default=1.0) > PROBED_SECONDS:
         began = time.thread_time()
         rule.pre_tokenize_str(text)

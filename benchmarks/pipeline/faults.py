@@ -27,6 +27,7 @@ from tasks.store.backends import Store, open_store
 from tasks.store.context import open_context
 from tasks.store.manifest import Manifest, StageError, parse_manifest
 from tasks.store.objects import StoreError
+from tasks.store.s3 import S3Store
 from tasks.store.stage import Stage, build_or_skip, fetch_outputs, read_json
 from tests.object_store import BUCKET, object_store
 from tests.store_proxy import MIXES, Faults, StoreProxy
@@ -37,14 +38,14 @@ COMMAND = """
 import os, sys
 from deployments.cli.commands import main  # first: it sets Prefect's environment
 import tasks.store.stage
-built = tasks.store.stage._built
+built = tasks.store.stage._build
 
 def counted(stage, *rest):
     with open(os.environ["BUILDS"], "a") as file:
         file.write(f"{stage.name} {stage.key}\\n")
     return built(stage, *rest)
 
-tasks.store.stage._built = counted
+tasks.store.stage._build = counted
 sys.exit(main())
 """
 """`daily-train` that notes every build of a stage."""
@@ -80,10 +81,10 @@ HEADER = (
 def manifests(store: Store) -> list[Manifest]:
     """All manifests in a store."""
     names = [key.split("/") for key in store.list("stages") if key.endswith("/manifest.json")]
-    return [parse_manifest(store.read("/".join(parts)), parts[1], parts[2]) for parts in names]
+    return [parse_manifest(store.read("/".join(parts)) or b"", parts[1], parts[2]) for parts in names]
 
 
-def orphans(store: Store) -> list[str]:
+def orphans(store: S3Store) -> list[str]:
     """Objects that belong to no finished stage and to no row of the ledger, and uploads in parts that were left."""
     kept = {"leaderboard.html"} | {key for key in store.list("ledger")}
     for manifest in manifests(store):
@@ -94,14 +95,19 @@ def orphans(store: Store) -> list[str]:
     return left + [upload["Key"] for upload in uploads]
 
 
+def write_outputs(out: Path) -> None:
+    """What building the stage writes."""
+    for name, content in OUTPUTS.items():
+        (out / name).write_bytes(content)
+
+
 def one_stage(tally: Tally, proxy: StoreProxy, direct: str, folder: Path, number: int, wanted: str) -> None:
     """Build and store a stage through the proxy, and read it on a second machine."""
     url, builds = f"s3://{BUCKET}/stage-{folder.name}-{number}", []
 
     def build(work: Path, out: Path) -> None:
         builds.append(1)
-        for name, content in OUTPUTS.items():
-            (out / name).write_bytes(content)
+        write_outputs(out)
 
     tally.runs += 1
     began = time.monotonic()
@@ -118,7 +124,7 @@ def one_stage(tally: Tally, proxy: StoreProxy, direct: str, folder: Path, number
     tally.seconds += time.monotonic() - began
     tally.built_twice += len(builds) - 1
     with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=direct):
-        tally.orphans += len(orphans(open_store(url)))
+        tally.orphans += len(orphans(S3Store(url)))
 
 
 def smoke(endpoint: str, url: str, folder: Path, wheels: Path | None) -> subprocess.Popen:
@@ -170,7 +176,7 @@ def one_run(
     if code:
         tally.failures.append(f"{folder}: {(folder / 'log').read_text()[-600:]}")
     with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=direct):
-        store = open_store(url)
+        store = S3Store(url)
         found = {f"{m.stage} {m.key}": m.digest for m in manifests(store) if m.stage != "report"}
         tally.orphans += len(left := orphans(store))
     builds = folder / "builds"
@@ -279,19 +285,17 @@ def measure(arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folde
         print_goal("a whole run in an outage, seconds to its end", in_run, 600, at_most=True)
     if worst:
         limit = s3.PATIENCE + s3.READ_SECONDS[1] + 2 * s3.CONNECT_SECONDS
-        storing = [seconds for _, seconds, _ in worst.values()]
+        while_storing = [seconds for _, seconds, _ in worst.values()]
         print_goal("nothing listens at the start, seconds", worst["connection refused"][0], 15, at_most=True)
-        print_goal("an outage while storing, longest seconds", max(storing), limit, at_most=True)
-        print_goal("an outage while storing, shortest seconds", min(storing), 60)
+        print_goal("an outage while storing, longest seconds", max(while_storing), limit, at_most=True)
+        print_goal("an outage while storing, shortest seconds", min(while_storing), 60)
 
 
 def stages(arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folder: Path) -> list[Tally]:
     """A tally of each mix, for stages of their own."""
     tallies = []
     reference = open_context(str(folder / "local"), None, 1, None, None, 0.0)
-    wanted = build_or_skip(
-        STAGE, reference, lambda _, out: [(out / n).write_bytes(c) for n, c in OUTPUTS.items()] and None
-    )
+    wanted = build_or_skip(STAGE, reference, lambda _, out: write_outputs(out))
     for mix in arguments.mixes:
         tally = Tally()
         with patch.object(s3, "READ_SECONDS", (0.5, 2.0) if mix == "stalls" else s3.READ_SECONDS):

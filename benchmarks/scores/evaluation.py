@@ -30,7 +30,7 @@ from lm_eval.models.huggingface import HFLM
 
 from benchmarks.contamination.corpora import default_benchmarks, default_documents
 from benchmarks.goals import print_goal
-from deployments.cli.export import Finished, write
+from deployments.cli.export import FinishedModel, write_export
 from eval.reporting.markdown import markdown_table
 from eval.scoring.arithmetic import DTYPES, computed_in
 from eval.scoring.harness import (
@@ -189,7 +189,7 @@ def main() -> None:
 
 
 def compare(model: Path, tokenizer: Path, suites: list[Suite], folder: Path, arguments: argparse.Namespace) -> None:
-    write(Finished(model=model, tokenizer=tokenizer, facts={}), folder / "exported")
+    write_export(FinishedModel(model=model, tokenizer=tokenizer, facts={}), folder / "exported")
     config = json.loads((model / "config.json").read_text())["model"]
     device, precision = arguments.device, arguments.precision
     ours = load_model(

@@ -36,7 +36,7 @@ from model.training.run import Execution, RunConfig
 from model.training.trainer import Trainer
 from tasks.download import SCHEMA, is_validation
 from tasks.shard import ShardConfig, write_shards
-from tasks.sources.document_sources import FilesSource, Source, read
+from tasks.sources.document_sources import FilesSource, Source, read_documents
 from tasks.store.source_digest import model_source_digest
 from tasks.tokenizer import train_bpe
 
@@ -131,7 +131,7 @@ def prepare(source: Source, folder: Path) -> Path:
     if (out / "shards.json").exists():
         return out
     out.mkdir(parents=True, exist_ok=True)
-    documents = list(read(source, folder))
+    documents = list(read_documents(source, folder))
     parts, sizes = {"train": [], "val": []}, {"train": TRAIN_BYTES, "val": VALIDATION_BYTES}
     for number in np.random.default_rng(0).permutation(len(documents)).tolist():
         document = documents[number]

@@ -5,6 +5,7 @@ Loads the finished model of a run; its untrained twin is set from the run's own 
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ HIDDEN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """The two models and their tokenizer."""
 
     untrained: GPT
@@ -54,7 +55,7 @@ class Pair:
         return CONTROL.sub(HIDDEN, self.tokenizer.decode(ids).rstrip(HIDDEN))
 
 
-def load_pair(folder: Path, tokenizer: Path) -> Pair:
+def load_model_pair(folder: Path, tokenizer: Path) -> ModelPair:
     """The models of a finished train stage. Raises CheckpointError when the folder holds no intact one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     final = load_final(folder, device)
@@ -62,10 +63,10 @@ def load_pair(folder: Path, tokenizer: Path) -> Pair:
     untrained = GPT(final.model.config)
     with torch.no_grad():
         initialise(untrained, seed)
-    return Pair(untrained.to(device).eval(), final.model, Tokenizer.from_file(str(tokenizer)), final.eot_token)
+    return ModelPair(untrained.to(device).eval(), final.model, Tokenizer.from_file(str(tokenizer)), final.eot_token)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def argument_parser(description: str) -> argparse.ArgumentParser:
     """The arguments that the terminal and the page share."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("folder", type=Path, help="outputs of a train stage")
@@ -75,11 +76,12 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def main() -> None:
     """Read a prompt a line and answer it twice, until the input ends."""
-    arguments = parser("Talk with a model before and after training.")
+    arguments = argument_parser("Talk with a model before and after training.")
     arguments.add_argument("--tokens", type=int, required=True)
     arguments.add_argument("--temperature", type=float, required=True)
     given = arguments.parse_args()
-    sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     try:
         _talk(given)
     except Exception as error:
@@ -87,7 +89,7 @@ def main() -> None:
 
 
 def _talk(given: argparse.Namespace) -> None:
-    pair = load_pair(given.folder, given.tokenizer)
+    pair = load_model_pair(given.folder, given.tokenizer)
     if sys.stdin.isatty():
         print("Write the beginning of a text; an empty line or Ctrl-D ends.")
     for number, line in enumerate(iter(_read, "")):

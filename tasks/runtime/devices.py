@@ -44,6 +44,6 @@ def training_processes(model: GPTConfig, train: TrainConfig, context: RunContext
     return most
 
 
-def threads_of_each(processes: int, context: RunContext) -> int:
+def threads_per_process(processes: int, context: RunContext) -> int:
     """CPU threads of one of several processes, which share the workers."""
     return max(1, context.workers // processes)

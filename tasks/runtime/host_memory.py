@@ -34,7 +34,7 @@ def host_bytes() -> int:
     return min(machine, int(limit)) if limit.isdigit() else machine
 
 
-def too_large(model: GPTConfig, train: TrainConfig) -> str | None:
+def why_too_large(model: GPTConfig, train: TrainConfig) -> str | None:
     """Why the training cannot fit, in one sentence; None: perhaps it can."""
     needed, there = smallest_bytes(model, train), host_bytes()
     if needed <= there:

@@ -25,7 +25,7 @@ def locked(path: Path, waiting: Callable[[str], None]) -> Iterator[int]:
             return
 
 
-def is_free(path: Path) -> bool:
+def is_unlocked(path: Path) -> bool:
     """Whether nobody holds the lock now."""
     with suppress(OSError), path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

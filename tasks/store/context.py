@@ -68,7 +68,7 @@ def open_context(
     check_tracker(training.get("tracker", Tracker.NONE))
     opened, unwritable = open_store(store), None
     if reading:
-        opened.hurry()
+        opened.shorten_patience()
         unwritable = f"{opened.url}: is opened for reading"
     else:
         try:

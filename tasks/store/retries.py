@@ -92,7 +92,7 @@ ERRNOS = {
 }
 
 
-def transient(error: BaseException | None) -> bool:
+def is_transient(error: BaseException | None) -> bool:
     """Whether a retry may succeed: the error, or one that caused it, is of a network or of a busy server. Never so for
     bad input, refused credentials or a certificate that does not fit."""
     errors = list(_chain(error))

@@ -9,7 +9,7 @@ from flows.daily import daily_train
 from flows.study import contamination_study
 from model.network.config import ConfigError
 from tasks.download import VERSION
-from tasks.sources.document_sources import lock
+from tasks.sources.document_sources import source_lock
 from tasks.store.stage import Stage
 
 
@@ -22,7 +22,7 @@ def test_every_preset_is_complete(preset: Preset):
 def test_golden_key_of_the_default_data():
     """Two machines, two stores, any day: the same key. A change here makes every store download again."""
     data = compose("laptop", {}).data
-    config = {"source": lock(data.source, Path("unused")), "validation_fraction": data.validation_fraction}
+    config = {"source": source_lock(data.source, Path("unused")), "validation_fraction": data.validation_fraction}
     stage = Stage(name="download", version=VERSION, config=config, inputs={})
     assert stage.key == "401ee778f5e510ce11e1aeecfefaba529dabd9cb31b75ba6bf7a1b6cc383b4c8"
 

@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from deployments.cli import commands
+from deployments.cli.arguments import changes_from
 from eval.suites.suites import ZERO_SHOT
 from flows.compare import compare_designs
 from flows.config import FORMS, Execution, Preset, RunConfig, changes_of, compose, context_of, forms_of
@@ -26,7 +27,7 @@ from tasks.benchmarks import Items
 from tasks.comparison import CompareConfig
 from tasks.settings import scalar_types
 from tasks.sources.document_sources import FilesSource, HubSource, WheelSource
-from tasks.store.stage import Manifest, Output, Result, Stage
+from tasks.store.stage import Manifest, Output, Stage, StageResult
 from tasks.study import StudyConfig
 from tasks.tokenizer import TokenizerError
 
@@ -160,7 +161,7 @@ class Made(BaseException):
 
 
 OUTPUTS = ("tokenizer.json", "model.safetensors", "config.json")
-FINISHED = Result(
+FINISHED = StageResult(
     manifest=Manifest(
         key="",
         stage="",
@@ -183,7 +184,7 @@ def stage_of(section: str, run: RunConfig, monkeypatch: pytest.MonkeyPatch, fold
 
     for module in (contamination, download, evaluate, shard, tokenizer, train):
         monkeypatch.setattr(module, "build_or_skip", made)
-    monkeypatch.setattr(train, "in_tokens", lambda model, config, *_: config)
+    monkeypatch.setattr(train, "budget_in_tokens", lambda model, config, *_: config)
     done, items = FINISHED, Items(dict.fromkeys(run.evaluation.suites, FINISHED), {}, {})
     context = context_of(Execution(store=str(folder), device="cpu", workers=1), {})
     with pytest.raises(Made) as caught:
@@ -195,7 +196,7 @@ def stage_of(section: str, run: RunConfig, monkeypatch: pytest.MonkeyPatch, fold
             case "shard":
                 shard.build_shards.fn(run.shard, done, done, context)
             case "model" | "train":
-                train.finished_training(run.model, run.train, done, done, None, context)
+                train.training_stage(run.model, run.train, done, done, None, context)
             case "contamination":
                 contamination.check_contamination.fn(run.contamination, done, items, context)
             case "evaluation":
@@ -265,7 +266,7 @@ def test_null_takes_effect_or_is_refused(section: str, field: str):
     annotation = get_type_hints(SECTIONS[section])[field]
     optional, taken = type(None) in get_args(annotation), 0
     for preset in ("smoke", "daily", "gpt2-124m", "nanopoor"):
-        changes = commands._changes([f"{section}.{field}=null"])
+        changes = changes_from([f"{section}.{field}=null"])
         assert changes == {section: {field: None}}
         try:
             run = compose(preset, changes)

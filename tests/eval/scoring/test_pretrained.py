@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from deployments.cli.commands import main
-from deployments.cli.export import Finished, write
+from deployments.cli.export import FinishedModel, write_export
 from eval.scoring.precision import Precision
 from eval.scoring.scorer import Scorer
 from eval.suites.suites import SUITES, write_rows
@@ -174,7 +174,9 @@ def test_an_exported_model_scores_what_the_original_scores(folder, tmp_path):
             parameter.add_(0.1 * torch.randn(parameter.shape))
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     publish_final(tmp_path / "final", network, 0, digest, {})
-    write(Finished(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported")
+    write_export(
+        FinishedModel(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported"
+    )
     config = replace(_config(tmp_path / "exported", tmp_path), trust_code=True)
     exported = load_pretrained(config).scorer
     original = load_model(
@@ -205,7 +207,9 @@ def test_an_export_that_hf_loads_in_bf16_is_the_checkpoint_in_bf16_to_the_bit(fo
             weight.add_(0.1 * torch.randn(weight.shape))
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     publish_final(tmp_path / "final", network, 0, digest, {})
-    write(Finished(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported")
+    write_export(
+        FinishedModel(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported"
+    )
     exported = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "exported", dtype=torch.bfloat16, trust_remote_code=True
     )
