@@ -25,6 +25,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,9 +129,9 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
     texts += [full_text(item).upper() for item in items if "Straße" in item.question]
     texts += [f"<p>{hosts[4]}</p> {full_text(item)}" for item in items if "\\times" in item.question]
     options = [item for item in items if item.suite == "winogrande"]
-    for first, second in pairwise(options[:300]):  # what twins have in common
-        shared = words(first.question)[:13]
-        if shared == words(second.question)[:13] and "_" not in first.question[: len(" ".join(shared))]:
+    for one, other in pairwise(options[:300]):  # what twins have in common
+        shared = words(one.question)[:13]
+        if shared == words(other.question)[:13] and "_" not in one.question[: len(" ".join(shared))]:
             texts.append(f"{hosts[2]} Zorp {' '.join(shared)} zorp.")
     for item in [*items[:2], *items[-2:]]:  # readable only when what was rendered is rendered again
         split = full_text(item).split()
@@ -145,12 +146,16 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
     return texts
 
 
+def _environment(tree: Path) -> dict[str, str]:
+    """`eval` is imported from the copy, `model` from the project."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tree, ROOT))), "OMP_NUM_THREADS": "1"}
+
+
 def run(tree: Path, config: dict) -> tuple[int, str]:
     """(exit status, last line of its errors) of the command with the code in `tree`."""
     (tree / "config.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "eval.contamination.check", str(tree / "config.json")]
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tree, env=_environment(tree), capture_output=True, text=True, check=False)
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1].removeprefix("error: ")
 
 
@@ -162,7 +167,7 @@ def broken_tree(folder: Path, mutation: Mutation | None) -> Path:
     if mutation:
         path = tree / mutation.file
         path.write_text(path.read_text().replace(mutation.old, mutation.new))
-    path = tree / "eval" / "contamination.py"
+    path = tree / "eval" / "contamination" / "check.py"
     text = path.read_text()
     for pattern, instead in _DELAYED:
         text, count = re.subn(pattern, instead, text)
@@ -172,7 +177,7 @@ def broken_tree(folder: Path, mutation: Mutation | None) -> Path:
     return tree
 
 
-def outputs(tree: Path) -> dict[str, object]:
+def outputs(tree: Path) -> dict[str, Any]:
     """What a scan says: its files, without what they say of the control, and its table."""
     out = tree / "out"
     coverage = json.loads((out / "coverage.json").read_text())
@@ -180,7 +185,7 @@ def outputs(tree: Path) -> dict[str, object]:
     page = subprocess.run(
         [sys.executable, "-c", _PAGE, str(out / "coverage.json")],
         cwd=tree,
-        env=os.environ | {"PYTHONPATH": str(tree)},
+        env=_environment(tree),
         capture_output=True,
         text=True,
         check=True,
@@ -195,7 +200,7 @@ def outputs(tree: Path) -> dict[str, object]:
     }
 
 
-def differences(found: dict[str, object], healthy: dict[str, object]) -> str:
+def differences(found: dict[str, Any], healthy: dict[str, Any]) -> str:
     """What a broken scan says otherwise, in words; empty where nothing differs."""
     parts = []
     ours, theirs = found["verdicts"], healthy["verdicts"]
@@ -206,7 +211,7 @@ def differences(found: dict[str, object], healthy: dict[str, object]) -> str:
     return ", ".join(parts)
 
 
-def try_mutation(mutation: Mutation, folder: Path, config: dict, healthy: dict[str, object]) -> tuple[bool, str, str]:
+def try_mutation(mutation: Mutation, folder: Path, config: dict, healthy: dict[str, Any]) -> tuple[bool, str, str]:
     """(caught, what it makes wrong, the message)."""
     tree, resume = broken_tree(folder, mutation), folder / "resume"
     shutil.rmtree(resume, ignore_errors=True)

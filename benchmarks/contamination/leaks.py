@@ -295,6 +295,7 @@ def prose(items: list[Reference], index: Index, config: ContaminationConfig, pat
             f"{path.name}: {found.reference.suite}:{found.reference.item}, {found.longest_run} words, in "
             f"{found.best.document}: {found.best.snippet[1]!r}"
             for found in dirty
+            if found.best is not None  # what is contaminated has a match
         ]
     header = ["text without leaks", "MB", "documents", "items flagged", "MB/s per core, scan alone"]
     print("\n" + markdown_table(header, rows), *lines, sep="\n", end="\n\n")

@@ -118,7 +118,7 @@ def _peer(tool: str, python: str | None, job: dict, texts: list[str], folder: Pa
                 break
             file.write(json.dumps(text) + "\n")
     (folder / f"{tool}.json").write_text(json.dumps(job | {"documents": str(path)}))
-    script = Path(__file__).with_name("contamination_peers.py")
+    script = Path(__file__).with_name("peers.py")
     command = [python or sys.executable, str(script), tool, str(folder / f"{tool}.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -185,7 +185,8 @@ def _run(documents: Path, folder: Path, suites: list[str], peer_python: str | No
         "plants": plants + list(PASSAGES),
     }
     rate = speed["bytes"] / 1e6 / speed["seconds"]
-    rows = [["ours", importlib.metadata.version("daily-train"), f"{speed['bytes'] / 1e6:.1f}", f"{rate:.0f}", "1"]]
+    version, size = importlib.metadata.version("daily-train"), f"{speed['bytes'] / 1e6:.1f}"
+    rows: list[list[object]] = [["ours", version, size, f"{rate:.0f}", "1"]]
     rates, negatives = {}, {}
     negatives["ours"] = sum(bool(flags) for flags in found_in(PASSAGES, items, index, config))
     for tool, python in (("datatrove", peer_python), ("janitor", None)):

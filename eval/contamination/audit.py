@@ -31,6 +31,7 @@ from eval.suites.suites import suite_named
 
 _SHORTEST = 4  # as documented and not imported, so that another value is noticed
 _SPAN_FACTOR, _SPAN_MORE = 4, 256  # bytes that the place of a match may be longer than the words that it says
+_VERDICT_FIELDS = ("verdict", "kind", "longest_run", "coverage", "documents")
 
 
 class Audit:
@@ -260,10 +261,10 @@ def _is_true(text: str, row: Row, item: Reference) -> bool:
 def _check_probes(control: Control, verdicts: list[Row]) -> None:
     left = iter(verdicts)
     for probe, rows in zip(control.probes, control.probe_rows, strict=True):
-        for name, item, expected in probe.items:
+        for title, item, expected in probe.items:
             row = next(left)
-            wanted = (expected.verdict, expected.kind, expected.longest_run, expected.coverage, expected.documents)
-            came = (row["verdict"], row["kind"], row["longest_run"], row["coverage"], row["documents"])
+            wanted: tuple[Any, ...] = tuple(getattr(expected, name) for name in _VERDICT_FIELDS)
+            came: tuple[Any, ...] = tuple(row[name] for name in _VERDICT_FIELDS)
             if expected.place:
                 document, *places = expected.place
                 text = control.texts[rows[document]]
@@ -272,7 +273,7 @@ def _check_probes(control: Control, verdicts: list[Row]) -> None:
             if came != wanted or row["item_words"] != len(words(item.question)):
                 where = ", ".join(map(planted_name, rows[:3])) or "no document"
                 raise failure(
-                    f"{name} was planted in {where}, for the verdict {_told(wanted)}", f"it came back as {_told(came)}"
+                    f"{title} was planted in {where}, for the verdict {_told(wanted)}", f"it came back as {_told(came)}"
                 )
 
 

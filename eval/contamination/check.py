@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -162,12 +163,13 @@ _worker_fingerprint: str
 def _start_worker(index: Index) -> None:
     global _worker_index, _worker_fingerprint
     _worker_index, _worker_fingerprint = index, index.fingerprint
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: BaseProcess) -> None:
     """A worker would wait for work for ever after its parent was killed."""
-    multiprocessing.parent_process().join()
+    parent.join()
     os._exit(1)
 
 
@@ -288,7 +290,7 @@ def scan_files(command: CommandConfig) -> dict:
             if group.path != planted:
                 progress(tally.documents)
         counted = command.counted
-        audit.check_results(command.documents, counted and (counted.documents, counted.bytes))
+        audit.check_results(command.documents, (counted.documents, counted.bytes) if counted else None)
         write_result(folder / "planted", tallies[True].findings(), {}, config)
         write_result(command.out, tallies[False].findings(), audit.check_planted(folder / "planted"), config)
         try:

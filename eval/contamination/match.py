@@ -291,7 +291,8 @@ def _contains(sequence: Sequence[str], part: tuple[str, ...]) -> bool:
 def _overlap(data: np.ndarray, number: int, found: _Evidence, index: Index) -> Overlap:
     form = index.forms[number]
     count, asked = len(form.words), form.question_words
-    in_form, in_document = set(), set()
+    in_form: set[int] = set()
+    in_document: set[int] = set()
     for run in found.runs:
         in_form.update(range(run.form_word, run.form_word + run.length))
         in_document.update(range(run.word, run.word + run.length))

@@ -7,6 +7,7 @@
   contributes nothing, such as a soft hyphen, costs no more than a letter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -157,11 +158,12 @@ def scan(data: np.ndarray, offsets: np.ndarray, table: NgramTable) -> Hits:
             marked,
         )
         if count <= capacity:
-            return Hits(*found[:count].T, words=word_counts, marked=marked)
+            document, word, ngram, start, end = found[:count].T
+            return Hits(document, word, ngram, start, end, word_counts, marked)
         capacity = count
 
 
-def word_hashes(sequence: list[str]) -> np.ndarray:
+def word_hashes(sequence: Sequence[str]) -> np.ndarray:
     """The hash of every word, as the scan has it."""
     joined = " ".join(sequence)
     data = np.frombuffer(joined.encode("utf-8"), np.uint8)
@@ -192,7 +194,7 @@ def lookup(hashes: np.ndarray, length: int, table: NgramTable) -> np.ndarray:
 
 
 @numba.njit(inline="always")
-def _letter(word: np.uint64, code: int) -> np.uint64:
+def _letter(word: np.uint64, code: int | np.int64) -> np.uint64:
     return (word ^ np.uint64(code)) * _PRIME
 
 
@@ -203,7 +205,7 @@ def _finished(word: np.uint64) -> np.uint64:
 
 
 @numba.njit(inline="always")
-def _decode(data: np.ndarray, i: int, end: int) -> tuple[int, int]:
+def _decode(data: np.ndarray, i: int, end: int) -> tuple[int | np.int64, int]:
     """(code point, bytes) at i; a byte that starts no valid character is U+FFFD, as in bytes.decode."""
     lead = np.int64(data[i])
     if lead < 0x80:

@@ -107,14 +107,18 @@ LEAST_RECALL = {
 def full_text(item: Reference) -> str:
     """Question and right answer as the benchmark prints them."""
     if item.suite == "winogrande":
-        return _GAP.sub(lambda _: item.answers[0], item.question, count=1)
+        return _filled(item.question, item.answers[0])
     return f"{item.question} {item.answers[0]}"
+
+
+def _filled(sentence: str, option: str) -> str:
+    return _GAP.sub(lambda _: option, sentence, count=1)
 
 
 def variants(item: Reference) -> list[str]:
     """Other texts of the item that are as much a leak: another right answer, either option, no marks."""
     if item.suite == "winogrande":
-        return [_GAP.sub(lambda _, filled=other: filled, item.question, count=1) for other in item.others]
+        return [_filled(item.question, other) for other in item.others]
     if item.suite == "hellaswag":
         unmarked = re.sub(r"\[[^\]]*\]", " ", full_text(item))
         return [unmarked] if "[" in item.question else []

@@ -88,10 +88,11 @@ class Rendering:
 
 def renderings(data: np.ndarray) -> Iterator[Rendering]:
     """Every rendering of a document, UTF-8 as uint8, that differs from it."""
-    todo: list[tuple[np.ndarray, Rendering | None]] = [(data, None)]
+    texts: list[tuple[np.ndarray, Rendering | None]] = [(data, None)]
     for _ in range(_MOST_PASSES):
-        todo = [(rendering.data, rendering) for text, of in todo for rendering in _rendered(text.tobytes(), of)]
-        yield from (rendering for _, rendering in todo)
+        rendered = [rendering for text, of in texts for rendering in _rendered(text.tobytes(), of)]
+        yield from rendered
+        texts = [(rendering.data, rendering) for rendering in rendered]
 
 
 def readings(text: str) -> list[str]:
@@ -123,9 +124,9 @@ def _rendered(text: bytes, of: Rendering | None) -> Iterator[Rendering]:
                 closed[element] = close is not None
                 end = close.start() if close else end
         elif name == "comment":
-            close = text.find(b"-->", end) if closed.get(b"--", True) else -1
-            closed[b"--"] = close >= 0
-            end, replacement = (close + 3, b" ") if close >= 0 else (end, None)
+            last = text.find(b"-->", end) if closed.get(b"--", True) else -1
+            closed[b"--"] = last >= 0
+            end, replacement = (last + 3, b" ") if last >= 0 else (end, None)
         elif name == "backspace":
             start = max(copied, start - 1)
         if replacement is None:
@@ -134,8 +135,8 @@ def _rendered(text: bytes, of: Rendering | None) -> Iterator[Rendering]:
         joints = joints or (joins and _is_joint(text, start, end))
         if replacement == b" " and end - start >= _FEWEST_HIDDEN and _HIDDEN_MARK.search(text, start + 1, end):
             hidden.extend((start + 1, end - 1))
-        last = bool(joining) and joining[-1] == len(replacements) - 1
-        repeats = start == copied and replacements and replacements[-1] == replacement and joins == last
+        joined = bool(joining) and joining[-1] == len(replacements) - 1
+        repeats = start == copied and replacements and replacements[-1] == replacement and joins == joined
         if repeats and replacement in (b" ", b""):
             cuts[-1] = end
         else:
@@ -171,10 +172,10 @@ def _assembled(text: bytes, of: Rendering | None, cuts: array, replacements: lis
     parts[::2] = [text[first:last] for first, last in bounds]
     parts[1::2] = replacements
     first = np.cumsum(sizes) - sizes
-    return Rendering(np.frombuffer(b"".join(parts), np.uint8), first, *source, of)
+    return Rendering(np.frombuffer(b"".join(parts), np.uint8), first, source[0], source[1], of)
 
 
-def _replacement(found: re.Match[bytes], name: str) -> bytes | None:
+def _replacement(found: re.Match[bytes], name: str | None) -> bytes | None:
     """What a reader sees in place of a mark; None where it is no mark."""
     if name == "tag":  # most are
         return b" "

@@ -7,6 +7,7 @@ out, by name.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -61,7 +62,7 @@ class Evaluation:
 
 def num_fewshot(scores: dict[str, Any], task: str) -> int:
     """Solved examples before each item of a task, from scores.json: with the score, or once for all in older ones."""
-    row = next((score for score in scores.get("scores", []) if score["task"] == task), {})
+    row: dict[str, Any] = next((score for score in scores.get("scores", []) if score["task"] == task), {})
     return row["num_fewshot"] if "num_fewshot" in row else scores["num_fewshot"]
 
 
@@ -93,7 +94,7 @@ def mcnemar(better: int, worse: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def paired(differences: list[float], clusters: list[str], yes_no: bool = False) -> dict[str, Any]:
+def paired(differences: list[float], clusters: Sequence[Any], yes_no: bool = False) -> dict[str, Any]:
     """n, mean difference, standard_error, interval (or None, with the reason in `no_interval`), p by Student's t and
     the smallest `detectable` difference: what a two-sided 5 % test would have seen in 80 of 100 repetitions.
 
@@ -103,7 +104,7 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
     """
     found = spread(differences, clusters)
     limits, reason = interval(differences, clusters, DIFFERENCES)
-    row = {
+    row: dict[str, Any] = {
         "n": len(differences),
         "difference": found.mean,
         "standard_error": found.error,
@@ -114,10 +115,10 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
     }
     if limits is None:
         return row
-    mean, error, n, degrees = found.mean, found.error, found.effective, found.degrees
+    mean, error, n, degrees = found.mean, found.known_error, found.effective, found.degrees
     if found.constant:
         # of signs: all clusters are on one side
-        p, degrees, error = 1.0 if limits[0] <= 0 <= limits[1] else 2 * 0.5**n, math.inf, None
+        p, degrees = 1.0 if limits[0] <= 0 <= limits[1] else 2 * 0.5**n, math.inf
     else:
         if yes_no:
             mean, error, n = changes(differences, found)
@@ -126,7 +127,7 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
     if yes_no:
         changed, per_answer = float(np.mean(np.square(differences))), n / errors**2 + 1
         return row | {"p": p, "detectable": min(1.0, (1 + math.sqrt(1 + 4 * changed * per_answer)) / (2 * per_answer))}
-    return row | {"p": p, "detectable": None if error is None else errors * error}
+    return row | {"p": p, "detectable": None if found.constant else errors * error}
 
 
 def compare(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
