@@ -28,7 +28,7 @@ from benchmarks.goals import print_goal
 from eval.contamination.check import scan_documents
 from eval.contamination.document_reader import Documents, from_texts, read_documents, row_groups
 from eval.contamination.index import Index, build_index
-from eval.contamination.matching import find_all
+from eval.contamination.match import find_overlaps
 from eval.contamination.references import Reference, Severity, references
 from eval.contamination.verdicts import ContaminationConfig, Tally, Verdict
 from eval.reporting.markdown import markdown_table
@@ -209,7 +209,7 @@ def copies(items: list[Reference], index: Index, config: ContaminationConfig, te
         bare = _documents([text for _, _, text in pages])
         alone = [
             {number for number in page if _flags(each.overlaps, number, config)}
-            for (_, page, _), each in zip(pages, find_all(bare.data, bare.offsets, index), strict=True)
+            for (_, page, _), each in zip(pages, find_overlaps(bare.data, bare.offsets, index), strict=True)
         ]  # in a host, a question under 8 words may have its answer near it by chance
         tally = Tally(config, items)
         found: dict[int, set[int]] = {}
@@ -255,7 +255,7 @@ def disguises(items: list[Reference], index: Index, config: ContaminationConfig,
                 for number, host in zip(chosen, hosts, strict=True)
             ]
             documents = _documents(planted)
-            found = find_all(documents.data, documents.offsets, index)
+            found = find_overlaps(documents.data, documents.offsets, index)
             shares.setdefault(name, {})[suite] = 100 * float(
                 np.mean([_flags(each.overlaps, number, config) for number, each in zip(chosen, found, strict=True)])
             )

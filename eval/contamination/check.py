@@ -38,8 +38,7 @@ from eval.command import Progress, run
 from eval.contamination.audit import Audit, check_index, check_items
 from eval.contamination.document_reader import Documents, RowGroup, from_texts, read_documents, row_groups
 from eval.contamination.index import Index, build_index
-from eval.contamination.match import Overlap
-from eval.contamination.matching import find_all
+from eval.contamination.match import Overlap, find_overlaps
 from eval.contamination.positive_control import PLANTED_FILE, Control, compose_control
 from eval.contamination.references import Reference, references
 from eval.contamination.verdicts import (
@@ -75,7 +74,7 @@ def scan_documents(parts: Iterable[Documents], index: Index, file: str, place: t
     row = byte_count = word_count = 0
     matches: list[Match] = []
     for part in parts:
-        every = zip(part.ids, find_all(part.data, part.offsets, index), strict=True)
+        every = zip(part.ids, find_overlaps(part.data, part.offsets, index), strict=True)
         for number, (name, found) in enumerate(every):
             byte_count += int(part.offsets[number + 1] - part.offsets[number])
             word_count += found.words
@@ -221,7 +220,8 @@ def _match(row: dict) -> Match:
 def _identity(index: Index, control: Control, documents: Iterable[Path]) -> str:
     """Digest of all that the results of row groups depend on; a file is known by its Parquet footer."""
     digest = hashlib.sha256(f"{index.fingerprint} {control.digest} {unicodedata.unidata_version}".encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    room = Path(__file__).parent
+    for source in sorted([*room.glob("*.py"), *room.glob("*.toml")]):
         digest.update(source.read_bytes())
     for path in documents:
         with path.open("rb") as file:

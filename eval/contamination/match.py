@@ -1,4 +1,5 @@
-"""From hits of single n-grams in one document to what the document has of each item.
+"""All documents against all items: the compiled scan over each document as it stands and over its renderings, and
+from its hits of single n-grams to what a document has of each item.
 
 Every run is compared with the item word for word before it counts. Beside runs of n words there are two kinds of
 evidence: a text of n to 2n - 1 words with one word changed, added or left out, and a question under n words with
@@ -12,13 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eval.contamination.index import POSITION_BITS, TEMPLATE_ITEMS, Form, Index
-from eval.contamination.ngram_scan import lookup, ngram_hashes, word_hashes
+from eval.contamination.ngram_scan import Hits, lookup, ngram_hashes, scan, word_hashes
+from eval.contamination.renderings import Rendering, renderings
 from eval.contamination.words import words
 
 _BYTES_OF_WORD, _MOST_BYTES_OF_WORD = 24, 1536
 """Bytes of text in which so many words are expected, and so many more that are tried where they hold fewer: between
 the letters of a word there may be others that nobody sees."""
 _BLOCK_HITS = 20_000
+_SCANNED_BYTES = 2**22
+"""Bytes of renderings that are scanned at once, unless one is larger."""
 _KEPT_REPEATS = 4
 """Times that the same run of the same text is looked at in one document."""
 _MOST_TRIES = 1000
@@ -56,6 +60,15 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentOverlaps:
+    """What one document has of all items."""
+
+    words: int
+    overlaps: list[Overlap]
+    """One for every reference with something in common."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
     """Words in common, one after the other; start and end are bytes of the document."""
 
@@ -79,7 +92,57 @@ class _Evidence:
         """Whether one of the n-grams in common stands in few items."""
 
 
-def overlaps(data: np.ndarray, hits: np.ndarray, index: Index) -> list[Overlap]:
+def find_overlaps(data: np.ndarray, offsets: np.ndarray, index: Index) -> Iterator[DocumentOverlaps]:
+    """What every document has, data[offsets[i] : offsets[i + 1]]."""
+    hits = scan(data, offsets, index.table)
+    rendered = _in_renderings(data, offsets, hits.marked, index)
+    plain = _by_document(data, offsets, hits, index)
+    for document, (count, found) in enumerate(zip(hits.words.tolist(), plain, strict=True)):
+        more = rendered.get(document, [])
+        yield DocumentOverlaps(count, merge_overlaps([*found, *more]) if more else found)
+
+
+def _by_document(data: np.ndarray, offsets: np.ndarray, hits: Hits, index: Index) -> Iterator[list[Overlap]]:
+    bounds = np.searchsorted(hits.document, np.arange(len(offsets)))
+    for document in range(len(offsets) - 1):
+        part = slice(bounds[document], bounds[document + 1])
+        if part.start == part.stop:
+            yield []
+        else:
+            rows = np.stack([hits.word[part], hits.ngram[part], hits.start[part], hits.end[part]])
+            yield _in_document(data[offsets[document] : offsets[document + 1]], rows, index)
+
+
+def _in_renderings(data: np.ndarray, offsets: np.ndarray, marked: np.ndarray, index: Index) -> dict[int, list[Overlap]]:
+    """By document what its renderings have of the items; bytes are those of the document."""
+    found: dict[int, list[Overlap]] = {}
+    for batch in _rendered_batches(data, offsets, marked):
+        texts = [rendering.data for _, rendering in batch]
+        content, ends = np.concatenate(texts), np.cumsum([0, *map(len, texts)])
+        hits = scan(content, ends, index.table)
+        for (document, rendering), each in zip(batch, _by_document(content, ends, hits, index), strict=True):
+            for overlap in each:
+                start, end = rendering.span(overlap.start, overlap.end)
+                found.setdefault(document, []).append(replace(overlap, start=start, end=end))
+    return found
+
+
+def _rendered_batches(
+    data: np.ndarray, offsets: np.ndarray, marked: np.ndarray
+) -> Iterator[list[tuple[int, Rendering]]]:
+    batch, size = [], 0
+    for document in np.flatnonzero(marked).tolist():
+        for rendering in renderings(data[offsets[document] : offsets[document + 1]]):
+            batch.append((document, rendering))
+            size += len(rendering.data)
+            if size >= _SCANNED_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _in_document(data: np.ndarray, hits: np.ndarray, index: Index) -> list[Overlap]:
     """One overlap for every reference that the document `data`, UTF-8, has something of, in their order.
 
     `hits` has the rows word, n-gram, start and end.
@@ -90,14 +153,14 @@ def overlaps(data: np.ndarray, hits: np.ndarray, index: Index) -> list[Overlap]:
     seen: dict[tuple[int, int, int], int] = defaultdict(int)
     for block in _blocks(hits[0]):
         _collect(data, hits[:, block], index, evidence, seen)
-    return merged(_overlap(data, number, found, index) for number, found in sorted(evidence.items()))
+    return merge_overlaps(_overlap(data, number, found, index) for number, found in sorted(evidence.items()))
 
 
-def merged(found: Iterable[Overlap]) -> list[Overlap]:
+def merge_overlaps(overlaps: Iterable[Overlap]) -> list[Overlap]:
     """One overlap a reference, in their order: of its forms, and of renderings of the document, the longest run, and
     with it the most that any of them has."""
     by_reference: dict[int, list[Overlap]] = defaultdict(list)
-    for overlap in found:
+    for overlap in overlaps:
         by_reference[overlap.reference].append(overlap)
     return [_most(same) for _, same in sorted(by_reference.items())]
 

@@ -1,7 +1,7 @@
 """The compiled inner loop: words and their n-gram hashes straight from UTF-8 bytes, looked up in a table.
 
 * One pass, no copies: a document costs its bytes and nothing else, however long its lines are.
-* A hash only proposes. Every hit is compared word for word by `eval/contamination/matching.py`, and equal words always
+* A hash only proposes. Every hit is compared word for word by `eval/contamination/match.py`, and equal words always
   have equal hashes, so nothing is missed and nothing is invented.
 * Every character stands for itself (`eval/contamination/words.py`), so a table says what it contributes. One that
   contributes nothing, such as a soft hyphen, costs no more than a letter.

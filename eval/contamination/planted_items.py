@@ -13,7 +13,7 @@ import numpy as np
 
 from eval.contamination.document_reader import from_texts
 from eval.contamination.index import Index
-from eval.contamination.matching import find_all
+from eval.contamination.match import find_overlaps
 from eval.contamination.references import Reference, Severity
 from eval.contamination.verdicts import ContaminationConfig
 from eval.contamination.words import words
@@ -161,5 +161,5 @@ def found_in(texts: Iterable[str], items: list[Reference], index: Index, config:
             and config.contaminates(overlap)
             and not config.is_template(overlap)
         }
-        for found in find_all(documents.data, documents.offsets, index)
+        for found in find_overlaps(documents.data, documents.offsets, index)
     ]

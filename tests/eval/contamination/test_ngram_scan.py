@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.contamination.leaks import DISGUISES
 from eval.contamination.document_reader import read_documents, row_groups
 from eval.contamination.index import Index, build_index
-from eval.contamination.matching import Found, find_all
+from eval.contamination.match import DocumentOverlaps, find_overlaps
 from eval.contamination.ngram_scan import build_table, scan, word_hashes
 from eval.contamination.passages import PASSAGES
 from eval.contamination.references import Reference, Text
@@ -36,9 +36,9 @@ def _reference(text: str, number: int = 0) -> Reference:
     return Reference("s", number, text, (), (), (Text(text, 0, None),))
 
 
-def find(data: bytes, index: Index) -> Found:
+def find(data: bytes, index: Index) -> DocumentOverlaps:
     """What one document, given as UTF-8, has in common with the items."""
-    return next(find_all(np.frombuffer(data, np.uint8), np.array([0, len(data)]), index))
+    return next(find_overlaps(np.frombuffer(data, np.uint8), np.array([0, len(data)]), index))
 
 
 def _scanned(data: bytes, expected: list[str]) -> tuple[int, list[tuple[int, int, int]]]:
@@ -234,7 +234,7 @@ def test_documents_do_not_touch():
     index = build_index([_reference(text)], 8)
     half = " ".join(text.split()[:4]).encode(), " ".join(text.split()[4:16]).encode()
     data = np.frombuffer(b"".join(half), np.uint8)
-    found = list(find_all(data, np.array([0, len(half[0]), len(data)]), index))
+    found = list(find_overlaps(data, np.array([0, len(half[0]), len(data)]), index))
     assert [each.words for each in found] == [4, 12] and found[0].overlaps == []
     assert found[1].overlaps[0].run == 12
 
