@@ -28,12 +28,12 @@ import pyarrow.parquet as pq
 from benchmarks.contamination.corpora import default_benchmarks, default_documents
 from benchmarks.goals import print_goal
 from eval.contamination.check import scan_documents
-from eval.contamination.document_reader import read_documents, row_groups
 from eval.contamination.index import build_index
 from eval.contamination.passages import PASSAGES
 from eval.contamination.planted_items import FORMS, found_in, plant, suits
 from eval.contamination.references import Reference, Severity, references
 from eval.contamination.verdicts import ContaminationConfig
+from eval.document_parquet import read_documents, row_groups
 from eval.reporting.markdown import markdown_table
 from eval.suites.sources import from_folder
 from eval.suites.suites import SUITES, write_rows

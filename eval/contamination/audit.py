@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.contamination.canaries import Canary
-from eval.contamination.document_reader import RowGroup
 from eval.contamination.index import POSITION_BITS, Index
 from eval.contamination.ngram_scan import ngram_hashes, word_hashes
 from eval.contamination.planted_items import LEAST_RECALL, full_text, variants
@@ -27,6 +26,7 @@ from eval.contamination.references import Reference, Severity
 from eval.contamination.renderings import readings
 from eval.contamination.verdicts import ContaminationError
 from eval.contamination.words import words
+from eval.document_parquet import RowGroup
 from eval.suites.suites import suite_named
 
 _SHORTEST = 4  # as documented and not imported, so that another value is noticed

@@ -36,7 +36,6 @@ import numpy as np
 
 from eval.command import Progress, run
 from eval.contamination.audit import Audit, check_index, check_items
-from eval.contamination.document_reader import Documents, RowGroup, from_texts, read_documents, row_groups
 from eval.contamination.index import Index, build_index
 from eval.contamination.match import Overlap, find_overlaps
 from eval.contamination.positive_control import PLANTED_FILE, Control, compose_control
@@ -52,6 +51,7 @@ from eval.contamination.verdicts import (
     snippet,
     write_result,
 )
+from eval.document_parquet import Documents, RowGroup, from_texts, read_documents, row_groups
 
 _HOSTS = 64
 _HOST_BYTES = 1000

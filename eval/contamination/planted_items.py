@@ -11,12 +11,12 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from eval.contamination.document_reader import from_texts
 from eval.contamination.index import Index
 from eval.contamination.match import find_overlaps
 from eval.contamination.references import Reference, Severity
 from eval.contamination.verdicts import ContaminationConfig
 from eval.contamination.words import words
+from eval.document_parquet import from_texts
 
 _WRAPPED_WORDS = 8
 _GAP = re.compile("_+")

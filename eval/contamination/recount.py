@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from eval.contamination.document_reader import RowGroup
 from eval.contamination.references import Reference, Severity
 from eval.contamination.renderings import readings
 from eval.contamination.verdicts import ContaminationConfig, ContaminationError, Kind, Verdict
 from eval.contamination.words import words
+from eval.document_parquet import RowGroup
 
 Row = dict[str, Any]
 """One match, as a line of a result file."""

@@ -421,15 +421,15 @@ def _runs(process: int) -> bool:
 SLOW = """
 import sys, time
 if "spawn_main" in " ".join(sys.orig_argv):
-    from eval.contamination import document_reader
-    read, groups = document_reader.read_documents, []
+    from eval import document_parquet
+    read, groups = document_parquet.read_documents, []
 
     def read_slowly(group):
         groups.append(group)
         time.sleep(2 * (len(groups) > 1))
         return read(group)
 
-    document_reader.read_documents = read_slowly
+    document_parquet.read_documents = read_slowly
 """
 
 

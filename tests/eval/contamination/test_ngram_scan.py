@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.contamination.leaks import DISGUISES
-from eval.contamination.document_reader import read_documents, row_groups
 from eval.contamination.index import Index, build_index
 from eval.contamination.match import DocumentOverlaps, find_overlaps
 from eval.contamination.ngram_scan import build_table, scan, word_hashes
@@ -18,6 +17,7 @@ from eval.contamination.passages import PASSAGES
 from eval.contamination.references import Reference, Text
 from eval.contamination.renderings import readings, renderings
 from eval.contamination.words import located_words, words
+from eval.document_parquet import read_documents, row_groups
 
 _CHARACTERS = st.one_of(
     st.sampled_from("aB9 _-\n\x00'é\u00a0ßﬁ½…²™ŒİςΣ漢字한ｱ\u2028😀\U0001d400\U000e0041"),
