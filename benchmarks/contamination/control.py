@@ -23,7 +23,7 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from benchmarks.contamination.mutations import MUTATIONS, Mutation
 from eval.contamination.planted_items import FORMS, full_text, plant, suits
 from eval.contamination.references import Reference, references
 from eval.contamination.words import words
+from eval.document_parquet import read_documents
 from eval.reporting.markdown import markdown_table
 from eval.suites.sources import from_folder
 from eval.suites.suites import SUITES, write_rows
@@ -250,7 +251,7 @@ def main() -> None:
         rows = pq.read_table(folder / "benchmarks" / "arc_easy.parquet").slice(100, 60)
         pq.write_table(rows, folder / "benchmarks" / "arc_challenge-train.parquet")
         if arguments.documents:
-            pieces = next(pq.ParquetFile(arguments.documents).iter_batches(500))["text"].to_pylist()
+            pieces = [text for _, text in islice(read_documents([arguments.documents]), 500)]
         else:
             pieces = speeches(folder)
         report(folder, pieces, arguments.only)

@@ -15,12 +15,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from benchmarks.contamination.corpora import default_benchmarks, default_documents
 from benchmarks.contamination.speed import normalised_suites
@@ -30,7 +29,7 @@ from eval.contamination.index import Index, build_index
 from eval.contamination.match import find_overlaps
 from eval.contamination.references import Reference, Severity, references
 from eval.contamination.verdicts import ContaminationConfig, Tally, Verdict
-from eval.document_parquet import Documents, from_texts, read_documents, row_groups
+from eval.document_parquet import Documents, from_texts, read_documents, read_row_group, row_groups
 from eval.reporting.markdown import markdown_table
 
 SEED = 20_271_126
@@ -279,7 +278,7 @@ def prose(items: list[Reference], index: Index, config: ContaminationConfig, pat
     for path in paths:
         tally, size, seconds = Tally(config, items), 0, 0.0
         for group in row_groups([path])[0]:
-            for number, part in enumerate(read_documents(group)):
+            for number, part in enumerate(read_row_group(group)):
                 started = time.process_time()
                 scanned = scan_documents([part], index, path.name, (group.group, number))
                 seconds += time.process_time() - started
@@ -329,7 +328,7 @@ def main() -> None:
         given = arguments.benchmarks
         items = references(folder, normalised_suites(given, folder) if given else default_benchmarks(folder))
         index = build_index(items, config.ngram)
-        texts = [text for text in pq.read_table(documents, columns=["text"])["text"].slice(0, 8000).to_pylist() if text]
+        texts = [text for _, text in islice(read_documents([documents]), 8000) if text]
         copies(items, index, config, texts)
         disguises(items, index, config, texts)
         prose(items, index, config, [documents, *(arguments.prose or [])])

@@ -33,7 +33,7 @@ from eval.contamination.passages import PASSAGES
 from eval.contamination.planted_items import FORMS, found_in, plant, suits
 from eval.contamination.references import Reference, Severity, references
 from eval.contamination.verdicts import ContaminationConfig
-from eval.document_parquet import read_documents, row_groups
+from eval.document_parquet import read_row_group, row_groups
 from eval.reporting.markdown import markdown_table
 from eval.suites.sources import from_folder
 from eval.suites.suites import SUITES, write_rows
@@ -63,10 +63,10 @@ def _speed(documents: Path, items: list[Reference], config: ContaminationConfig)
     """One process, everything from reading Parquet to the matches; the index is built before."""
     index = build_index(items, config.ngram)
     groups, _ = row_groups([documents])
-    scan_documents(read_documents(groups[0]), index, "", ())  # compiled, and the file is in memory
+    scan_documents(read_row_group(groups[0]), index, "", ())  # compiled, and the file is in memory
     size, cpu, wall = 0, time.process_time(), time.perf_counter()
     for group in groups:
-        parts = list(read_documents(group))
+        parts = list(read_row_group(group))
         size += sum(int(part.offsets[-1] - part.offsets[0]) for part in parts)
         scan_documents(parts, index, "", ())
     return {"bytes": size, "seconds": time.process_time() - cpu, "wall": time.perf_counter() - wall}

@@ -32,6 +32,7 @@ from lm_eval.models.huggingface import HFLM
 from benchmarks.contamination.corpora import default_benchmarks, default_documents
 from benchmarks.goals import print_goal
 from deployments.cli.export import Finished, write
+from eval.document_parquet import read_texts
 from eval.reporting.markdown import markdown_table
 from eval.scoring.arithmetic import DTYPES, computed_in
 from eval.scoring.harness import (
@@ -52,7 +53,7 @@ from model.network.gpt import GPT, initialise
 from model.training.checkpoint import publish_final
 from tasks.store.objects import digest_file
 from tasks.token_bytes import END_OF_TEXT
-from tasks.tokenizer import _texts, train_bpe
+from tasks.tokenizer import train_bpe
 
 BATCH_SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
 PROBE_ITEMS = {"cpu": 8, "cuda": 128}
@@ -135,7 +136,7 @@ def differences(ours: Run, theirs: Run) -> tuple[float, int, int]:
 
 def random_model(folder: Path, shape: dict[str, Any]) -> tuple[Path, Path]:
     """A finished model with random weights, and its tokenizer."""
-    texts = _texts([default_documents(folder)], 5_000_000)
+    texts = read_texts([default_documents(folder)], 5_000_000)
     tokenizer = train_bpe(texts, VOCABULARY, os.cpu_count() or 1)
     tokenizer.save(str(folder / "tokenizer.json"))
     network = GPT(

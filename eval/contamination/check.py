@@ -34,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval import document_parquet
 from eval.command import Progress, run
 from eval.contamination.audit import Audit, check_index, check_items
 from eval.contamination.index import Index, build_index
@@ -51,7 +52,7 @@ from eval.contamination.verdicts import (
     snippet,
     write_result,
 )
-from eval.document_parquet import Documents, RowGroup, from_texts, read_documents, row_groups
+from eval.document_parquet import DocumentError, Documents, RowGroup, from_texts, read_row_group, row_groups
 
 _HOSTS = 64
 _HOST_BYTES = 1000
@@ -175,7 +176,7 @@ def _end_with(parent: BaseProcess) -> None:
 def _scan_to_file(row_group: RowGroup, result: Path) -> None:
     """Scans one row group and writes what was found, at once or not at all."""
     place = (row_group.file, row_group.group)
-    found = scan_documents(read_documents(row_group), _worker_index, row_group.path.name, place)
+    found = scan_documents(read_row_group(row_group), _worker_index, row_group.path.name, place)
     partial = result.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
         head = {"file": row_group.path.name, "group": row_group.group, "index": _worker_fingerprint}
@@ -221,7 +222,7 @@ def _identity(index: Index, control: Control, documents: Iterable[Path]) -> str:
     """Digest of all that the results of row groups depend on; a file is known by its Parquet footer."""
     digest = hashlib.sha256(f"{index.fingerprint} {control.digest} {unicodedata.unidata_version}".encode())
     room = Path(__file__).parent
-    for source in sorted([*room.glob("*.py"), *room.glob("*.toml")]):
+    for source in [Path(document_parquet.__file__), *sorted([*room.glob("*.py"), *room.glob("*.toml")])]:
         digest.update(source.read_bytes())
     for path in documents:
         with path.open("rb") as file:
@@ -244,14 +245,14 @@ def _results_folder(resume: Path | None, identity: str) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             yield folder
-        except ContaminationError:
+        except (ContaminationError, DocumentError):
             shutil.rmtree(folder)
             raise
 
 
 def _hosts(groups: list[RowGroup]) -> Iterator[str]:
     """Beginnings of the first documents that are not empty."""
-    parts = (part for group in groups for part in read_documents(group))
+    parts = (part for group in groups for part in read_row_group(group))
     texts = (part.text(row)[:_HOST_BYTES].tobytes() for part in parts for row in range(len(part.ids)))
     return islice((text.decode("utf-8", "replace") for text in texts if text.strip()), _HOSTS)
 

@@ -422,14 +422,14 @@ SLOW = """
 import sys, time
 if "spawn_main" in " ".join(sys.orig_argv):
     from eval import document_parquet
-    read, groups = document_parquet.read_documents, []
+    read, groups = document_parquet.read_row_group, []
 
     def read_slowly(group):
         groups.append(group)
         time.sleep(2 * (len(groups) > 1))
         return read(group)
 
-    document_parquet.read_documents = read_slowly
+    document_parquet.read_row_group = read_slowly
 """
 
 

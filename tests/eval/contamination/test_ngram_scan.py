@@ -17,7 +17,7 @@ from eval.contamination.passages import PASSAGES
 from eval.contamination.references import Reference, Text
 from eval.contamination.renderings import readings, renderings
 from eval.contamination.words import located_words, words
-from eval.document_parquet import read_documents, row_groups
+from eval.document_parquet import read_row_group, row_groups
 
 _CHARACTERS = st.one_of(
     st.sampled_from("aB9 _-\n\x00'é\u00a0ßﬁ½…²™ŒİςΣ漢字한ｱ\u2028😀\U0001d400\U000e0041"),
@@ -244,7 +244,7 @@ def test_bytes_that_are_not_utf8_are_read(tmp_path):
     text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
     pq.write_table(pa.table({"id": ["a", "b", "c"], "text": text}), tmp_path / "d.parquet")
     groups, total = row_groups([tmp_path / "d.parquet"])
-    parts = [part for group in groups for part in read_documents(group)]
+    parts = [part for group in groups for part in read_row_group(group)]
     texts = [part.text(row).tobytes() for part in parts for row in range(len(part.ids))]
     assert texts == [b"caf\xff \xed\xa0\x80 ok", b"", b""] and total == 3
 
