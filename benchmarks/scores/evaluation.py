@@ -47,7 +47,7 @@ from eval.scoring.harness import (
 )
 from eval.scoring.precision import Precision
 from eval.suites.sources import from_folder
-from eval.suites.suites import SUITES, Suite, chosen_items, write_rows
+from eval.suites.suites import SUITES, Metric, Suite, chosen_items, write_rows
 from model.network.config import Activation, GPTConfig, Norm, Position
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import publish_final
@@ -130,7 +130,9 @@ def differences(ours: Run, theirs: Run) -> tuple[float, int, int]:
             other, count = others[row["doc_id"]], count + 1
             pairs = zip(row["resps"], other["resps"], strict=True)
             largest = max([largest, *(abs(one[0][0] - two[0][0]) for one, two in pairs)])
-            differing += any(abs(row[name] - other[name]) > 1e-3 for name in ("acc", "acc_norm") if name in row)
+            differing += any(
+                abs(row[name] - other[name]) > 1e-3 for name in (Metric.ACC, Metric.ACC_NORM) if name in row
+            )
     return largest, differing, count
 
 

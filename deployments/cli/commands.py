@@ -31,7 +31,8 @@ from deployments.cli.export import export
 from deployments.cli.notify import NotifyError, notify
 from deployments.cli.up import NOTIFY, PORT, up
 from eval.reporting.ledger import leaderboard, leaderboard_page
-from eval.reporting.report import notes, score_table
+from eval.reporting.report import notes
+from eval.reporting.score_table import report_scores
 from eval.suites.suites import SUITES
 from flows.config import FORMS, Execution, Preset, compose, context_of, forms_of, one_sentence, require_encodable
 from flows.daily import daily_train
@@ -356,7 +357,7 @@ def _summary(published: Published, seconds: float) -> None:
     text, validation = report["text"], report["validation"]
     in_stages = sum(stage.seconds for stage in published.stages.values())
     skipped = [name for name, stage in published.stages.items() if stage.skipped]
-    print("\n" + score_table(report["scores"]))
+    print("\n" + report_scores(report["scores"]))
     for note in notes(report["scores"]):
         print(f"\n{note}")
     print(

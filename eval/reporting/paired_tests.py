@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import stdtr, stdtrit
+from scipy.special import bdtr, stdtr, stdtrit
 
 from eval.reporting.stats import DIFFERENCES, FEWEST_ITEMS, changes, interval, quantile, require_score, spread
 from eval.scoring.precision import precision_of
@@ -23,7 +23,7 @@ from eval.suites.suites import METRIC_VERSIONS, Metric
 LEVEL = 0.05
 """False-alarm rate of every test, and of all tests against one earlier run together in its verdict."""
 POWER = 0.8
-GOLD = "gold_probability"
+GOLD_PROBABILITY = "gold_probability"
 
 
 PerItem = dict[tuple[str, str, str], dict[int, tuple[float, str]]]
@@ -77,7 +77,7 @@ def per_item(samples: pa.Table) -> PerItem:
     found: PerItem = {}
     for row in samples.to_pylist():
         values = {metric.value: row[metric.value] for metric in Metric}
-        values[GOLD] = gold_probability(row["choice_logprobs"], row["gold"])
+        values[GOLD_PROBABILITY] = gold_probability(row["choice_logprobs"], row["gold"])
         for metric, value in values.items():
             if value is not None:
                 require_score(row, metric, value)
@@ -87,11 +87,7 @@ def per_item(samples: pa.Table) -> PerItem:
 
 def mcnemar(better: int, worse: int) -> float:
     """Exact two-sided p of McNemar's test: `better` and `worse` count the items whose answer changed."""
-    n, tail, term = better + worse, 0, 1
-    for count in range(min(better, worse) + 1):
-        tail += term
-        term = term * (n - count) // (count + 1)  # the next binomial coefficient
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))  # the binomial distribution
 
 
 def paired(differences: list[float], clusters: Sequence[Any], yes_no: bool = False) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from scipy.optimize import brentq
 from scipy.special import betainc, stdtrit
 
+from eval.suites.suites import Metric
 from model.errors import DailyTrainError
 
 FEWEST_ITEMS = 30
@@ -32,7 +33,7 @@ DIFFERENCES = (-1.0, 1.0)
 """Bounds of differences of scores."""
 _RANDOM_SUBSETS = 1000
 _MANY = 1000
-_METRICS = ("acc", "acc_norm", "mc1", "mc2")
+_METRICS = tuple(metric.value for metric in Metric)
 
 
 class StatsError(DailyTrainError):
