@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.contamination.corpora import default_benchmarks, speeches
 from benchmarks.contamination.mutations import MUTATIONS, Mutation
-from eval.contamination.planted_items import FORMS, full_text, plant, suits
+from eval.contamination.planted_items import FORMS, can_plant, full_text, plant
 from eval.contamination.references import Reference, references
 from eval.contamination.words import words
 from eval.document_parquet import read_documents
@@ -50,7 +50,7 @@ _DELAYED = (
     (r"(\n            )(audit\.add\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(\n        )(audit\.check_results\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(audit\.check_planted\(folder / \"planted\"\))", r"_noted(lambda: \1)"),
-    (r"(\n            )(audit\.check_found\(.*\))\n", r"\1_noted(lambda: \2)\n"),
+    (r"(\n            )(audit\.check_real\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(\n    real = tallies\[False\])\n", r"\1\n    if _errors:\n        raise _errors[0]\n"),
 )
 """Every call of the control in `eval/contamination/check.py`, and what it is replaced by: the first error is raised at
@@ -105,7 +105,7 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
     for suite in dict.fromkeys(item.suite for item in items):
         own = [item for item in items if item.suite == suite]
         for form in FORMS:
-            fit = [item for item in own if suits(item, form, 8)]
+            fit = [item for item in own if can_plant(item, form, 8)]
             for place in generator.permutation(len(fit))[:3].tolist():
                 texts.append(plant(fit[place], form, hosts, generator))
         accents = "Ça, là-bas: naïve_Ärger 東京😀, "

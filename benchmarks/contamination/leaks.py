@@ -221,11 +221,11 @@ def copies(items: list[Reference], index: Index, config: ContaminationConfig, te
                 scanned = scan_documents([_documents(part)], index, "", (copy,))
                 tally.add(scanned.documents, scanned.words, scanned.matches)
             done = count
-            findings = tally.findings()
+            result = tally.result()
             found[count] = {
-                number for number, each in enumerate(findings.verdicts) if each.verdict is Verdict.CONTAMINATED
+                number for number, each in enumerate(result.verdicts) if each.verdict is Verdict.CONTAMINATED
             }
-        dropped = Counter((document, number) for document, _, number in findings.flagged)
+        dropped = Counter((document, number) for document, _, number in result.flagged)
         leaked = form.startswith("page")
         for suite, choice in planted.items():
             mine = {number for page in choice for number in (page if leaked else page[:1])}
@@ -284,12 +284,12 @@ def prose(items: list[Reference], index: Index, config: ContaminationConfig, pat
                 seconds += time.process_time() - started
                 size += int(part.offsets[-1] - part.offsets[0])
                 tally.add(scanned.documents, scanned.words, scanned.matches)
-        findings = tally.findings()
-        dirty = [found for found in findings.verdicts if found.verdict is Verdict.CONTAMINATED]
+        result = tally.result()
+        dirty = [found for found in result.verdicts if found.verdict is Verdict.CONTAMINATED]
         names = {(found.reference.suite, found.reference.item) for found in dirty}
         new |= names - _KNOWN
         total += size
-        rows.append([path.name, f"{size / 1e6:.1f}", findings.documents, len(dirty), f"{size / 1e6 / seconds:.0f}"])
+        rows.append([path.name, f"{size / 1e6:.1f}", result.documents, len(dirty), f"{size / 1e6 / seconds:.0f}"])
         lines += [
             f"{path.name}: {found.reference.suite}:{found.reference.item}, {found.longest_run} words, in "
             f"{found.best.document}: {found.best.snippet[1]!r}"

@@ -30,7 +30,7 @@ from benchmarks.goals import print_goal
 from eval.contamination.check import scan_documents
 from eval.contamination.index import build_index
 from eval.contamination.passages import PASSAGES
-from eval.contamination.planted_items import FORMS, found_in, plant, suits
+from eval.contamination.planted_items import FORMS, can_plant, contaminated_items, plant
 from eval.contamination.references import Reference, Severity, references
 from eval.contamination.verdicts import ContaminationConfig
 from eval.document_parquet import read_row_group, row_groups
@@ -100,7 +100,7 @@ def _plants(items: list[Reference], hosts: list[str]) -> tuple[list[tuple[str, s
     for suite in dict.fromkeys(item.suite for item in items if item.severity is Severity.TEST):
         numbers = [number for number, item in enumerate(items) if item.suite == suite]
         for form in FORMS:
-            fit = [number for number in numbers if suits(items[number], form, ContaminationConfig().ngram)]
+            fit = [number for number in numbers if can_plant(items[number], form, ContaminationConfig().ngram)]
             for number in generator.choice(fit, size=min(ITEMS, len(fit)), replace=False).tolist():
                 keys.append((suite, form, number))
                 texts.append(plant(items[number], form, hosts, generator))
@@ -178,7 +178,11 @@ def _run(documents: Path, folder: Path, suites: list[str], peer_python: str | No
     hosts = [texts[place][:HOST_CHARACTERS] for place in generator.integers(len(texts), size=HOSTS)]
     keys, plants = _plants(items, hosts)
     index = build_index(items, config.ngram)
-    found = {"ours": [number in flags for (_, _, number), flags in zip(keys, found_in(plants, items, index, config))]}
+    found = {
+        "ours": [
+            number in flags for (_, _, number), flags in zip(keys, contaminated_items(plants, items, index, config))
+        ]
+    }
     scored = [item for item in items if item.severity is Severity.TEST]
     job = {
         "items": [{"suite": i.suite, "question": i.question, "answer": i.answers[0]} for i in scored],
@@ -188,7 +192,7 @@ def _run(documents: Path, folder: Path, suites: list[str], peer_python: str | No
     version, size = importlib.metadata.version("daily-train"), f"{speed['bytes'] / 1e6:.1f}"
     rows: list[list[object]] = [["ours", version, size, f"{rate:.0f}", "1"]]
     rates, negatives = {}, {}
-    negatives["ours"] = sum(bool(flags) for flags in found_in(PASSAGES, items, index, config))
+    negatives["ours"] = sum(bool(flags) for flags in contaminated_items(PASSAGES, items, index, config))
     for tool, python in (("datatrove", peer_python), ("janitor", None)):
         measured = _peer(tool, python, job, texts, folder)
         if measured is None:

@@ -60,7 +60,7 @@ _COUNTED_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Scanned:
+class ScanResult:
     """What a part of the documents has in common with the items."""
 
     documents: int
@@ -70,7 +70,7 @@ class Scanned:
     matches: list[Match]
 
 
-def scan_documents(parts: Iterable[Documents], index: Index, file: str, place: tuple[int, ...]) -> Scanned:
+def scan_documents(parts: Iterable[Documents], index: Index, file: str, place: tuple[int, ...]) -> ScanResult:
     """Scans documents that stand one after the other, beginning at `place`."""
     row = byte_count = word_count = 0
     matches: list[Match] = []
@@ -83,7 +83,7 @@ def scan_documents(parts: Iterable[Documents], index: Index, file: str, place: t
                 text = part.text(number)
                 matches += _matches(found.overlaps, text, name, file, (*place, row + number))
         row += len(part.ids)
-    return Scanned(row, byte_count, word_count, matches)
+    return ScanResult(row, byte_count, word_count, matches)
 
 
 def _matches(
@@ -125,11 +125,11 @@ def check(
     texts = from_texts((name, text.encode("utf-8", "replace")) for name, text in documents)
     found = scan_documents([texts], build_index(items, config.ngram), "", ())
     tally.add(found.documents, found.words, found.matches)
-    return tally.findings()
+    return tally.result()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class Counts:
     """What somebody else counted."""
 
     documents: int
@@ -138,7 +138,7 @@ class Counted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommandConfig:
+class ScanConfig:
     documents: tuple[Path, ...]
     """Parquet files with string columns id and text; all of it is scanned."""
     benchmarks: Path
@@ -152,7 +152,7 @@ class CommandConfig:
     out: Path
     resume: Path | None = None
     """Directory for the results of single row groups, from which a killed scan continues; null: start again."""
-    counted: Counted | None = None
+    counted: Counts | None = None
     """What the files must hold by the count of whoever wrote them; null: as many documents as their footers say."""
 
 
@@ -198,7 +198,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_whole(result: Path) -> bool:
+def _is_intact(result: Path) -> bool:
     """Whether an earlier scan left this result, and nothing has harmed it since."""
     try:
         return _digest_file(result).read_text() == _sha256(result)
@@ -206,11 +206,11 @@ def _is_whole(result: Path) -> bool:
         return False
 
 
-def _read_result(path: Path) -> Scanned:
+def _read_result(path: Path) -> ScanResult:
     with path.open(encoding="utf-8") as file:
         counts = json.loads(next(file))
         matches = [_match(json.loads(line)) for line in file]
-    return Scanned(counts["documents"], counts["bytes"], counts["words"], matches)
+    return ScanResult(counts["documents"], counts["bytes"], counts["words"], matches)
 
 
 def _match(row: dict) -> Match:
@@ -250,14 +250,14 @@ def _results_folder(resume: Path | None, identity: str) -> Iterator[Path]:
             raise
 
 
-def _hosts(groups: list[RowGroup]) -> Iterator[str]:
+def _host_texts(groups: list[RowGroup]) -> Iterator[str]:
     """Beginnings of the first documents that are not empty."""
     parts = (part for group in groups for part in read_row_group(group))
     texts = (part.text(row)[:_HOST_BYTES].tobytes() for part in parts for row in range(len(part.ids)))
     return islice((text.decode("utf-8", "replace") for text in texts if text.strip()), _HOSTS)
 
 
-def scan_files(command: CommandConfig) -> dict:
+def scan_files(command: ScanConfig) -> dict:
     """Checks every document of the files and writes the outputs; returns what the last event reports.
 
     Nothing is written when the positive control fails.
@@ -271,7 +271,7 @@ def scan_files(command: CommandConfig) -> dict:
     config, items = command.config, references(command.benchmarks, command.suites)
     check_items(items, command.benchmarks, command.suites)
     groups, total = row_groups(command.documents)
-    control = compose_control(items, command.documents, config, command.seed, _hosts(groups))
+    control = compose_control(items, command.documents, config, command.seed, _host_texts(groups))
     everything = control.references
     lengths = item_lengths(everything)
     index = build_index(everything, config.ngram)
@@ -283,7 +283,7 @@ def scan_files(command: CommandConfig) -> dict:
         audit = Audit(control, planted, index.fingerprint)
         tallies = {False: Tally(config, items, lengths), True: Tally(config, control.planted_references, lengths)}
         progress = Progress(total)
-        for group, result in _scanned(groups, folder, index, command.workers):
+        for group, result in _scan_in_workers(groups, folder, index, command.workers):
             audit.add(result, group)
             found, tally = _read_result(result), tallies[group.path == planted]
             own = [match for match in found.matches if match.reference < tally.size]
@@ -292,10 +292,10 @@ def scan_files(command: CommandConfig) -> dict:
                 progress(tally.documents)
         counted = command.counted
         audit.check_results(command.documents, (counted.documents, counted.bytes) if counted else None)
-        write_result(folder / "planted", tallies[True].findings(), {}, config)
-        write_result(command.out, tallies[False].findings(), audit.check_planted(folder / "planted"), config)
+        write_result(folder / "planted", tallies[True].result(), {}, config)
+        write_result(command.out, tallies[False].result(), audit.check_planted(folder / "planted"), config)
         try:
-            audit.check_found(command.out)
+            audit.check_real(command.out)
         except ContaminationError:
             for name in RESULT_FILES:
                 (command.out / name).unlink()
@@ -304,10 +304,12 @@ def scan_files(command: CommandConfig) -> dict:
     return {"seconds": round(time.monotonic() - started, 3), "documents": real.documents, "words": real.words}
 
 
-def _scanned(groups: list[RowGroup], folder: Path, index: Index, workers: int) -> Iterator[tuple[RowGroup, Path]]:
+def _scan_in_workers(
+    groups: list[RowGroup], folder: Path, index: Index, workers: int
+) -> Iterator[tuple[RowGroup, Path]]:
     """Every row group with the file of its result, in order; what lies there already is not scanned again."""
     results = [folder / f"{group.file:05d}-{group.group:05d}.jsonl" for group in groups]
-    todo = [(group, result) for group, result in zip(groups, results) if not _is_whole(result)]
+    todo = [(group, result) for group, result in zip(groups, results) if not _is_intact(result)]
     # A worker that dies raises BrokenProcessPool here, where multiprocessing.Pool would wait for ever.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (index,))
@@ -326,4 +328,4 @@ def _scanned(groups: list[RowGroup], folder: Path, index: Index, workers: int) -
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], CommandConfig, scan_files))
+    sys.exit(run(sys.argv[1:], ScanConfig, scan_files))

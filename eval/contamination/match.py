@@ -88,7 +88,7 @@ class _Evidence:
         """The unchanged half of the form, when the rest has one edit."""
         self.asked: _Run | None = None
         """The question, when it is short and the right answer follows."""
-        self.tells = False
+        self.distinctive = False
         """Whether one of the n-grams in common stands in few items."""
 
 
@@ -152,7 +152,7 @@ def _in_document(data: np.ndarray, hits: np.ndarray, index: Index) -> list[Overl
     evidence: dict[int, _Evidence] = defaultdict(_Evidence)
     seen: dict[tuple[int, int, int], int] = defaultdict(int)
     for block in _blocks(hits[0]):
-        _collect(data, hits[:, block], index, evidence, seen)
+        _collect_evidence(data, hits[:, block], index, evidence, seen)
     return merge_overlaps(_overlap(data, number, found, index) for number, found in sorted(evidence.items()))
 
 
@@ -162,10 +162,10 @@ def merge_overlaps(overlaps: Iterable[Overlap]) -> list[Overlap]:
     by_reference: dict[int, list[Overlap]] = defaultdict(list)
     for overlap in overlaps:
         by_reference[overlap.reference].append(overlap)
-    return [_most(same) for _, same in sorted(by_reference.items())]
+    return [_strongest(same) for _, same in sorted(by_reference.items())]
 
 
-def _most(same: list[Overlap]) -> Overlap:
+def _strongest(same: list[Overlap]) -> Overlap:
     telling = [overlap for overlap in same if not overlap.template] or same
     longest = max(telling, key=lambda overlap: (overlap.run, overlap.exact, overlap.coverage))
     exact = any(overlap.exact for overlap in telling)
@@ -203,7 +203,7 @@ def _blocks(word: np.ndarray) -> Iterator[slice]:
         first = last
 
 
-def _collect(
+def _collect_evidence(
     data: np.ndarray,
     hits: np.ndarray,
     index: Index,
@@ -228,7 +228,7 @@ def _collect(
         )
         key = (int(form[firsts[each]]), run.form_word, run.length)
         seen[key] += 1
-        if seen[key] <= _KEPT_REPEATS and _holds(data, run, index.forms[key[0]]):
+        if seen[key] <= _KEPT_REPEATS and _has_words(data, run, index.forms[key[0]]):
             evidence[key[0]].runs.append(run)
     short = np.flatnonzero(~long)
     tries = _first_of_each(place[short] << POSITION_BITS | index.length[ngram[hit[short]]], _MOST_TRIES)
@@ -237,11 +237,11 @@ def _collect(
         run = _Run(int(index.length[ngram[at]]), int(word[at]), int(form_word[each]), int(start[at]), int(end[at]))
         key = (int(form[each]), run.form_word, run.length)
         seen[key] += 1
-        if seen[key] <= _MOST_TRIES and _holds(data, run, index.forms[key[0]]):
+        if seen[key] <= _MOST_TRIES and _has_words(data, run, index.forms[key[0]]):
             _add_short(data, run, key[0], index, evidence)
     for number in np.unique(form[long & (index.items[ngram[hit]] < TEMPLATE_ITEMS)]).tolist():
         if number in evidence:
-            evidence[number].tells = True
+            evidence[number].distinctive = True
 
 
 def _diagonals(
@@ -263,7 +263,7 @@ def _first_of_each(keys: np.ndarray, most: int) -> np.ndarray:
     return np.sort(order[rank < most])
 
 
-def _holds(data: np.ndarray, run: _Run, form: Form) -> bool:
+def _has_words(data: np.ndarray, run: _Run, form: Form) -> bool:
     """Whether the words really are the form's; a character that is several words may add some at both ends."""
     found = words(_text(data, run.start, run.end))
     expected = list(form.words[run.form_word : run.form_word + run.length])
@@ -274,9 +274,9 @@ def _text(data: np.ndarray, start: int, end: int) -> str:
     return data[max(0, start) : end].tobytes().decode("utf-8", "replace")
 
 
-def _after(data: np.ndarray, end: int, count: int) -> list[str]:
+def _words_after(data: np.ndarray, end: int, count: int) -> list[str]:
     """Up to `count` words that follow."""
-    for size in _sizes(count):
+    for size in _window_sizes(count):
         stop = end + size
         found = words(_text(data, end, stop))
         whole = len(found) - (stop < len(data))  # the last may be cut
@@ -285,8 +285,8 @@ def _after(data: np.ndarray, end: int, count: int) -> list[str]:
     return found[: min(count, max(0, whole))]
 
 
-def _before(data: np.ndarray, start: int, count: int) -> list[str]:
-    for size in _sizes(count):
+def _words_before(data: np.ndarray, start: int, count: int) -> list[str]:
+    for size in _window_sizes(count):
         stop = start - size
         found = words(_text(data, stop, start))[stop > 0 :]
         if len(found) >= count or stop <= 0:
@@ -294,7 +294,7 @@ def _before(data: np.ndarray, start: int, count: int) -> list[str]:
     return found[-count:] if count else []
 
 
-def _sizes(count: int) -> Iterator[int]:
+def _window_sizes(count: int) -> Iterator[int]:
     size = _BYTES_OF_WORD
     while size <= _MOST_BYTES_OF_WORD:
         yield count * size
@@ -320,10 +320,10 @@ def _is_edited(data: np.ndarray, run: _Run, form: Form) -> bool:
     count, last = len(form.words), run.form_word + run.length
     if (run.form_word, last) == (0, count // 2):
         rest = form.words[last:]
-        near = _after(data, run.end, len(rest) + 1)
+        near = _words_after(data, run.end, len(rest) + 1)
     elif (run.form_word, last) == (count // 2, count):
         rest = form.words[: run.form_word][::-1]
-        near = _before(data, run.start, len(rest) + 1)[::-1]
+        near = _words_before(data, run.start, len(rest) + 1)[::-1]
     else:
         return False
     return _one_edit(rest, tuple(near))
@@ -342,7 +342,7 @@ def _one_edit(expected: tuple[str, ...], found: tuple[str, ...]) -> bool:
 def _answer_after(data: np.ndarray, run: _Run, form_last: int, form: Form, index: Index) -> bool:
     """Whether a right answer stands in the words after the run where a listing of the choices would."""
     rest = len(form.words) - form_last
-    found = _after(data, run.end, min(_LONGEST_REACH, index.reach[form.reference] + rest))
+    found = _words_after(data, run.end, min(_LONGEST_REACH, index.reach[form.reference] + rest))
     return any(_contains(found, answer) for answer in index.answers[form.reference])
 
 
@@ -384,7 +384,7 @@ def _overlap(data: np.ndarray, number: int, found: _Evidence, index: Index) -> O
         start=longest.start,
         end=longest.end,
         form_word=longest.form_word,
-        template=not (short or found.tells or _is_whole(form, coverage, of_question, answer, index)),
+        template=not (short or found.distinctive or _is_whole(form, coverage, of_question, answer, index)),
     )
 
 

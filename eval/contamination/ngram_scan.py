@@ -14,7 +14,7 @@ from functools import cache
 import numba
 import numpy as np
 
-from eval.contamination.renderings import MARKS, may_begin
+from eval.contamination.renderings import MARKS, may_begin_mark
 from eval.contamination.words import folding_tables
 
 _BLOCK = 256
@@ -71,7 +71,7 @@ def build_table(
         total += len(distinct)
     hashes = np.concatenate(unique)
     slots = np.full(1 << max(4, int(np.ceil(np.log2(2 * total + 1)))), -1, np.int32)
-    _fill(hashes, slots)
+    _fill_slots(hashes, slots)
     table = NgramTable(
         lengths=np.array(lengths, np.int64),
         powers=np.array([pow(int(_STEP), length, 1 << 64) for length in lengths], np.uint64),
@@ -102,7 +102,7 @@ def _may_hold(bitmap: np.ndarray, ngram: np.uint64) -> bool:
 
 
 @numba.njit(cache=True)
-def _fill(hashes: np.ndarray, slots: np.ndarray) -> None:
+def _fill_slots(hashes: np.ndarray, slots: np.ndarray) -> None:
     mask = np.uint64(len(slots) - 1)
     for number in range(len(hashes)):
         place = (hashes[number] >> _HALF) & mask
@@ -235,7 +235,7 @@ def _decode(data: np.ndarray, i: int, end: int) -> tuple[int | np.int64, int]:
 
 
 @numba.njit(cache=True)
-def _place(hashes: np.ndarray, slots: np.ndarray, ngram: np.uint64) -> int:
+def _find_ngram(hashes: np.ndarray, slots: np.ndarray, ngram: np.uint64) -> int:
     """Number of the n-gram with this hash, or -1."""
     mask = np.uint64(len(slots) - 1)
     place = (ngram >> _HALF) & mask
@@ -314,7 +314,7 @@ def _scan(
             part, parts = 0, 1
             if code < 0:
                 part, parts = expansion_first[-1 - code], expansion_first[-code]
-                marked[document] |= may_begin(data, i, first, end)
+                marked[document] |= may_begin_mark(data, i, first, end)
             while part < parts:
                 if code < 0 and expansion[part] > 0:
                     if start < 0:
@@ -415,7 +415,7 @@ def _look_up(
             length = lengths[number]
             if after < length:
                 continue
-            place = _place(hashes, slots, _ngram(prefix, after, length, powers[number]))
+            place = _find_ngram(hashes, slots, _ngram(prefix, after, length, powers[number]))
             if place >= 0:
                 if hit_count < len(found):
                     begin, last = starts[(after - length) & (_RING - 1)], ends[(after - 1) & (_RING - 1)]

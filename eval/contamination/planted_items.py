@@ -134,7 +134,7 @@ def plant(item: Reference, form: str, hosts: list[str], generator: np.random.Gen
     return f"{host[:place]}{planted}{host[place:]}"
 
 
-def suits(item: Reference, form: str, n: int) -> bool:
+def can_plant(item: Reference, form: str, n: int) -> bool:
     """Whether an item that is planted in this form is to be found at all; see "What is not found" in the docs."""
     text = full_text(item)
     match form:
@@ -150,7 +150,9 @@ def suits(item: Reference, form: str, n: int) -> bool:
             return True
 
 
-def found_in(texts: Iterable[str], items: list[Reference], index: Index, config: ContaminationConfig) -> list[set[int]]:
+def contaminated_items(
+    texts: Iterable[str], items: list[Reference], index: Index, config: ContaminationConfig
+) -> list[set[int]]:
     """For every text the scored items that it contaminates."""
     documents = from_texts((str(number), text.encode("utf-8", "replace")) for number, text in enumerate(texts))
     return [

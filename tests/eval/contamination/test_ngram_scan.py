@@ -15,7 +15,7 @@ from eval.contamination.match import DocumentOverlaps, find_overlaps
 from eval.contamination.ngram_scan import build_table, scan, word_hashes
 from eval.contamination.passages import PASSAGES
 from eval.contamination.references import Reference, Text
-from eval.contamination.renderings import readings, renderings
+from eval.contamination.renderings import renderings, text_and_renderings
 from eval.contamination.words import located_words, words
 from eval.document_parquet import read_row_group, row_groups
 
@@ -41,7 +41,7 @@ def find(data: bytes, index: Index) -> DocumentOverlaps:
     return next(find_overlaps(np.frombuffer(data, np.uint8), np.array([0, len(data)]), index))
 
 
-def _scanned(data: bytes, expected: list[str]) -> tuple[int, list[tuple[int, int, int]]]:
+def _scan_in_workers(data: bytes, expected: list[str]) -> tuple[int, list[tuple[int, int, int]]]:
     """(words, hits) when the table has every expected word as an n-gram of one word."""
     table, _ = build_table({1: word_hashes(expected) if expected else np.zeros(0, np.uint64)}, np.zeros(0, np.uint64))
     hits = scan(np.frombuffer(data, np.uint8), np.array([0, len(data)]), table)
@@ -52,7 +52,7 @@ def _scanned(data: bytes, expected: list[str]) -> tuple[int, list[tuple[int, int
 @given(_TEXTS)
 def test_the_scan_has_the_words_of_the_text(text):
     data, expected = text.encode(), words(text)
-    count, hits = _scanned(data, expected)
+    count, hits = _scan_in_workers(data, expected)
     assert count == len(expected) == len(hits)
     for (number, start, end), word in zip(hits, expected):
         assert word in words(data[start:end].decode()), number
@@ -83,7 +83,7 @@ def test_characters_that_nobody_sees_are_no_part_of_a_word():
     seen = [chr(code) for first, last in DEFAULT_IGNORABLE for code in range(first, last + 1)]
     text = "".join(f"{mark}sil{mark}ver{mark} " for mark in seen)
     assert words(text) == ["silver"] * len(seen)
-    count, hits = _scanned(text.encode(), ["silver"])
+    count, hits = _scan_in_workers(text.encode(), ["silver"])
     assert count == len(hits) == len(seen)
 
 
@@ -142,7 +142,7 @@ def test_a_disguised_text_is_found_where_it_stands(disguise):
     ],
 )
 def test_renderings(text, seen):
-    assert readings(text)[:2] == [text, *([] if seen is None else [seen])]
+    assert text_and_renderings(text)[:2] == [text, *([] if seen is None else [seen])]
 
 
 _MARKS = ["<b>", "</p>", "<a b='", "'>", "&lt;", "&#8203;", "\\u00e9", "%20", "x", "\x08", "-\n", "é "]
@@ -164,7 +164,7 @@ def test_every_byte_of_a_rendering_comes_from_the_document(parts):
 @given(st.lists(st.one_of(st.binary(max_size=6), _TEXTS.map(str.encode))).map(b"".join))
 def test_any_bytes_have_the_words_of_their_decoded_text(data):
     expected = words(data.decode("utf-8", "replace"))
-    count, hits = _scanned(data, expected)
+    count, hits = _scan_in_workers(data, expected)
     assert count == len(expected) == len(hits)
 
 
