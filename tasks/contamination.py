@@ -16,11 +16,11 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.contamination.verdicts import ContaminationConfig
+from eval.document_parquet import SCHEMA, document_files, read_tables
 from eval.reporting.contamination_report import contamination_section
 from eval.reporting.figures import inline, sweep_figure
 from eval.reporting.report import FIGURES
 from tasks.benchmarks import Items
-from tasks.download import SCHEMA, documents_files
 from tasks.runtime.child_process import run_module
 from tasks.store.context import RunContext
 from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, logger
@@ -68,7 +68,7 @@ def check_contamination(config: CheckConfig, documents: StageResult, items: Item
         run_module(
             "eval.contamination.check",
             {
-                "documents": [str(path) for path in documents_files(folder, "train")],
+                "documents": [str(path) for path in document_files(folder, "train")],
                 "counted": {name: counted[name] for name in ("documents", "bytes")},
                 "benchmarks": str(items.folder(context, work / "benchmarks")),
                 "suites": sorted(items.results),
@@ -133,9 +133,8 @@ def write_filtered(documents: Path, flagged: pa.Table, out: Path) -> None:
         if not path.name.startswith("train_"):
             (out / path.name).write_bytes(path.read_bytes())
             continue
-        with pq.ParquetFile(path) as file, pq.ParquetWriter(out / path.name, SCHEMA, compression="zstd") as new:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
+        with pq.ParquetWriter(out / path.name, SCHEMA, compression="zstd") as new:
+            for table in read_tables(path):
                 keep = [(path.name, name) not in drop for name in table["id"].to_pylist()]
                 left_out = table.filter(pc.invert(pa.array(keep)))
                 dropped += left_out["id"].to_pylist()

@@ -14,6 +14,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
+from eval.document_parquet import SCHEMA
 from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
 from tasks.settings import Settings
 from tasks.sources.document_folder import left_out, left_out_sentences
@@ -36,7 +37,6 @@ IDS_AT_ONCE = 2**16
 LONGEST_SPACE = 1_000_000
 NOT_SPACE = re.compile(r"\S")
 BYTES_PER_FILE = 256 * 2**20
-SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 
 
 class DataConfig(Settings):
@@ -203,11 +203,6 @@ class _Part:
         if self.writer is not None:
             self.writer.close()
         self.writer, self.bytes_in_file = None, 0
-
-
-def documents_files(folder: Path, split: str) -> list[Path]:
-    """The parquet files of one split, in order."""
-    return sorted(folder.glob(f"{split}_*.parquet"))
 
 
 def lock_tables(source: dict[str, Any]) -> list[str]:

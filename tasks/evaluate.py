@@ -18,8 +18,7 @@ from prefect.context import TaskRunContext
 from pydantic import Field
 
 from eval.hub import unreachable
-from eval.reporting.markdown import markdown_table
-from eval.reporting.run_comparison import interval_text
+from eval.reporting.score_table import evaluation_scores
 from eval.scoring.precision import Precision, precision_of
 from eval.suites.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
 from model.errors import regular_file
@@ -233,20 +232,6 @@ def describe(result: StageResult, context: RunContext) -> str:
 
 
 def _table(found: dict[str, Any]) -> str:
-    header = ["task", "metric", "n", "score, %", "95 % interval", "chance, %", "bits per byte", "cut"]
-    rows = [
-        [
-            score["task"],
-            score["metric"],
-            score["n"],
-            f"{100 * score['value']:.2f}",
-            interval_text(score),
-            f"{100 * score['chance']:.2f}",
-            score["gold_bits_per_byte"],
-            score["truncated"],
-        ]
-        for score in found["scores"]
-    ]
     versions = ", ".join(f"{task} {version}" for task, version in found["task_versions"].items())
     shots = {score["suite"]: score["num_fewshot"] for score in found["scores"] if score["num_fewshot"]}
     model = found.get("model")
@@ -255,4 +240,4 @@ def _table(found: dict[str, Any]) -> str:
     told += "Solved examples before a question: "
     told += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
     told += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."
-    return f"{told}\n\n{markdown_table(header, rows)}"
+    return f"{told}\n\n{evaluation_scores(found['scores'])}"

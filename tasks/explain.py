@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from eval.contamination.references import references
 from eval.contamination.verdicts import snippet
+from eval.document_parquet import find_text
 from eval.reporting.contamination_report import explain
 from eval.suites.suites import SUITES
 from model.errors import shown_value
@@ -49,8 +50,8 @@ def _recorded(folder: Path, suite: str, item: int) -> dict[str, Any] | None:
 
 def _looked_up(verdict: dict[str, Any], corpus: str, row: dict[str, Any], context: RunContext) -> dict[str, Any]:
     """The match of an item that is not among the longest, from the training document itself."""
-    documents = pq.read_table(fetch_outputs(stage_of_run(corpus, row, context), context) / verdict["file"])
-    [text] = documents.filter(pc.field("id") == verdict["document"])["text"].to_pylist()[:1]
+    documents = fetch_outputs(stage_of_run(corpus, row, context), context)
+    text = find_text(documents / verdict["file"], verdict["document"])
     parts = snippet(text.encode(), verdict["start_byte"], verdict["end_byte"])
     items = fetch_outputs(stage_of_run(f"benchmarks {verdict['suite']}", row, context), context)
     reference = references(items, [verdict["suite"]])[verdict["item"]]

@@ -7,21 +7,20 @@ documents and the tokenizer alone, not on how many workers encoded them.
 import json
 import os
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 from tokenizers import Tokenizer
 
+from eval.document_parquet import document_files, read_documents
 from eval.reporting.markdown import markdown_table
 from model.data.shards import write_shard
-from tasks.download import SPLITS, documents_files
+from tasks.download import SPLITS
 from tasks.settings import Settings
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
@@ -85,7 +84,7 @@ def _write_split(
     config: ShardConfig, documents: Path, split: str, tokenizer: Tokenizer, table: list[bytes], out: Path
 ) -> "_Writer":
     writer = _Writer(out, split, config.tokens_per_shard, tokenizer)
-    rows = _rows(documents_files(documents, split))
+    rows = read_documents(document_files(documents, split))
     while batch := list(islice(rows, DOCUMENTS_PER_BATCH)):
         texts = [text for _, text in batch]
         with tokenizer_errors(f"documents {batch[0][0]} to {batch[-1][0]} cannot be encoded"):
@@ -96,13 +95,6 @@ def _write_split(
             writer.add(name, np.array(ids, dtype=np.uint16), len(content))
     writer.close()
     return writer
-
-
-def _rows(files: list[Path]) -> Iterator[tuple[str, str]]:
-    for path in files:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=DOCUMENTS_PER_BATCH, columns=["id", "text"]):
-                yield from zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True)
 
 
 def require_same_bytes(name: str, ids: list[int], table: list[bytes], content: bytes) -> None:

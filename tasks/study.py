@@ -12,11 +12,11 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field, field_validator
 
 from eval.contamination.references import references
+from eval.document_parquet import SCHEMA
 from eval.reporting.contamination_study import effects, gains, render_study
 from eval.reporting.figures import inline, study_figure
 from eval.suites.suites import SUITES, chosen_items
 from tasks.benchmarks import Items
-from tasks.download import SCHEMA
 from tasks.evaluate import EvaluationConfig
 from tasks.settings import Settings
 from tasks.store.context import RunContext

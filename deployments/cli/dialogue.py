@@ -16,13 +16,11 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from eval.reporting.markdown import CONTROL
+from eval.reporting.markdown import REPLACEMENT, replace_control_characters
 from model.errors import tell_error
 from model.network.generate import stream
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import load_final
-
-HIDDEN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class ModelPair:
 
     def _text(self, ids: list[int]) -> str:
         """The ids as text; the beginning of an unfinished character waits for its end."""
-        return CONTROL.sub(HIDDEN, self.tokenizer.decode(ids).rstrip(HIDDEN))
+        return replace_control_characters(self.tokenizer.decode(ids).rstrip(REPLACEMENT))
 
 
 def load_model_pair(folder: Path, tokenizer: Path) -> ModelPair:

@@ -214,7 +214,7 @@ class Tally:
             return Kind.EXACT if found.exact else Kind.ANSWER_AND_CONTEXT
         return Kind.SOURCE if self._references[found.reference].has_context else Kind.QUESTION
 
-    def findings(self) -> ContaminationResult:
+    def result(self) -> ContaminationResult:
         verdicts = [self._verdict(number) for number in range(len(self._references))]
         contaminated = {number for number, found in enumerate(verdicts) if found.verdict is Verdict.CONTAMINATED}
         kept = {(match.place, match.reference): match for match in self._strongest}
@@ -264,20 +264,20 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def write_result(out: Path, findings: ContaminationResult, control: dict, config: ContaminationConfig) -> None:
+def write_result(out: Path, result: ContaminationResult, control: dict, config: ContaminationConfig) -> None:
     """Writes `RESULT_FILES`; equal findings give equal bytes."""
     out.mkdir(parents=True, exist_ok=True)
-    rows = [_verdict_row(found) for found in findings.verdicts]
+    rows = [_verdict_row(found) for found in result.verdicts]
     pq.write_table(pa.Table.from_pylist(rows, schema=VERDICTS_SCHEMA), out / "verdicts.parquet")
     flagged = []
-    for document, file, number in findings.flagged:
-        reference = findings.verdicts[number].reference
+    for document, file, number in result.flagged:
+        reference = result.verdicts[number].reference
         flagged.append({"document": document, "file": file, "suite": reference.suite, "item": reference.item})
     pq.write_table(pa.Table.from_pylist(flagged, schema=FLAGGED_SCHEMA), out / "flagged.parquet")
-    lines = [json.dumps(_match_row(match, findings, config), ensure_ascii=False) for match in findings.matches]
+    lines = [json.dumps(_match_row(match, result, config), ensure_ascii=False) for match in result.matches]
     (out / "matches.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    (out / "coverage.json").write_text(json.dumps(_coverage(findings, control, config), indent=2) + "\n")
-    (out / "sweep.json").write_text(json.dumps(list(_sweep(findings))) + "\n")
+    (out / "coverage.json").write_text(json.dumps(_coverage(result, control, config), indent=2) + "\n")
+    (out / "sweep.json").write_text(json.dumps(list(_sweep(result))) + "\n")
 
 
 def _verdict_row(found: ItemVerdict) -> dict:
@@ -300,9 +300,9 @@ def _verdict_row(found: ItemVerdict) -> dict:
     }
 
 
-def _match_row(match: Match, findings: ContaminationResult, config: ContaminationConfig) -> dict:
+def _match_row(match: Match, result: ContaminationResult, config: ContaminationConfig) -> dict:
     """One match with both texts as {before, match, after}."""
-    overlap, verdict = match.overlap, findings.verdicts[match.reference]
+    overlap, verdict = match.overlap, result.verdicts[match.reference]
     reference = verdict.reference
     text = reference.forms[overlap.form].text
     located = located_words(text)
@@ -330,9 +330,9 @@ def _match_row(match: Match, findings: ContaminationResult, config: Contaminatio
     }
 
 
-def _coverage(findings: ContaminationResult, control: dict, config: ContaminationConfig) -> dict:
+def _coverage(result: ContaminationResult, control: dict, config: ContaminationConfig) -> dict:
     suites: dict[str, dict] = {}
-    for found in findings.verdicts:
+    for found in result.verdicts:
         counts = {"items": 0, "checkable": 0, "uncheckable": [], "clean": 0, "contaminated": 0, "by_kind": {}}
         severity = found.reference.severity.value
         suite = suites.setdefault(found.reference.suite, {"severity": severity} | counts)
@@ -344,18 +344,18 @@ def _coverage(findings: ContaminationResult, control: dict, config: Contaminatio
             suite["checkable"] += 1
             suite[found.verdict.value] += 1
     return {
-        "documents": findings.documents,
-        "words": findings.words,
+        "documents": result.documents,
+        "words": result.words,
         "config": asdict(config),
         "suites": suites,
         "control": control,
     }
 
 
-def _sweep(findings: ContaminationResult) -> Iterator[dict]:
+def _sweep(result: ContaminationResult) -> Iterator[dict]:
     """Contaminated items of every scored suite if a run of so many words, or such a coverage, alone decided."""
     by_suite: dict[str, list[ItemVerdict]] = {}
-    for found in findings.verdicts:
+    for found in result.verdicts:
         if found.reference.severity is Severity.TEST:
             kept = by_suite.setdefault(found.reference.suite, [])
             if found.kind is not Kind.BOILERPLATE:

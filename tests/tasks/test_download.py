@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+from eval.document_parquet import document_files
 from model.data.shards import ShardSet, read_dataset, read_index
-from tasks.download import DataConfig, documents_files, is_validation, write_documents
+from tasks.download import DataConfig, is_validation, write_documents
 from tasks.shard import ShardConfig, write_shards
 from tasks.sources import pip_wheels
 from tasks.sources.document_sources import FilesSource, HubSource, SourceError, WheelSource, read_documents, source_lock
@@ -157,7 +158,7 @@ def test_the_split_is_decided_by_the_text_alone(tmp_path: Path):
         path = parquet(tmp_path / f"{name}.parquet", texts=texts)
         config = DataConfig(source=FilesSource(path=str(path)), validation_fraction=0.2)
         write_documents(config, tmp_path, tmp_path / name)
-        both[name] = set(pq.read_table(documents_files(tmp_path / name, "val")[0])["text"].to_pylist())
+        both[name] = set(pq.read_table(document_files(tmp_path / name, "val")[0])["text"].to_pylist())
     assert both["one"] == both["two"] - {"a new text"}
     assert both["one"] == {text for text in TEXTS if is_validation(text, 0.2)}
 

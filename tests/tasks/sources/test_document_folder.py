@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from eval.document_parquet import SCHEMA, document_files
 from tasks.contamination import write_filtered
-from tasks.download import SCHEMA, DataConfig, documents_files, write_documents
+from tasks.download import DataConfig, write_documents
 from tasks.sources import document_sources
 from tasks.sources.document_sources import (
     FilesSource,
@@ -182,7 +183,7 @@ def test_an_id_of_two_documents_is_refused(ids: list[object], tmp_path: Path, mo
         write_documents(DataConfig(source=source(path, id_column="id"), validation_fraction=0.3), tmp_path, tmp_path)
     config = DataConfig(source=source(rows(path, list(range(20))), id_column="id"), validation_fraction=0.3)
     write_documents(config, tmp_path, tmp_path)
-    assert sum(pq.read_metadata(file).num_rows for s in ("train", "val") for file in documents_files(tmp_path, s)) == 20
+    assert sum(pq.read_metadata(file).num_rows for s in ("train", "val") for file in document_files(tmp_path, s)) == 20
 
 
 def test_ids_of_a_local_hub_folder_are_those_of_its_column_wherever_it_lies(tmp_path: Path):
