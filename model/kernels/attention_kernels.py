@@ -15,13 +15,14 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from model.kernels import cudnn_attention, flash_attention
 from model.network.attention import Attention, windowed_attention
-from model.network.config import GPTConfig, Window
+from model.network.config import Window
 from model.network.document_mask import Windowed
+from model.network.gpt import GPT
 
 
 class WindowKernel(StrEnum):
@@ -85,9 +86,7 @@ def attention_kernels(
     return AttentionKernels(chosen, past, next(filter(works, documents), WindowKernel.SDPA))
 
 
-def use_attention_kernels(
-    network: nn.Module, device: torch.device, dtype: torch.dtype, compiled: bool
-) -> AttentionKernels:
+def use_attention_kernels(network: GPT, device: torch.device, dtype: torch.dtype, compiled: bool) -> AttentionKernels:
     """Choose the kernels of all layers for training on `device`, with products in `dtype`."""
     works = {
         WindowKernel.CUDNN: lambda: cudnn_attention.available(device),
@@ -105,14 +104,12 @@ def use_attention_kernels(
     return kernels
 
 
-def set_attention_kernels(
-    network: nn.Module, windows: WindowKernel, documents: WindowKernel, device: torch.device
-) -> None:
+def set_attention_kernels(network: GPT, windows: WindowKernel, documents: WindowKernel, device: torch.device) -> None:
     """Have all layers use these kernels. Full rows only, which training and validation read: a sample grows token by
     token, and the kernels of a GPU would be prepared for each length."""
-    config: GPTConfig = network.config
+    config = network.config
     length, window = config.sequence_length, config.short_window_tokens
-    windowed = windowed_attention
+    windowed: Windowed = windowed_attention
     if windows is WindowKernel.CUDNN:
         windowed = _of_full_rows(cudnn_attention.windowed_attention, length)
     elif windows is WindowKernel.FA3:
@@ -151,7 +148,7 @@ def _flex(length: int, window: int, device: torch.device) -> Windowed:
 
 
 def _flex_within_documents(windows: Iterable[int]) -> Callable[[Tensor], Windowed]:
-    """Makes of number_BT (model.documents) the attention within documents for layers with these windows."""
+    """Makes of number_BT (`Documents`) the attention within documents for layers with these windows."""
 
     def kernel(number_BT: Tensor) -> Windowed:
         blocks = {window: block_mask(number_BT, window, _fused(create_block_mask)) for window in windows}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.config import AttentionKind, GPTConfig, Smear, Window
-from model.network.document_mask import Documents, attention_in_stretches
+from model.network.document_mask import Documents, Windowed, attention_in_stretches
 from model.network.prefix_tree import Tree
 from model.network.sparse_attention import sparse_attention
 
@@ -73,7 +73,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.config, self.window = config, config.windows[layer]
-        self.attend = windowed_attention  # training on a GPU has a faster one (model.kernels)
+        self.attend: Windowed = windowed_attention  # training on a GPU has a faster one (model.kernels)
         D, H, J, K = config.width, config.heads, config.key_heads, config.head_size
         self.query = nn.Linear(D, D, bias=config.bias)
         if config.attention is AttentionKind.MLA:

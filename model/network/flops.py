@@ -104,6 +104,7 @@ def resolve_steps(
     """
     unit = train.budget_unit
     budget, fixed_cost = getattr(train, unit), 0.0
+    step_cost: float
     if unit == "tokens":
         step_cost = train.tokens_per_step
     elif unit == "flops":

@@ -20,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 from model.network.attention import Attention, query_positions, rms_norm, rotary_tables
 from model.network.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear
 from model.network.document_mask import Documents, Windowed
+from model.network.experts import MixtureOfExperts, auxiliary_losses, mixtures
 from model.network.head_loss import IGNORED_TARGET, HeadLoss
-from model.network.mlp import MLP, MixtureOfExperts, mixtures
+from model.network.mlp import MLP
 from model.network.prefix_tree import Tree
 
 SMEAR_CHANNELS = 24  # of the embedding that the smear gate reads
@@ -95,6 +96,9 @@ def _undrawn(build: Callable[..., None]) -> Callable[..., None]:
 
 class GPT(nn.Module):
     """The network. Weights are whatever is in memory until `initialise` or a checkpoint has set them."""
+
+    rotary_cos: Tensor
+    rotary_sin: Tensor
 
     @_undrawn
     def __init__(self, config: GPTConfig) -> None:
@@ -182,7 +186,7 @@ class GPT(nn.Module):
                 x_BTD = self.residual_lambdas[layer] * x_BTD
             if config.embedding_lambdas:
                 x_BTD = x_BTD + self.embedding_lambdas[layer] * embedding_BTD
-            if read_BR is not None and layer == config.depth - 1:
+            if tree is not None and read_BR is not None and layer == config.depth - 1:
                 documents = tree.read_at(read_BR)
                 middle_BTD = query_positions(middle_BTD, documents)
             table = self.value_embeddings[str(layer)] if config.has_value_embedding(layer) else None
@@ -192,6 +196,12 @@ class GPT(nn.Module):
         if config.backout:
             x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
         return self.final_norm(x_BTD)
+
+    @property
+    def vocab_size(self) -> int:
+        """Distinct tokens; a network is only built of a configuration that knows the number."""
+        assert self.config.vocab_size is not None
+        return self.config.vocab_size
 
     @property
     def head_weight(self) -> Tensor:
@@ -229,7 +239,8 @@ class GPT(nn.Module):
         if reduction == "none":
             return loss
         if self.config.mlp is MLPKind.MOE and self.config.balance is Balance.LOSS:
-            auxiliary = sum(mixture.auxiliary_loss for mixture in mixtures(self))
+            first, *others = auxiliary_losses(self)
+            auxiliary = sum(others, start=first)
             loss = loss + auxiliary - auxiliary.detach()  # its gradient, without its value
         return loss
 

@@ -137,7 +137,7 @@ def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, devic
     for tensor_bytes, shape in saved:
         is_logits = shape[-1:] in ((model.vocab_size,), (model.padded_vocab_size,))
         kept[int(is_logits)] += by_sequence(tensor_bytes, sequences)
-    return _Trace(*kept, timelines)
+    return _Trace(kept[0], kept[1], timelines)
 
 
 def _use_attention_kernels(network: GPT, dtype: torch.dtype) -> None:
