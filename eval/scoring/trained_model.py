@@ -19,7 +19,7 @@ class Checkpoint:
     def __init__(self, final: FinalModel, device: torch.device, precision: Precision = Precision.FP32) -> None:
         config = final.model.config
         self.width, self.vocab_size, self.max_length = config.width, config.vocab_size, config.sequence_length
-        self.shares_beginnings = config.shares_beginnings
+        self.shares_beginnings = final.model.shares_beginnings
         self.project = final.model.project
         round_weights(final.model, precision)
         self._model, self._device = final.model, device

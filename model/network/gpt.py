@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from model.network.attention import Attention, query_positions, rms_norm, rotary_tables
+from model.network.attention import query_positions, rms_norm, rotary_tables
+from model.network.attention_variants import attention_layers
 from model.network.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear
 from model.network.document_mask import Documents, Windowed
 from model.network.experts import MixtureOfExperts, auxiliary_losses, mixtures
@@ -57,7 +58,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = _norm(config)
-        self.attention = Attention(config, layer)
+        self.attention = attention_layers(config)[layer](config, layer)
         self.mlp_norm = _norm(config)
         dense = config.mlp is MLPKind.DENSE
         self.mlp = MLP(config, config.mlp_ratio * config.width) if dense else MixtureOfExperts(config)
@@ -104,7 +105,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.document_kernel: Callable[[Tensor], Windowed] | None = None  # training on a GPU has one (model.kernels)
+        self.document_kernel: Callable[[Tensor], Windowed] | None = None  # training on a GPU has one
         self.token_embedding = nn.Embedding(config.padded_vocab_size, config.width)
         if config.position is Position.LEARNED:
             self.position_embedding = nn.Embedding(config.sequence_length, config.width)
@@ -170,7 +171,7 @@ class GPT(nn.Module):
         rows of a tree, it is x_BRD, and the last block runs no more than that needs.
         """
         config, length = self.config, tokens_BT.size(1)
-        if tree is not None and not config.shares_beginnings:
+        if tree is not None and not self.shares_beginnings:
             raise ConfigError(f"window_pattern {config.window_pattern!r}: sparse attention cannot read a tree")
         longest = length if tree is None else tree.longest
         if longest > config.sequence_length:
@@ -196,6 +197,11 @@ class GPT(nn.Module):
         if config.backout:
             x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
         return self.final_norm(x_BTD)
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether sequences that begin alike can share a row (`Tree`)."""
+        return all(layer.reads_trees for layer in attention_layers(self.config))
 
     @property
     def vocab_size(self) -> int:
