@@ -28,14 +28,14 @@ import torch
 
 from model.errors import naming, tell_error
 from model.machine.gpu_process import leave
-from model.machine.hardware import HARDWARE, known_hardware
+from model.machine.hardware import HARDWARE, hardware_named
 from model.machine.parallel import local
 from model.machine.thread_waiting import Waiting
 from model.network.config import TrainConfig
 from model.parsing import require
 from model.planning.plan import plan
 from model.training import checkpoint
-from model.training.metrics import MetricsLog, NoLog, read_lines
+from model.training.metrics import EventLog, MetricsLog, NoLog, read_lines
 from model.training.out_of_memory import SmallerMicroBatch, UpdateInterrupted, known_limit, release_memory
 from model.training.run import RunConfig, check_same_run, literals, read_config
 from model.training.trainer import Trainer
@@ -45,7 +45,7 @@ START_AGAIN = 75  # EX_TEMPFAIL
 
 
 def _loop(
-    trainer: Trainer, metrics: MetricsLog, waiting: Waiting, stop: Callable[[], bool], listen: Callable[[bool], None]
+    trainer: Trainer, metrics: EventLog, waiting: Waiting, stop: Callable[[], bool], listen: Callable[[bool], None]
 ) -> bool:
     """Train to the end or until asked to stop; True when the end was reached."""
     train: TrainConfig = trainer.config.train
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         config = read_config(arguments.config)
         if arguments.dry_run:
             require(arguments.mfu is None or 0 < arguments.mfu <= 1, "mfu", arguments.mfu, "in (0, 1]")
-            hardware = known_hardware(arguments.hardware)
+            hardware = hardware_named(arguments.hardware)
             print(json.dumps(plan(config.model, config.train, hardware, arguments.mfu), indent=2))
             return 0
         with naming(Path(config.run_dir)):

@@ -14,13 +14,12 @@ import subprocess
 import sys
 import time
 from multiprocessing import get_context
-from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
 
 from benchmarks.gpu import race, stages
-from benchmarks.gpu.scheduler import Stage, run_stages
+from benchmarks.gpu.scheduler import Context, Stage, run_stages
 
 STAGES = stages.STAGES + race.STAGES
 RESULTS = Path(__file__).parents[1] / "results"
@@ -88,7 +87,7 @@ def completed(results: Path, at_commit: str | None) -> set[str]:
     return {line["stage"] for line in recorded if line["finding"] == "completed" and line["commit"] == at_commit}
 
 
-def context(cuda: bool) -> BaseContext:
+def context(cuda: bool) -> Context:
     """How stages start: each in a new interpreter, or, where no GPU could be harmed by it, forked from a process that
     has imported torch."""
     if cuda:

@@ -10,11 +10,12 @@ import importlib
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -67,14 +68,14 @@ def ours(model: GPTConfig, train: TrainConfig) -> Work:
         if train.precision is Precision.FP8:
             use_fp8(network, train.fp8_smallest_size)
         memory_use._use_attention_kernels(network, TYPES[train.precision])
-        return _work(network, model, train.micro_batch_sequences, autocast("cpu", train.precision))
+        return _work(network, model, train, autocast("cpu", train.precision))
 
 
 def nanochat(checkout: Path, model: GPTConfig, train: TrainConfig) -> Work:
     """Of nanochat's network of the same shape; its attention is traced as cuDNN's, which has the same inputs."""
     peer = _nanochat_network(checkout, model, train.precision)
     with FakeTensorMode():
-        return _work(_fake(peer), model, train.micro_batch_sequences, ExitStack())
+        return _work(_fake(peer), model, train, ExitStack())
 
 
 def update_of_ours(model: GPTConfig, train: TrainConfig) -> tuple[float, float]:
@@ -104,7 +105,9 @@ def update_of_nanochat(checkout: Path, model: GPTConfig, train: TrainConfig) -> 
         )
 
 
-def _update(network: nn.Module, step: Callable[[], object], state: Callable[[], list[Tensor]]) -> tuple[float, float]:
+def _update(
+    network: nn.Module, step: Callable[[], object], state: Callable[[], Iterable[Tensor]]
+) -> tuple[float, float]:
     """Weights and state are read and written once, gradients read: what an update that fuses everything does."""
     counter = FlopCounterMode(display=False)
     with torch.compiler.set_stance("force_eager"), counter:
@@ -113,7 +116,7 @@ def _update(network: nn.Module, step: Callable[[], object], state: Callable[[], 
     return counter.get_total_flops(), 3 * weights + 2 * sum(tensor.nbytes for tensor in state())
 
 
-def _nanochat_network(checkout: Path, model: GPTConfig, precision: Precision) -> nn.Module:
+def _nanochat_network(checkout: Path, model: GPTConfig, precision: Precision) -> Any:
     """On the device meta."""
     os.environ["NANOCHAT_DTYPE"] = "bfloat16"  # as on a GPU
     module = load_nanochat(checkout, windows=False)
@@ -133,19 +136,21 @@ def _nanochat_network(checkout: Path, model: GPTConfig, precision: Precision) ->
     return peer
 
 
-def _fake(network: nn.Module) -> nn.Module:
+def _fake(network: Any) -> Any:
     """The same with fake CPU tensors for those on the device meta."""
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
-        for name, buffer in module._buffers.items():
+        for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
     return network
 
 
-def _work(network: nn.Module, model: GPTConfig, sequences: int, context: torch.autocast | ExitStack) -> Work:
-    tokens_BT = torch.zeros(sequences, model.sequence_length, dtype=torch.long)
+def _work(network: nn.Module, model: GPTConfig, train: TrainConfig, context: torch.autocast | ExitStack) -> Work:
+    if train.micro_batch_sequences is None or model.vocab_size is None:
+        raise ValueError("work is counted for a given micro-batch and vocabulary")
+    tokens_BT = torch.zeros(train.micro_batch_sequences, model.sequence_length, dtype=torch.long)
     names, tensors = zip(*network.named_parameters(), *network.named_buffers())
 
     def loss(x_BT: Tensor, y_BT: Tensor, *tensors: Tensor) -> Tensor:
@@ -163,6 +168,7 @@ def work_of(loss: Callable[..., Tensor], vocab_size: int, *arguments: Tensor) ->
     work: Work = defaultdict(float)
     with mock.patch.object(post_grad, "prepare_softmax_extra_check", lambda match: True):  # asks for CUDA tensors
         for graph in graphs_of(loss, *arguments, cut=partition_fn):
+            assert graph.owning_module is not None  # a traced graph is that of a module
             for kind, amount in _of_graph(graph.owning_module, vocab_size):
                 work[kind] += amount
     return work
@@ -225,13 +231,16 @@ def _of_operator(node: fx.Node) -> Iterator[tuple[str, int]]:
     """Of a product or of attention."""
     name = getattr(node.target, "_opname", "")
     if name in PRODUCTS:
-        inner = node.args[PRODUCTS[name]].meta["val"].shape[-1]
+        left = node.args[PRODUCTS[name]]
+        assert isinstance(left, fx.Node)  # the first matrix
+        inner = left.meta["val"].shape[-1]
         yield "fp8 products" if name == "_scaled_mm" else "bf16 products", 2 * inner * node.meta["val"].numel()
     if "attention" in name:
         inputs = [argument.meta["val"] for argument in node.args if isinstance(argument, fx.Node)]
         outputs = [value for value in node.meta["val"] if isinstance(value, Tensor)]
         B, H, T, K = inputs[0].shape
         window = node.args[-1] if "windowed" in name else T
+        assert isinstance(window, int)
         products = 5 if "backward" in name else 2
         yield "attention", 2 * products * K * B * H * scores(T, window)
         yield "attention bytes", sum(tensor.nbytes for tensor in (*inputs, *outputs))
@@ -256,7 +265,8 @@ def _of_kernel(kernel: scheduler.BaseSchedulerNode, vocab_size: int) -> Iterator
             return
         turns = None
     else:
-        turns = prod(int(size) for size in kernel.group[1])
+        sizes: Any = kernel.group[1]  # of a kernel's loops; torch's annotation is that of another field
+        turns = prod(int(size) for size in sizes)
     written = {dependency.name for dependency in kernel.read_writes.writes}
     kind = "elementwise"
     if "clone" in names and any(V.graph.get_dtype(name).itemsize == 1 for name in written):

@@ -12,10 +12,10 @@ import sys
 from dataclasses import dataclass, replace
 
 from benchmarks.goals import print_goal
-from benchmarks.gpu.page import RESULTS, newest, read
+from benchmarks.gpu.page import RESULTS, newest, of_same_stage, read
 from eval.reporting.markdown import markdown_table
 from flows.config import Preset, compose
-from model.machine.hardware import Hardware, known_hardware
+from model.machine.hardware import Hardware, hardware_named
 from model.network import flops
 from model.network.config import GPTConfig, TrainConfig
 from model.planning.plan import choose_micro_batch, memory_bytes
@@ -34,7 +34,7 @@ RATES = {
     "shard": 3e6 * CORES,
 }
 """Bytes of text a second: docs/contamination.md and README.md, measured on 2 cores, times the cores."""
-SECONDS = {"tokenizer": 300, "evaluate and report": 180, "start and compile": 240}
+SECONDS: dict[str, float] = {"tokenizer": 300, "evaluate and report": 180, "start and compile": 240}
 """Chosen on the safe side: 170 s of compiling and 80 s of scoring were measured on an H200's machine."""
 CHECKPOINT_SECONDS, CHECKPOINT_STALL = 36.0, 1.4
 """Writing the checkpoint of `daily`, and what training waits for it."""
@@ -76,11 +76,7 @@ def measured_speed(hardware: Hardware, precision: str) -> Speed:
         if not steps or not validations:
             continue
         step = steps[-1]
-        profiles = newest(
-            lines,
-            "profile",
-            where=lambda line, step=step: (line["stage"], line["commit"]) == (step["stage"], step["commit"]),
-        )
+        profiles = newest(lines, "profile", where=of_same_stage(step))
         kinds = profiles[-1]["kinds"]
         share = sum(kinds[kind] for kind in BOUND_BY_MEMORY) / sum(kinds.values())
         factor = 1 + share * (slower - 1)
@@ -133,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hardware", choices=list(BANDWIDTH), default="H100")
     parser.add_argument("--gpus", type=int, default=1)
     arguments = parser.parse_args(argv)
-    run, hardware = compose(arguments.preset, {}), known_hardware(arguments.hardware)
+    run, hardware = compose(arguments.preset, {}), hardware_named(arguments.hardware)
     model = run.model.with_vocabulary(run.tokenizer.entries, run.model.eot_token)
     sequences = flops.sequences_per_step(run.train, model)
     sequences //= arguments.gpus

@@ -19,11 +19,11 @@ from benchmarks.goals import print_goal
 from benchmarks.gpu import compiled_work
 from benchmarks.gpu.compiled_work import Work
 from benchmarks.gpu.day import BANDWIDTH
-from benchmarks.gpu.page import RESULTS, Finding, newest, read
+from benchmarks.gpu.page import RESULTS, Finding, newest, of_same_stage, only, read
 from benchmarks.gpu.stages import DAILY_STEP
 from eval.reporting.markdown import markdown_table
 from flows.config import compose
-from model.machine.hardware import known_hardware
+from model.machine.hardware import hardware_named
 from model.network import flops
 from model.network.config import GPTConfig, Precision
 
@@ -105,7 +105,7 @@ class Counted:
             "micro-batch": wall,
             "update": update,
             "tokens/s": rate,
-            "MFU %": 100 * rate * token_flops / known_hardware("H100").peak_flops,
+            "MFU %": 100 * rate * token_flops / hardware_named("H100").peak_flops,
         }
 
 
@@ -126,24 +126,17 @@ def measured(findings: list[Finding], counted: Counted) -> tuple[Finding, Findin
     """Newest step and profile of such a network on an H200."""
     what = {"daily": ("daily", "d4 cudnn", "d4 cudnn+fp8"), "nanochat": ("nanochat", "nanochat d4 fa3")}[counted.system]
     lines = [line for line in findings if "H200" in line["device"]]
-    step = next(
-        iter(
-            newest(
-                lines,
-                "step",
-                where=lambda line: (
-                    line["what"] in what
-                    and line["depth"] == counted.model.depth
-                    and line["precision"] == counted.precision
-                    and line["micro_batch"] == counted.sequences
-                ),
-            )
+    step = only(
+        lines,
+        "step",
+        where=lambda line: (
+            line["what"] in what
+            and line["depth"] == counted.model.depth
+            and line["precision"] == counted.precision
+            and line["micro_batch"] == counted.sequences
         ),
-        None,
     )
-    profiles = step and newest(
-        lines, "profile", where=lambda line: (line["stage"], line["commit"]) == (step["stage"], step["commit"])
-    )
+    profiles = newest(lines, "profile", where=of_same_stage(step)) if step else []
     return (step, profiles[-1]) if profiles else None
 
 

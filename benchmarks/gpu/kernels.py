@@ -4,6 +4,7 @@ Shape suffixes: B batch, T tokens, H heads, K head size.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,17 +33,16 @@ def ceilings(bench: Bench) -> None:
     def fp8(a: Tensor, b: Tensor, fast: bool) -> Tensor:
         return torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=fast)
 
-    products = {
+    left, right = gradient8.T.contiguous(), x8.T.contiguous().T
+    products: dict[str, Callable[[], Tensor]] = {
         "bf16 forward": lambda: x @ weight.T,
         "bf16 gradient of the weight": lambda: gradient.T @ x,
         "fp8 forward": lambda: fp8(x8, weight8.T, True),
         "fp8 gradient of the input": lambda: fp8(gradient8, weight8.T.contiguous().T, False),
         "fp8 gradient of the input, fast": lambda: fp8(gradient8, weight8.T.contiguous().T, True),
         "fp8 gradient of the weight": lambda: fp8(gradient8.T.contiguous(), x8.T.contiguous().T, False),
-        "fp8 gradient of the weight, without the copies": None,
+        "fp8 gradient of the weight, without the copies": lambda: fp8(left, right, False),
     }
-    left, right = gradient8.T.contiguous(), x8.T.contiguous().T
-    products["fp8 gradient of the weight, without the copies"] = lambda: fp8(left, right, False)
     large = torch.empty(2**30 if cuda() else 2**20, dtype=torch.uint8, device=device())
     target = torch.empty_like(large)
     with bench.alone():
@@ -65,33 +65,43 @@ MOST_DOCUMENTS = 512
 """Of a batch, in the offsets for the variable-length kernel: a length that changes would compile again."""
 
 
+def variable_length_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, starts: Tensor, left: int) -> Tensor:
+    """y_BTHK by torch's kernel for sequences of different lengths, which begin at `starts`; a query sees `left` tokens
+    before it, all with -1."""
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 (needs CUDA)
+
+    B, T, H, K = q_BTHK.shape
+    q, k, v = (x.reshape(B * T, H, K) for x in (q_BTHK, k_BTHK, v_BTHK))
+    y = varlen_attn(q, k, v, starts, starts, T, T, window_size=(left, 0))
+    assert isinstance(y, Tensor)  # else the statistics come with it, which nobody asks for
+    return y.view(B, T, H, K)
+
+
 def attention_paths(q_BHTK: Tensor, window: int, first_BT: Tensor) -> dict[str, dict[str, Attention]]:
     """Ways to attention for q, k, v of this shape, by what a query sees: window, past, documents (from `first_BT`)."""
-    B, H, T, K = q_BHTK.shape
+    B, _, T, _ = q_BHTK.shape
     compiled = torch.compile if cuda() else (lambda function: function)
     mask = create_block_mask(lambda b, h, i, j: (i >= j) & (i - j < window), None, None, T, T, device=device().type)
     flex, create = compiled(flex_attention), compiled(create_block_mask)
     rows = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q_BHTK.device)
 
-    def variable_length(qkv: tuple[Tensor, ...], starts: Tensor, left: int) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 (needs CUDA)
+    def variable_length(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, left: int) -> Tensor:
+        q_BTHK, k_BTHK, v_BTHK = (x.transpose(1, 2) for x in (q, k, v))
+        return variable_length_attention(q_BTHK, k_BTHK, v_BTHK, starts, left).transpose(1, 2)
 
-        flat = (x.transpose(1, 2).reshape(B * T, H, K) for x in qkv)
-        return varlen_attn(*flat, starts, starts, T, T, window_size=(left, 0)).view(B, T, H, K).transpose(1, 2)
-
-    def documents(*qkv: Tensor) -> Tensor:
-        return variable_length(qkv, document_offsets(first_BT, MOST_DOCUMENTS), -1)
+    def documents(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return variable_length(q, k, v, document_offsets(first_BT, MOST_DOCUMENTS), -1)
 
     def by_flash_3(attend: Attention) -> Attention:
-        def checked(*qkv: Tensor) -> Tensor:
+        def checked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if not flash_attention.available(q_BHTK.device):
                 raise RuntimeError("FlashAttention-3 is not installed, or does not work here")
-            return attend(*qkv)
+            return attend(q, k, v)
 
         return checked
 
-    def flex_documents(*qkv: Tensor) -> Tensor:
-        return flex(*qkv, block_mask=block_mask(first_BT.cumsum(1), T, create))
+    def flex_documents(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flex(q, k, v, block_mask=block_mask(first_BT.cumsum(1), T, create))
 
     return {
         "window": {
@@ -99,11 +109,11 @@ def attention_paths(q_BHTK: Tensor, window: int, first_BT: Tensor) -> dict[str, 
             "ours, windowed, compiled": compiled(lambda q, k, v: windowed_attention(q, k, v, window)),
             "cuDNN, window": lambda q, k, v: cudnn_attention.windowed_attention(q, k, v, window),
             "FlexAttention, window": lambda q, k, v: flex(q, k, v, block_mask=mask),
-            "variable length, window": lambda *qkv: variable_length(qkv, rows, window - 1),
+            "variable length, window": lambda q, k, v: variable_length(q, k, v, rows, window - 1),
         },
         "past": {
             "SDPA, full causal": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-            "variable length, full causal": lambda *qkv: variable_length(qkv, rows, -1),
+            "variable length, full causal": lambda q, k, v: variable_length(q, k, v, rows, -1),
         },
         "documents": {
             "ours, documents": lambda q, k, v: attention_in_stretches(q, k, v, T, first_BT.cumsum(1)),
@@ -149,9 +159,7 @@ def attention(bench: Bench) -> None:
     gradient = torch.randn_like(q)
     for kind, paths in attention_paths(q, window, first_BT).items():
         mask = masks[kind.split()[0]]
-        expected = with_gradients(
-            lambda *qkv, mask=mask: F.scaled_dot_product_attention(*qkv, attn_mask=mask), (q, k, v), gradient
-        )
+        expected = with_gradients(partial(F.scaled_dot_product_attention, attn_mask=mask), (q, k, v), gradient)
         for name, attend in paths.items():
             measure_attention(bench, name, attend, (q, k, v), gradient, expected)
 

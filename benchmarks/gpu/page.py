@@ -6,7 +6,7 @@ Of each measurement the newest counts. What a results file does not hold is writ
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.goals import goal_line
@@ -61,7 +61,12 @@ def only(findings: list[Finding], name: str, where: Callable[[Finding], bool] = 
     return next(iter(newest(findings, name, where=where)), {})
 
 
-def table(header: list[str], rows: list[list[object]]) -> str:
+def of_same_stage(step: Finding) -> Callable[[Finding], bool]:
+    """Whether a finding was made by the stage that made this one, at the same commit."""
+    return lambda line: (line["stage"], line["commit"]) == (step["stage"], step["commit"])
+
+
+def table(header: list[str], rows: Sequence[Sequence[object]]) -> str:
     return markdown_table(header, rows) if rows else "Not measured."
 
 
@@ -129,13 +134,16 @@ def goals(findings: list[Finding]) -> list[str]:
         )
         return max(lines, key=lambda line: line["tokens_per_second"], default={})
 
+    def scored(precision: str) -> Finding:
+        return only(findings, "scoring", lambda line: line["precision"] == precision)
+
     lines = [goal_line("MFU of daily in bf16", ours("bf16").get("mfu"), MFU_GOAL)]
     for precision in ("bf16", "fp8"):
         one, other = ours(precision).get("tokens_per_second"), nanochat(precision).get("tokens_per_second")
         ratio = one / other if one and other else None
         lines.append(goal_line(f"tokens/s of daily in {precision} over nanochat's", ratio, NANOCHAT_GOAL))
     for precision in ("fp32", "tf32", "bf16"):
-        line = only(findings, "scoring", lambda line, precision=precision: line["precision"] == precision)
+        line = scored(precision)
         ratio = line["padded_seconds"] / line["seconds"] if line else None
         lines.append(goal_line(f"scoring in {precision} over padded batches", ratio, SCORING_GOAL))
     return lines
@@ -242,7 +250,7 @@ def forecast(findings: list[Finding], devices: list[str]) -> str:
     """What was expected of an H100, and the first that was measured on each device."""
     rows = []
     for what, expected, name, conditions, value in FORECAST:
-        row = [what, expected]
+        row: list[object] = [what, expected]
         for device in devices:
             found = (
                 line[value]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ PRESETS = Path(__file__).resolve().parents[2] / "flows" / "presets"
 TOKENS_PER_STEP = 2**17
 TOKENS = 12_000_000
 VALIDATED_TOKENS = 2**18
-TINY = {"depth": 2, "width": 64, "heads": 2, "sequence_length": 64}
+TINY: dict[str, Any] = {"depth": 2, "width": 64, "heads": 2, "sequence_length": 64}
 """The network without a GPU."""
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ SECONDS_TO_END = 1.0
 SPAWN = get_context("spawn")
 
 Finding = dict[str, Any]
+Context = SpawnContext | ForkServerContext
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class _Child:
     connection: Connection
     began: float = field(default_factory=time.time)
 
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None  # it was started
+        return self.process.pid
+
 
 def _main(stage: Stage, options: Any, deadline: float, compile_threads: int, connection: Connection) -> None:
     """The child: its own process group, so that its compile workers end with it."""
@@ -107,95 +113,133 @@ def run_stages(
     gigabytes: float | None,
     together: int,
     on_finding: Callable[[Finding], None],
-    context: BaseContext = SPAWN,
+    context: Context = SPAWN,
 ) -> None:
     """Run stages in the given order of value, at most `together` at once and within `gigabytes` of GPU memory
     (null: not limited), in processes of `context`. Returns after at most `seconds`."""
     deadline = time.time() + seconds - SECONDS_TO_END
-    waiting, running = list(stages), []
-    compile_threads = max(1, (os.cpu_count() or 1) // together)
+    scheduler = _Scheduler(list(stages), options, deadline, gigabytes, together, on_finding, context)
+    try:
+        while scheduler.unfinished and time.time() < deadline:
+            if scheduler.timed is None:
+                scheduler.start_stages()
+            scheduler.handle_messages()
+            if scheduler.timed is None:
+                scheduler.begin_next_timing()
+    finally:
+        scheduler.stop()
+
+
+@dataclass
+class _Scheduler:
+    """The stages of one benchmark: those that wait, those that run, and the one that is timed."""
+
+    waiting: list[Stage]
+    options: Any
+    deadline: float
+    """On the clock of time.time()."""
+    gigabytes: float | None
+    together: int
+    on_finding: Callable[[Finding], None]
+    context: Context
+    running: list[_Child] = field(default_factory=list)
     timed: _Child | None = None
-    queue: list[_Child] = []
+    """The child whose timing is under way: all others are suspended."""
+    queue: list[_Child] = field(default_factory=list)
+    """Children that wait for a timing."""
 
-    def fits(stage: Stage) -> bool:
-        used = sum(child.stage.gigabytes for child in running)
-        return not running or (len(running) < together and (gigabytes is None or used + stage.gigabytes <= gigabytes))
+    @property
+    def unfinished(self) -> bool:
+        """Whether a stage waits or runs."""
+        return bool(self.waiting or self.running)
 
-    def signal_others(number: int) -> bool:
-        """Whether there are any."""
-        others = [child.process.pid for child in running if child is not timed and child.process.is_alive()]
-        for process in others:
+    def start_stages(self) -> None:
+        """Start every waiting stage that fits, and skip those for which too little time is left."""
+        for stage in list(self.waiting):
+            seconds_left = self.deadline - time.time()
+            if seconds_left < stage.seconds:
+                self._skip(stage, f"{seconds_left:.0f} s left, {stage.seconds:.0f} s needed")
+            elif self._fits(stage):
+                self._start(stage)
+            else:
+                continue
+            self.waiting.remove(stage)
+
+    def _fits(self, stage: Stage) -> bool:
+        used = sum(child.stage.gigabytes for child in self.running)
+        within_memory = self.gigabytes is None or used + stage.gigabytes <= self.gigabytes
+        return not self.running or (len(self.running) < self.together and within_memory)
+
+    def _start(self, stage: Stage) -> None:
+        compile_threads = max(1, (os.cpu_count() or 1) // self.together)
+        ours, theirs = self.context.Pipe()
+        arguments = (stage, self.options, self.deadline, compile_threads, theirs)
+        process = self.context.Process(target=_main, args=arguments)
+        process.start()
+        theirs.close()
+        self.running.append(_Child(stage, process, ours))
+
+    def _skip(self, stage: Stage, reason: str) -> None:
+        self.on_finding({"stage": stage.name, "finding": "skipped", "reason": reason})
+
+    def handle_messages(self) -> None:
+        """Wait up to a second for what the children send, and act on it."""
+        timeout = min(1.0, max(0.0, self.deadline - time.time()))
+        ready = wait([child.connection for child in self.running], timeout=timeout)
+        for child in [child for child in self.running if child.connection in ready]:
             try:
-                os.killpg(process, number)  # with the programs that it runs
+                kind, value = child.connection.recv()
+            except EOFError:
+                kind, value = "end", False
+            if kind == "finding":
+                self.on_finding(value)
+            elif kind == "alone":
+                self.queue.append(child)
+            elif kind == "shared" and child is self.timed:
+                self._stop_timing()
+            elif kind == "end":
+                self._end(child, "completed" if value else "failed")
+
+    def begin_next_timing(self) -> None:
+        """Suspend all children but the first that waits for a timing, and tell that one to begin."""
+        self.timed = self.queue.pop(0) if self.queue else None
+        if self.timed:
+            if self._signal_others(signal.SIGSTOP):
+                time.sleep(SECONDS_TO_IDLE)
+            self.timed.connection.send("go")
+
+    def _stop_timing(self) -> None:
+        self._signal_others(signal.SIGCONT)
+        self.timed = None
+
+    def _signal_others(self, number: int) -> bool:
+        """Signal all children but the timed one; whether there are any."""
+        others = [child for child in self.running if child is not self.timed and child.process.is_alive()]
+        for child in others:
+            try:
+                os.killpg(child.pid, number)  # with the programs that it runs
             except ProcessLookupError:
-                os.kill(process, number)  # it has no group of its own yet
+                os.kill(child.pid, number)  # it has no group of its own yet
         return bool(others)
 
-    def begin_next_timing() -> None:
-        nonlocal timed
-        timed = queue.pop(0) if queue else None
-        if timed:
-            if signal_others(signal.SIGSTOP):
-                time.sleep(SECONDS_TO_IDLE)
-            timed.connection.send("go")
-
-    def stop_timing() -> None:
-        nonlocal timed
-        signal_others(signal.SIGCONT)
-        timed = None
-
-    def end(child: _Child, how: str) -> None:
-        if child is timed:
-            stop_timing()
-        if child in queue:
-            queue.remove(child)
-        running.remove(child)
+    def _end(self, child: _Child, how: str) -> None:
+        """Kill a child and all that it started, and report how its stage ended."""
+        if child is self.timed:
+            self._stop_timing()
+        if child in self.queue:
+            self.queue.remove(child)
+        self.running.remove(child)
         try:
-            os.killpg(child.process.pid, signal.SIGKILL)
+            os.killpg(child.pid, signal.SIGKILL)
         except ProcessLookupError:
             child.process.kill()  # it had no group of its own yet
         child.process.join()
-        on_finding({"stage": child.stage.name, "finding": how, "seconds": round(time.time() - child.began, 1)})
+        seconds = round(time.time() - child.began, 1)
+        self.on_finding({"stage": child.stage.name, "finding": how, "seconds": seconds})
 
-    try:
-        while (waiting or running) and time.time() < deadline:
-            if timed is None:
-                for stage in list(waiting):
-                    if deadline - time.time() < stage.seconds:
-                        on_finding(
-                            {
-                                "stage": stage.name,
-                                "finding": "skipped",
-                                "reason": f"{deadline - time.time():.0f} s left, {stage.seconds:.0f} s needed",
-                            }
-                        )
-                        waiting.remove(stage)
-                    elif fits(stage):
-                        ours, theirs = context.Pipe()
-                        arguments = (stage, options, deadline, compile_threads, theirs)
-                        process = context.Process(target=_main, args=arguments)
-                        process.start()
-                        theirs.close()
-                        running.append(_Child(stage, process, ours))
-                        waiting.remove(stage)
-            ready = wait([child.connection for child in running], timeout=min(1.0, max(0.0, deadline - time.time())))
-            for child in [child for child in running if child.connection in ready]:
-                try:
-                    kind, value = child.connection.recv()
-                except EOFError:
-                    kind, value = "end", False
-                if kind == "finding":
-                    on_finding(value)
-                elif kind == "alone":
-                    queue.append(child)
-                elif kind == "shared" and child is timed:
-                    stop_timing()
-                elif kind == "end":
-                    end(child, "completed" if value else "failed")
-            if timed is None and queue:
-                begin_next_timing()
-    finally:
-        for child in list(running):
-            end(child, "stopped")
-        for stage in waiting:
-            on_finding({"stage": stage.name, "finding": "skipped", "reason": "the time was up"})
+    def stop(self) -> None:
+        """End what still runs, and report the stages that never ran."""
+        for child in list(self.running):
+            self._end(child, "stopped")
+        for stage in self.waiting:
+            self._skip(stage, "the time was up")

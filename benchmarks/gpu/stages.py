@@ -14,13 +14,14 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import model.training.trainer
-from benchmarks.gpu.kernels import attention, ceilings
+from benchmarks.gpu.kernels import attention, ceilings, variable_length_attention
 from benchmarks.gpu.measure import by_kind, cuda, device, gigabytes, kernels, milliseconds, synchronise
 from benchmarks.gpu.scheduler import Bench, Stage
 from eval.scoring.arithmetic import set_products
@@ -35,6 +36,7 @@ from model.network.config import GPTConfig, Precision, TrainConfig
 from model.network.gpt import GPT
 from model.network.scaling import learning_rates_for, sized
 from model.planning.plan import memory_bytes
+from model.training import trainer as trainer_module
 from model.training.checkpoint import FinalModel
 from model.training.metrics import NoLog
 from model.training.run import Execution, RunConfig
@@ -62,14 +64,13 @@ def zipf_shards(directory: Path, vocab_size: int, tokens: int) -> float:
 
 
 def start_on_device() -> None:
-    """Skip the default initialisation of layers and draw weights on the GPU: a minute less for 1.4 B weights."""
-    nn.Linear.reset_parameters = nn.Embedding.reset_parameters = lambda layer: None
+    """Draw weights on the GPU: a minute less for 1.4 B weights."""
     if not cuda():
         return
 
-    def initialise(network: GPT, seed: int) -> None:
+    def initialise(model: GPT, seed: int) -> None:
         torch.manual_seed(seed)
-        for name, parameter in network.named_parameters():
+        for name, parameter in model.named_parameters():
             parameter.data = torch.empty(parameter.shape, device="cuda")
             if parameter.ndim == 1:
                 parameter.data.fill_(1.0)
@@ -78,7 +79,7 @@ def start_on_device() -> None:
                 if name.endswith("project.weight"):
                     parameter.data.zero_()
 
-    model.training.trainer.initialise = initialise
+    trainer_module.initialise = initialise
 
 
 def daily_network(depth: int) -> GPTConfig:
@@ -140,7 +141,7 @@ def started(bench: Bench, config: RunConfig) -> Trainer:
         depth=config.model.depth,
         windows=trainer.kernels.windows,
         precision=str(train.precision),
-        micro_batch=train.micro_batch_sequences,
+        micro_batch=trainer.micro_batch_sequences,
         build_s=round(built - began, 1),
         first_step_s=round(compiled - built, 1),
         losses=[round(loss, 4) for loss in losses],
@@ -167,7 +168,7 @@ def micro_batch(trainer: Trainer) -> Callable[[], None]:
 def measure_step(bench: Bench, trainer: Trainer, what: str, profiled: bool = True) -> None:
     """Milliseconds of a micro-batch and of an update, hence tokens/s and MFU at the step of `daily`; kernels."""
     config, train = trainer.config.model, trainer.config.train
-    tokens, run = train.micro_batch_sequences * config.sequence_length, micro_batch(trainer)
+    tokens, run = trainer.micro_batch_sequences * config.sequence_length, micro_batch(trainer)
     counted, visible = (
         count(config, config.sequence_length) for count in (flops.flops_per_token, flops.visible_flops_per_token)
     )
@@ -185,7 +186,7 @@ def measure_step(bench: Bench, trainer: Trainer, what: str, profiled: bool = Tru
         what=what,
         depth=config.depth,
         precision=str(train.precision),
-        micro_batch=train.micro_batch_sequences,
+        micro_batch=trainer.micro_batch_sequences,
         micro_batch_ms=round(took, 2),
         update_ms=round(update, 2),
         whole_step_s=round(step, 4),
@@ -233,7 +234,7 @@ def surroundings(bench: Bench, trainer: Trainer) -> None:
     timed("samples", lambda: trainer.sample("untrained"))
     timed("checkpoint, until training goes on", trainer.save)
     timed("checkpoint, until it is written", trainer.writer.wait)
-    at, weights = trainer.step, {}
+    at = trainer.step
     losses = [trainer.train_step()["loss"] for _ in range(2)]
     weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
     timed("resume", trainer.resume, same_step=trainer.step >= at)
@@ -325,7 +326,7 @@ def program(bench: Bench) -> None:
         )
 
 
-def load_nanochat(checkout: Path, windows: bool) -> object:
+def load_nanochat(checkout: Path, windows: bool) -> ModuleType:
     """nanochat's network module; with `windows` its attention runs FlashAttention-3 from flash_attn_interface where the
     hub that it takes it from is out of reach, or else torch's variable-length kernel, because plain SDPA with a mask
     would make nanochat look slower than it is."""
@@ -337,22 +338,19 @@ def load_nanochat(checkout: Path, windows: bool) -> object:
         with suppress(ImportError):
             fallback.flash_attn.flash_attn_func = importlib.import_module(flash_attention.PACKAGE).flash_attn_func
             return network
-        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
 
         def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, window_size: tuple[int, int]) -> Tensor:
-            B, T, H, K = q.shape
+            B, T, _, _ = q.shape
             starts = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
             left = window_size[0] if 0 <= window_size[0] < T else -1
-            return varlen_attn(
-                *(x.reshape(B * T, H, K) for x in (q, k, v)), starts, starts, T, T, window_size=(left, 0)
-            ).view(B, T, H, K)
+            return variable_length_attention(q, k, v, starts, left)
 
         fallback.flash_attn.flash_attn_func = attend
     return network
 
 
-def nanochat_network(module: object, config: GPTConfig) -> nn.Module:
-    """nanochat's network of this shape, on the device meta."""
+def nanochat_network(module: ModuleType, config: GPTConfig) -> Any:
+    """nanochat's network of this shape, a torch module with methods of its own, on the device meta."""
     with torch.device("meta"):
         return module.GPT(
             module.GPTConfig(
@@ -379,7 +377,8 @@ def use_nanochat_fp8(peer: nn.Module) -> None:
 
 def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: bool, what: str) -> None:
     """Micro-batch and update of nanochat's network and optimizer at the shape of `daily`."""
-    config = daily_network(depth).with_vocabulary(32_768 if cuda() else 512)
+    vocab_size = 32_768 if cuda() else 512
+    config = daily_network(depth).with_vocabulary(vocab_size)
     peer = nanochat_network(load_nanochat(bench.options.nanochat, windows=True), config)
     peer.to_empty(device=device())
     peer.init_weights()
@@ -388,8 +387,7 @@ def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: boo
         use_nanochat_fp8(peer)
     forward = torch.compile(peer, dynamic=False) if cuda() else peer
     x, y = (
-        torch.randint(config.vocab_size, (micro_batch_sequences, config.sequence_length), device=device())
-        for _ in range(2)
+        torch.randint(vocab_size, (micro_batch_sequences, config.sequence_length), device=device()) for _ in range(2)
     )
 
     def run() -> None:

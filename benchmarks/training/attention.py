@@ -28,7 +28,7 @@ from model.network.config import GPTConfig, Window
 from model.network.flops import attention_spans, visible_scores
 
 TOKENS = 2048
-"""Of a micro-batch on a CPU, where no other number is set (model.plan)."""
+"""Of a micro-batch on a CPU, where no other number is set (model.planning.plan)."""
 FULL, WINDOW, MASK = "full causal", "window", "mask"
 
 
@@ -42,9 +42,9 @@ def attention_ways(length: int, window: int) -> dict[str, Callable[[Tensor, Tens
     distance = torch.arange(length)[:, None] - torch.arange(length)
     seen = (distance >= 0) & (distance < window)
     return {
-        FULL: lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True),
-        WINDOW: lambda *qkv: windowed_attention(*qkv, window),
-        MASK: lambda *qkv: F.scaled_dot_product_attention(*qkv, attn_mask=seen),
+        FULL: lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        WINDOW: lambda q, k, v: windowed_attention(q, k, v, window),
+        MASK: lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=seen),
     }
 
 
@@ -82,9 +82,12 @@ class _Scores(TorchFunctionMode):
 def scores_a_query(length: int, window: int) -> dict[str, float]:
     """What SDPA over stretches and FlexAttention compute for a window, as the mean over a row."""
     with _Scores() as scores:
-        windowed_attention(*(torch.empty(1, 1, length, 8) for _ in range(3)), window)
+        q, k, v = (torch.empty(1, 1, length, 8) for _ in range(3))
+        windowed_attention(q, k, v, window)
     mask = create_block_mask(lambda b, h, i, j: (i >= j) & (i - j < window), None, None, length, length, device="cpu")
-    blocks = int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
+    blocks = int(mask.kv_num_blocks.sum())
+    if mask.full_kv_num_blocks is not None:
+        blocks += int(mask.full_kv_num_blocks.sum())
     return {"stretches": scores.count / length, "flex": blocks * mask.BLOCK_SIZE[0] * mask.BLOCK_SIZE[1] / length}
 
 

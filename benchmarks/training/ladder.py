@@ -37,7 +37,7 @@ from model.training.run import Execution, RunConfig
 from model.training.trainer import Trainer
 from tasks.download import is_validation
 from tasks.shard import ShardConfig, write_shards
-from tasks.sources.document_sources import FilesSource, Source, read_documents
+from tasks.sources.document_sources import Document, FilesSource, Source, read_documents
 from tasks.store.source_digest import model_source_digest
 from tasks.tokenizer import train_bpe
 
@@ -133,7 +133,8 @@ def prepare(source: Source, folder: Path) -> Path:
         return out
     out.mkdir(parents=True, exist_ok=True)
     documents = list(read_documents(source, folder))
-    parts, sizes = {"train": [], "val": []}, {"train": TRAIN_BYTES, "val": VALIDATION_BYTES}
+    parts: dict[str, list[Document]] = {"train": [], "val": []}
+    sizes = {"train": TRAIN_BYTES, "val": VALIDATION_BYTES}
     for number in np.random.default_rng(0).permutation(len(documents)).tolist():
         document = documents[number]
         split = "val" if is_validation(document.id.partition("#")[0], VALIDATION_FRACTION) else "train"
@@ -273,6 +274,7 @@ class Ladder:
             for _ in range(trainer.steps):
                 trainer.train_step()
             trainer.validate(NoLog())
+            assert trainer.validation is not None
             bits_per_byte = trainer.validation.bits_per_byte
         except TrainingError as error:
             print(f"diverged: {error}")

@@ -1,8 +1,8 @@
 """From finished runs to compute multipliers with intervals, and the tables of `benchmarks.training.ladder`.
 
 The multiplier of A over B: compute at which B's curve of complete trainings reaches A's final loss, over the compute of
-A. Compute is counted by model.cost. The curve is interpolated linearly in log compute and log loss between the two
-horizons around that loss, seed by seed; intervals are Student's t over the seeds' log multipliers.
+A. Compute is counted by model.network.flops. The curve is interpolated linearly in log compute and log loss between the
+two horizons around that loss, seed by seed; intervals are Student's t over the seeds' log multipliers.
 """
 
 import json
@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -32,7 +33,7 @@ class Run:
     seed: int
     rate: float
     tokens: int
-    flops: float  # by model.cost
+    flops: float  # by model.network.flops
     matrices: int  # weights of hidden matrices
     parameters: int  # all weights
     bits_per_byte: float | None  # of held-out works after the last step; None: diverged
@@ -90,6 +91,11 @@ def _chosen(runs: Sequence[Run], **wanted: object) -> list[Run]:
     return [run for run in runs if all(getattr(run, name) == value for name, value in wanted.items())]
 
 
+def _points(runs: Sequence[Run]) -> dict[int, tuple[float, float]]:
+    """Compute and loss of each seed that did not diverge."""
+    return {run.seed: (run.flops, run.bits_per_byte) for run in runs if run.bits_per_byte is not None}
+
+
 def _curves(runs: Sequence[Run]) -> dict[int, list[tuple[float, float]]]:
     curves = defaultdict(list)
     for run in runs:
@@ -145,7 +151,7 @@ def multiplier_table(runs: Sequence[Run]) -> str:
     for size in sorted({run.size for run in _chosen(runs, phase="arms")}):
         daily = _chosen(runs, phase="arms", size=size, arm="daily")
         baseline = _chosen(runs, phase="arms", size=size, arm="gpt2")
-        logs, outside = multipliers({run.seed: (run.flops, run.bits_per_byte) for run in daily}, _curves(baseline))
+        logs, outside = multipliers(_points(daily), _curves(baseline))
         if not logs:
             continue
         mean, low, high = interval(logs)
@@ -192,19 +198,17 @@ def ablation_table(runs: Sequence[Run]) -> str:
         part = _chosen(found, size=size)
         recipe = _chosen(part, arm="daily")
         curves = _curves(recipe)
-        at_c = {run.seed: run for run in _chosen(recipe, multiple=1)}
-        rows = []
+        at_c = _points(_chosen(recipe, multiple=1))
+        rows: list[list[Any]] = []
         for arm in dict.fromkeys(run.arm for run in part if run.arm != "daily"):
-            changed = {run.seed: run for run in _chosen(part, arm=arm) if run.bits_per_byte is not None}
-            logs, outside = multipliers({seed: (run.flops, run.bits_per_byte) for seed, run in changed.items()}, curves)
+            changed = _points(_chosen(part, arm=arm))
+            logs, outside = multipliers(changed, curves)
             if not logs:
                 continue
             candidate = arm.startswith("+")
             # the recipe's compute at the changed arm's loss, over the changed arm's compute
             mean, low, high = interval(logs if candidate else [-log for log in logs])
-            difference = np.mean(
-                [changed[seed].bits_per_byte - at_c[seed].bits_per_byte for seed in changed.keys() & at_c.keys()]
-            )
+            difference = np.mean([changed[seed][1] - at_c[seed][1] for seed in changed.keys() & at_c.keys()])
             verdict = "unclear" if low <= 1 <= high else "helps" if low > 1 else "hurts"
             rows.append(
                 [

@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,9 +77,11 @@ def write_data(folder: Path, vocab_size: int) -> None:
     write_dataset(folder, Dataset(vocab_size, 0, "", splits, np.ones(vocab_size)))
 
 
-def nanogpt(checkout: Path, shape: Shape) -> torch.nn.Module:
-    """nanoGPT's network with its own initialisation from the seed."""
+def nanogpt(checkout: Path, shape: Shape) -> Any:
+    """nanoGPT's network, a torch module with methods of its own, with its own initialisation from the seed."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{checkout / 'model.py'} is no Python module")
     module = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt_model"] = module
     spec.loader.exec_module(module)
@@ -261,7 +264,9 @@ def measure(checkout: Path, name: str, threads: int, pairs: int, compiled: bool,
         process.start()
         there.close()  # so that a worker that fails ends this process, too
         workers[side] = here
-    wall, cpu, losses = ({side: [] for side in SIDES} for _ in range(3))
+    wall: dict[str, list[float]] = {side: [] for side in SIDES}
+    cpu: dict[str, list[float]] = {side: [] for side in SIDES}
+    losses: dict[str, list[float]] = {side: [] for side in SIDES}
     for turn in range(pairs + 1):
         for side in SIDES if turn % 2 else reversed(SIDES):
             workers[side].send(shape.steps)

@@ -13,8 +13,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from model.network.attention import rotary_tables
 from model.network.config import GPTConfig, parse
+from model.network.experts import MixtureOfExperts
 from model.network.gpt import GPT
-from model.network.mlp import MixtureOfExperts
 
 
 class DailyTrainConfig(PretrainedConfig):

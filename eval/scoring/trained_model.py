@@ -22,7 +22,7 @@ class Checkpoint:
         config = final.model.config
         assert config.vocab_size is not None  # no network is built without
         self.width, self.vocab_size, self.max_length = config.width, config.vocab_size, config.sequence_length
-        self.shares_beginnings = config.shares_beginnings
+        self.shares_beginnings = final.model.shares_beginnings
         self.project = final.model.project
         round_weights(final.model, precision)
         self._model, self._device = final.model, device

@@ -51,7 +51,7 @@ def pack(starts: np.ndarray, tokens: int, row: int) -> Packing:
     used = np.zeros(row + 1, dtype=np.int64)
     row_starts, row_lengths, row_sizes = [], [], []
     while (pattern := _pattern(counts - used, row)) is not None:
-        needed = Counter()
+        needed: Counter[int] = Counter()
         for length, number, _ in pattern:
             needed[length] += number
         times = min(int(counts[length] - used[length]) // number for length, number in needed.items())

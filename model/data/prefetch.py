@@ -20,7 +20,8 @@ class Prefetch:
     def __init__(self, read: Callable[[int], tuple[Tensor, ...]], device: torch.device) -> None:
         self._read, self._device = read, device
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
-        self._step, self._future = -1, Future()  # none is read yet
+        self._step = -1  # none is read yet
+        self._future: Future[tuple[Tensor, ...]] = Future()
 
     def _prepare(self, step: int) -> tuple[Tensor, ...]:
         tensors = self._read(step)

@@ -89,7 +89,7 @@ def _header(magic: int, count: int) -> bytes:
     return values.tobytes()
 
 
-def _publish(path: Path, *parts: bytes | np.ndarray) -> None:
+def _publish(path: Path, *parts: bytes | memoryview) -> None:
     """Write beside and rename, so that a reader never meets half a file."""
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -204,6 +204,8 @@ def write_dataset(directory: Path, dataset: Dataset) -> None:
         "tokenizer_sha256": dataset.tokenizer_sha256,
         "splits": {name: asdict(split) for name, split in dataset.splits.items()},
     }
+    if dataset.token_bytes is None:
+        raise ShardError(f"{directory}: the bytes of its tokens are not known (expected in token_bytes.bin)")
     _publish(Path(directory) / "token_bytes.bin", dataset.token_bytes.astype(TOKEN).tobytes())
     _publish(Path(directory) / "shards.json", (json.dumps(record, indent=2) + "\n").encode())
 

@@ -15,13 +15,15 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from model.kernels import cudnn_attention, flash_attention
 from model.network.attention import Attention, windowed_attention
-from model.network.config import GPTConfig, Window
+from model.network.attention_variants import attention_layers
+from model.network.config import Window
 from model.network.document_mask import Windowed
+from model.network.gpt import GPT
 
 
 class WindowKernel(StrEnum):
@@ -85,9 +87,7 @@ def attention_kernels(
     return AttentionKernels(chosen, past, next(filter(works, documents), WindowKernel.SDPA))
 
 
-def use_attention_kernels(
-    network: nn.Module, device: torch.device, dtype: torch.dtype, compiled: bool
-) -> AttentionKernels:
+def use_attention_kernels(network: GPT, device: torch.device, dtype: torch.dtype, compiled: bool) -> AttentionKernels:
     """Choose the kernels of all layers for training on `device`, with products in `dtype`."""
     works = {
         WindowKernel.CUDNN: lambda: cudnn_attention.available(device),
@@ -105,26 +105,26 @@ def use_attention_kernels(
     return kernels
 
 
-def set_attention_kernels(
-    network: nn.Module, windows: WindowKernel, documents: WindowKernel, device: torch.device
-) -> None:
+def set_attention_kernels(network: GPT, windows: WindowKernel, documents: WindowKernel, device: torch.device) -> None:
     """Have all layers use these kernels. Full rows only, which training and validation read: a sample grows token by
     token, and the kernels of a GPU would be prepared for each length."""
-    config: GPTConfig = network.config
-    length, window = config.sequence_length, config.short_window_tokens
-    windowed = windowed_attention
+    config = network.config
+    length = config.sequence_length
+    layers = attention_layers(config)
+    spans = {layer.span(config, length) for layer in layers if layer.window is not Window.LONG}
+    windowed: Windowed = windowed_attention
     if windows is WindowKernel.CUDNN:
         windowed = _of_full_rows(cudnn_attention.windowed_attention, length)
     elif windows is WindowKernel.FA3:
         windowed = _of_full_rows(flash_attention.windowed_attention, length)
-    elif windows is WindowKernel.FLEX and set(config.windows) != {Window.LONG}:
-        windowed = _of_full_rows(_flex(length, window, device), length)
+    elif windows is WindowKernel.FLEX and spans:
+        windowed = _of_full_rows(_flex(length, spans, device), length)
     for attention in (module for module in network.modules() if isinstance(module, Attention)):
         # FlashAttention-3 is faster for the whole past as well
         every = windows is WindowKernel.FA3 or attention.window is not Window.LONG
         attention.attend = windowed if every else windowed_attention
-    seen = {length if kind is Window.LONG else window for kind in config.windows}
-    network.document_kernel = _flex_within_documents(seen) if documents is WindowKernel.FLEX else None
+    spans = {layer.span(config, length) for layer in layers}
+    network.document_kernel = _flex_within_documents(spans) if documents is WindowKernel.FLEX else None
 
 
 def _of_full_rows(kernel: Windowed, length: int) -> Windowed:
@@ -143,15 +143,23 @@ def _fused(function: Callable) -> Callable:
     return function if torch.compiler.is_compiling() else _compiled(function)
 
 
-def _flex(length: int, window: int, device: torch.device) -> Windowed:
-    blocks = create_block_mask(
-        lambda row, head, query, key: (key <= query) & (query - key < window), None, None, length, length, device=device
+def _flex(length: int, windows: Iterable[int], device: torch.device) -> Windowed:
+    """Attention of rows of this length for layers with these windows."""
+
+    def mask(window: int) -> BlockMask:
+        def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (key <= query) & (query - key < window)
+
+        return create_block_mask(seen, None, None, length, length, device=device)
+
+    blocks = {window: mask(window) for window in windows}
+    return lambda q_BHTK, k_BHTK, v_BHTK, window: _fused(flex_attention)(
+        q_BHTK, k_BHTK, v_BHTK, block_mask=blocks[window]
     )
-    return lambda q_BHTK, k_BHTK, v_BHTK, _: _fused(flex_attention)(q_BHTK, k_BHTK, v_BHTK, block_mask=blocks)
 
 
 def _flex_within_documents(windows: Iterable[int]) -> Callable[[Tensor], Windowed]:
-    """Makes of number_BT (model.documents) the attention within documents for layers with these windows."""
+    """Makes of number_BT (`Documents`) the attention within documents for layers with these windows."""
 
     def kernel(number_BT: Tensor) -> Windowed:
         blocks = {window: block_mask(number_BT, window, _fused(create_block_mask)) for window in windows}
@@ -177,7 +185,7 @@ def block_mask(number_BT: Tensor, window: int, create: Callable = create_block_m
 def _flex_works(device: torch.device) -> bool:
     """Whether FlexAttention compiles and computes correctly outside a compiled network: a compiler may be missing."""
     try:
-        attend = _flex(cudnn_attention.EXAMPLE_LENGTH, cudnn_attention.EXAMPLE_WINDOW, device)
+        attend = _flex(cudnn_attention.EXAMPLE_LENGTH, [cudnn_attention.EXAMPLE_WINDOW], device)
         cudnn_attention.check_against_formulas(attend, device)
     except Exception as error:
         logging.getLogger(__name__).warning("FlexAttention is not used on %s: %s", device, error)

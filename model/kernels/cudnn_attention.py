@@ -284,7 +284,7 @@ def check_against_formulas(attend: Callable[[Tensor, Tensor, Tensor, int], Tenso
     q_BHTK, k_BHTK, v_BHTK, dy_BHTK = values.to(device, torch.bfloat16).transpose(2, 3)
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q_BHTK, k_BHTK, v_BHTK)]
-        y_BHTK = attend(*inputs, EXAMPLE_WINDOW)
+        y_BHTK = attend(inputs[0], inputs[1], inputs[2], EXAMPLE_WINDOW)
         gradients = torch.autograd.grad(y_BHTK, inputs, dy_BHTK)
     expected_y, stats_BHTS = _forward_formulas(q_BHTK, k_BHTK, v_BHTK, EXAMPLE_WINDOW)
     expected = _backward_formulas(dy_BHTK, q_BHTK, k_BHTK, v_BHTK, expected_y, stats_BHTS, EXAMPLE_WINDOW)

@@ -70,7 +70,8 @@ def use_deterministic_algorithms(cuda: bool) -> None:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.backends.cuda.enable_cudnn_sdp(False)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    # a debugging aid that costs time; torch makes the attribute when it is imported, where mypy does not see it
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def free_bytes(device: torch.device) -> int | None:

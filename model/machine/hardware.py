@@ -30,6 +30,11 @@ HARDWARE = (
 )
 
 
+def hardware_named(name: str) -> Hardware:
+    """The GPU of this name in the table; KeyError for another name."""
+    return {hardware.name: hardware for hardware in HARDWARE}[name]
+
+
 def known_hardware(device_name: str) -> Hardware | None:
     """None when the device is not in the table (a CPU)."""
     return next((hardware for hardware in HARDWARE if hardware.name in device_name), None)

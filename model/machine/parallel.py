@@ -8,10 +8,11 @@ by torchrun; without either there is one and nothing here communicates.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.machine.gpu_process import join, require_own_gpu
 from model.parsing import ConfigError
+
+Item = TypeVar("Item")
 
 
 class Parallelism(StrEnum):
@@ -70,21 +73,21 @@ class Processes:
     def parallel(self, model: nn.Module, parallelism: Parallelism, *, compiled: bool) -> nn.Module:
         """What to call for a forward pass whose gradients are averaged over processes; fsdp shards `model`."""
         if self.count > 1 and parallelism is Parallelism.FSDP:
-            for block in model.blocks:
+            for block in model.get_submodule("blocks").children():
                 if compiled:
                     block.compile(dynamic=False)  # inside the gathering of its weights, which cannot be compiled
                 fully_shard(block)
             # the root would keep its weights whole after a forward pass without a backward one, and
             # zero_grad would then miss the gradients of its shards
-            return fully_shard(model, reshard_after_forward=True)
-        module = torch.compile(model, dynamic=False) if compiled else model
-        return (
-            module
-            if self.count == 1
-            else DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
-        )
+            fully_shard(model, reshard_after_forward=True)
+            return model
+        # torch types what it makes of a module as a function
+        module = cast(nn.Module, torch.compile(model, dynamic=False)) if compiled else model
+        if self.count == 1:
+            return module
+        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def turns(self, items: Iterable) -> Iterator[tuple[object, bool]]:
+    def turns(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
         """This process's share of the items, and whether it counts: where the last turn has too few, one
         is repeated, because a sharded network runs on all processes at once or not at all."""
         items = iter(items)
@@ -153,7 +156,7 @@ def whole_matrices(stack_NRC: Tensor) -> Tensor:
     return stack_NRC.redistribute(placements=[Shard(0)]) if isinstance(stack_NRC, DTensor) else stack_NRC
 
 
-def rows_as(update_NRC: Tensor, parameters: list[Tensor], stack_NRC: Tensor) -> list[Tensor]:
+def rows_as(update_NRC: Tensor, parameters: Sequence[Tensor], stack_NRC: Tensor) -> list[Tensor]:
     """The inverse: updates of this process's matrices, the local part of `stack_NRC`, as updates of its
     parts of the parameters that the stack was made of."""
     sizes = [parameter.numel() // stack_NRC[0].numel() for parameter in parameters]
@@ -169,6 +172,8 @@ def rows_as(update_NRC: Tensor, parameters: list[Tensor], stack_NRC: Tensor) -> 
         update_NRC = update_NRC.redistribute(placements=[Shard(1)])
     parts = [part.reshape(parameter.shape) for part, parameter in zip(update_NRC.split(sizes), parameters)]
     return [
-        local(part.redistribute(placements=parameter.placements)) if isinstance(part, DTensor) else part
+        local(part.redistribute(placements=parameter.placements))
+        if isinstance(part, DTensor) and isinstance(parameter, DTensor)
+        else part
         for part, parameter in zip(parts, parameters)
     ]

@@ -58,7 +58,8 @@ class Waiting:
         return warning
 
     def _watch(self) -> None:
-        delays, at, undisturbed, slowed = _delays(), time.monotonic(), 0, []
+        delays, at, undisturbed = _delays(), time.monotonic(), 0
+        slowed: list[float] = []
         while not self.end.wait(SECONDS_BETWEEN_LOOKS):
             before, delays = delays, _delays()
             then, at = at, time.monotonic()

@@ -1,4 +1,4 @@
-"""Causal self-attention: heads or latent (MLA) keys and values, full, windowed or sparse view of the past.
+"""Causal self-attention: heads or latent (MLA) keys and values, over the whole past or a window of it.
 
 Every step is optional and read from GPTConfig: grouped keys (GQA, arXiv 2305.13245), low-rank latent
 (MLA, arXiv 2405.04434), partial rotation, smeared keys (transformer-circuits.pub/2022, "smeared key"),
@@ -8,14 +8,15 @@ Shape suffixes: B batch, T tokens, D width, H query heads, J key and value heads
 R rotated part of a head, L latent.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.config import AttentionKind, GPTConfig, Smear, Window
-from model.network.document_mask import Documents, attention_in_stretches
+from model.network.document_mask import Documents, Windowed, attention_in_stretches
 from model.network.prefix_tree import Tree
-from model.network.sparse_attention import sparse_attention
 
 RMS_EPSILON = 1e-6
 GATE_CHANNELS = 12  # of the input that a gate reads; more did not help nanochat or modded-nanogpt
@@ -68,12 +69,41 @@ def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: i
 
 
 class Attention(nn.Module):
-    """Query, key and value are separate matrices: Muon treats them so."""
+    """Attention over the whole past. What sees less of it is a subclass, listed in model.network.attention_variants.
+
+    Query, key and value are separate matrices: Muon treats them so.
+    """
+
+    window: ClassVar[Window] = Window.LONG
+    """The letter of window_pattern that stands for this class."""
+    reads_trees: ClassVar[bool] = True
+    """Whether sequences that begin alike can share a row (`Tree`)."""
+
+    @classmethod
+    def span(cls, config: GPTConfig, length: int) -> int:
+        """Tokens that `attend` shows a query in sequences of this length, itself included."""
+        return length
+
+    @classmethod
+    def counted_keys(cls, config: GPTConfig, length: int) -> int:
+        """Keys that a query is counted with in FLOPs (model.network.flops)."""
+        return cls.span(config, length)
+
+    @classmethod
+    def visible_keys(cls, config: GPTConfig, length: int) -> float:
+        """Keys that a query sees, as the mean over a sequence: no kernel computes fewer scores."""
+        span = cls.span(config, length)
+        return span - span * (span - 1) / (2 * length)
+
+    @classmethod
+    def tensor_sizes(cls, config: GPTConfig) -> set[int]:
+        """Sizes that intermediate tensors have in some dimension (model.planning.memory_use)."""
+        return {config.sequence_length}
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.window = config, config.windows[layer]
-        self.attend = windowed_attention  # training on a GPU has a faster one (model.kernels)
+        self.config = config
+        self.attend: Windowed = windowed_attention  # on a GPU model.kernels sets a faster one
         D, H, J, K = config.width, config.heads, config.key_heads, config.head_size
         self.query = nn.Linear(D, D, bias=config.bias)
         if config.attention is AttentionKind.MLA:
@@ -94,9 +124,6 @@ class Attention(nn.Module):
             self.value_gate = nn.Linear(channels, J, bias=False)
         if config.attention_gate:
             self.output_gate = nn.Linear(channels, H, bias=False)
-        if self.window is Window.SPARSE:
-            self.branch_gate = nn.Linear(channels, 3 * H, bias=False)
-            self.block_weights = nn.Parameter(torch.empty(config.sparse_block))
 
     def keys_and_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """k_BTJK and v_BTJK, not yet rotated."""
@@ -146,22 +173,29 @@ class Attention(nn.Module):
         q_BHTK, k_BJTK, v_BJTK = (x.to(v_BTJK.dtype).transpose(1, 2) for x in (q_BTHK, k_BTJK, v_BTJK))
         shared = config.heads // config.key_heads
         k_BHTK, v_BHTK = (x.repeat_interleave(shared, 1) if shared > 1 else x for x in (k_BJTK, v_BJTK))
-        span = k_BHTK.size(2) if self.window is Window.LONG else min(config.short_window_tokens, k_BHTK.size(2))
-        attend = self.attend if documents is None else documents.attention
-        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, span)
-        if self.window is Window.SPARSE:
-            gates_3BHT1 = torch.sigmoid(self.branch_gate(gate_input)).view(B, T, 3, -1).permute(2, 0, 3, 1)[..., None]
-            compressed, selected = sparse_attention(
-                q_BHTK,
-                k_BHTK,
-                v_BHTK,
-                self.block_weights,
-                blocks=config.sparse_blocks,
-                shared=shared,
-                documents=documents,
-            )
-            y_BHTK = gates_3BHT1[0] * y_BHTK + gates_3BHT1[1] * compressed + gates_3BHT1[2] * selected
-        y_BTHK = y_BHTK.transpose(1, 2)
+        y_BTHK = self.read_values(q_BHTK, k_BHTK, v_BHTK, gate_input, documents).transpose(1, 2)
         if config.attention_gate:
             y_BTHK = y_BTHK * (2 * torch.sigmoid(self.output_gate(gate_input))).unsqueeze(-1)
         return self.project(y_BTHK.reshape(B, T, D))
+
+    def read_values(
+        self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, gate_input: Tensor, documents: Documents | Tree | None
+    ) -> Tensor:
+        """y_BHTK: the values that each query reads; `gate_input` is the part of the layer's input that gates read."""
+        attend = self.attend if documents is None else documents.attention
+        return attend(q_BHTK, k_BHTK, v_BHTK, self.span(self.config, k_BHTK.size(2)))
+
+
+class WindowedAttention(Attention):
+    """A query sees the last short_window tokens."""
+
+    window = Window.SHORT
+
+    @classmethod
+    def span(cls, config: GPTConfig, length: int) -> int:
+        return min(config.short_window_tokens, length)
+
+    @classmethod
+    def tensor_sizes(cls, config: GPTConfig) -> set[int]:
+        window = config.short_window_tokens
+        return super().tensor_sizes(config) | {window, -(-config.sequence_length // window)}

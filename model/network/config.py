@@ -224,11 +224,6 @@ class GPTConfig:
         return tuple(pattern)
 
     @property
-    def shares_beginnings(self) -> bool:
-        """Whether sequences that begin alike can share a row (`model.attention.Tree`)."""
-        return Window.SPARSE not in self.windows
-
-    @property
     def short_window_tokens(self) -> int:
         return min(self.short_window or max(1, self.sequence_length // 4), self.sequence_length)
 

@@ -14,7 +14,8 @@ from functools import cache
 
 import torch
 
-from model.network.config import ConfigError, GPTConfig, TrainConfig, Window
+from model.network.attention_variants import attention_layers
+from model.network.config import ConfigError, GPTConfig, TrainConfig
 from model.network.gpt import GPT
 
 ROLES = ("embedding", "position", "tables", "matrices", "experts", "gates", "head", "scalars")
@@ -45,20 +46,12 @@ def parameters(config: GPTConfig) -> dict[str, int]:
 
 def attention_spans(config: GPTConfig, sequence_length: int) -> list[int]:
     """Keys that a query of each layer is counted with."""
-    window = min(config.short_window_tokens, sequence_length)
-    sparse = window + sequence_length // config.sparse_block + (config.sparse_blocks + 1) * config.sparse_block
-    span = {Window.LONG: sequence_length, Window.SHORT: window, Window.SPARSE: min(sparse, sequence_length)}
-    return [span[kind] for kind in config.windows]
+    return [layer.counted_keys(config, sequence_length) for layer in attention_layers(config)]
 
 
 def visible_scores(config: GPTConfig, sequence_length: int) -> list[float]:
-    """Keys that a query of each layer sees, as the mean over a sequence: no kernel computes fewer scores. Of a sparse
-    layer what it is counted with, which is fewer than its dense implementation computes."""
-    spans = attention_spans(config, sequence_length)
-    return [
-        span if kind is Window.SPARSE else span - span * (span - 1) / (2 * sequence_length)
-        for kind, span in zip(config.windows, spans)
-    ]
+    """Keys that a query of each layer sees, as the mean over a sequence."""
+    return [layer.visible_keys(config, sequence_length) for layer in attention_layers(config)]
 
 
 def flops_per_token(config: GPTConfig, sequence_length: int) -> int:
@@ -104,6 +97,7 @@ def resolve_steps(
     """
     unit = train.budget_unit
     budget, fixed_cost = getattr(train, unit), 0.0
+    step_cost: float
     if unit == "tokens":
         step_cost = train.tokens_per_step
     elif unit == "flops":

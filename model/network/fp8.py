@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.network.choices import Activation
+from model.network.gpt import GPT
 from model.network.mlp import MLP
 from model.parsing import ConfigError
 
@@ -173,7 +174,7 @@ def _in_training(x_PD: Tensor) -> bool:
     return recorded and len(x_PD) % MULTIPLE == 0
 
 
-def use_fp8(model: nn.Module, smallest_size: int) -> None:
+def use_fp8(model: GPT, smallest_size: int) -> None:
     """Make the linear layers of the blocks with inputs and outputs of at least `smallest_size` Float8Linear.
 
     The head and small layers stay in bf16: the head costs loss, and a small product is faster in bf16 than the
@@ -199,11 +200,11 @@ def use_fp8(model: nn.Module, smallest_size: int) -> None:
         )
     for layer in chosen:
         layer.__class__ = Float8Linear  # nothing but forward differs: parameters and names stay
-    for layer in model.blocks.modules():
+    for mlp in model.blocks.modules():
         if (
-            type(layer) is MLP
-            and layer.activation is Activation.RELU2
-            and layer.expand.bias is None
-            and type(layer.expand) is type(layer.project) is Float8Linear
+            type(mlp) is MLP
+            and mlp.activation is Activation.RELU2
+            and mlp.expand.bias is None
+            and type(mlp.expand) is type(mlp.project) is Float8Linear
         ):
-            layer.__class__ = Float8MLP
+            mlp.__class__ = Float8MLP

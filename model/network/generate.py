@@ -42,7 +42,7 @@ def stream(
     temperature 0 takes the most likely token; top_k null samples from all. Only the last
     sequence_length tokens are seen. `stop_token` ends the text and is not returned.
     """
-    vocab_size = model.config.vocab_size
+    vocab_size = model.vocab_size
     if not prompt or not all(0 <= token < vocab_size for token in prompt):
         raise ConfigError(f"a prompt must be token ids below {vocab_size}, at least one, but it is {prompt}")
     if temperature < 0:

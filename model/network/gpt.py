@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from model.network.attention import Attention, query_positions, rms_norm, rotary_tables
+from model.network.attention import query_positions, rms_norm, rotary_tables
+from model.network.attention_variants import attention_layers
 from model.network.config import Balance, ConfigError, DocumentMask, GPTConfig, MLPKind, Norm, Position, Smear
 from model.network.document_mask import Documents, Windowed
+from model.network.experts import MixtureOfExperts, auxiliary_losses, mixtures
 from model.network.head_loss import IGNORED_TARGET, HeadLoss
-from model.network.mlp import MLP, MixtureOfExperts, mixtures
+from model.network.mlp import MLP
 from model.network.prefix_tree import Tree
 
 SMEAR_CHANNELS = 24  # of the embedding that the smear gate reads
@@ -56,7 +58,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = _norm(config)
-        self.attention = Attention(config, layer)
+        self.attention = attention_layers(config)[layer](config, layer)
         self.mlp_norm = _norm(config)
         dense = config.mlp is MLPKind.DENSE
         self.mlp = MLP(config, config.mlp_ratio * config.width) if dense else MixtureOfExperts(config)
@@ -96,11 +98,14 @@ def _undrawn(build: Callable[..., None]) -> Callable[..., None]:
 class GPT(nn.Module):
     """The network. Weights are whatever is in memory until `initialise` or a checkpoint has set them."""
 
+    rotary_cos: Tensor
+    rotary_sin: Tensor
+
     @_undrawn
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.document_kernel: Callable[[Tensor], Windowed] | None = None  # training on a GPU has one (model.kernels)
+        self.document_kernel: Callable[[Tensor], Windowed] | None = None  # training on a GPU has one
         self.token_embedding = nn.Embedding(config.padded_vocab_size, config.width)
         if config.position is Position.LEARNED:
             self.position_embedding = nn.Embedding(config.sequence_length, config.width)
@@ -166,7 +171,7 @@ class GPT(nn.Module):
         rows of a tree, it is x_BRD, and the last block runs no more than that needs.
         """
         config, length = self.config, tokens_BT.size(1)
-        if tree is not None and not config.shares_beginnings:
+        if tree is not None and not self.shares_beginnings:
             raise ConfigError(f"window_pattern {config.window_pattern!r}: sparse attention cannot read a tree")
         longest = length if tree is None else tree.longest
         if longest > config.sequence_length:
@@ -182,7 +187,7 @@ class GPT(nn.Module):
                 x_BTD = self.residual_lambdas[layer] * x_BTD
             if config.embedding_lambdas:
                 x_BTD = x_BTD + self.embedding_lambdas[layer] * embedding_BTD
-            if read_BR is not None and layer == config.depth - 1:
+            if tree is not None and read_BR is not None and layer == config.depth - 1:
                 documents = tree.read_at(read_BR)
                 middle_BTD = query_positions(middle_BTD, documents)
             table = self.value_embeddings[str(layer)] if config.has_value_embedding(layer) else None
@@ -192,6 +197,17 @@ class GPT(nn.Module):
         if config.backout:
             x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
         return self.final_norm(x_BTD)
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether sequences that begin alike can share a row (`Tree`)."""
+        return all(layer.reads_trees for layer in attention_layers(self.config))
+
+    @property
+    def vocab_size(self) -> int:
+        """Distinct tokens; a network is only built of a configuration that knows the number."""
+        assert self.config.vocab_size is not None
+        return self.config.vocab_size
 
     @property
     def head_weight(self) -> Tensor:
@@ -229,7 +245,8 @@ class GPT(nn.Module):
         if reduction == "none":
             return loss
         if self.config.mlp is MLPKind.MOE and self.config.balance is Balance.LOSS:
-            auxiliary = sum(mixture.auxiliary_loss for mixture in mixtures(self))
+            first, *others = auxiliary_losses(self)
+            auxiliary = sum(others, start=first)
             loss = loss + auxiliary - auxiliary.detach()  # its gradient, without its value
         return loss
 

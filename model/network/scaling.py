@@ -5,6 +5,7 @@ arXiv 2505.23971). They are starting points: check them on two sizes.
 """
 
 import math
+from typing import Any, TypedDict
 
 from model.network.config import GPTConfig
 
@@ -13,10 +14,10 @@ REFERENCE_WIDTH = 768  # of the 12-layer network that the recipe was tuned on
 REFERENCE_BATCH = 2**19  # tokens a step
 
 
-def sized(depth: int, **changes: object) -> GPTConfig:
+def sized(depth: int, **changes: Any) -> GPTConfig:
     """The modern network of `depth` layers: width 64 a layer, rounded up to whole heads of 128."""
     width = HEAD_SIZE * math.ceil(64 * depth / HEAD_SIZE)
-    settings = {
+    settings: dict[str, Any] = {
         "depth": depth,
         "width": width,
         "heads": width // HEAD_SIZE,
@@ -43,7 +44,16 @@ def rate_for_batch(rate: float, tokens_per_step: int, reference: int = REFERENCE
     return rate * math.sqrt(tokens_per_step / reference)
 
 
-def learning_rates_for(config: GPTConfig, tokens_per_step: int) -> dict[str, float]:
+class LearningRates(TypedDict):
+    """Fields of TrainConfig."""
+
+    learning_rate: float
+    embedding_learning_rate: float
+    head_learning_rate: float
+    scalar_learning_rate: float
+
+
+def learning_rates_for(config: GPTConfig, tokens_per_step: int) -> LearningRates:
     """The four rates of TrainConfig for a size, from those tuned at depth 12."""
     batch = rate_for_batch(1.0, tokens_per_step)
     return {

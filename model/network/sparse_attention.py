@@ -1,9 +1,9 @@
-"""The far-sighted branches of native sparse attention (NSA, arXiv 2502.11089), strictly causal.
+"""Native sparse attention (NSA, arXiv 2502.11089), strictly causal.
 
 The past is cut into blocks. A query reads a summary of every block that has *ended* (compressed), and
 all tokens of the few blocks whose summaries it attended to most, and of its own up to itself
-(selected). The third branch, a sliding window, is model.attention's. A public implementation reads
-blocks that hold the future; here the summary of a block exists only after its last token.
+(selected). The third branch is a sliding window. A public implementation reads blocks that hold the
+future; here the summary of a block exists only after its last token.
 
 Differences from the paper: the branches share keys and values, a summary is a learned weighted mean,
 and selection is a mask over dense scores, so it costs memory and time as full attention does.
@@ -14,9 +14,58 @@ N blocks, S tokens a block.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.network.attention import GATE_CHANNELS, WindowedAttention
+from model.network.config import ConfigError, GPTConfig, Window
 from model.network.document_mask import Documents
+from model.network.prefix_tree import Tree
+
+
+class SparseAttention(WindowedAttention):
+    """A sliding window, summaries of all blocks that have ended and the tokens of a few blocks, added by gates."""
+
+    window = Window.SPARSE
+    reads_trees = False  # a block is a stretch of the row
+
+    @classmethod
+    def counted_keys(cls, config: GPTConfig, length: int) -> int:
+        """Summaries, selected blocks with the query's own, and window."""
+        summaries, selected = length // config.sparse_block, (config.sparse_blocks + 1) * config.sparse_block
+        return min(cls.span(config, length) + summaries + selected, length)
+
+    @classmethod
+    def visible_keys(cls, config: GPTConfig, length: int) -> float:
+        """As counted, which is fewer than this dense implementation computes."""
+        return cls.counted_keys(config, length)
+
+    @classmethod
+    def tensor_sizes(cls, config: GPTConfig) -> set[int]:
+        return super().tensor_sizes(config) | {max(1, config.sequence_length // config.sparse_block)}
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.branch_gate = nn.Linear(min(GATE_CHANNELS, config.width), 3 * config.heads, bias=False)
+        self.block_weights = nn.Parameter(torch.empty(config.sparse_block))
+
+    def read_values(
+        self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, gate_input: Tensor, documents: Documents | Tree | None
+    ) -> Tensor:
+        if isinstance(documents, Tree):
+            raise ConfigError("sparse attention cannot read a tree")
+        y_BHTK = super().read_values(q_BHTK, k_BHTK, v_BHTK, gate_input, documents)
+        B, T, _ = gate_input.shape
+        gates_3BHT1 = torch.sigmoid(self.branch_gate(gate_input)).view(B, T, 3, -1).permute(2, 0, 3, 1)[..., None]
+        compressed, selected = sparse_attention(
+            q_BHTK,
+            k_BHTK,
+            v_BHTK,
+            self.block_weights,
+            blocks=self.config.sparse_blocks,
+            shared=self.config.heads // self.config.key_heads,
+            documents=documents,
+        )
+        return gates_3BHT1[0] * y_BHTK + gates_3BHT1[1] * compressed + gates_3BHT1[2] * selected
 
 
 def sparse_attention(

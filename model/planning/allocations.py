@@ -102,7 +102,9 @@ def graph_timeline(graph: fx.Graph, sequences: int, given: set[int]) -> np.ndarr
         node: storages(node.meta.get("val")) if node.op in ("placeholder", "call_function") else {} for node in nodes
     }
     read = {node: set().union(*(own[source] for source in node.all_input_nodes)) - given for node in nodes}
-    known, made, sizes = set(given), {}, {}
+    known = set(given)
+    made: dict[fx.Node, set[int]] = {}
+    sizes: dict[int, np.ndarray] = {}
     for node in nodes:
         made[node] = set(own[node]) - known
         known |= made[node]

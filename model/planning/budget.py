@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.errors import tell_error
+from model.parsing import ConfigError
 from model.training.out_of_memory import known_limit
 from model.training.run import read_config
 from model.training.trainer import Trainer
@@ -22,10 +23,12 @@ def main(argv: list[str]) -> int:
         config = read_config(Path(argv[0]))
         with tempfile.TemporaryDirectory(prefix="budget-") as folder:
             trainer = Trainer(replace(config, run_dir=folder))
+        if (timing := trainer.timing) is None:
+            raise ConfigError(f"a budget in {config.train.budget_unit} is not timed: expected gpu_hours or usd")
     except Exception as error:
         return tell_error(known_limit(error) or error)
     else:
-        steps, timing = trainer.steps, trainer.timing
+        steps = trainer.steps
         if trainer.processes.first:
             print(
                 json.dumps(

@@ -1,7 +1,7 @@
 """The graphs that torch.compile makes of a function, without compiling them; importing the compiler takes seconds."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
@@ -30,7 +30,7 @@ def graphs_of(
     def partition(joint: fx.GraphModule, inputs: Any, **settings: Any) -> None:
         raise _Partitioned(*(module.graph for module in cut(joint, inputs, **settings)))
 
-    def compiled(module: fx.GraphModule, inputs: Any) -> None:
+    def compiled(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> NoReturn:
         raise AssertionError(f"torch {torch.__version__} did not partition the network")
 
     traced = aot_function(function, fw_compiler=compiled, partition_fn=partition, decompositions=select_decomp_table())

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from model.kernels.attention_kernels import WindowKernel, attention_kernels, set_attention_kernels
+from model.network.attention_variants import ATTENTION_LAYERS
 from model.network.config import GPTConfig, Precision, TrainConfig
 from model.network.fp8 import use_fp8
 from model.network.gpt import GPT
@@ -137,7 +138,7 @@ def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, devic
     for tensor_bytes, shape in saved:
         is_logits = shape[-1:] in ((model.vocab_size,), (model.padded_vocab_size,))
         kept[int(is_logits)] += by_sequence(tensor_bytes, sequences)
-    return _Trace(*kept, timelines)
+    return _Trace(kept[0], kept[1], timelines)
 
 
 def _use_attention_kernels(network: GPT, dtype: torch.dtype) -> None:
@@ -153,9 +154,8 @@ def _use_attention_kernels(network: GPT, dtype: torch.dtype) -> None:
 
 def _sequences(network: GPT) -> int:
     """A number that divides no size of the network: it divides the size of a buffer only if that has so many rows."""
-    model = network.config
-    length, window = model.sequence_length, model.short_window_tokens
-    sizes = {length, window, -(-length // window), max(1, length // model.sparse_block), model.experts_per_token}
+    sizes = {network.config.experts_per_token}
+    sizes = sizes.union(*(layer.tensor_sizes(network.config) for layer in ATTENTION_LAYERS.values()))
     sizes |= {size for tensor in (*network.parameters(), *network.buffers()) for size in tensor.shape}
     return next((prime for prime in PRIMES if all(size % prime for size in sizes)), PRIMES[-1])
 

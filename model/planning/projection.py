@@ -16,6 +16,7 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ def project(trainings: list[tuple[GPTConfig, TrainConfig, int]], execution: Exec
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
     cuda = execution.device != "cpu" and torch.cuda.is_available()
-    found = {
+    result: dict[str, Any] = {
         "event": "projection",
         "device": "cuda" if cuda else "cpu",
         "torch": torch.__version__,
@@ -48,13 +49,13 @@ def project(trainings: list[tuple[GPTConfig, TrainConfig, int]], execution: Exec
     }
     if cuda:
         device_bytes = torch.cuda.get_device_properties(0).total_memory
-        found |= {"name": torch.cuda.get_device_name(0), "device_bytes": device_bytes}
-    found["trainings"] = [
-        {"hours": hours(model, train, found, execution.usd_per_hour, processes)}
-        | (memory(model, train, found["device_bytes"], processes, execution.parallelism) if cuda else {})
+        result |= {"name": torch.cuda.get_device_name(0), "device_bytes": device_bytes}
+    result["trainings"] = [
+        {"hours": hours(model, train, result, execution.usd_per_hour, processes)}
+        | (memory(model, train, result["device_bytes"], processes, execution.parallelism) if cuda else {})
         for model, train, processes in trainings
     ]
-    return found
+    return result
 
 
 def hours(
@@ -63,9 +64,9 @@ def hours(
     """Of a training on this machine: its budget in hours or dollars, else FLOPs over the rate of the device, or of one
     GPU for each process. On a CPU the processes share its threads."""
     flops.sequences_per_step(train, model)
-    if train.budget_unit == "gpu_hours":
+    if train.gpu_hours is not None:
         return train.gpu_hours / processes
-    if train.budget_unit == "usd":
+    if train.usd is not None:
         return train.usd / usd_per_hour if usd_per_hour else None
     total = (
         flops.resolve_steps(train, model) * train.tokens_per_step * flops.flops_per_token(model, model.sequence_length)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, object]:
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    parts = [len(text).to_bytes(8, "little"), text]
+    parts: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
     parts += [tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data for tensor in tensors.values()]
     digest = hashlib.sha256()
     with ThreadPoolExecutor(1) as hasher, open(path, "wb") as file:
@@ -128,7 +128,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, object]:
     return {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
 
 
-def _publish_directory(directory: Path, tensors: dict[str, dict[str, Tensor]], record_name: str, make_record) -> None:
+def _publish_directory(
+    directory: Path, tensors: dict[str, dict[str, Tensor]], record_name: str, make_record: Callable[[dict], dict]
+) -> None:
     """Fill a hidden directory and rename it; `make_record` gets {file: {bytes, sha256}}."""
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -259,7 +261,7 @@ def load(path: Path) -> Checkpoint:
 
 def latest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest intact checkpoint, or None, and why newer ones were passed over."""
-    refused = []
+    refused: list[str] = []
     for path in sorted(Path(directory).glob("step_*"), reverse=True):
         try:
             return load(path), refused

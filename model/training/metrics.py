@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Protocol
 
 from model.training.progress_bar import ProgressBar
 
@@ -21,6 +22,13 @@ def read_lines(path: Path) -> list[dict]:
             except ValueError:
                 break
     return lines
+
+
+class EventLog(Protocol):
+    """Where the events of a run go."""
+
+    def write(self, event: str, **values: object) -> None:
+        """Record one event."""
 
 
 class MetricsLog:
@@ -64,7 +72,7 @@ class Events:
 
     def __init__(self) -> None:
         self.kept: list[tuple[str, dict]] = []
-        self._log: MetricsLog | NoLog | None = None
+        self._log: EventLog | None = None
 
     def write(self, event: str, **values: object) -> None:
         if self._log is None:
@@ -72,7 +80,7 @@ class Events:
         else:
             self._log.write(event, **values)
 
-    def open(self, log: "MetricsLog | NoLog | None", step: int = 0) -> None:
+    def open(self, log: EventLog | None, step: int = 0) -> None:
         """Write into this log from here on, first what was kept (of `step` where it names none); None: keep again."""
         self._log = log
         if log is not None:

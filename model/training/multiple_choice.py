@@ -18,12 +18,14 @@ from model.network.gpt import GPT, IGNORED_TARGET
 
 def read_items(path: str, config: GPTConfig) -> list[dict]:
     """The items of a JSON file; refuses what the network cannot read."""
+    if (vocab_size := config.vocab_size) is None:
+        raise ConfigError(f"{path}: vocab_size must be known before items are read")
     try:
         items = json.loads(Path(path).read_text())
         for number, item in enumerate(items):
             ids = item["context"] + [token for choice in item["choices"] for token in choice]
-            if not all(0 <= token < config.vocab_size for token in ids):
-                raise ConfigError(f"{path}: item {number} has token ids that are not below {config.vocab_size}")
+            if not all(0 <= token < vocab_size for token in ids):
+                raise ConfigError(f"{path}: item {number} has token ids that are not below {vocab_size}")
             if not all(0 < len(choice) <= config.sequence_length for choice in item["choices"]):
                 raise ConfigError(f"{path}: a choice of item {number} has no tokens or over {config.sequence_length}")
             if not (len(item["lengths"]) == len(item["choices"]) > item["gold"] >= 0 and min(item["lengths"]) > 0):

@@ -5,6 +5,7 @@ here with Polar Express (arXiv 2505.16932), batched over matrices of one shape.
 """
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def direction_(
     compiled = torch.compiler.is_compiling()  # then what is written is no more than what is kept
     nesterov_NRC = (Tensor.lerp if compiled else Tensor.lerp_)(gradients_NRC, momentum_NRC, momentum)
     update_NRC = orthogonalise(nesterov_NRC, dtype).float()
-    return update_NRC if square_NR1 is None else _normalise_rows(update_NRC, square_NR1, beta2)
+    return update_NRC if square_NR1 is None or beta2 is None else _normalise_rows(update_NRC, square_NR1, beta2)
 
 
 def _normalise_rows(update_NRC: Tensor, square_NR1: Tensor, beta2: float) -> Tensor:
@@ -112,7 +113,8 @@ class Muon:
         cautious: bool = False,
     ) -> None:
         self.weight_decay, self.dtype, self.beta2, self.cautious = weight_decay, dtype, beta2, cautious
-        self.direction_, self.update_ = direction_, update_
+        self.direction_: Callable[..., Tensor] = direction_
+        self.update_: Callable[..., None] = update_
         self.weights: dict[str, Tensor] = {}
         """By shape, where the matrices of a shape are one tensor."""
         self.groups: dict[str, list[nn.Parameter]] = {}
@@ -130,10 +132,8 @@ class Muon:
     def compile(self, backend: str) -> None:
         """Compile the step, once a shape. The matrices of a shape become parts of one tensor, which few kernels update;
         sharded ones stay as they are, and only the direction is compiled."""
-        self.direction_, self.update_ = (
-            torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
-            for function in (direction_, update_)
-        )
+        self.direction_ = torch.compile(direction_, dynamic=False, fullgraph=True, backend=backend)
+        self.update_ = torch.compile(update_, dynamic=False, fullgraph=True, backend=backend)
         for shape, group in self.groups.items():
             if not isinstance(group[0], DTensor):
                 stack = self.weights[shape] = _stack(group)
@@ -144,7 +144,7 @@ class Muon:
     def step(self, learning_rate: float, momentum: float, decay_multiplier: float = 1.0) -> None:
         decay = learning_rate * self.weight_decay * decay_multiplier
         for shape, group in self.groups.items():
-            stack = whole_matrices(_stack([parameter.grad for parameter in group]))
+            stack = whole_matrices(_stack(gradients_of(group)))
             rate = learning_rate * self._scale(*group[0].shape[-2:])
             if shape in self.weights:
                 numbers = (torch.tensor(number) for number in (momentum, rate, decay))
@@ -198,7 +198,16 @@ class PSGD(Muon):
         return whiten_(buffer, *fit)
 
 
-def _stack(tensors: list[Tensor]) -> Tensor:
+def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients of parameters that all have one."""
+    gradients = []
+    for parameter in parameters:
+        assert parameter.grad is not None, "a weight of the network is not part of its loss"
+        gradients.append(parameter.grad)
+    return gradients
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
     """Matrices and stacks of matrices of one shape as a new stack; of sharded ones each process has some rows."""
     stacks = [tensor.detach().reshape(-1, *tensor.shape[-2:]) for tensor in tensors]
     return torch.cat(
@@ -242,7 +251,7 @@ class Optimizer:
             "head": config.head_learning_rate or config.learning_rate,
             "scalar": config.scalar_learning_rate or config.learning_rate,
         }
-        self.names = {parameter: name for group in grouped.values() for name, parameter in group}
+        self.names: dict[Tensor, str] = {parameter: name for group in grouped.values() for name, parameter in group}
         groups = [
             {
                 "params": [parameter for _, parameter in group],

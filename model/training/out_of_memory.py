@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from model.network.mlp import mixtures
+from model.network.experts import mixtures
 from model.training.loss_guard import TrainingError
 
 if TYPE_CHECKING:

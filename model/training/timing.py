@@ -86,4 +86,4 @@ def _validation(trainer: "Trainer") -> tuple[float, float, float]:
             ),
         )
         seconds.append(time.perf_counter() - began)
-    return *seconds, part / whole
+    return seconds[0], seconds[1], part / whole

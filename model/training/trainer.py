@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -24,18 +25,18 @@ from model.machine.hardware import known_hardware
 from model.machine.parallel import Parallelism, load_weights, shared_steps, whole
 from model.network import flops
 from model.network.config import ConfigError, MLPKind, Precision, Rows
+from model.network.experts import mixtures, rebalance
 from model.network.fp8 import use_fp8
 from model.network.generate import generate
 from model.network.gpt import GPT, initialise
-from model.network.mlp import mixtures, rebalance
 from model.planning.plan import choose_micro_batch
 from model.training import checkpoint
 from model.training.checkpoint import write_json
 from model.training.loss_guard import LossGuard, TrainingError, objection
 from model.training.loss_scale import LossScale
-from model.training.metrics import Events, MetricsLog
+from model.training.metrics import EventLog, Events
 from model.training.multiple_choice import accuracy, read_items
-from model.training.optimizers import Optimizer
+from model.training.optimizers import Optimizer, gradients_of
 from model.training.out_of_memory import all_or_nothing, within_memory
 from model.training.precision import TYPES, autocast
 from model.training.run import RunConfig, check_same_run, continued, recorded_run, resolve
@@ -113,7 +114,9 @@ class Trainer:
         self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
         # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
         self.sharded = isinstance(self.model, FSDPModule)
-        self.validated = torch.compile(self.model, dynamic=False) if self.compiled and not self.sharded else self.model
+        self.validated = self.model
+        if self.compiled and not self.sharded:  # torch types what it makes of a module as a function
+            self.validated = cast(GPT, torch.compile(self.model, dynamic=False))
         # a run that has begun reads its weights from a checkpoint, see resume()
         self.start_over(drawn=not (self.recorded and (self.directory / "samples.json").exists()))
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
@@ -184,7 +187,7 @@ class Trainer:
             self.shards["val"],
             steps=steps,
             processes=self.processes.count,
-            seconds_per_step=self.timing and self.timing.step,
+            seconds_per_step=self.timing.step if self.timing else None,
             fixed_seconds=self.timing.fixed if self.timing else 0.0,
             usd_per_hour=self.usd_per_hour,
         )
@@ -220,7 +223,7 @@ class Trainer:
             samples = json.loads(path.read_text())
         write_json(path, [sample | {key: tokens} for sample, tokens in zip(samples, continuations)])
 
-    def sample_now(self, metrics: MetricsLog) -> None:
+    def sample_now(self, metrics: EventLog) -> None:
         """Continue the prompts with the model as it is, into the metrics."""
         metrics.write("samples", **self.progress(), tokens_of_prompts=within_memory(self, self.continuations))
 
@@ -233,7 +236,7 @@ class Trainer:
             for number, prompt in enumerate(prompts)
         ]
 
-    def validate(self, metrics: MetricsLog) -> None:
+    def validate(self, metrics: EventLog) -> None:
         self.validation = within_memory(
             self,
             lambda: validate(
@@ -282,7 +285,7 @@ class Trainer:
                 loss = self.forward(x, y) / len(parts)
             (loss * self.loss_scale.scale if self.loss_scale else loss).backward()
             total += loss.detach()
-        gradients = [parameter.grad for parameter in self.model.parameters()]
+        gradients = gradients_of(self.model.parameters())
         norm = whole(torch.nn.utils.get_total_norm(gradients))  # queued before the GPU is waited for
         return processes.sum_(total).item() / processes.count, gradients, norm
 
@@ -305,9 +308,10 @@ class Trainer:
         train = self.config.train
         loss, gradients, grad_norm = within_memory(self, self.gradients)
         overflow = self.unscale(gradients, grad_norm)
-        values = {"loss": loss, "grad_norm": None if overflow else grad_norm.item()}
+        finite_norm = None if overflow else grad_norm.item()
+        values: dict[str, float | None] = {"loss": loss, "grad_norm": finite_norm}
         self.step += 1
-        if reason := objection(self.step, **values, guard=self.guard, loss_scale=self.loss_scale, train=train):
+        if reason := objection(self.step, loss, finite_norm, self.guard, self.loss_scale, train):
             self.stop(reason)
         multiplier = learning_rate_multiplier(train, self.step - 1, self.steps)
         if not overflow:
@@ -353,6 +357,7 @@ class Trainer:
         if not torch.isfinite(whole(torch.nn.utils.get_total_norm(weights))):
             for name, weight in self.model.named_parameters():
                 self.require_finite(f"the largest weight of {name}", whole(weight.detach()).abs().max().item())
+        assert self.validation is not None  # a run begins with one
         state = {
             "seconds": self.seconds(),
             "validation": asdict(self.validation),
@@ -371,7 +376,7 @@ class Trainer:
         """Whole tensors by name, one at a time: together they may be more than one GPU holds."""
         return ((name, whole(tensor)) for name, tensor in tensors.items())
 
-    def report_checkpoints(self, metrics: MetricsLog) -> None:
+    def report_checkpoints(self, metrics: EventLog) -> None:
         """Tell which checkpoints were finished; raises what kept the writer from it."""
         for step in self.writer.written():
             metrics.write("checkpoint", **self.progress(step), seconds=self.seconds())
@@ -402,8 +407,9 @@ class Trainer:
             self.write_run()
         return refused
 
-    def finish(self, metrics: MetricsLog) -> None:
+    def finish(self, metrics: EventLog) -> None:
         self.sample("trained")
+        assert self.validation is not None  # the last step was validated
         result = self.progress() | asdict(self.validation)
         model = self.whole_model()
         if self.processes.first:

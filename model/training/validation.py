@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from model.data.loader import validation_batches
 from model.data.shards import ShardError, ShardSet
 from model.machine.parallel import Processes
+from model.network.gpt import GPT
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: nn.Module,
+    model: GPT,
     shards: ShardSet,
     token_bytes: np.ndarray | None,
     *,
@@ -35,7 +35,7 @@ def validate(
 ) -> Validation:
     """Loss over the first `tokens` tokens, `sequences` windows a forward pass, shared by the processes.
 
-    `model` is a GPT, compiled or not.
+    `model` may be compiled.
 
     Special tokens (0 bytes) count in the loss and not in the bits: a tokenizer that needs more of
     them would otherwise look better for free.

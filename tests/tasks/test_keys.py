@@ -133,7 +133,9 @@ def test_all_that_a_training_imports_is_in_the_digest_or_on_the_list_of_exclusio
     named = set(digested) | set(NOT_TRAINING)
     assert {path.relative_to(ROOT).as_posix() for path in needed} <= {f"model/{name}" for name in named}
     core = "network/attention network/choices network/config network/fp8 network/gpt network/head_loss network/mlp"
-    core += " network/sparse_attention kernels/attention_kernels data/loader data/packing data/shards train"
+    core += (
+        " network/experts network/sparse_attention kernels/attention_kernels data/loader data/packing data/shards train"
+    )
     core += " training/checkpoint training/optimizers training/psgd training/schedule training/trainer"
     core += " training/validation"
     assert {f"{name}.py" for name in core.split()} <= set(digested)
@@ -156,7 +158,7 @@ def test_every_python_cuts_the_same_bytes():
         python = shutil.which(f"python3.{minor}")
         if python is None or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
             continue
-        for content in (HARD.encode(), (ROOT / "model" / "gpt.py").read_bytes()):
+        for content in (HARD.encode(), (ROOT / "model" / "network" / "gpt.py").read_bytes()):
             done = subprocess.run([python, "-c", program], input=content, capture_output=True, check=True)
             assert done.stdout == code_without_comments(content), python
 

@@ -91,7 +91,7 @@ def test_a_token_has_in_a_shared_row_what_it_has_alone(name):
 
 def test_sparse_attention_never_shares_rows():
     network = _network({"window_pattern": "N", "sparse_block": 4})
-    assert not network.config.shares_beginnings
+    assert not network.shares_beginnings
     batch = batch_of([row_of(sorted(SEQUENCES[:2]))])
     with pytest.raises(ConfigError, match="sparse attention cannot read a tree"):
         network.hidden(torch.from_numpy(batch.tokens), Tree(*(torch.from_numpy(batch.positions),) * 4))

@@ -13,8 +13,8 @@ from model.network import flops
 from model.network.attention import Attention
 from model.network.config import ConfigError, GPTConfig, parse
 from model.network.document_mask import Documents
+from model.network.experts import mixtures, rebalance
 from model.network.gpt import GPT, initialise
-from model.network.mlp import mixtures, rebalance
 from model.network.sparse_attention import sparse_attention
 
 BASE = dict(depth=3, width=32, heads=4, sequence_length=24, vocab_size=101)
