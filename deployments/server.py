@@ -69,7 +69,7 @@ class Login:
             await self.app(scope, receive, send)
             return
         if scope["type"] == "websocket":
-            await self.app(scope, self.says_it_first(receive), send)
+            await self.app(scope, self.checked_first_message(receive), send)
             return
         request = Request(scope, receive)
         if path == "/api" or path.startswith("/api/"):
@@ -78,8 +78,8 @@ class Login:
             await self.app(scope, receive, send)
             return
         if path == LOGIN_PATH:
-            answer = await self.enter(request)
-        elif not self.knows(request):
+            answer = await self.answer_login(request)
+        elif not self.is_logged_in(request):
             answer = login_page(401)
         elif path == "/ui-settings":
             answer = await self.settings(request)
@@ -93,7 +93,7 @@ class Login:
             request.headers.get("authorization", ""), f"Basic {basic_credentials(self.string)}"
         )
 
-    def says_it_first(self, receive: Receive) -> Receive:
+    def checked_first_message(self, receive: Receive) -> Receive:
         """What a websocket sends; its first message, if that is not the string, or does not come, as one that Prefect
         refuses."""
         heard = False
@@ -122,7 +122,7 @@ class Login:
         token = said.get("token") if isinstance(said, dict) and said.get("type") == "auth" else None
         return isinstance(token, str) and equal_in_constant_time(token, self.string)
 
-    def knows(self, request: Request) -> bool:
+    def is_logged_in(self, request: Request) -> bool:
         """Whether the request comes with the string, or from a browser that has logged in."""
         if self.has_string(request):
             return True
@@ -132,7 +132,7 @@ class Login:
             return False
         return found is not None and equal_in_constant_time(found.value, self.pass_word)
 
-    async def enter(self, request: Request) -> Response:
+    async def answer_login(self, request: Request) -> Response:
         """The page, a proof that this server knows the string, or a login: a ticket or the string for the string."""
         if request.method == "GET":
             if challenge := request.query_params.get("challenge"):
