@@ -35,7 +35,7 @@ from tasks.store import provenance
 PORT = 4200
 POOL = "daily-train"
 QUEUES = {"gpu": "Trains or scores: one run at a time.", "data": "Prepares data, beside a training: one run at a time."}
-DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
+DEPLOYMENTS = Path(__file__).resolve().parents[1] / "prefect.yaml"
 REPOSITORY, NOTIFY = "DAILY_TRAIN_REPOSITORY", "DAILY_TRAIN_NOTIFY"
 SECONDS_TO_START = 300  # on a machine whose cores are all in use
 SECONDS_TO_STOP = 60  # a worker kills its runs after 30; their trainers go on saving (tasks/runtime/supervise.py)
