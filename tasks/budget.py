@@ -12,9 +12,10 @@ from typing import Any
 
 from model.network.config import BUDGETS, GPTConfig, TrainConfig
 from tasks.runtime.child_process import run_module
+from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 2
 TIMED = ("gpu_hours", "usd")

@@ -22,8 +22,9 @@ from eval.reporting.report import FIGURES
 from tasks.benchmarks import Items
 from tasks.download import SCHEMA, documents_files
 from tasks.runtime.child_process import run_module
+from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 3
 FILTER_VERSION = 2

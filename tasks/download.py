@@ -15,6 +15,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
+from tasks.runtime.logs import logger
 from tasks.settings import Settings
 from tasks.sources.document_folder import left_out, left_out_sentences
 from tasks.sources.document_sources import (
@@ -27,7 +28,7 @@ from tasks.sources.document_sources import (
     source_lock,
 )
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, logger, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, read_json
 
 VERSION = 2
 SPLITS = ("train", "val")

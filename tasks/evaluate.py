@@ -26,11 +26,12 @@ from model.errors import regular_file
 from tasks.benchmarks import Items, find_items
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.runtime.devices import scoring_processes, threads_per_process
+from tasks.runtime.logs import logger
 from tasks.runtime.progress import ServerUpdates, artifact_id
 from tasks.settings import Settings
 from tasks.sources.document_sources import COMMIT
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, logger, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, read_json
 
 VERSION = 4
 

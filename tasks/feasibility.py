@@ -21,11 +21,12 @@ from model.network.config import ConfigError, GPTConfig, TrainConfig
 from tasks.runtime.child_process import run_module
 from tasks.runtime.devices import training_processes
 from tasks.runtime.host_memory import why_too_large
+from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.manifest import StageError, sha256_json
 from tasks.store.source_digest import NOT_TRAINING, model_source_digest
-from tasks.store.stage import finished_manifests, logger
+from tasks.store.stage import finished_manifests
 
 Training = tuple[GPTConfig, TrainConfig]
 

@@ -32,9 +32,11 @@ from tasks.benchmarks import Items, find_source
 from tasks.evaluate import EvaluationConfig, defining_versions, scoring_settings
 from tasks.feasibility import ANY_CPU, Training, are_trained, most_flops, require_feasible
 from tasks.runtime.child_process import run_module
+from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, StageResult, fetch_outputs, logger, sha256_json
+from tasks.store.manifest import sha256_json
+from tasks.store.stage import STAGE_TASK, StageResult, fetch_outputs
 from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
 from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing_file, load_tokenizer
 

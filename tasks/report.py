@@ -22,22 +22,13 @@ from model.errors import naming
 from tasks.benchmarks import Items
 from tasks.contamination import read_contamination
 from tasks.runtime.events import emit_run_finished
+from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.ledger import add_row, read_ledger, report_pages
 from tasks.store.objects import StoreError, digest_file
 from tasks.store.retries import is_transient
-from tasks.store.stage import (
-    STAGE_TASK,
-    Stage,
-    StageError,
-    StageResult,
-    build_or_skip,
-    fetch_outputs,
-    load,
-    logger,
-    read_json,
-)
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, load, read_json
 from tasks.train import read_metrics
 
 VERSION = 5

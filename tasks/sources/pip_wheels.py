@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
 from tasks.runtime.lock import locked
+from tasks.runtime.logs import logger
 from tasks.store.attempts import remove_path
 from tasks.store.objects import digest_file
-from tasks.store.stage import logger
 
 PATIENCE = ["--timeout", "5", "--retries", "0"]
 """An index that says nothing for 5 s does not answer; pip's own settings would wait for minutes. What a retry may mend

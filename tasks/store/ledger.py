@@ -5,10 +5,11 @@ import re
 from typing import Any
 
 from eval.reporting.ledger import Row, parse_row
+from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
 from tasks.store.objects import StoreError, printable
 from tasks.store.retries import is_transient
-from tasks.store.stage import StageError, StageResult, load, logger
+from tasks.store.stage import StageError, StageResult, load
 
 
 def read_ledger(context: RunContext) -> list[Row]:
