@@ -116,10 +116,10 @@ class Login:
 
     def is_login(self, text: str | None) -> bool:
         try:
-            said = json.loads(text or "")
+            message = json.loads(text or "")
         except (ValueError, RecursionError):
             return False
-        token = said.get("token") if isinstance(said, dict) and said.get("type") == "auth" else None
+        token = message.get("token") if isinstance(message, dict) and message.get("type") == "auth" else None
         return isinstance(token, str) and equal_in_constant_time(token, self.string)
 
     def is_logged_in(self, request: Request) -> bool:
@@ -148,8 +148,8 @@ class Login:
         word = body.decode(errors="replace")
         if not equal_in_constant_time(word, self.string):
             if not is_valid_ticket(word, self.string):
-                told = "That is not the string, or the address is older than a quarter of an hour."
-                return PlainTextResponse(told, 401)
+                reason = "That is not the string, or the address is older than a quarter of an hour."
+                return PlainTextResponse(reason, 401)
             if word in self.used:
                 return PlainTextResponse("This address was used already.", 401)
             self.used.add(word)
@@ -190,11 +190,11 @@ def guarded_app(app: ASGIApp, port: int, string: str) -> ASGIApp:
 def listening_socket(host: str, port: int) -> socket.socket:
     """A socket of this address, which only the user who holds the port (deployments/cli/up.py) may bind beside him."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    made.bind((host, port))
-    return made
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listening.bind((host, port))
+    return listening
 
 
 def main(argv: list[str] | None = None) -> int:

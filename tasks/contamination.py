@@ -109,9 +109,9 @@ def drop_contaminated(documents: StageResult, verdicts: StageResult, context: Ru
 
     result = build_or_skip(stage, context, build)
     dropped = json.loads((fetch_outputs(result, context) / "dropped.json").read_text())
-    told = f"{len(dropped)} documents that contaminate benchmark items were dropped from the training text."
-    logger().info(told)
-    create_markdown_artifact(key="filtered-documents", description="Documents dropped", markdown=told)
+    message = f"{len(dropped)} documents that contaminate benchmark items were dropped from the training text."
+    logger().info(message)
+    create_markdown_artifact(key="filtered-documents", description="Documents dropped", markdown=message)
     return result
 
 

@@ -251,9 +251,9 @@ def _table(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{task} {version}" for task, version in found["task_versions"].items())
     shots = {score["suite"]: score["num_fewshot"] for score in found["scores"] if score["num_fewshot"]}
     model = found.get("model")
-    told = f"{model['id']} at commit {model['commit']}. " if model else ""
-    told += f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(found)}. "
-    told += "Solved examples before a question: "
-    told += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
-    told += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."
-    return f"{told}\n\n{markdown_table(header, rows)}"
+    description = f"{model['id']} at commit {model['commit']}. " if model else ""
+    description += f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(found)}. "
+    description += "Solved examples before a question: "
+    description += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
+    description += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."
+    return f"{description}\n\n{markdown_table(header, rows)}"

@@ -161,7 +161,7 @@ def why_no_gpu(machine: dict[str, Any], driver: str) -> str:
 def _memory_sentence(projection: dict[str, Any]) -> str:
     parts = {name: size for name, size in projection["memory_bytes"].items() if name != "total"}
     largest = sorted(parts, key=parts.__getitem__, reverse=True)[:4]
-    told = ", ".join(f"{name} {_gigabytes(parts[name])}" for name in largest)
+    largest_parts = ", ".join(f"{name} {_gigabytes(parts[name])}" for name in largest)
     fitting = projection["fitting_micro_batch"]
     advice = "not even one sequence fits: set a smaller model.depth, model.width or model.sequence_length"
     if fitting:
@@ -171,8 +171,8 @@ def _memory_sentence(projection: dict[str, Any]) -> str:
     each = " in each process" if projection["processes"] > 1 else ""
     return (
         f"the training needs {_gigabytes(projection['memory_bytes']['total'])} GB of memory{each} with a "
-        f"micro-batch of {projection['micro_batch_sequences']} sequences ({told}), but {projection['name']} has "
-        f"{_gigabytes(projection['device_bytes'])} GB, of which {_gigabytes(projection['usable_bytes'])} can be "
+        f"micro-batch of {projection['micro_batch_sequences']} sequences ({largest_parts}), but "
+        f"{projection['name']} has {_gigabytes(projection['device_bytes'])} GB, of which {_gigabytes(projection['usable_bytes'])} can be "
         f"used; {advice}"
     )
 

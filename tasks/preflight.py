@@ -66,9 +66,9 @@ def require_ready(
         case TokenizerConfig(kind=TokenizerKind.GPT2):
             vocabulary, end_of_text = GPT2_VOCABULARY, GPT2_VOCABULARY - 1
         case TokenizerConfig(kind=TokenizerKind.FILE, path=str(path)):
-            made = load_tokenizer(existing_file(path))
-            check_tokenizer(made, path)
-            vocabulary, end_of_text = made.get_vocab_size(), made.token_to_id(END_OF_TEXT)
+            loaded = load_tokenizer(existing_file(path))
+            check_tokenizer(loaded, path)
+            vocabulary, end_of_text = loaded.get_vocab_size(), loaded.token_to_id(END_OF_TEXT)
     for model, train in trainings:
         require_coherent(model, train, vocabulary, end_of_text)
     for name in evaluation.suites if evaluation else ():

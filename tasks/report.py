@@ -48,7 +48,7 @@ def publish_report(
     preset: str, configuration: str, results: list[StageResult], items: Items, context: RunContext
 ) -> Published:
     """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.html, report.json, loss.png,
-    scores.png, sweep.png: recorded, because they hold times and are compared with the ledger as it was. Whom the
+    scores.png, sweep.png: volatile, because they hold times and are compared with the ledger as it was. Whom the
     report was compared with stands in it, by run and by key of the samples. The store's leaderboard.html is renewed."""
     stages = {result.manifest.stage: result for result in results}
     stage = Stage(

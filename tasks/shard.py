@@ -183,8 +183,8 @@ def describe(result: StageResult, context: RunContext) -> str:
         for name, split in found["splits"].items()
     ]
     files = [[output.path, output.bytes, output.sha256[:16]] for output in result.manifest.outputs]
-    made = result.manifest.provenance
-    speed = f"encoded at {made['megabytes_per_second']} MB/s on {made['workers']} cores"
+    facts = result.manifest.provenance
+    speed = f"encoded at {facts['megabytes_per_second']} MB/s on {facts['workers']} cores"
     return "\n\n".join(
         [
             f"Vocabulary of {found['vocab_size']:,}; {speed}.",

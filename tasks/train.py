@@ -42,7 +42,7 @@ def train_model(
     context: RunContext,
 ) -> StageResult:
     """Train from scratch or resume. Outputs: model.safetensors, config.json, run.json, samples.json, and the
-    recorded metrics.jsonl."""
+    volatile metrics.jsonl."""
     result = training_stage(model, config, shards, tokenizer, items, context)
     folder = fetch_outputs(result, context)
     create_markdown_artifact(key="training", description="Training", markdown=describe(folder))

@@ -182,14 +182,16 @@ class _CommandWatch:
     def _told(self) -> int:
         """The exit code, and the reason where the command could not give it."""
         code = os.waitstatus_to_exitcode(self.status or 0)
-        told = None
+        message = None
         if self.asked and code != 128 + signal.SIGINT:
-            told = "stopped; the same command goes on from here"
+            message = "stopped; the same command goes on from here"
         elif code < 0:
-            told = f"error: its process was ended by {signal.Signals(-code).name}; the same command goes on from here"
-        if told:
+            message = (
+                f"error: its process was ended by {signal.Signals(-code).name}; the same command goes on from here"
+            )
+        if message:
             with suppress(OSError):
-                os.write(2, f"daily-train: {told}\n".encode())
+                os.write(2, f"daily-train: {message}\n".encode())
         if self.asked:
             return 128 + self.asked
         return code if code >= 0 else 128 - code

@@ -136,10 +136,10 @@ def up(port: int) -> None:
             worker.start()
         parts = [part for part in (server, worker) if part.process]
         reused = [part.name for part in (server, worker) if not part.process]
-        told = f" The {' and the '.join(reused)} ran already." if reused else ""
+        note = f" The {' and the '.join(reused)} ran already." if reused else ""
         print(
             f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.login_ticket(string)}\n"
-            f"or at any time with the string of {access.where_auth_string_is()}.{told}"
+            f"or at any time with the string of {access.where_auth_string_is()}.{note}"
             f"{' Ctrl-C stops it.' if parts else ''}",
             flush=True,
         )
@@ -192,8 +192,8 @@ def _set_up(api: str, environment: dict[str, str]) -> None:
         template = ProcessWorker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
-        for name, told in QUEUES.items():
-            _queue(client, {"name": name, "description": told, "concurrency_limit": 1})
+        for name, description in QUEUES.items():
+            _queue(client, {"name": name, "description": description, "concurrency_limit": 1})
         paused = [found.name for found in client.read_deployments() if not any(s.active for s in found.schedules)]
         watch_for_dead_runs()
         if address := os.environ.get(NOTIFY):

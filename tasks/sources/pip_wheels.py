@@ -84,8 +84,8 @@ def _download(requirement: str, folder: Path, options: list[str]) -> str:
 def _refusal(requirement: str, output: str) -> WheelError:
     """The error for what pip said, in one sentence."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    said = [line.removeprefix("ERROR: ") for line in lines if re.match("ERROR: (?!Exception)", line)]
-    reason = (said or lines or ["it says nothing"])[-1]
+    errors = [line.removeprefix("ERROR: ") for line in lines if re.match("ERROR: (?!Exception)", line)]
+    reason = (errors or lines or ["it says nothing"])[-1]
     missed = NOT_FETCHED.findall(output)
     fault = next((why for _, why in missed if BUSY.search(why)), None)
     if fault is None and "Downloading http" in output and BROKEN.search(output):

@@ -401,7 +401,7 @@ class S3Store:
         self, key: str, once: Callable[[Any], Answer], stop: threading.Event | None = None, size: int = 0
     ) -> Answer:
         """The answer to a request of so many bytes; tried again while its failures may pass and there is patience."""
-        began, told = time.monotonic(), False
+        began, warned = time.monotonic(), False
         for number in itertools.count(1):
             try:
                 client = self._client(number)
@@ -414,8 +414,8 @@ class S3Store:
                 late = number >= 3 and waited + pause >= self.patience
                 if not again or late or (stop is not None and stop.is_set()):
                     raise self._error(key, error, waited, number) from error
-                if waited > 10 and not told:
-                    told = True
+                if waited > 10 and not warned:
+                    warned = True
                     logging.getLogger("daily_train").warning(
                         "%s: no answer for %.0f s, tried for up to %.0f s: %s",
                         self._where(key),
