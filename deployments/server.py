@@ -127,10 +127,10 @@ class Login:
         if self.has_string(request):
             return True
         try:
-            found = SimpleCookie(request.headers.get("cookie", "")).get(self.cookie)
+            cookie = SimpleCookie(request.headers.get("cookie", "")).get(self.cookie)
         except CookieError:
             return False
-        return found is not None and equal_in_constant_time(found.value, self.pass_word)
+        return cookie is not None and equal_in_constant_time(cookie.value, self.pass_word)
 
     async def answer_login(self, request: Request) -> Response:
         """The page, a proof that this server knows the string, or a login: a ticket or the string for the string."""
@@ -166,9 +166,9 @@ class Login:
 
         plain = [pair for pair in request.scope["headers"] if pair[0] != b"accept-encoding"]
         await self.app({**request.scope, "headers": plain}, request.receive, collect)
-        found = json.loads(b"".join(part.get("body", b"") for part in parts))
-        found["api_url"] = f"{request.url.scheme}://{request.headers['host']}/api"
-        return Response(json.dumps(found), media_type="application/json")
+        settings = json.loads(b"".join(part.get("body", b"") for part in parts))
+        settings["api_url"] = f"{request.url.scheme}://{request.headers['host']}/api"
+        return Response(json.dumps(settings), media_type="application/json")
 
 
 def login_page(status: int) -> Response:

@@ -85,15 +85,15 @@ def check_contamination(config: CheckConfig, documents: StageResult, items: Item
         _refuse_incomplete(json.loads((out / "coverage.json").read_text()), config, items)
 
     result = build_or_skip(stage, context, build)
-    found = read_contamination(fetch_outputs(result, context))
-    figure = inline(FIGURES["sweep.png"], sweep_figure(found["sweep"], config.run))
+    contamination = read_contamination(fetch_outputs(result, context))
+    figure = inline(FIGURES["sweep.png"], sweep_figure(contamination["sweep"], config.run))
     create_markdown_artifact(
         key="contamination",
         description="Benchmark items in the training text",
-        markdown=f"{contamination_section(found)}\n\n{figure}",
+        markdown=f"{contamination_section(contamination)}\n\n{figure}",
     )
     if config.mode is Mode.REFUSE:
-        _refuse(found["coverage"])
+        _refuse(contamination["coverage"])
     return result
 
 

@@ -233,7 +233,7 @@ def describe(result: StageResult, context: RunContext) -> str:
     return _table(read_json(result, context, "scores.json"))
 
 
-def _table(found: dict[str, Any]) -> str:
+def _table(scores: dict[str, Any]) -> str:
     header = ["task", "metric", "n", "score, %", "95 % interval", "chance, %", "bits per byte", "cut"]
     rows = [
         [
@@ -246,13 +246,15 @@ def _table(found: dict[str, Any]) -> str:
             score["gold_bits_per_byte"],
             score["truncated"],
         ]
-        for score in found["scores"]
+        for score in scores["scores"]
     ]
-    versions = ", ".join(f"{task} {version}" for task, version in found["task_versions"].items())
-    shots = {score["suite"]: score["num_fewshot"] for score in found["scores"] if score["num_fewshot"]}
-    model = found.get("model")
+    versions = ", ".join(f"{task} {version}" for task, version in scores["task_versions"].items())
+    shots = {score["suite"]: score["num_fewshot"] for score in scores["scores"] if score["num_fewshot"]}
+    model = scores.get("model")
     description = f"{model['id']} at commit {model['commit']}. " if model else ""
-    description += f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(found)}. "
+    description += (
+        f"lm-eval {scores['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(scores)}. "
+    )
     description += "Solved examples before a question: "
     description += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
     description += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."

@@ -102,8 +102,8 @@ def require_space(run_dir: Path, checkpoint_bytes: int) -> None:
 def _kept_projection(path: Path) -> dict[str, Any] | None:
     """A projection that was kept, or None when there is none or the file is damaged: it is made again."""
     try:
-        found = json.loads(path.read_text())
-        return found["projection"] if found["sha256"] == sha256_json(found["projection"]) else None
+        kept = json.loads(path.read_text())
+        return kept["projection"] if kept["sha256"] == sha256_json(kept["projection"]) else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError, StageError):
         return None
 
@@ -132,9 +132,9 @@ def why_infeasible(projections: list[dict[str, Any]], driver: str | None, contex
     if hours <= context.max_hours:
         return None
     where = machine.get("name") or f"the CPU of this machine ({context.workers} threads)"
-    what = "training is" if len(projections) == 1 else f"{len(projections)} trainings are together"
+    subject = "training is" if len(projections) == 1 else f"{len(projections)} trainings are together"
     text = (
-        f"the {what} projected to take {_hours_text(hours)} hours on {where}, more than max_hours "
+        f"the {subject} projected to take {_hours_text(hours)} hours on {where}, more than max_hours "
         f"{_hours_text(context.max_hours)}; raise max_hours, choose a smaller preset or budget, or "
     )
     return text + (f"train on the GPU: {no_gpu}" if no_gpu else "use a machine with a faster GPU")
@@ -172,7 +172,8 @@ def _memory_sentence(projection: dict[str, Any]) -> str:
     return (
         f"the training needs {_gigabytes(projection['memory_bytes']['total'])} GB of memory{each} with a "
         f"micro-batch of {projection['micro_batch_sequences']} sequences ({largest_parts}), but "
-        f"{projection['name']} has {_gigabytes(projection['device_bytes'])} GB, of which {_gigabytes(projection['usable_bytes'])} can be "
+        f"{projection['name']} has {_gigabytes(projection['device_bytes'])} GB, of which "
+        f"{_gigabytes(projection['usable_bytes'])} can be "
         f"used; {advice}"
     )
 

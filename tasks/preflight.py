@@ -129,14 +129,14 @@ def _require_own_compiler() -> None:
             folder.mkdir(mode=0o700)
     if not os.path.lexists(folder):
         return
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise ConfigError(
             f"{folder} is another user's or a link, and torch would run the code it finds there; set "
             "TORCHINDUCTOR_CACHE_DIR or TMPDIR to a folder of your own"
         )
-    if stat.S_IMODE(found.st_mode) & 0o022:
-        folder.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        folder.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
 
 
 @task(name="rehearsal", **STAGE_TASK)

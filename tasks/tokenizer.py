@@ -223,7 +223,7 @@ def _tokenizer_name(config: TokenizerConfig) -> str:
 
 def existing_file(path: str) -> Path:
     """The file of a tokenizer; raises TokenizerError when there is none."""
-    found = expanded(path)
-    if not found.is_file():
+    file = expanded(path)
+    if not file.is_file():
         raise TokenizerError(f"tokenizer {path!r}: there is no such file")
-    return found
+    return file

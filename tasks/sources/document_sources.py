@@ -342,9 +342,9 @@ def _plain_text(content: bytes, where: str) -> str:
     return _decode(content, where)
 
 
-def _digests(found: list[FolderFile]) -> list[dict[str, Any]]:
+def _digests(files: list[FolderFile]) -> list[dict[str, Any]]:
     digests = []
-    for file in found:
+    for file in files:
         if file.reason is None:
             with _opened(file.path):
                 pass

@@ -64,8 +64,8 @@ def stage_of_run(stage: str, row: Row, context: RunContext) -> StageResult:
 
 def report_pages(context: RunContext) -> dict[str, str]:
     """Where in the store the HTML report of each run lies, by the run's name."""
-    found = (
+    pages = (
         re.fullmatch(r"stages/report/([0-9a-f]{64})/[0-9a-f]+/report\.html", key)
         for key in context.store.list("stages/report")
     )
-    return {page[1]: page[0] for page in found if page}
+    return {page[1]: page[0] for page in pages if page}

@@ -204,8 +204,8 @@ class S3Store:
 
     def _abort_uploads(self, key: str) -> None:
         """Drop uploads in parts to this key, in one try."""
-        found = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self._name(key)).get("Uploads", [])
-        for upload in found:
+        uploads = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self._name(key)).get("Uploads", [])
+        for upload in uploads:
             if upload["Key"] == self._name(key):
                 self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
@@ -297,10 +297,10 @@ class S3Store:
         for _ in range(FETCHES):
             if (fetched := fetch()) is None:
                 return None
-            found, recorded = fetched
-            seen[found] += 1
-            if found.sha256 == recorded or not recorded or seen[found] == SAME:
-                return found
+            digest, recorded = fetched
+            seen[digest] += 1
+            if digest.sha256 == recorded or not recorded or seen[digest] == SAME:
+                return digest
         raise self._changed(key)
 
     def _changed(self, key: str) -> StoreError:
