@@ -97,12 +97,12 @@ def _read_auth_file(file: Path) -> str:
         raise AccessError(f"{file} is a link; delete it, and the next start makes a new string")
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as opened:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise AccessError(f"{file} is not a file of yours; delete it, and the next start makes a new string")
-        if mode := stat.S_IMODE(found.st_mode) & 0o077:
+        if mode := stat.S_IMODE(status.st_mode) & 0o077:
             raise AccessError(
-                f"{file} has mode {found.st_mode & 0o777:o}: other users may know the string ({mode:o}); "
+                f"{file} has mode {status.st_mode & 0o777:o}: other users may know the string ({mode:o}); "
                 "delete it, and the next start makes a new one"
             )
         lines = opened.read(4096).decode(errors="replace").split()

@@ -69,7 +69,7 @@ class Login:
             await self.app(scope, receive, send)
             return
         if scope["type"] == "websocket":
-            await self.app(scope, self.says_it_first(receive), send)
+            await self.app(scope, self.checked_first_message(receive), send)
             return
         request = Request(scope, receive)
         if path == "/api" or path.startswith("/api/"):
@@ -78,8 +78,8 @@ class Login:
             await self.app(scope, receive, send)
             return
         if path == LOGIN_PATH:
-            answer = await self.enter(request)
-        elif not self.knows(request):
+            answer = await self.answer_login(request)
+        elif not self.is_logged_in(request):
             answer = login_page(401)
         elif path == "/ui-settings":
             answer = await self.settings(request)
@@ -93,7 +93,7 @@ class Login:
             request.headers.get("authorization", ""), f"Basic {basic_credentials(self.string)}"
         )
 
-    def says_it_first(self, receive: Receive) -> Receive:
+    def checked_first_message(self, receive: Receive) -> Receive:
         """What a websocket sends; its first message, if that is not the string, or does not come, as one that Prefect
         refuses."""
         heard = False
@@ -116,23 +116,23 @@ class Login:
 
     def is_login(self, text: str | None) -> bool:
         try:
-            said = json.loads(text or "")
+            message = json.loads(text or "")
         except (ValueError, RecursionError):
             return False
-        token = said.get("token") if isinstance(said, dict) and said.get("type") == "auth" else None
+        token = message.get("token") if isinstance(message, dict) and message.get("type") == "auth" else None
         return isinstance(token, str) and equal_in_constant_time(token, self.string)
 
-    def knows(self, request: Request) -> bool:
+    def is_logged_in(self, request: Request) -> bool:
         """Whether the request comes with the string, or from a browser that has logged in."""
         if self.has_string(request):
             return True
         try:
-            found = SimpleCookie(request.headers.get("cookie", "")).get(self.cookie)
+            cookie = SimpleCookie(request.headers.get("cookie", "")).get(self.cookie)
         except CookieError:
             return False
-        return found is not None and equal_in_constant_time(found.value, self.pass_word)
+        return cookie is not None and equal_in_constant_time(cookie.value, self.pass_word)
 
-    async def enter(self, request: Request) -> Response:
+    async def answer_login(self, request: Request) -> Response:
         """The page, a proof that this server knows the string, or a login: a ticket or the string for the string."""
         if request.method == "GET":
             if challenge := request.query_params.get("challenge"):
@@ -148,8 +148,8 @@ class Login:
         word = body.decode(errors="replace")
         if not equal_in_constant_time(word, self.string):
             if not is_valid_ticket(word, self.string):
-                told = "That is not the string, or the address is older than a quarter of an hour."
-                return PlainTextResponse(told, 401)
+                reason = "That is not the string, or the address is older than a quarter of an hour."
+                return PlainTextResponse(reason, 401)
             if word in self.used:
                 return PlainTextResponse("This address was used already.", 401)
             self.used.add(word)
@@ -166,9 +166,9 @@ class Login:
 
         plain = [pair for pair in request.scope["headers"] if pair[0] != b"accept-encoding"]
         await self.app({**request.scope, "headers": plain}, request.receive, collect)
-        found = json.loads(b"".join(part.get("body", b"") for part in parts))
-        found["api_url"] = f"{request.url.scheme}://{request.headers['host']}/api"
-        return Response(json.dumps(found), media_type="application/json")
+        settings = json.loads(b"".join(part.get("body", b"") for part in parts))
+        settings["api_url"] = f"{request.url.scheme}://{request.headers['host']}/api"
+        return Response(json.dumps(settings), media_type="application/json")
 
 
 def login_page(status: int) -> Response:
@@ -190,11 +190,11 @@ def guarded_app(app: ASGIApp, port: int, string: str) -> ASGIApp:
 def listening_socket(host: str, port: int) -> socket.socket:
     """A socket of this address, which only the user who holds the port (deployments/cli/up.py) may bind beside him."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    made.bind((host, port))
-    return made
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listening.bind((host, port))
+    return listening
 
 
 def main(argv: list[str] | None = None) -> int:

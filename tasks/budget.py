@@ -12,9 +12,10 @@ from typing import Any
 
 from model.network.config import BUDGETS, GPTConfig, TrainConfig
 from tasks.runtime.child_process import run_module
+from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 2
 TIMED = ("gpu_hours", "usd")
@@ -30,8 +31,8 @@ def budget_in_tokens(
 ) -> TrainConfig:
     """`config` with a budget in tokens instead of hours or dollars; one in tokens or FLOPs as it is.
 
-    `execution`: the trainer's settings (model.run.Execution), for so many `processes`. The stage's outputs:
-    budget.json, the tokens, and the recorded timing.json.
+    `execution`: the trainer's settings (`Execution` of model/training/run.py), for so many `processes`. The stage's
+    outputs: budget.json, the tokens, and the volatile timing.json.
     """
     if config.budget_unit not in TIMED:
         return config

@@ -53,9 +53,9 @@ def publish_comparison(
             arm: [_training(seed, budget, result, context) for (seed, budget), result in results.items()]
             for arm, results in arms.items()
         }
-        found = {"names": list(names), **compare(**trained)}
-        (out / "comparison.json").write_text(json.dumps(found, indent=1))
-        (out / "comparison.md").write_text(render_comparison(found))
+        comparison = {"names": list(names), **compare(**trained)}
+        (out / "comparison.json").write_text(json.dumps(comparison, indent=1))
+        (out / "comparison.md").write_text(render_comparison(comparison))
 
     result = build_or_skip(stage, context, build)
     page = (fetch_outputs(result, context) / "comparison.md").read_text()

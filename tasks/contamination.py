@@ -22,8 +22,9 @@ from eval.reporting.figures import inline, sweep_figure
 from eval.reporting.report import FIGURES
 from tasks.benchmarks import Items
 from tasks.runtime.child_process import run_module
+from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 3
 FILTER_VERSION = 2
@@ -84,15 +85,15 @@ def check_contamination(config: CheckConfig, documents: StageResult, items: Item
         _refuse_incomplete(json.loads((out / "coverage.json").read_text()), config, items)
 
     result = build_or_skip(stage, context, build)
-    found = read_contamination(fetch_outputs(result, context))
-    figure = inline(FIGURES["sweep.png"], sweep_figure(found["sweep"], config.run))
+    contamination = read_contamination(fetch_outputs(result, context))
+    figure = inline(FIGURES["sweep.png"], sweep_figure(contamination["sweep"], config.run))
     create_markdown_artifact(
         key="contamination",
         description="Benchmark items in the training text",
-        markdown=f"{contamination_section(found)}\n\n{figure}",
+        markdown=f"{contamination_section(contamination)}\n\n{figure}",
     )
     if config.mode is Mode.REFUSE:
-        _refuse(found["coverage"])
+        _refuse(contamination["coverage"])
     return result
 
 
@@ -108,9 +109,9 @@ def drop_contaminated(documents: StageResult, verdicts: StageResult, context: Ru
 
     result = build_or_skip(stage, context, build)
     dropped = json.loads((fetch_outputs(result, context) / "dropped.json").read_text())
-    told = f"{len(dropped)} documents that contaminate benchmark items were dropped from the training text."
-    logger().info(told)
-    create_markdown_artifact(key="filtered-documents", description="Documents dropped", markdown=told)
+    message = f"{len(dropped)} documents that contaminate benchmark items were dropped from the training text."
+    logger().info(message)
+    create_markdown_artifact(key="filtered-documents", description="Documents dropped", markdown=message)
     return result
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from eval.document_parquet import SCHEMA
 from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
+from tasks.runtime.logs import logger
 from tasks.settings import Settings
 from tasks.sources.document_folder import left_out, left_out_sentences
 from tasks.sources.document_sources import (
@@ -28,7 +29,7 @@ from tasks.sources.document_sources import (
     source_lock,
 )
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, logger, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, read_json
 
 VERSION = 2
 SPLITS = ("train", "val")
@@ -53,15 +54,15 @@ def download(config: DataConfig, context: RunContext) -> StageResult:
     """Fetch the documents and split them. Outputs: train_*.parquet, val_*.parquet (id, text, source), lock.json."""
     identity = {"source": source_lock(config.source, context.cache), "validation_fraction": config.validation_fraction}
     stage = Stage(name="download", version=VERSION, config=identity, inputs={})
-    found = files_of_source(config.source) if isinstance(config.source, FilesSource) else []
-    for sentence in left_out_sentences(found):
+    files = files_of_source(config.source) if isinstance(config.source, FilesSource) else []
+    for sentence in left_out_sentences(files):
         logger().warning("download: %s", sentence)
 
     def build(_: Path, out: Path) -> dict[str, Any]:
         write_documents(config, context.cache, out)
         if json.loads((out / "lock.json").read_text())["source"] != json.loads(json.dumps(identity["source"])):
             raise SourceError("the source's files changed while they were read; run again")
-        return {"left_out": left_out(found)}
+        return {"left_out": left_out(files)}
 
     result = build_or_skip(stage, context, build)
     create_markdown_artifact(key="documents", description="What was downloaded", markdown=describe(result, context))
@@ -216,18 +217,18 @@ def lock_tables(source: dict[str, Any]) -> list[str]:
 
 def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: counts, the lock, and how the first documents begin."""
-    found: dict[str, Any] = read_json(result, context, "lock.json")
-    rows = [[split, counts["documents"], counts["bytes"]] for split, counts in found["splits"].items()]
+    lock: dict[str, Any] = read_json(result, context, "lock.json")
+    rows = [[split, counts["documents"], counts["bytes"]] for split, counts in lock["splits"].items()]
     lines = [
-        f"{found['empty_documents']} empty documents were left out.",
+        f"{lock['empty_documents']} empty documents were left out.",
         markdown_table(["split", "documents", "bytes"], rows),
         *(
             f"Left out: {group['files']}, {group['reason']}:\n\n{code_block(chr(10).join(group['first']))}"
             for group in result.manifest.provenance.get("left_out", [])
         ),
         "**Lock**",
-        *lock_tables(found["source"]),
+        *lock_tables(lock["source"]),
     ]
-    for sample in found["samples"]:
+    for sample in lock["samples"]:
         lines += [f"**{untrusted(sample['id'])}** begins", passage(sample["start"])]
     return "\n\n".join(lines)

@@ -25,11 +25,12 @@ from model.errors import regular_file
 from tasks.benchmarks import Items, find_items
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.runtime.devices import scoring_processes, threads_per_process
+from tasks.runtime.logs import logger
 from tasks.runtime.progress import ServerUpdates, artifact_id
 from tasks.settings import Settings
 from tasks.sources.document_sources import COMMIT
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, logger, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, read_json
 
 VERSION = 4
 
@@ -231,13 +232,15 @@ def describe(result: StageResult, context: RunContext) -> str:
     return _table(read_json(result, context, "scores.json"))
 
 
-def _table(found: dict[str, Any]) -> str:
-    versions = ", ".join(f"{task} {version}" for task, version in found["task_versions"].items())
-    shots = {score["suite"]: score["num_fewshot"] for score in found["scores"] if score["num_fewshot"]}
-    model = found.get("model")
-    told = f"{model['id']} at commit {model['commit']}. " if model else ""
-    told += f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(found)}. "
-    told += "Solved examples before a question: "
-    told += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
-    told += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."
-    return f"{told}\n\n{evaluation_scores(found['scores'])}"
+def _table(scores: dict[str, Any]) -> str:
+    versions = ", ".join(f"{task} {version}" for task, version in scores["task_versions"].items())
+    shots = {score["suite"]: score["num_fewshot"] for score in scores["scores"] if score["num_fewshot"]}
+    model = scores.get("model")
+    description = f"{model['id']} at commit {model['commit']}. " if model else ""
+    description += (
+        f"lm-eval {scores['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(scores)}. "
+    )
+    description += "Solved examples before a question: "
+    description += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
+    description += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."
+    return f"{description}\n\n{evaluation_scores(scores['scores'])}"

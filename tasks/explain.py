@@ -27,10 +27,10 @@ def explain_item(name: str, run: str | None, context: RunContext) -> str:
     row = find_run(run or "", context)
     folder = fetch_outputs(stage_of_run("contamination", row, context), context)
     verdicts = pq.read_table(folder / "verdicts.parquet")
-    found = verdicts.filter((pc.field("suite") == suite) & (pc.field("item") == int(number))).to_pylist()
-    if not found:
+    matching = verdicts.filter((pc.field("suite") == suite) & (pc.field("item") == int(number))).to_pylist()
+    if not matching:
         raise StageError(f"item {name!r} was not checked in run {row['run'][:12]}")
-    [verdict] = found
+    [verdict] = matching
     if verdict["document"] is None:
         return f"{name}  {verdict['verdict']}: no training document shares a long enough run of words with it"
     corpus = "filter" if "filter" in row["stages"] else "download"

@@ -21,11 +21,12 @@ from model.network.config import ConfigError, GPTConfig, TrainConfig
 from tasks.runtime.child_process import run_module
 from tasks.runtime.devices import training_processes
 from tasks.runtime.host_memory import why_too_large
+from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.manifest import StageError, sha256_json
 from tasks.store.source_digest import NOT_TRAINING, model_source_digest
-from tasks.store.stage import finished_manifests, logger
+from tasks.store.stage import finished_manifests
 
 Training = tuple[GPTConfig, TrainConfig]
 
@@ -101,8 +102,8 @@ def require_space(run_dir: Path, checkpoint_bytes: int) -> None:
 def _kept_projection(path: Path) -> dict[str, Any] | None:
     """A projection that was kept, or None when there is none or the file is damaged: it is made again."""
     try:
-        found = json.loads(path.read_text())
-        return found["projection"] if found["sha256"] == sha256_json(found["projection"]) else None
+        kept = json.loads(path.read_text())
+        return kept["projection"] if kept["sha256"] == sha256_json(kept["projection"]) else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError, StageError):
         return None
 
@@ -131,9 +132,9 @@ def why_infeasible(projections: list[dict[str, Any]], driver: str | None, contex
     if hours <= context.max_hours:
         return None
     where = machine.get("name") or f"the CPU of this machine ({context.workers} threads)"
-    what = "training is" if len(projections) == 1 else f"{len(projections)} trainings are together"
+    subject = "training is" if len(projections) == 1 else f"{len(projections)} trainings are together"
     text = (
-        f"the {what} projected to take {_hours_text(hours)} hours on {where}, more than max_hours "
+        f"the {subject} projected to take {_hours_text(hours)} hours on {where}, more than max_hours "
         f"{_hours_text(context.max_hours)}; raise max_hours, choose a smaller preset or budget, or "
     )
     return text + (f"train on the GPU: {no_gpu}" if no_gpu else "use a machine with a faster GPU")
@@ -160,7 +161,7 @@ def why_no_gpu(machine: dict[str, Any], driver: str) -> str:
 def _memory_sentence(projection: dict[str, Any]) -> str:
     parts = {name: size for name, size in projection["memory_bytes"].items() if name != "total"}
     largest = sorted(parts, key=parts.__getitem__, reverse=True)[:4]
-    told = ", ".join(f"{name} {_gigabytes(parts[name])}" for name in largest)
+    largest_parts = ", ".join(f"{name} {_gigabytes(parts[name])}" for name in largest)
     fitting = projection["fitting_micro_batch"]
     advice = "not even one sequence fits: set a smaller model.depth, model.width or model.sequence_length"
     if fitting:
@@ -170,8 +171,9 @@ def _memory_sentence(projection: dict[str, Any]) -> str:
     each = " in each process" if projection["processes"] > 1 else ""
     return (
         f"the training needs {_gigabytes(projection['memory_bytes']['total'])} GB of memory{each} with a "
-        f"micro-batch of {projection['micro_batch_sequences']} sequences ({told}), but {projection['name']} has "
-        f"{_gigabytes(projection['device_bytes'])} GB, of which {_gigabytes(projection['usable_bytes'])} can be "
+        f"micro-batch of {projection['micro_batch_sequences']} sequences ({largest_parts}), but "
+        f"{projection['name']} has {_gigabytes(projection['device_bytes'])} GB, of which "
+        f"{_gigabytes(projection['usable_bytes'])} can be "
         f"used; {advice}"
     )
 

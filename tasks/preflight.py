@@ -32,9 +32,11 @@ from tasks.benchmarks import Items, find_source
 from tasks.evaluate import EvaluationConfig, defining_versions, scoring_settings
 from tasks.feasibility import ANY_CPU, Training, are_trained, most_flops, require_feasible
 from tasks.runtime.child_process import run_module
+from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, StageResult, fetch_outputs, logger, sha256_json
+from tasks.store.manifest import sha256_json
+from tasks.store.stage import STAGE_TASK, StageResult, fetch_outputs
 from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
 from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing_file, load_tokenizer
 
@@ -64,9 +66,9 @@ def require_ready(
         case TokenizerConfig(kind=TokenizerKind.GPT2):
             vocabulary, end_of_text = GPT2_VOCABULARY, GPT2_VOCABULARY - 1
         case TokenizerConfig(kind=TokenizerKind.FILE, path=str(path)):
-            made = load_tokenizer(existing_file(path))
-            check_tokenizer(made, path)
-            vocabulary, end_of_text = made.get_vocab_size(), made.token_to_id(END_OF_TEXT)
+            loaded = load_tokenizer(existing_file(path))
+            check_tokenizer(loaded, path)
+            vocabulary, end_of_text = loaded.get_vocab_size(), loaded.token_to_id(END_OF_TEXT)
     for model, train in trainings:
         require_coherent(model, train, vocabulary, end_of_text)
     for name in evaluation.suites if evaluation else ():
@@ -127,14 +129,14 @@ def _require_own_compiler() -> None:
             folder.mkdir(mode=0o700)
     if not os.path.lexists(folder):
         return
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise ConfigError(
             f"{folder} is another user's or a link, and torch would run the code it finds there; set "
             "TORCHINDUCTOR_CACHE_DIR or TMPDIR to a folder of your own"
         )
-    if stat.S_IMODE(found.st_mode) & 0o022:
-        folder.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        folder.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
 
 
 @task(name="rehearsal", **STAGE_TASK)

@@ -23,22 +23,13 @@ from model.errors import naming
 from tasks.benchmarks import Items
 from tasks.contamination import read_contamination
 from tasks.runtime.events import emit_run_finished
+from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.ledger import add_row, read_ledger, report_pages
 from tasks.store.objects import StoreError, digest_file
 from tasks.store.retries import is_transient
-from tasks.store.stage import (
-    STAGE_TASK,
-    Stage,
-    StageError,
-    StageResult,
-    build_or_skip,
-    fetch_outputs,
-    load,
-    logger,
-    read_json,
-)
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, load, read_json
 from tasks.train import read_metrics
 
 VERSION = 5
@@ -58,7 +49,7 @@ def publish_report(
     preset: str, configuration: str, results: list[StageResult], items: Items, context: RunContext
 ) -> Published:
     """Join scores and verdicts, and say what the run cost. Outputs: report.md, report.html, report.json, loss.png,
-    scores.png, sweep.png: recorded, because they hold times and are compared with the ledger as it was. Whom the
+    scores.png, sweep.png: volatile, because they hold times and are compared with the ledger as it was. Whom the
     report was compared with stands in it, by run and by key of the samples. The store's leaderboard.html is renewed."""
     stages = {result.manifest.stage: result for result in results}
     stage = Stage(

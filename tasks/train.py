@@ -19,13 +19,14 @@ from tasks.budget import budget_in_tokens
 from tasks.feasibility import require_feasible, require_space
 from tasks.runtime.child_process import run_module
 from tasks.runtime.devices import threads_per_process, training_processes
+from tasks.runtime.logs import logger
 from tasks.runtime.progress import ServerUpdates, TrainingProgress
 from tasks.runtime.sample_prompts import PROMPTS
 from tasks.runtime.tracking import Tracking
 from tasks.store.checkpoints import delete_checkpoints, discard_damaged, restore_checkpoint
 from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 2
@@ -41,7 +42,7 @@ def train_model(
     context: RunContext,
 ) -> StageResult:
     """Train from scratch or resume. Outputs: model.safetensors, config.json, run.json, samples.json, and the
-    recorded metrics.jsonl."""
+    volatile metrics.jsonl."""
     result = training_stage(model, config, shards, tokenizer, items, context)
     folder = fetch_outputs(result, context)
     create_markdown_artifact(key="training", description="Training", markdown=describe(folder))

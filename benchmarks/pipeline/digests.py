@@ -25,7 +25,7 @@ from pathlib import Path
 
 began, package = time.process_time(), Path(sys.argv[1])
 names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
-digests = [[name, hashlib.sha256(code_of((package / name).read_bytes())).hexdigest()] for name in names]
+digests = [[name, hashlib.sha256(code_without_comments((package / name).read_bytes())).hexdigest()] for name in names]
 print(json.dumps([platform.python_version(), digests, time.process_time() - began]))
 """
 

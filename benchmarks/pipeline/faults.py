@@ -113,12 +113,12 @@ def one_stage(tally: Tally, proxy: StoreProxy, direct: str, folder: Path, number
     began = time.monotonic()
     try:
         with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=proxy.url):
-            made = build_or_skip(STAGE, open_context(url, str(folder / f"{number}a"), 1, None, None, 0.0), build)
+            built = build_or_skip(STAGE, open_context(url, str(folder / f"{number}a"), 1, None, None, 0.0), build)
             other = open_context(url, str(folder / f"{number}b"), 1, None, None, 0.0)
             again = build_or_skip(STAGE, other, build)
             whole = {name: (fetch_outputs(again, other) / name).read_bytes() for name in OUTPUTS} == OUTPUTS
             counts = read_json(again, other, "counts.json") == {"tokens": 204800}
-        tally.same += made.digest == again.digest == wanted and whole and counts and again.skipped
+        tally.same += built.digest == again.digest == wanted and whole and counts and again.skipped
     except (StageError, StoreError) as error:
         tally.failures.append(str(error))
     tally.seconds += time.monotonic() - began
@@ -227,12 +227,12 @@ def outage_in_run(
     run.wait()
     seconds = time.monotonic() - began
     lines = (folder / "log").read_text().splitlines()
-    said = "; ".join(line for line in lines if line.startswith("daily-train: error"))
+    error_lines = "; ".join(line for line in lines if line.startswith("daily-train: error"))
     again = Tally()
     proxy.faults = Faults(done=again.faults)
     (folder / "log").rename(folder / "log of the first")
     one_run(again, proxy, direct, folder, wheels, wanted)
-    return seconds, said, again
+    return seconds, error_lines, again
 
 
 def main() -> None:
@@ -329,9 +329,9 @@ def runs(
             print(f"failure: {failure!r}", flush=True)
         tallies.append(tally)
     if arguments.outages:
-        in_run, said, again = outage_in_run(proxy, direct, folder / "outage" / "0", wheels, wanted)
+        in_run, error_lines, again = outage_in_run(proxy, direct, folder / "outage" / "0", wheels, wanted)
         print(again.row("none, after an outage"))
-        print(f"\n503 for ever from the first shards on: the run ended after {in_run:.0f} s: {said}", flush=True)
+        print(f"\n503 for ever from the first shards on: the run ended after {in_run:.0f} s: {error_lines}", flush=True)
         tallies.append(again)
     return tallies, in_run
 

@@ -190,7 +190,7 @@ class Run:
             time.sleep(0.02)
         return time.monotonic() - began
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         self.log.seek(0)
         return self.log.read()
 
@@ -304,7 +304,7 @@ def killed(
         own = before is None or before.stage != moment.stage
         run = Run(folder, url, environment, moment.at, "" if own else api)
         if not run.wait_for(moment):
-            rows.append([name, moment.stage, moment.what, moment.target, "not reached", run.said()[-300:]])
+            rows.append([name, moment.stage, moment.what, moment.target, "not reached", run.log_text()[-300:]])
             print(*rows[-1], sep=" | ", flush=True)
             run.kill("command", signal.SIGTERM)
             run.seconds_to_end()
@@ -345,11 +345,13 @@ def stopped(folder: Path, only: str) -> tuple[list[float], list[list], int]:
         reached = run.wait_for(moment)
         run.kill("command", signal.SIGTERM)
         seconds, code = run.seconds_to_end(), run.command.returncode
-        sentence = run.said().count("stopped; the same command goes on from here")
+        sentence = run.log_text().count("stopped; the same command goes on from here")
         right = reached and code == 143 and sentence == 1 and not held(folder)
         bad += not right
         times.append(seconds)
-        rows.append([moment.stage, moment.what, f"{seconds:.1f}", code, "yes" if right else f"no: {run.said()[-300:]}"])
+        rows.append(
+            [moment.stage, moment.what, f"{seconds:.1f}", code, "yes" if right else f"no: {run.log_text()[-300:]}"]
+        )
         print(*rows[-1], sep=" | ", flush=True)
     return times, rows, bad
 
@@ -358,7 +360,7 @@ def finished(folder: Path, url: str, environment: dict[str, str], api: str) -> d
     """The digests after a run to its end."""
     run = Run(folder, url, environment, api=api)
     if run.command.wait() != 0:
-        raise SystemExit(run.said()[-3000:])
+        raise SystemExit(run.log_text()[-3000:])
     run.seconds_to_end()
     return digests(open_store(url))
 

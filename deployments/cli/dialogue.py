@@ -41,12 +41,12 @@ class ModelPair:
             stream(model, ids, new_tokens, seed=seed, temperature=temperature, stop_token=self.eot_token)
             for model in (self.untrained, self.trained)
         ]
-        said: tuple[list[int], list[int]] = ([], [])
+        answers: tuple[list[int], list[int]] = ([], [])
         for tokens in zip_longest(*drawn):
-            for texts, token in zip(said, tokens, strict=True):
+            for texts, token in zip(answers, tokens, strict=True):
                 if token is not None:
                     texts.append(token)
-            yield self._text(said[0]), self._text(said[1])
+            yield self._text(answers[0]), self._text(answers[1])
 
     def _text(self, ids: list[int]) -> str:
         """The ids as text; the beginning of an unfinished character waits for its end."""
@@ -66,10 +66,10 @@ def load_model_pair(folder: Path, tokenizer: Path) -> ModelPair:
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """The arguments that the terminal and the page share."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("folder", type=Path, help="outputs of a train stage")
-    made.add_argument("tokenizer", type=Path, help="its tokenizer.json")
-    return made
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", type=Path, help="outputs of a train stage")
+    parser.add_argument("tokenizer", type=Path, help="its tokenizer.json")
+    return parser
 
 
 def main() -> None:

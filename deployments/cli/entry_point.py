@@ -153,9 +153,9 @@ class _CommandWatch:
     def _wait(self, deadline: float | None) -> bool:
         """Until a process or the time has ended, or a signal has come; whether the command was asked to end."""
         rest = 0.5 if deadline is not None else 3600.0
-        found = signal.sigtimedwait([*self.heard, signal.SIGCHLD], rest)
-        if found is not None and found.si_signo != signal.SIGCHLD and not self.asked:
-            self.asked = found.si_signo
+        received = signal.sigtimedwait([*self.heard, signal.SIGCHLD], rest)
+        if received is not None and received.si_signo != signal.SIGCHLD and not self.asked:
+            self.asked = received.si_signo
             _send(self.command, signal.SIGINT if signal.SIGINT in self.heard else signal.SIGTERM)
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -182,14 +182,16 @@ class _CommandWatch:
     def _told(self) -> int:
         """The exit code, and the reason where the command could not give it."""
         code = os.waitstatus_to_exitcode(self.status or 0)
-        told = None
+        message = None
         if self.asked and code != 128 + signal.SIGINT:
-            told = "stopped; the same command goes on from here"
+            message = "stopped; the same command goes on from here"
         elif code < 0:
-            told = f"error: its process was ended by {signal.Signals(-code).name}; the same command goes on from here"
-        if told:
+            message = (
+                f"error: its process was ended by {signal.Signals(-code).name}; the same command goes on from here"
+            )
+        if message:
             with suppress(OSError):
-                os.write(2, f"daily-train: {told}\n".encode())
+                os.write(2, f"daily-train: {message}\n".encode())
         if self.asked:
             return 128 + self.asked
         return code if code >= 0 else 128 - code
@@ -203,10 +205,10 @@ def descendants() -> list[int]:
             state, parent = status.read_text().rpartition(")")[2].split()[:2]
             if state not in "ZX":
                 children.setdefault(int(parent), []).append(int(status.parent.name))
-    found = list(children.get(os.getpid(), []))
-    for process in found:
-        found += children.get(process, [])
-    return found
+    processes = list(children.get(os.getpid(), []))
+    for process in processes:
+        processes += children.get(process, [])
+    return processes
 
 
 def _send(process: int, number: signal.Signals) -> None:

@@ -62,10 +62,12 @@ def export(name: str, destination: Path, tokenizer: Path | None, context: RunCon
 
 
 def _model_in_folder(folder: Path, tokenizer: Path | None) -> FinishedModel:
-    found = tokenizer or folder / "tokenizer.json"
-    if not found.is_file():
-        raise ExportError(f"{found}: there is no such file; a folder needs --tokenizer with its tokenizer.json")
-    return FinishedModel(model=folder, tokenizer=found, facts={})
+    tokenizer_file = tokenizer or folder / "tokenizer.json"
+    if not tokenizer_file.is_file():
+        raise ExportError(
+            f"{tokenizer_file}: there is no such file; a folder needs --tokenizer with its tokenizer.json"
+        )
+    return FinishedModel(model=folder, tokenizer=tokenizer_file, facts={})
 
 
 def _model_of_run(name: str, context: RunContext) -> FinishedModel:
@@ -91,10 +93,10 @@ def _lock(download: StageResult, context: RunContext) -> dict[str, Any]:
 def write_export(finished: FinishedModel, destination: Path) -> str:
     """The exported folder; returns `gpt2` or `daily_train`. Raises ExportError for files that do not fit together."""
     record = _record(finished.model)
-    found = digest_file(finished.tokenizer).sha256
-    if found != record.get("tokenizer_sha256"):
+    digest = digest_file(finished.tokenizer).sha256
+    if digest != record.get("tokenizer_sha256"):
         raise ExportError(
-            f"{finished.tokenizer}: SHA-256 is {found}, but {finished.model} was trained with "
+            f"{finished.tokenizer}: SHA-256 is {digest}, but {finished.model} was trained with "
             f"{shown_value(record.get('tokenizer_sha256'))}"
         )
     config = parse(GPTConfig, record.get("model"), f"{finished.model / 'config.json'}: model")

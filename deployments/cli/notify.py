@@ -81,7 +81,7 @@ def watch_for_dead_runs() -> None:
         ("lost in mid-run", {STARTED, HEARTBEAT}, {HEARTBEAT, *ENDED}, silent),
         ("lost before its start", {"prefect.flow-run.Pending"}, {STARTED, *ENDED}, 10 * silent),
     ):
-        told = f"{DID_NOT_ANSWER} for {within.total_seconds():.0f} s: its process is gone. Run it again to go on."
+        message = f"{DID_NOT_ANSWER} for {within.total_seconds():.0f} s: its process is gone. Run it again to go on."
         trigger = EventTrigger(
             after=after,
             expect=expect,
@@ -91,7 +91,7 @@ def watch_for_dead_runs() -> None:
             threshold=1,
             within=within,
         )
-        action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=told)
+        action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)
         _save(f"daily-train: {name}", "Shows a run that has died as crashed.", trigger, action)
 
 

@@ -35,7 +35,7 @@ from tasks.store import provenance
 PORT = 4200
 POOL = "daily-train"
 QUEUES = {"gpu": "Trains or scores: one run at a time.", "data": "Prepares data, beside a training: one run at a time."}
-DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
+DEPLOYMENTS = Path(__file__).resolve().parents[1] / "prefect.yaml"
 REPOSITORY, NOTIFY = "DAILY_TRAIN_REPOSITORY", "DAILY_TRAIN_NOTIFY"
 SECONDS_TO_START = 300  # on a machine whose cores are all in use
 SECONDS_TO_STOP = 60  # a worker kills its runs after 30; their trainers go on saving (tasks/runtime/supervise.py)
@@ -136,10 +136,10 @@ def up(port: int) -> None:
             worker.start()
         parts = [part for part in (server, worker) if part.process]
         reused = [part.name for part in (server, worker) if not part.process]
-        told = f" The {' and the '.join(reused)} ran already." if reused else ""
+        note = f" The {' and the '.join(reused)} ran already." if reused else ""
         print(
             f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.login_ticket(string)}\n"
-            f"or at any time with the string of {access.where_auth_string_is()}.{told}"
+            f"or at any time with the string of {access.where_auth_string_is()}.{note}"
             f"{' Ctrl-C stops it.' if parts else ''}",
             flush=True,
         )
@@ -192,8 +192,8 @@ def _set_up(api: str, environment: dict[str, str]) -> None:
         template = ProcessWorker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
-        for name, told in QUEUES.items():
-            _queue(client, {"name": name, "description": told, "concurrency_limit": 1})
+        for name, description in QUEUES.items():
+            _queue(client, {"name": name, "description": description, "concurrency_limit": 1})
         paused = [found.name for found in client.read_deployments() if not any(s.active for s in found.schedules)]
         watch_for_dead_runs()
         if address := os.environ.get(NOTIFY):

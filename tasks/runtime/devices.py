@@ -22,13 +22,13 @@ def scoring_processes(context: RunContext) -> int:
     driver = None if context.device == "cpu" else provenance.gpu_driver()
     if driver is None or wanted == 1 or (wanted is None and len(provenance.hardware()["gpus"]) == 1):
         return wanted or 1  # without asking torch
-    found = gpu_count()
-    if found and wanted and wanted > found:
+    gpus = gpu_count()
+    if gpus and wanted and wanted > gpus:
         raise ConfigError(
-            f"execution.processes is {wanted}, but torch finds {found} GPU{'s' if found > 1 else ''} on "
-            f"this machine; set it to at most {found}, or leave it empty for one process a GPU"
+            f"execution.processes is {wanted}, but torch finds {gpus} GPU{'s' if gpus > 1 else ''} on "
+            f"this machine; set it to at most {gpus}, or leave it empty for one process a GPU"
         )
-    return wanted or found or 1
+    return wanted or gpus or 1
 
 
 def training_processes(model: GPTConfig, train: TrainConfig, context: RunContext) -> int:

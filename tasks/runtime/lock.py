@@ -45,8 +45,8 @@ def _holder(path: Path) -> str:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # of another user, or ended meanwhile
             for descriptor in (process / "fd").iterdir():
-                found = descriptor.stat()
-                same = (found.st_dev, found.st_ino) == (file.st_dev, file.st_ino)
+                opened = descriptor.stat()
+                same = (opened.st_dev, opened.st_ino) == (file.st_dev, file.st_ino)
                 if same and "FLOCK" in (process / "fdinfo" / descriptor.name).read_text():
                     command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     return f"process {process.name}: {command.strip()[:200]}"

@@ -24,8 +24,8 @@ from eval.reporting.figures import inline, loss_figure
 from model.training.metrics import read_lines
 from model.training.progress_bar import ProgressBar, seconds_left
 from tasks.runtime.liveness import SECONDS_BETWEEN_LOOKS, report_running
+from tasks.runtime.logs import logger
 from tasks.runtime.sample_prompts import PROMPTS
-from tasks.store.stage import logger
 
 SECONDS_BETWEEN_LOG_LINES = (5.0, 60.0)  # at first, and after a while
 SECONDS_BETWEEN_FIGURES = 60.0

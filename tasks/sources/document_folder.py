@@ -56,17 +56,17 @@ def document_files(root: Path, patterns: tuple[str, ...], notes: tuple[str, ...]
 
     Raises SourceError for a folder that cannot be listed, a link that leads nowhere, and when no file is left.
     """
-    found = sorted(_walk(root, os.path.realpath(root), "", patterns, notes, set()), key=lambda file: file.name)
+    files = sorted(_walk(root, os.path.realpath(root), "", patterns, notes, set()), key=lambda file: file.name)
     chosen: dict[str, FolderFile] = {}
-    for file in sorted(found, key=lambda file: (file.path.is_symlink(), file.name)):  # a link after what it leads to
+    for file in sorted(files, key=lambda file: (file.path.is_symlink(), file.name)):  # a link after what it leads to
         if file.reason is None:
             chosen.setdefault(os.path.realpath(file.path), file)
     names = {file.name for file in chosen.values()}
     if not names:
-        reasons = "; ".join(left_out_sentences(found)) or "it is empty"
+        reasons = "; ".join(left_out_sentences(files)) or "it is empty"
         raise SourceError(f"{root}: no file of this folder holds documents: {reasons}")
     again = "leads to a file that is read already"
-    return [file if file.reason or file.name in names else FolderFile(file.name, file.path, again) for file in found]
+    return [file if file.reason or file.name in names else FolderFile(file.name, file.path, again) for file in files]
 
 
 def left_out_sentences(files: list[FolderFile]) -> list[str]:

@@ -44,12 +44,12 @@ class Document:
     source: str
 
 
-def require_repository_id(name: str, told: str) -> None:
-    """Raise ValueError, which begins with `told`, for what cannot be the name of a repository on the hub."""
+def require_repository_id(name: str, subject: str) -> None:
+    """Raise ValueError, which begins with `subject`, for what cannot be the name of a repository on the hub."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ValueError(f"{told}: {error}") from None
+        raise ValueError(f"{subject}: {error}") from None
 
 
 class WheelSource(Settings):
@@ -194,29 +194,29 @@ def _unpacked(wheel: Path) -> zipfile.ZipFile:
 
 def _read_hub(source: HubSource) -> Iterator[Document]:
     origin = "local" if Path(source.id).exists() else source.id  # the place of a folder is no part of its documents
-    told = f"hub dataset {source.id!r}"
+    subject = f"hub dataset {source.id!r}"
     try:
         rows = load_dataset(source.id, source.name, source.split, source.revision, streaming=source.streaming)
     except HubError as error:
         raise SourceError(f"hub dataset {error}") from error
     number = -1
-    for number, row in enumerate(_arriving(rows, told)):
+    for number, row in enumerate(_arriving(rows, subject)):
         if source.max_documents is not None and number >= source.max_documents:
             return
-        where = f"{told}: row {number}"
+        where = f"{subject}: row {number}"
         name = f"{source.split}:{number}"
         if source.id_column in row and row[source.id_column] not in (None, ""):
             name = _id(row, source.id_column, where)
         yield Document(name, _text(row, source.text_column, where), origin)
-    said = (rows.info.splits or {}).get(source.split)
-    if said is not None and number + 1 < said.num_examples:
+    split_info = (rows.info.splits or {}).get(source.split)
+    if split_info is not None and number + 1 < split_info.num_examples:
         raise SourceError(
-            f"{told}: {number + 1:,} rows arrived, and its card says that {source.split} has "
-            f"{said.num_examples:,}; set max_documents if that is all there is"
+            f"{subject}: {number + 1:,} rows arrived, and its card says that {source.split} has "
+            f"{split_info.num_examples:,}; set max_documents if that is all there is"
         )
 
 
-def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, Any]]:
+def _arriving(rows: Iterable[dict[str, Any]], subject: str) -> Iterator[dict[str, Any]]:
     """The rows; the library's errors of any kind become a SourceError with their cause."""
     number, arriving = 0, iter(rows)
     while True:
@@ -226,7 +226,7 @@ def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, A
             return
         except Exception as error:  # the hub client, the network stack and the readers share no base class
             raise SourceError(
-                f"{told}: after {number:,} rows: {reason_of(cause_of(error))}{_of_columns(error)}"
+                f"{subject}: after {number:,} rows: {reason_of(cause_of(error))}{_of_columns(error)}"
             ) from error
         yield row
         number += 1
@@ -342,9 +342,9 @@ def _plain_text(content: bytes, where: str) -> str:
     return _decode(content, where)
 
 
-def _digests(found: list[FolderFile]) -> list[dict[str, Any]]:
+def _digests(files: list[FolderFile]) -> list[dict[str, Any]]:
     digests = []
-    for file in found:
+    for file in files:
         if file.reason is None:
             with _opened(file.path):
                 pass

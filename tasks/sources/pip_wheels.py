@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
 from tasks.runtime.lock import locked
+from tasks.runtime.logs import logger
 from tasks.store.attempts import remove_path
 from tasks.store.objects import digest_file
-from tasks.store.stage import logger
 
 PATIENCE = ["--timeout", "5", "--retries", "0"]
 """An index that says nothing for 5 s does not answer; pip's own settings would wait for minutes. What a retry may mend
@@ -84,8 +84,8 @@ def _download(requirement: str, folder: Path, options: list[str]) -> str:
 def _refusal(requirement: str, output: str) -> WheelError:
     """The error for what pip said, in one sentence."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    said = [line.removeprefix("ERROR: ") for line in lines if re.match("ERROR: (?!Exception)", line)]
-    reason = (said or lines or ["it says nothing"])[-1]
+    errors = [line.removeprefix("ERROR: ") for line in lines if re.match("ERROR: (?!Exception)", line)]
+    reason = (errors or lines or ["it says nothing"])[-1]
     missed = NOT_FETCHED.findall(output)
     fault = next((why for _, why in missed if BUSY.search(why)), None)
     if fault is None and "Downloading http" in output and BROKEN.search(output):

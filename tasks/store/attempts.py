@@ -61,19 +61,19 @@ def _require_output(context: "RunContext", where: str, output: Output) -> None:
     """Raise StageError when the store does not hold the output; asked twice, since what follows costs a build. What
     another program brought there has no record of its SHA-256: then its bytes are read."""
     for again in (True, False):
-        found = context.store.digest(where)
-        if found == Digest(output.bytes, ""):
+        stored = context.store.digest(where)
+        if stored == Digest(output.bytes, ""):
             copy = context.cache / where
-            found = digest_file(
+            stored = digest_file(
                 copy if matches_digest(copy, output.content) else context.store.get(where, context.cache)
             )
-        if found == output.content:
+        if stored == output.content:
             return
         if again:
             time.sleep(SECONDS_BEFORE_JUDGING)
-    if found is None:
+    if stored is None:
         raise StageError(f"{output.path} is missing")
-    raise StageError(f"{output.path} is corrupted: it is {found}, expected {output.content}")
+    raise StageError(f"{output.path} is corrupted: it is {stored}, expected {output.content}")
 
 
 def withdraw_manifest(where: str, content: bytes | None, manifest: Manifest | None, context: "RunContext") -> str:

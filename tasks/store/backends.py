@@ -212,5 +212,5 @@ class LocalStore:
             yield
         except OSError as error:
             refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and self.root.is_dir()
-            made = ReadOnlyStoreError if refused else StoreError
-            raise made(f"{printable(path)}: {error.strerror or error}") from error
+            error_type = ReadOnlyStoreError if refused else StoreError
+            raise error_type(f"{printable(path)}: {error.strerror or error}") from error

@@ -112,8 +112,8 @@ class CheckpointUploads:
 def restore_checkpoint(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> None:
     """Fetch the newest intact checkpoint of the store into `run_dir`, when it is newer than those there."""
     steps = _uploaded(key, store)
-    here = reversed(_local_steps(run_dir)) if steps else ()
-    newest_here = next((step for step in here if _is_intact(run_dir / "checkpoints" / _name(step))), -1)
+    local_steps = reversed(_local_steps(run_dir)) if steps else ()
+    newest_here = next((step for step in local_steps if _is_intact(run_dir / "checkpoints" / _name(step))), -1)
     for step in reversed(steps):
         if step <= newest_here:
             return
@@ -218,8 +218,8 @@ def _uploaded(key: str, store: Store) -> list[int]:
 
 
 def _local_steps(run_dir: Path) -> list[int]:
-    found = (re.fullmatch(r"step_(\d{9})", path.name) for path in (run_dir / "checkpoints").glob("step_*"))
-    return sorted(int(name[1]) for name in found if name)
+    names = (re.fullmatch(r"step_(\d{9})", path.name) for path in (run_dir / "checkpoints").glob("step_*"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def _name(step: int) -> str:

@@ -5,10 +5,11 @@ import re
 from typing import Any
 
 from eval.reporting.ledger import Row, parse_row
+from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
 from tasks.store.objects import StoreError, printable
 from tasks.store.retries import is_transient
-from tasks.store.stage import StageError, StageResult, load, logger
+from tasks.store.stage import StageError, StageResult, load
 
 
 def read_ledger(context: RunContext) -> list[Row]:
@@ -63,8 +64,8 @@ def stage_of_run(stage: str, row: Row, context: RunContext) -> StageResult:
 
 def report_pages(context: RunContext) -> dict[str, str]:
     """Where in the store the HTML report of each run lies, by the run's name."""
-    found = (
+    pages = (
         re.fullmatch(r"stages/report/([0-9a-f]{64})/[0-9a-f]+/report\.html", key)
         for key in context.store.list("stages/report")
     )
-    return {page[1]: page[0] for page in found if page}
+    return {page[1]: page[0] for page in pages if page}

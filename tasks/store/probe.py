@@ -64,7 +64,7 @@ class _required(contextlib.AbstractContextManager):
         if isinstance(error, StoreError):
             reason = str(error).removeprefix(self.store.url).lstrip("/:")
             reason = reason.partition(": ")[2] if reason.startswith("probe-") else reason.strip()
-            made = StoreError
+            error_type = StoreError
             if isinstance(error, ReadOnlyStoreError) and self.what == "be written":
-                made = ReadOnlyStoreError
-            raise made(f"{self.store.url}: cannot {self.what}: {reason}") from error
+                error_type = ReadOnlyStoreError
+            raise error_type(f"{self.store.url}: cannot {self.what}: {reason}") from error

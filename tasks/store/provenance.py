@@ -61,10 +61,10 @@ def gpu_driver() -> str | None:
     if versions := _query_gpus("driver_version"):
         return versions[0]
     try:
-        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+        number = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return "" if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") else None
-    return found.group() if found else ""
+    return number.group() if number else ""
 
 
 def _query_gpus(field: str) -> tuple[str, ...]:

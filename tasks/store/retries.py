@@ -137,9 +137,9 @@ def _status(error: BaseException) -> int | None:
         answer = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
         answer = getattr(answer, "status_code", None)
-    for found in (answer, getattr(error, "status", None), getattr(error, "code", None)):
-        if isinstance(found, int) and 100 <= found < 600:
-            return found
+    for status in (answer, getattr(error, "status", None), getattr(error, "code", None)):
+        if isinstance(status, int) and 100 <= status < 600:
+            return status
     return None
 
 

@@ -204,8 +204,8 @@ class S3Store:
 
     def _abort_uploads(self, key: str) -> None:
         """Drop uploads in parts to this key, in one try."""
-        found = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self._name(key)).get("Uploads", [])
-        for upload in found:
+        uploads = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self._name(key)).get("Uploads", [])
+        for upload in uploads:
             if upload["Key"] == self._name(key):
                 self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
@@ -297,10 +297,10 @@ class S3Store:
         for _ in range(FETCHES):
             if (fetched := fetch()) is None:
                 return None
-            found, recorded = fetched
-            seen[found] += 1
-            if found.sha256 == recorded or not recorded or seen[found] == SAME:
-                return found
+            digest, recorded = fetched
+            seen[digest] += 1
+            if digest.sha256 == recorded or not recorded or seen[digest] == SAME:
+                return digest
         raise self._changed(key)
 
     def _changed(self, key: str) -> StoreError:
@@ -401,7 +401,7 @@ class S3Store:
         self, key: str, once: Callable[[Any], Answer], stop: threading.Event | None = None, size: int = 0
     ) -> Answer:
         """The answer to a request of so many bytes; tried again while its failures may pass and there is patience."""
-        began, told = time.monotonic(), False
+        began, warned = time.monotonic(), False
         for number in itertools.count(1):
             try:
                 client = self._client(number)
@@ -414,8 +414,8 @@ class S3Store:
                 late = number >= 3 and waited + pause >= self.patience
                 if not again or late or (stop is not None and stop.is_set()):
                     raise self._error(key, error, waited, number) from error
-                if waited > 10 and not told:
-                    told = True
+                if waited > 10 and not warned:
+                    warned = True
                     logging.getLogger("daily_train").warning(
                         "%s: no answer for %.0f s, tried for up to %.0f s: %s",
                         self._where(key),

@@ -41,11 +41,11 @@ def error_after_tries(
     """The error to raise when a request failed so often; `no_bucket` as of `_refusal`."""
     if is_retryable(error):
         times = "1 try" if tries == 1 else f"{tries} tries"
-        found = StoreError(
+        retryable = StoreError(
             f"{where}: the store did not answer as it should ({times} in {seconds:.0f} s): {reason_of(error)}"
         )
-        found.transient = True
-        return found
+        retryable.transient = True
+        return retryable
     if error_code_of(error) == "NoSuchUpload":
         return UploadGoneError(f"{where}: {reason_of(error)}")
     return _refusal(where, no_bucket, error)

@@ -288,7 +288,7 @@ def killed() -> None:
 
 def test_killed_when_its_manifest_was_published_it_leaves_no_work(context: RunContext, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.store.stage.publish", lambda *arguments: publish_build(*arguments) and killed())
+        patched.setattr("tasks.store.stage.publish_build", lambda *arguments: publish_build(*arguments) and killed())
         with pytest.raises(KeyboardInterrupt):
             build_or_skip(STAGE, context, Build())
     assert (context.cache / "work/shard" / STAGE.key / "built.json").exists()
