@@ -11,10 +11,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
-
-from pydantic import ValidationError
 
 # Without a server a run starts one of its own for its duration; nothing is reported to anybody.
 os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
@@ -33,16 +32,15 @@ from deployments.cli.up import NOTIFY, PORT, up
 from eval.reporting.ledger import leaderboard, leaderboard_page
 from eval.reporting.report import notes, score_table
 from eval.suites.suites import SUITES
-from flows.config import FORMS, Execution, Preset, compose, context_of, forms_of, one_sentence, require_encodable
+from flows.config import FORMS, Execution, Preset, compose, context_of, forms_of, require_encodable
 from flows.daily import daily_train
 from flows.study import contamination_study
 from model.errors import at_once, naming, reason_of, shown_value, tell_error
-from model.network.config import ConfigError
+from model.parsing import ConfigError, Dataclass, descriptions, field_types, parse, takes_text
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
 from tasks.preflight import require_ready
 from tasks.report import Published
-from tasks.settings import Settings, scalar_types
 from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.ledger import read_ledger, report_pages
@@ -50,7 +48,7 @@ from tasks.study import StudyConfig
 
 MOST_NAMES = 8
 """Of a setting, with its section: `data.source.path` has 3."""
-Section = TypeVar("Section", bound=Settings)
+Section = TypeVar("Section", bound=Dataclass)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,8 +115,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: daily-train study --suite arc_easy --items 100 --copies 8; --copies 0 is an A/A run",
     )
     study.add_argument("--preset", default="study", metavar="NAME", help="recipe of both arms (default: %(default)s)")
-    for name, field in StudyConfig.model_fields.items():
-        study.add_argument(f"--{name}", metavar=name.upper(), help=f"{field.description} (default: {field.default})")
+    for field in fields(StudyConfig):
+        about = f"{descriptions(StudyConfig)[field.name]} (default: {field.default})"
+        study.add_argument(f"--{field.name}", metavar=field.name.upper(), help=about)
     _changes_option(study)
     _execution_options(study)
     study.set_defaults(command=_study)
@@ -219,8 +218,8 @@ def _execution_options(parser: argparse.ArgumentParser) -> None:
     """Every field of Execution as an option of the same name."""
     about = "where and how; part of no stage's key, changes results by rounding only"
     group = parser.add_argument_group("execution", about)
-    for name, field in Execution.model_fields.items():
-        group.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=field.description)
+    for name, description in descriptions(Execution).items():
+        group.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=description)
 
 
 def _execution(arguments: argparse.Namespace) -> Execution:
@@ -234,17 +233,13 @@ def _place_to_read(arguments: argparse.Namespace) -> RunContext:
 
 def _settings(kind: type[Section], section: str, arguments: argparse.Namespace) -> Section:
     """A section whose every field is an option of the same name."""
-    texts = {name: getattr(arguments, name) for name in kind.model_fields}
-    try:
-        return kind(
-            **{
-                name: text if str in scalar_types(kind.model_fields[name].annotation) else _value(text)
-                for name, text in texts.items()
-                if text is not None
-            }
-        )
-    except ValidationError as error:
-        raise ConfigError(one_sentence(kind, error, section)) from None
+    texts = {name: getattr(arguments, name) for name in field_types(kind)}
+    values = {
+        name: text if takes_text(field_types(kind)[name]) else _value(text)
+        for name, text in texts.items()
+        if text is not None
+    }
+    return parse(kind, values, section)
 
 
 def _changes(assignments: list[str]) -> dict[str, dict[str, Any]]:
@@ -330,16 +325,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.seed is not None and arguments.items is None:
         raise ConfigError(f"--seed {arguments.seed} has no effect without --items: all items are scored")
     shots = _changes([f"num_fewshot.{pair}" for pair in arguments.num_fewshot]).get("num_fewshot", {})
-    try:
-        config = EvaluationConfig(
-            suites=arguments.suites,
-            items_per_suite=arguments.items,
-            seed=arguments.seed or 0,
-            num_fewshot=shots,
-            precision=arguments.precision,
-        )
-    except ValidationError as error:
-        raise ConfigError(one_sentence(EvaluationConfig, error, "evaluate")) from None
+    settings = {
+        "suites": arguments.suites,
+        "items_per_suite": arguments.items,
+        "seed": arguments.seed or 0,
+        "num_fewshot": shots,
+        "precision": arguments.precision,
+    }
+    config = parse(EvaluationConfig, settings, "evaluate")
     context = context_of(_execution(arguments), dict(os.environ))
     print(evaluate_folder(config, arguments.model, arguments.tokenizer, arguments.trust_code, arguments.out, context))
     print(f"\n{arguments.out}: scores.json, samples.parquet")
