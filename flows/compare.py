@@ -24,7 +24,8 @@ from flows.config import (
     context_of,
     run_name,
 )
-from model.network.config import ConfigError, TrainConfig
+from model.network.config import ConfigError
+from model.training.config import TrainConfig
 from tasks.comparison import CompareConfig, publish_comparison
 from tasks.download import download
 from tasks.preflight import check_run

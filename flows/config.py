@@ -21,8 +21,9 @@ from pydantic import Field
 from flows.effects import without_effect
 from flows.forms import Changes, ShownAsForm, changes_form
 from model.errors import shown_value
-from model.network.config import BUDGETS, GPTConfig, TrainConfig
+from model.network.config import GPTConfig
 from model.parsing import ConfigError, parse, parse_changes
+from model.training.config import BUDGETS, TrainConfig
 from tasks.comparison import CompareConfig
 from tasks.contamination import CheckConfig
 from tasks.download import DataConfig

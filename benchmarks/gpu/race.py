@@ -20,7 +20,8 @@ from benchmarks.gpu.scheduler import Bench, Stage
 from benchmarks.gpu.stages import load_nanochat
 from model.data.loader import batch, validation_batches
 from model.data.shards import ShardSet, read_dataset
-from model.network.config import GPTConfig, TrainConfig
+from model.network.config import GPTConfig
+from model.training.config import TrainConfig
 from model.training.run import Execution, RunConfig
 from model.training.trainer import Trainer
 

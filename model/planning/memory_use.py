@@ -23,10 +23,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from model.kernels.attention_kernels import WindowKernel, attention_kernels, set_attention_kernels
-from model.network.config import GPTConfig, Precision, TrainConfig
+from model.network.config import GPTConfig
 from model.network.fp8 import use_fp8
 from model.network.gpt import GPT
 from model.planning.allocations import Allocations, by_sequence, graph_timeline, nbytes, storages
+from model.training.config import Precision, TrainConfig
 from model.training.optimizers import Optimizer
 from model.training.precision import TYPES, autocast
 

@@ -16,8 +16,10 @@ from model.data.shards import Dataset, ShardSet
 from model.errors import reason_of
 from model.machine.parallel import Parallelism
 from model.network import flops
-from model.network.config import ConfigError, GPTConfig, TrainConfig
+from model.network.config import ConfigError, GPTConfig
 from model.parsing import Bounds, check_fields, read_json, require
+from model.training.config import TrainConfig
+from model.training.steps import resolve_steps, sequences_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ def resolve(
             f"token ids below {dataset.vocab_size}",
         )
     if steps is None:
-        steps = flops.resolve_steps(
+        steps = resolve_steps(
             train,
             model,
             processes=processes,
@@ -135,7 +137,7 @@ def resolve(
         "steps": steps,
         "tokens": tokens,
         "tokens_per_step": train.tokens_per_step,
-        "sequences_per_step": flops.sequences_per_step(train, model),
+        "sequences_per_step": sequences_per_step(train, model),
         "validation_tokens": windows * model.sequence_length,
         "parameters": flops.parameters(model),
         "flops_per_token": flops_per_token,
