@@ -1,17 +1,15 @@
 """The configuration of a run: a preset, composed once with the changes a person or a schedule asks for.
 
-Each section is defined beside what it configures. A preset is a TOML file in `flows/presets/` that gives every
-section; the custom-run form shows each field with its description, and an empty field keeps the preset's value.
+Each section is defined beside what it configures. A preset is a TOML file in `flows/presets/`
+(`flows/preset_files.py`); the custom-run form shows each field with its description, and an empty field keeps the
+preset's value.
 What a run is *executed* on (store, workers, device) is kept apart and never part of any stage's identity. A training or
 scoring with other workers or another device has the same result up to rounding.
 """
 
 import dataclasses
 import json
-import tomllib
 from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import Flow
@@ -20,10 +18,12 @@ from pydantic import Field
 
 from flows.effects import without_effect
 from flows.forms import Changes, ShownAsForm, changes_form
+from flows.preset_files import Preset as Preset
+from flows.preset_files import read_preset, what_stays
 from model.errors import shown_value
 from model.network.config import GPTConfig
 from model.parsing import ConfigError, parse, parse_changes
-from model.training.config import BUDGETS, TrainConfig
+from model.training.config import TrainConfig
 from tasks.comparison import CompareConfig
 from tasks.contamination import CheckConfig
 from tasks.download import DataConfig
@@ -36,9 +36,6 @@ from tasks.study import StudyConfig
 from tasks.tokenizer import TokenizerConfig
 
 shorten_errors()
-PRESETS = Path(__file__).parent / "presets"
-
-Preset = StrEnum("Preset", {path.stem.replace("-", "_"): path.stem for path in sorted(PRESETS.glob("*.toml"))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +83,14 @@ def compose(preset: str, changes: dict[str, dict[str, Any]]) -> RunConfig:
     """A preset with changes by section and field. Raises ConfigError, in one sentence, for anything unknown or bad."""
     if preset not in list(Preset):
         raise ConfigError(f"unknown preset {preset!r}; known are {', '.join(Preset)}")
-    path = PRESETS / f"{preset}.toml"
-    values = tomllib.loads(path.read_text())
+    values = read_preset(preset)
     sections = {field.name: field.type for field in dataclasses.fields(RunConfig)}
     for name, changed in changes.items():
         if name not in sections:
             raise ConfigError(f"unknown section {name!r}; known are {', '.join(sections)}")
-        section = values.setdefault(name, {})
-        if name == "train" and any(changed.get(unit) is not None for unit in BUDGETS):
-            section = {field: value for field, value in section.items() if field not in BUDGETS}
-        if name == "tokenizer" and changed.get("kind", section.get("kind")) != section.get("kind"):
-            section = {}  # the preset's size is that of a tokenizer that it trains, its path that of one it loads
-        values[name] = {**section, **changed}
+        values[name] = what_stays(values.get(name, {}), changed) | changed
     if unknown := sorted(set(values) - set(sections)):
-        raise ConfigError(f"{path.name}: unknown section {unknown[0]!r}; known are {', '.join(sections)}")
+        raise ConfigError(f"{preset}.toml: unknown section {unknown[0]!r}; known are {', '.join(sections)}")
     run = RunConfig(**{name: parse(kind, values.get(name, {}), name) for name, kind in sections.items()})
     if reason := without_effect(run, changes):
         raise ConfigError(reason)
