@@ -14,6 +14,7 @@ from flows.config import (
     DataChanges,
     EvaluationChanges,
     Execution,
+    ExecutionForm,
     Preset,
     RunConfig,
     ShardChanges,
@@ -65,7 +66,7 @@ def prepare_data(
     shard: ShardChanges = ShardChanges(),
     contamination: ContaminationChanges = ContaminationChanges(),
     evaluation: EvaluationChanges = EvaluationChanges(),
-    execution: Execution = Execution(),
+    execution: ExecutionForm = Execution(),
 ) -> None:
     """Download, check for contamination, train the tokenizer and write the shards; nothing is trained.
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from model.network.config import BUDGETS, GPTConfig, TrainConfig
+from model.network.config import GPTConfig
+from model.training.config import BUDGETS, TrainConfig
 from tasks.runtime.child_process import run_module
 from tasks.runtime.logs import logger
 from tasks.store.context import RunContext

@@ -3,21 +3,20 @@
 import hashlib
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field
 
 from eval.document_parquet import SCHEMA
 from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
+from model.parsing import Bounds, check_fields
 from tasks.runtime.logs import logger
-from tasks.settings import Settings
 from tasks.sources.document_folder import left_out, left_out_sentences
 from tasks.sources.document_sources import (
     Document,
@@ -40,13 +39,17 @@ NOT_SPACE = re.compile(r"\S")
 BYTES_PER_FILE = 256 * 2**20
 
 
-class DataConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
     """What the model reads."""
 
-    source: Source = Field(description="Where the documents come from.")
-    validation_fraction: float = Field(
-        gt=0, lt=0.5, description="Share of documents kept for validation, chosen by the digest of their text."
-    )
+    source: Source
+    """Where the documents come from."""
+    validation_fraction: Annotated[float, Bounds(gt=0, lt=0.5)]
+    """Share of documents kept for validation, chosen by the digest of their text."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @task(name="download", **STAGE_TASK)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import DailyTrainError
-from model.network.config import ConfigError, GPTConfig, TrainConfig
+from model.network.config import ConfigError, GPTConfig
+from model.training.config import TrainConfig
 from tasks.runtime.child_process import run_module
 from tasks.runtime.devices import training_processes
 from tasks.runtime.host_memory import why_too_large

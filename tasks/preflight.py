@@ -27,7 +27,8 @@ from tokenizers import Tokenizer
 
 from eval.suites.hellaswag import without_wikihow_marks
 from eval.suites.suites import SUITES, Suite, chosen_items
-from model.network.config import ConfigError, GPTConfig, TrainConfig
+from model.network.config import ConfigError, GPTConfig
+from model.training.config import TrainConfig
 from tasks.benchmarks import Items, find_source
 from tasks.evaluate import EvaluationConfig, defining_versions, scoring_settings
 from tasks.feasibility import ANY_CPU, Training, are_trained, most_flops, require_feasible

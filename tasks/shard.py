@@ -7,21 +7,21 @@ documents and the tokenizer alone, not on how many workers encoded them.
 import json
 import os
 import time
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field
 from tokenizers import Tokenizer
 
 from eval.document_parquet import document_files, read_documents
 from eval.reporting.markdown import markdown_table
 from model.data.shards import write_shard
+from model.parsing import Bounds, check_fields
 from tasks.download import SPLITS
-from tasks.settings import Settings
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
 from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
@@ -32,10 +32,15 @@ VERSION = 1
 DOCUMENTS_PER_BATCH = 256
 
 
-class ShardConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
     """How tokens are cut into files."""
 
-    tokens_per_shard: int = Field(ge=1024, le=2**30, description="Tokens a shard file holds (2 bytes each).")
+    tokens_per_shard: Annotated[int, Bounds(ge=1024, le=2**30)]
+    """Tokens a shard file holds (2 bytes each)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @task(name="shard", **STAGE_TASK)
@@ -45,7 +50,7 @@ def build_shards(
     """Encode both splits. Outputs: train_*.bin/.idx, val_*.bin/.idx, shards.json,
     token_bytes.bin, unigram_entropy_nats.json."""
     inputs = {"documents": documents.digest, "tokenizer": tokenizer.manifest.output("tokenizer.json").sha256}
-    stage = Stage(name="shard", version=VERSION, config=config.model_dump(mode="json"), inputs=inputs)
+    stage = Stage(name="shard", version=VERSION, config=asdict(config), inputs=inputs)
 
     def build(_: Path, out: Path) -> dict[str, Any]:
         tokenizer_file = fetch_outputs(tokenizer, context) / "tokenizer.json"

@@ -1,24 +1,24 @@
 """The contamination study: planted copies of benchmark items, and what they did to the scores."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field, field_validator
 
 from eval.contamination.references import references
 from eval.document_parquet import SCHEMA
 from eval.reporting.contamination_study import effects, gains, render_study
 from eval.reporting.figures import inline, study_figure
 from eval.suites.suites import SUITES, chosen_items
+from model.parsing import Bounds, ConfigError, check_fields
 from tasks.benchmarks import Items
 from tasks.evaluate import EvaluationConfig
-from tasks.settings import Settings
 from tasks.store.context import RunContext
 from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
 
@@ -26,20 +26,23 @@ VERSION = 1
 STUDY_VERSION = 2
 
 
-class StudyConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
     """Which items are planted, and how often."""
 
-    suite: str = Field("arc_easy", description="The suite whose items are planted.")
-    items: int = Field(100, ge=2, description="How many of its scored items are planted.")
-    copies: int = Field(8, ge=0, description="Copies of each. 0 is an A/A run: nothing planted, another seed.")
-    seeds: int = Field(1, ge=1, description="Pairs of trainings.")
+    suite: str = "arc_easy"
+    """The suite whose items are planted."""
+    items: Annotated[int, Bounds(ge=2)] = 100
+    """How many of its scored items are planted."""
+    copies: Annotated[int, Bounds(ge=0)] = 8
+    """Copies of each. 0 is an A/A run: nothing planted, another seed."""
+    seeds: Annotated[int, Bounds(ge=1)] = 1
+    """Pairs of trainings."""
 
-    @field_validator("suite")
-    @classmethod
-    def _known(cls, suite: str) -> str:
-        if suite not in SUITES:
-            raise ValueError(f"unknown suite {suite!r}; known are {', '.join(SUITES)}")
-        return suite
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.suite not in SUITES:
+            raise ConfigError(f"unknown suite {self.suite!r}; known are {', '.join(SUITES)}")
 
 
 def planted_items(config: StudyConfig, evaluation: EvaluationConfig) -> list[int]:
@@ -95,7 +98,7 @@ def publish_study(
     """Compare the two arms. Outputs: study.json, study.md, study.png. Returns where the page is."""
     arms = {"with": with_copies, "without": without}
     inputs = {f"{arm} {seed}": result.digest for arm, results in arms.items() for seed, result in enumerate(results)}
-    literal = {**config.model_dump(mode="json"), "planted": planted}
+    literal = {**asdict(config), "planted": planted}
     stage = Stage(name="study", version=STUDY_VERSION, config=literal, inputs=inputs)
 
     def build(_: Path, out: Path) -> None:

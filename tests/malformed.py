@@ -38,6 +38,7 @@ from model.data.shards import ShardSet, read_dataset
 from model.errors import LONGEST_SENTENCE, DailyTrainError
 from model.network.config import GPTConfig
 from model.network.gpt import GPT
+from model.parsing import field_types
 from model.training import checkpoint
 from tasks.download import SCHEMA, DataConfig, write_documents
 from tasks.shard import ShardConfig, write_shards
@@ -201,8 +202,8 @@ def configuration(folder: Path, chance: random.Random) -> Input:
     arguments, names = ["run", "--preset", chance.choice(("smoke", "daily", "laptop", "gpt2-124m"))], []
     for _ in range(chance.choice((1, 1, 2, 3))):
         section = chance.choice([*FORMS, "execution"])
-        fields = Execution if section == "execution" else FORMS[section]
-        name = chance.choice([*fields.model_fields, *["width", "depth", "sequence_length", "tokens"] * 2])
+        fields = Execution if section == "execution" else FORMS[section].changed
+        name = chance.choice([*field_types(fields), *["width", "depth", "sequence_length", "tokens"] * 2])
         value = chance.choice(NASTY)
         text = value if isinstance(value, str) and value not in AS_TEXT else as_json(value).decode()
         text = chance.choice((text, text, "[" * 1000 + text + "]" * 1000, '{"kind":' * 3 + text, text * 3))

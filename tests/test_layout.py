@@ -96,7 +96,7 @@ def test_model_and_its_gpu_benchmark_import_with_torch_numpy_and_safetensors_alo
 import sys
 
 class OnlyThese:
-    allowed = {"model", "benchmarks", "eval", "torch", "torchgen", "functorch", "numpy", "safetensors",
+    allowed = {"model", "benchmarks", "eval", "flows", "torch", "torchgen", "functorch", "numpy", "safetensors",
                "typing_extensions", "sympy", "mpmath", "filelock", "fsspec", "jinja2", "markupsafe", "networkx",
                "setuptools"}  # torch's own needs
 

@@ -4,23 +4,21 @@ import argparse
 import json
 import re
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from deployments.cli.up import NOTIFY, PORT
 from eval.suites.suites import SUITES
-from flows.config import FORMS, Execution, Preset, one_sentence
+from flows.config import FORMS, Execution, Preset
 from model.errors import reason_of, shown_value
-from model.network.config import ConfigError
-from tasks.settings import Settings, scalar_types
+from model.parsing import ConfigError, Dataclass, descriptions, field_types, parse, takes_text
 from tasks.store import provenance
 from tasks.study import StudyConfig
 
 MOST_NAMES = 8
 """Of a setting, with its section: `data.source.path` has 3."""
-Section = TypeVar("Section", bound=Settings)
+Section = TypeVar("Section", bound=Dataclass)
 Commands = argparse._SubParsersAction  # of argparse; it has no public name
 
 
@@ -90,8 +88,9 @@ def _add_study(commands: Commands) -> None:
         epilog="example: daily-train study --suite arc_easy --items 100 --copies 8; --copies 0 is an A/A run",
     )
     parser.add_argument("--preset", default="study", metavar="NAME", help="recipe of both arms (default: %(default)s)")
-    for name, field in StudyConfig.model_fields.items():
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=f"{field.description} (default: {field.default})")
+    for field in fields(StudyConfig):
+        about = f"{descriptions(StudyConfig)[field.name]} (default: {field.default})"
+        parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=about)
     _changes_option(parser)
     _execution_options(parser)
 
@@ -194,23 +193,19 @@ def _execution_options(parser: argparse.ArgumentParser) -> None:
     """Every field of Execution as an option of the same name."""
     about = "where and how; part of no stage's key, changes results by rounding only"
     group = parser.add_argument_group("execution", about)
-    for name, field in Execution.model_fields.items():
-        group.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=field.description)
+    for name, description in descriptions(Execution).items():
+        group.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=description)
 
 
 def settings_from(kind: type[Section], section: str, arguments: argparse.Namespace) -> Section:
     """A section whose every field is an option of the same name."""
-    texts = {name: getattr(arguments, name) for name in kind.model_fields}
-    try:
-        return kind(
-            **{
-                name: text if str in scalar_types(kind.model_fields[name].annotation) else _value(text)
-                for name, text in texts.items()
-                if text is not None
-            }
-        )
-    except ValidationError as error:
-        raise ConfigError(one_sentence(kind, error, section)) from None
+    texts = {name: getattr(arguments, name) for name in field_types(kind)}
+    values = {
+        name: text if takes_text(field_types(kind)[name]) else _value(text)
+        for name, text in texts.items()
+        if text is not None
+    }
+    return parse(kind, values, section)
 
 
 def changes_from(assignments: list[str]) -> dict[str, dict[str, Any]]:

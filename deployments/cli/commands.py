@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 # Without a server a run starts one of its own for its duration; nothing is reported to anybody.
 os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
@@ -31,11 +29,11 @@ from deployments.cli.up import NOTIFY, up
 from eval.reporting.ledger import leaderboard, leaderboard_page
 from eval.reporting.report import notes
 from eval.reporting.score_table import report_scores
-from flows.config import Execution, Preset, compose, context_of, forms_of, one_sentence, require_encodable
+from flows.config import Execution, Preset, compose, context_of, forms_of, require_encodable
 from flows.daily import daily_train
 from flows.study import contamination_study
 from model.errors import at_once, naming, tell_error
-from model.network.config import ConfigError
+from model.parsing import ConfigError, parse
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
 from tasks.preflight import require_ready
@@ -117,16 +115,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.seed is not None and arguments.items is None:
         raise ConfigError(f"--seed {arguments.seed} has no effect without --items: all items are scored")
     shots = changes_from([f"num_fewshot.{pair}" for pair in arguments.num_fewshot]).get("num_fewshot", {})
-    try:
-        config = EvaluationConfig(
-            suites=arguments.suites,
-            items_per_suite=arguments.items,
-            seed=arguments.seed or 0,
-            num_fewshot=shots,
-            precision=arguments.precision,
-        )
-    except ValidationError as error:
-        raise ConfigError(one_sentence(EvaluationConfig, error, "evaluate")) from None
+    settings = {
+        "suites": arguments.suites,
+        "items_per_suite": arguments.items,
+        "seed": arguments.seed or 0,
+        "num_fewshot": shots,
+        "precision": arguments.precision,
+    }
+    config = parse(EvaluationConfig, settings, "evaluate")
     context = context_of(_execution(arguments), dict(os.environ))
     print(evaluate_folder(config, arguments.model, arguments.tokenizer, arguments.trust_code, arguments.out, context))
     print(f"\n{arguments.out}: scores.json, samples.parquet")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,11 +20,12 @@ from eval.contamination.match import Overlap
 from eval.contamination.references import Reference, Severity
 from eval.contamination.words import located_words, words
 from model.errors import DailyTrainError
+from model.parsing import Bounds, check_fields, require
 
 _AROUND, _LONGEST_SNIPPET = 120, 600  # characters shown beside and of a match
 _CHARACTER_BYTES = 4
 _KEPT_MATCHES = 200
-MOST_RUN, LEAST_COVERAGE = 200, 0.01
+MOST_RUN, LEAST_COVERAGE = 200, 0.01  # the positive control invents items of so many words
 _SWEEP_RUNS, _SWEEP_COVERAGES = range(8, 41), [tenths / 10 for tenths in range(1, 11)]
 RESULT_FILES = ("verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json")
 VERDICTS_SCHEMA = pa.schema(
@@ -81,22 +83,18 @@ _KINDS = list(Kind)
 class ContaminationConfig:
     """When an item counts as contaminated."""
 
-    ngram: int = 8
+    ngram: Annotated[int, Bounds(ge=5, le=32)] = 8
     """Shortest run of words in common that counts at all."""
-    run: int = 13
+    run: Annotated[int, Bounds(ge=5, le=MOST_RUN)] = 13
     """Words in one run from which an item is contaminated."""
-    coverage: float = 0.5
+    coverage: Annotated[float, Bounds(ge=LEAST_COVERAGE, le=1)] = 0.5
     """Share of an item's words, or of its question's, in runs within one document, from which it is contaminated."""
-    control_items: int = 20
+    control_items: Annotated[int, Bounds(ge=1)] = 20
     """Items of every suite and form that the positive control plants."""
 
     def __post_init__(self) -> None:
-        if not (5 <= self.ngram <= self.run and self.ngram <= 32 and 0 < self.coverage <= 1):
-            raise ContaminationError(f"expected 5 <= ngram <= run, ngram <= 32 and 0 < coverage <= 1, found {self}")
-        if self.run > MOST_RUN or self.coverage < LEAST_COVERAGE:  # the control invents items of so many words
-            raise ContaminationError(f"expected run <= {MOST_RUN} and coverage >= {LEAST_COVERAGE}, found {self}")
-        if self.control_items < 1:
-            raise ContaminationError(f"expected control_items >= 1, found {self}")
+        check_fields(self)
+        require(self.ngram <= self.run, "ngram", self.ngram, f"at most run, {self.run}")
 
     def contaminates(self, found: Overlap) -> bool:
         """Whether one document's overlap contaminates its item, unless it is a template."""

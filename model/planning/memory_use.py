@@ -24,10 +24,11 @@ from torch.overrides import TorchFunctionMode
 
 from model.kernels.attention_kernels import WindowKernel, attention_kernels, set_attention_kernels
 from model.network.attention_variants import ATTENTION_LAYERS
-from model.network.config import GPTConfig, Precision, TrainConfig
+from model.network.config import GPTConfig
 from model.network.fp8 import use_fp8
 from model.network.gpt import GPT
 from model.planning.allocations import Allocations, by_sequence, graph_timeline, nbytes, storages
+from model.training.config import Precision, TrainConfig
 from model.training.optimizers import Optimizer
 from model.training.precision import TYPES, autocast
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from model.machine.parallel import assign_, local, rows_as, whole_matrices
-from model.network.config import ConfigError, OptimizerName, Precision, TrainConfig
+from model.network.config import ConfigError
+from model.training.config import OptimizerName, Precision, TrainConfig
 from model.training.psgd import whiten_
 
 # Polar Express, table for 5 iterations: the minimax-optimal odd quintic for the singular values that

@@ -23,8 +23,7 @@ from model.machine.compile_cache import CompiledCode
 from model.machine.device import free_bytes, prepare_device
 from model.machine.hardware import known_hardware
 from model.machine.parallel import Parallelism, load_weights, shared_steps, whole
-from model.network import flops
-from model.network.config import ConfigError, MLPKind, Precision, Rows
+from model.network.config import ConfigError, MLPKind
 from model.network.experts import mixtures, rebalance
 from model.network.fp8 import use_fp8
 from model.network.generate import generate
@@ -32,6 +31,7 @@ from model.network.gpt import GPT, initialise
 from model.planning.plan import choose_micro_batch
 from model.training import checkpoint
 from model.training.checkpoint import write_json
+from model.training.config import Precision, Rows
 from model.training.loss_guard import LossGuard, TrainingError, objection
 from model.training.loss_scale import LossScale
 from model.training.metrics import EventLog, Events
@@ -41,6 +41,7 @@ from model.training.out_of_memory import all_or_nothing, within_memory
 from model.training.precision import TYPES, autocast
 from model.training.run import RunConfig, check_same_run, continued, recorded_run, resolve
 from model.training.schedule import learning_rate_multiplier, muon_momentum
+from model.training.steps import dollars, sequences_per_step
 from model.training.timing import TIMED_STEPS, UNTIMED_STEPS, Timing, measure
 from model.training.validation import Validation, validate
 
@@ -59,7 +60,7 @@ class Trainer:
         self.packing: Packing | None = None
         if config.train.rows is Rows.DOCUMENTS:
             self.packing = pack_documents(self.shards["train"], config.model.sequence_length)
-        self.sequences = flops.sequences_per_step(config.train, self.config.model)
+        self.sequences = sequences_per_step(config.train, self.config.model)
         self.recorded = recorded_run(self.directory / "run.json")
         executed = self.recorded.get("execution", [{}])[-1]  # absent in records of earlier versions
 
@@ -193,7 +194,7 @@ class Trainer:
         )
         check_same_run(path, run)
         if self.timing and limit is not None:
-            projected = flops.dollars(self.timing.seconds(run["steps"]), self.usd_per_hour)
+            projected = dollars(self.timing.seconds(run["steps"]), self.usd_per_hour)
             if projected > limit:
                 raise ConfigError(
                     f"the run is projected to cost {projected:.2g} usd, over usd_limit {limit:.2g}: "

@@ -3,7 +3,8 @@
 import subprocess
 from functools import cache
 
-from model.network.config import ConfigError, GPTConfig, TrainConfig
+from model.network.config import ConfigError, GPTConfig
+from model.training.config import TrainConfig
 from tasks.runtime.child import child_command
 from tasks.store import provenance
 from tasks.store.context import RunContext

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from model.network.choices import MLPKind, Position
-from model.network.config import GPTConfig, TrainConfig
+from model.network.config import GPTConfig
+from model.training.config import TrainConfig
 
 BYTES_A_WEIGHT = 12
 BYTES_A_LOGIT = 8

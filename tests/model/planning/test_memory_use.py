@@ -12,12 +12,13 @@ from torch.autograd.graph import saved_tensors_hooks
 import model.network.gpt
 from flows.config import compose
 from model.kernels.attention_kernels import AttentionKernels, PastKernel, WindowKernel, attention_kernels
-from model.network.config import GPTConfig, TrainConfig
+from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
 from model.planning import joint_graph, memory_use
 from model.planning.allocations import Allocations, storages
 from model.planning.memory_use import held, optimizer_bytes
 from model.planning.plan import choose_micro_batch, memory_bytes
+from model.training.config import TrainConfig
 from model.training.optimizers import Optimizer
 from model.training.precision import autocast
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from model.network.config import ConfigError, GPTConfig, TrainConfig, parse
+from model.network.config import ConfigError, GPTConfig, parse
 from model.network.gpt import GPT, initialise
 from model.network.scaling import learning_rates_for, sized
+from model.training.config import TrainConfig
 from model.training.optimizers import PSGD, Muon, Optimizer, orthogonalise
 from model.training.schedule import learning_rate_multiplier, muon_momentum
 

@@ -19,7 +19,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from model.data.shards import Dataset, Split, write_dataset, write_shard
-from model.network.config import GPTConfig, TrainConfig
+from model.network.config import GPTConfig
+from model.training.config import TrainConfig
 from model.training.run import read_config
 from tasks.benchmarks import Items
 from tasks.store.backends import Digest, LocalStore, digest_file
