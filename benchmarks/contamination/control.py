@@ -1,5 +1,5 @@
-"""Does the contamination check fail when it is broken? Every mutation of `benchmarks/contamination/mutations.py` is
-tried.
+"""Does the contamination check fail when it is broken? Every mutation of `benchmarks/contamination/mutations.toml`
+is tried.
 
     python -m benchmarks.contamination.control [--documents FILE.parquet] [--benchmarks DIR] [--only TEXT]
 

@@ -3,7 +3,7 @@
 * Every item of every requested suite is looked for, with every run of its words.
 * Documents and bytes are those that were counted before, and every result is of this scan.
 * Planted items, probes and canaries came back with their documents, places and figures.
-* The files with the findings say what the results of the row groups add up to (`eval/contamination/recount.py`).
+* The files with the verdicts say what the results of the row groups add up to (`eval/contamination/recount.py`).
 
 Each check raises `ContaminationError` with one sentence: what was planted where, what came back, what to do.
 """
@@ -49,12 +49,12 @@ class Audit:
     def add(self, result: Path, group: RowGroup) -> None:
         """Adds the result of one row group."""
         planted, known = group.path == self._file, len(self._control.planted_references)
-        account = self._planted if planted else self._real
-        head, rows = account.add(result, group)
+        recount = self._planted if planted else self._real
+        head, rows = recount.add(result, group)
         for row in rows:
             number = row["overlap"]["reference"]
             if number < (known if planted else len(self._control.items)):
-                account.count(row)
+                recount.count(row)
             if planted and number < known:
                 self._planted_rows.append(row)
             if not planted and number >= known:
@@ -67,7 +67,7 @@ class Audit:
             self._heads.append(head)
 
     def check_results(self, files: Iterable[Path], counted: tuple[int, int] | None) -> None:
-        """Before the findings are written: counts, canaries, and whether every match in a planted document is true.
+        """Before the result is written: counts, canaries, and whether every match in a planted document is true.
 
         `files`: those with the documents; `counted`: documents and bytes by whoever wrote them.
         """
@@ -83,7 +83,7 @@ class Audit:
         self._runs = check_matches(self._control, self._heads, self._planted_rows)
 
     def check_planted(self, folder: Path) -> dict[str, Any]:
-        """What coverage.json says of the control, from the findings of the planted file in `folder`."""
+        """What coverage.json says of the control, from the result files of the planted file in `folder`."""
         found = check_planted(self._control, folder, self._file.name, self._runs)
         check_result_files(folder, self._planted, self._control.planted_references)
         canaries = self._control.canaries
@@ -94,7 +94,7 @@ class Audit:
         }
 
     def check_real(self, folder: Path) -> None:
-        """The findings of the real documents in `folder`."""
+        """The result files of the real documents in `folder`."""
         check_result_files(folder, self._real, self._control.items)
 
 
@@ -234,7 +234,7 @@ def check_matches(control: Control, heads: list[Row], rows: Iterable[Row]) -> di
 
 def check_planted(control: Control, folder: Path, file: str, matches: dict[tuple[int, int], int]) -> dict[str, Any]:
     """How much of what was planted came back, as coverage.json keeps it; raises `ContaminationError` when it is not
-    enough. `folder` holds the findings of the planted file named `file`; `matches` as of `check_matches`."""
+    enough. `folder` holds the result files of the planted file named `file`; `matches` as of `check_matches`."""
     verdicts = pq.read_table(folder / "verdicts.parquet").to_pylist()
     _check_probes(control, verdicts[len(control.items) :])
     flagged = pq.read_table(folder / "flagged.parquet").to_pylist()
