@@ -36,11 +36,11 @@ def unreachable() -> str | None:
     """Why the hub cannot be read, in words; None: it answers. Asked once a minute."""
     if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    return _asked(constants.ENDPOINT, int(time.monotonic() // 60))
+    return _ask_hub(constants.ENDPOINT, int(time.monotonic() // 60))
 
 
 @cache
-def _asked(endpoint: str, minute: int) -> str | None:
+def _ask_hub(endpoint: str, minute: int) -> str | None:
     met: list[str | None] = []
 
     def ask() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.goals import print_goal
 from eval.reporting.markdown import markdown_table
 from eval.reporting.paired_tests import LEVEL, mcnemar, paired
-from eval.reporting.stats import SCORES, interval, spread
+from eval.reporting.stats import SCORES, clustered_mean, interval
 
 HELLASWAG = {1: 7505, 2: 484, 3: 236, 4: 99, 5: 56, 6: 17, 7: 3, 8: 2, 9: 4, 10: 1}
 WINOGRANDE = {1: 699, 2: 284}
@@ -85,8 +85,8 @@ def answers(scenario: Scenario, generator: np.random.Generator) -> np.ndarray:
         return np.where(other, ~first[clusters], np.where(twin, fresh, first[clusters])).astype(float)
     chance = np.full(len(clusters), truth)
     if correlation > 0:
-        spread = (1 - correlation) / correlation
-        chance = generator.beta(truth * spread, (1 - truth) * spread, clusters[-1] + 1)[clusters]
+        concentration = (1 - correlation) / correlation
+        chance = generator.beta(truth * concentration, (1 - truth) * concentration, clusters[-1] + 1)[clusters]
     if scenario.graded:
         return generator.beta(2 * chance + 1e-9, 2 * (1 - chance) + 1e-9)
     return (generator.random(len(clusters)) < chance).astype(float)
@@ -147,7 +147,7 @@ def alarms(scenario: Scenario, simulations: int, seed: int = 0) -> dict[str, flo
             continue
         counts["paired"] += row["p"] <= LEVEL
         counts["mcnemar"] += mcnemar(int((one > two).sum()), int((one < two).sum())) <= LEVEL
-        error = math.hypot(*(spread(values.tolist(), range(len(values))).known_error for values in (one, two)))
+        error = math.hypot(*(clustered_mean(values.tolist(), range(len(values))).known_error for values in (one, two)))
         counts["unpaired"] += abs(one.mean() - two.mean()) > Z95 * error
         detectable.append(row["detectable"])
     given = len(detectable)

@@ -118,7 +118,7 @@ def check_items(items: list[Reference], benchmarks: Path, suites: Iterable[str])
                 f"{rows} items of {suite} were to be looked for", f"{len(looked_for)} are among the items"
             )
         for item, row in zip(looked_for, pq.read_table(benchmarks / f"{suite}.parquet").to_pylist(), strict=True):
-            question, answer, choices = _asked(row)
+            question, answer, choices = _question_and_choices(row)
             told = (*item.answers, *item.others)
             if item.question != question or answer not in item.answers or set(told) != {answer, *choices}:
                 raise control_failure(
@@ -131,7 +131,7 @@ def check_items(items: list[Reference], benchmarks: Path, suites: Iterable[str])
         )
 
 
-def _asked(row: Row) -> tuple[str, str, list[str]]:
+def _question_and_choices(row: Row) -> tuple[str, str, list[str]]:
     """(question, right answer, all choices) of a row, straight from its columns."""
     if "answerKey" in row:
         choices = row["choices"]["text"]

@@ -50,7 +50,7 @@ FOLDED_ROWS = 40
 """A longer table is folded behind a line that opens it."""
 
 
-def page(markdown: str, images: dict[str, bytes]) -> str:
+def html_page(markdown: str, images: dict[str, bytes]) -> str:
     """A whole HTML document from Markdown; `images` are PNG bytes by the name the Markdown gives them.
 
     Its title is the first heading, its table of contents the second-level ones. HTML in the text stays text. An image

@@ -9,7 +9,7 @@ from eval.reporting.score_table import interval_text
 
 def comparison_section(against: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[str]:
     """The section of the report from its `against` (`tasks/report.py`) and `scores`."""
-    lines = [alone(scores)]
+    lines = [detectable_differences(scores)]
     lines += [line for entry in against if "rows" in entry for line in _compared(entry)]
     for entry in against:
         if "reason" in entry:
@@ -18,7 +18,7 @@ def comparison_section(against: list[dict[str, Any]], scores: list[dict[str, Any
     return [line for line in lines if line]
 
 
-def alone(scores: list[dict[str, Any]]) -> str:
+def detectable_differences(scores: list[dict[str, Any]]) -> str:
     """What each score by itself can tell from a fixed number, such as chance."""
     told = [
         f"{score['suite']} {score['metric']} {100 * detectable_alone(score['interval']):.1f}"
