@@ -59,9 +59,9 @@ class Audit:
                 self._planted_rows.append(row)
             if not planted and number >= known:
                 canary = self._control.canaries[number - known]
-                here = (group.path, group.group, row["place"][2]) == (canary.path, canary.group, canary.row)
+                in_place = (group.path, group.group, row["place"][2]) == (canary.path, canary.group, canary.row)
                 kept = self._canary_rows.setdefault(number - known, [])
-                if here or not kept:
+                if in_place or not kept:
                     kept.append(row)
         if planted:
             self._heads.append(head)
@@ -119,8 +119,8 @@ def check_items(items: list[Reference], benchmarks: Path, suites: Iterable[str])
             )
         for item, row in zip(looked_for, pq.read_table(benchmarks / f"{suite}.parquet").to_pylist(), strict=True):
             question, answer, choices = _question_and_choices(row)
-            told = (*item.answers, *item.others)
-            if item.question != question or answer not in item.answers or set(told) != {answer, *choices}:
+            looked_for_choices = (*item.answers, *item.others)
+            if item.question != question or answer not in item.answers or set(looked_for_choices) != {answer, *choices}:
                 raise control_failure(
                     f"{suite}:{item.item} asks “{question}” for “{answer}”",
                     f"“{item.question}” and “{item.answers[0]}” were to be looked for",
@@ -285,10 +285,10 @@ def _check_probes(control: Control, verdicts: list[Row]) -> None:
 
 def _verdict_text(verdict: tuple) -> str:
     name, kind, run, coverage, documents, *place = verdict
-    told = f"“{name}, {kind}, {run} words in a row, {coverage:.3f} of the item, documents: {documents}"
+    text = f"“{name}, {kind}, {run} words in a row, {coverage:.3f} of the item, documents: {documents}"
     if place:
-        told += f", {place[0]}, characters {place[1]} to {place[2]}, bytes {place[3]} to {place[4]}"
-    return f"{told}”"
+        text += f", {place[0]}, characters {place[1]} to {place[2]}, bytes {place[3]} to {place[4]}"
+    return f"{text}”"
 
 
 def _check_recall(
