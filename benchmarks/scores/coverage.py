@@ -246,6 +246,23 @@ def main() -> None:
         f"{simulations} simulated evaluations each (a coverage is known to ± {error:.1f} points); 95 % intervals are "
         "to cover 93 to 97 %, or not to be given.\n"
     )
+    shares = _print_scores(simulations)
+    print("\nDifferences of two models on the same items. Where hardly any answer changes, 0 is in every interval.\n")
+    differences = _print_differences(simulations)
+    print(
+        f"\nTwo equal models that agree on {100 * SHARED:.0f} % of items by force: how often each test sees a "
+        "difference at 5 %. McNemar's exact test takes items for independent and may stay below.\n"
+    )
+    powers = _print_tests(simulations // 4)
+    print()
+    print_goal("lowest coverage of scores, %", 100 * min(shares), 93)
+    print_goal("highest coverage of scores, %", 100 * max(shares), 97, at_most=True)
+    print_goal("lowest coverage of differences, %", 100 * min(differences), 93)
+    print_goal("lowest power at the detectable difference, %", 100 * min(powers), 75)
+
+
+def _print_scores(simulations: int) -> list[float]:
+    """Prints how often intervals of scores hold the truth; returns these shares, where most are given."""
     rows, shares = [], []
     for scenario in SCENARIOS:
         found = coverage(scenario, simulations)
@@ -254,20 +271,25 @@ def main() -> None:
             [scenario.name, len(scenario.clusters), int(scenario.clusters[-1]) + 1, scenario.truth, *_cells(found)]
         )
     print(markdown_table(["evaluation", "items", "clusters", "truth", *COLUMNS], rows))
-    print("\nDifferences of two models on the same items. Where hardly any answer changes, 0 is in every interval.\n")
-    rows, near = [], []
+    return shares
+
+
+def _print_differences(simulations: int) -> list[float]:
+    """The same of intervals of paired differences."""
+    rows, shares = [], []
     for changes in CHANGES:
         found = difference_coverage(changes, simulations)
-        near += [found["ours"]] if found["refused"] < 0.5 else []
+        shares += [found["ours"]] if found["refused"] < 0.5 else []
         rows.append([changes.name, changes.items, f"{100 * changes.truth:.2f}", *_cells(found)])
     print(markdown_table(["comparison", "items", "true difference, points", *COLUMNS], rows))
-    print(
-        f"\nTwo equal models that agree on {100 * SHARED:.0f} % of items by force: how often each test sees a "
-        "difference at 5 %. McNemar's exact test takes items for independent and may stay below.\n"
-    )
+    return shares
+
+
+def _print_tests(simulations: int) -> list[float]:
+    """Prints how often each test sees a difference; returns the rates at which detectable differences were seen."""
     rows, powers = [], []
     for scenario in SCENARIOS:
-        found = alarms(scenario, simulations // 4)
+        found = alarms(scenario, simulations)
         if found["refused"] > 0.5:
             rows.append([scenario.name, f"{100 * found['refused']:.1f}", *[None] * 5])
             continue
@@ -298,11 +320,7 @@ def main() -> None:
             rows,
         )
     )
-    print()
-    print_goal("lowest coverage of scores, %", 100 * min(shares), 93)
-    print_goal("highest coverage of scores, %", 100 * max(shares), 97, at_most=True)
-    print_goal("lowest coverage of differences, %", 100 * min(near), 93)
-    print_goal("lowest power at the detectable difference, %", 100 * min(powers), 75)
+    return powers
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import math
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +151,11 @@ def main() -> None:
             print(rounded_again(ours, loaded, suites, arguments.items, arguments.round_again), flush=True)
             return
         evaluate_pretrained(config)
-        scores = json.loads((folder / "out" / "scores.json").read_text())["scores"]
+        _print_scores(json.loads((folder / "out" / "scores.json").read_text())["scores"])
+
+
+def _print_scores(scores: list[dict[str, Any]]) -> None:
+    """Prints every score beside the published one, and whether that lies inside of its interval."""
     rows = []
     for score in scores:
         low, high = (100 * end for end in score["interval"])
