@@ -35,24 +35,24 @@ def unreachable() -> str | None:
     """Why the hub cannot be read, in words; None: it answers. Asked once a minute."""
     if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    return _asked(constants.ENDPOINT, int(time.monotonic() // 60))
+    return _ask_hub(constants.ENDPOINT, int(time.monotonic() // 60))
 
 
 @cache
-def _asked(endpoint: str, minute: int) -> str | None:
-    met: list[str | None] = []
+def _ask_hub(endpoint: str, minute: int) -> str | None:
+    answers: list[str | None] = []
 
     def ask() -> None:
         try:
             get_session().head(endpoint, timeout=ANSWER_SECONDS)  # any answer will do
-            met.append(None)
+            answers.append(None)
         except Exception as error:  # of the HTTP library that the installed version of the client is built on
-            met.append(str(error) or type(error).__name__)
+            answers.append(str(error) or type(error).__name__)
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(LOOK_UP_SECONDS)
-    reason = met[0] if met else f"no answer within {LOOK_UP_SECONDS} s"
+    reason = answers[0] if answers else f"no answer within {LOOK_UP_SECONDS} s"
     return reason and f"the hub ({endpoint}) does not answer: {reason}"
 
 
@@ -92,8 +92,8 @@ def load_dataset(
                 return builder.as_streaming_dataset(split=split)
             _prepare(builder)
             return builder.as_dataset(split=split)
-        except Exception as met:  # the hub client, the network stack and the builders share no base class
-            error = met
+        except Exception as caught:  # the hub client, the network stack and the builders share no base class
+            error = caught
     if reason:
         held = f", only {error}" if isinstance(error, HubError) else ""
         raise HubError(f"{source}: {reason}, and the cache does not hold it{held}")

@@ -12,7 +12,6 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.reporting.figures import inline, loss_figure, score_figure, sweep_figure
-from eval.reporting.html_page import page
 from eval.reporting.ledger import earlier_runs, leaderboard, leaderboard_page, ledger_row
 from eval.reporting.paired_tests import Evaluation, compare, num_fewshot, per_item, regressed
 from eval.reporting.report import FIGURES, cost_table, joined_scores, notes, render
@@ -116,7 +115,7 @@ def write_report(
     (out / "scores.png").write_bytes(score_figure([row for row in report["scores"] if row["value"] is not None]))
     text = render(report)
     (out / "report.md").write_text(text)
-    (out / "report.html").write_text(page(text, {path.name: path.read_bytes() for path in out.glob("*.png")}))
+    (out / "report.html").write_text(html_page(text, {path.name: path.read_bytes() for path in out.glob("*.png")}))
 
 
 def _scored(folders: dict[str, Path], coverage: dict[str, Any], items: Items) -> dict[str, Any]:

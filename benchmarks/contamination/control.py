@@ -1,5 +1,5 @@
-"""Does the contamination check fail when it is broken? Every mutation of `benchmarks/contamination/mutations.py` is
-tried.
+"""Does the contamination check fail when it is broken? Every mutation of `benchmarks/contamination/mutations.toml`
+is tried.
 
     python -m benchmarks.contamination.control [--documents FILE.parquet] [--benchmarks DIR] [--only TEXT]
 
@@ -284,8 +284,8 @@ def report(folder: Path, pieces: list[str], only: str) -> None:
         if not wrong:
             idle.append(f"{mutation.name} ({message})")
         caught += noticed and bool(wrong)
-        told = message.removeprefix("positive control: ")
-        rows.append([mutation.area, mutation.name, wrong or "nothing", "caught" if noticed else "MISSED", told[:150]])
+        error = message.removeprefix("positive control: ")
+        rows.append([mutation.area, mutation.name, wrong or "nothing", "caught" if noticed else "MISSED", error[:150]])
         print(rows[-1], file=sys.stderr, flush=True)
     print(markdown_table(["area", "what is broken", "wrong without the control", "", "what the control says"], rows))
     for each in idle:

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from benchmarks.gpu.kernels import attention, ceilings, variable_length_attention
 from benchmarks.gpu.measure import by_kind, cuda, device, gigabytes, kernels, milliseconds, synchronise
 from benchmarks.gpu.scheduler import Bench, Stage
-from eval.scoring.arithmetic import set_products
+from eval.scoring.arithmetic import set_matmul_precision
 from eval.scoring.precision import Precision as ScoringPrecision
 from eval.scoring.scorer import Scorer
-from eval.scoring.trained_model import Checkpoint
+from eval.scoring.trained_model import TrainedModel
 from model.data.shards import Dataset, Split, write_dataset, write_shard
 from model.kernels import flash_attention
 from model.machine.hardware import known_hardware
@@ -476,8 +476,8 @@ def scoring(bench: Bench) -> None:
             inputs.append(tuple(question + answer)[:-1])
             answers.append(answer)
     for precision in ScoringPrecision:  # bf16, which rounds the weights, comes last
-        set_products(precision)
-        scorer = Scorer(Checkpoint(FinalModel(network, 0, None, {}), device(), precision), device())
+        set_matmul_precision(precision)
+        scorer = Scorer(TrainedModel(FinalModel(network, 0, None, {}), device(), precision), device())
         scorer(inputs[:200], answers[:200], lambda done: None)
         padded_scores(network, inputs[:64], answers[:64], 64)
         with bench.alone():

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.goals import print_goal
 from eval.reporting.markdown import markdown_table
 from eval.reporting.paired_tests import LEVEL, mcnemar, paired
-from eval.reporting.stats import SCORES, interval, spread
+from eval.reporting.stats import SCORES, clustered_mean, interval
 
 HELLASWAG = {1: 7505, 2: 484, 3: 236, 4: 99, 5: 56, 6: 17, 7: 3, 8: 2, 9: 4, 10: 1}
 WINOGRANDE = {1: 699, 2: 284}
@@ -85,8 +85,8 @@ def answers(scenario: Scenario, generator: np.random.Generator) -> np.ndarray:
         return np.where(other, ~first[clusters], np.where(twin, fresh, first[clusters])).astype(float)
     chance = np.full(len(clusters), truth)
     if correlation > 0:
-        spread = (1 - correlation) / correlation
-        chance = generator.beta(truth * spread, (1 - truth) * spread, clusters[-1] + 1)[clusters]
+        concentration = (1 - correlation) / correlation
+        chance = generator.beta(truth * concentration, (1 - truth) * concentration, clusters[-1] + 1)[clusters]
     if scenario.graded:
         return generator.beta(2 * chance + 1e-9, 2 * (1 - chance) + 1e-9)
     return (generator.random(len(clusters)) < chance).astype(float)
@@ -147,7 +147,7 @@ def alarms(scenario: Scenario, simulations: int, seed: int = 0) -> dict[str, flo
             continue
         counts["paired"] += row["p"] <= LEVEL
         counts["mcnemar"] += mcnemar(int((one > two).sum()), int((one < two).sum())) <= LEVEL
-        error = math.hypot(*(spread(values.tolist(), range(len(values))).known_error for values in (one, two)))
+        error = math.hypot(*(clustered_mean(values.tolist(), range(len(values))).known_error for values in (one, two)))
         counts["unpaired"] += abs(one.mean() - two.mean()) > Z95 * error
         detectable.append(row["detectable"])
     given = len(detectable)
@@ -246,6 +246,23 @@ def main() -> None:
         f"{simulations} simulated evaluations each (a coverage is known to ± {error:.1f} points); 95 % intervals are "
         "to cover 93 to 97 %, or not to be given.\n"
     )
+    shares = _print_scores(simulations)
+    print("\nDifferences of two models on the same items. Where hardly any answer changes, 0 is in every interval.\n")
+    differences = _print_differences(simulations)
+    print(
+        f"\nTwo equal models that agree on {100 * SHARED:.0f} % of items by force: how often each test sees a "
+        "difference at 5 %. McNemar's exact test takes items for independent and may stay below.\n"
+    )
+    powers = _print_tests(simulations // 4)
+    print()
+    print_goal("lowest coverage of scores, %", 100 * min(shares), 93)
+    print_goal("highest coverage of scores, %", 100 * max(shares), 97, at_most=True)
+    print_goal("lowest coverage of differences, %", 100 * min(differences), 93)
+    print_goal("lowest power at the detectable difference, %", 100 * min(powers), 75)
+
+
+def _print_scores(simulations: int) -> list[float]:
+    """Prints how often intervals of scores hold the truth; returns these shares, where most are given."""
     rows, shares = [], []
     for scenario in SCENARIOS:
         found = coverage(scenario, simulations)
@@ -254,20 +271,25 @@ def main() -> None:
             [scenario.name, len(scenario.clusters), int(scenario.clusters[-1]) + 1, scenario.truth, *_cells(found)]
         )
     print(markdown_table(["evaluation", "items", "clusters", "truth", *COLUMNS], rows))
-    print("\nDifferences of two models on the same items. Where hardly any answer changes, 0 is in every interval.\n")
-    rows, near = [], []
+    return shares
+
+
+def _print_differences(simulations: int) -> list[float]:
+    """The same of intervals of paired differences."""
+    rows, shares = [], []
     for changes in CHANGES:
         found = difference_coverage(changes, simulations)
-        near += [found["ours"]] if found["refused"] < 0.5 else []
+        shares += [found["ours"]] if found["refused"] < 0.5 else []
         rows.append([changes.name, changes.items, f"{100 * changes.truth:.2f}", *_cells(found)])
     print(markdown_table(["comparison", "items", "true difference, points", *COLUMNS], rows))
-    print(
-        f"\nTwo equal models that agree on {100 * SHARED:.0f} % of items by force: how often each test sees a "
-        "difference at 5 %. McNemar's exact test takes items for independent and may stay below.\n"
-    )
+    return shares
+
+
+def _print_tests(simulations: int) -> list[float]:
+    """Prints how often each test sees a difference; returns the rates at which detectable differences were seen."""
     rows, powers = [], []
     for scenario in SCENARIOS:
-        found = alarms(scenario, simulations // 4)
+        found = alarms(scenario, simulations)
         if found["refused"] > 0.5:
             rows.append([scenario.name, f"{100 * found['refused']:.1f}", *[None] * 5])
             continue
@@ -298,11 +320,7 @@ def main() -> None:
             rows,
         )
     )
-    print()
-    print_goal("lowest coverage of scores, %", 100 * min(shares), 93)
-    print_goal("highest coverage of scores, %", 100 * max(shares), 97, at_most=True)
-    print_goal("lowest coverage of differences, %", 100 * min(near), 93)
-    print_goal("lowest power at the detectable difference, %", 100 * min(powers), 75)
+    return powers
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import math
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from benchmarks.scores.evaluation import CountingHF, differences, timed
 from eval.reporting.markdown import markdown_table
 from eval.reporting.stats import standard_error
 from eval.scoring.harness import AnswerModel, Execution, load_tasks, write_tasks
-from eval.scoring.pretrained import Pretrained, PretrainedConfig, evaluate_pretrained, load_pretrained
+from eval.scoring.pretrained import PretrainedConfig, TransformersModel, evaluate_pretrained, load_pretrained
 from eval.scoring.scorer import Scorer
 from eval.suites.sources import from_folder
 from eval.suites.suites import SUITES, Metric, Suite, write_rows
@@ -56,7 +57,7 @@ def rounded_to_4_bits(weight: torch.Tensor, shift: int) -> torch.Tensor:
 def rounded_again(ours: AnswerModel, loaded: dict, suites: list[Suite], items: int | None, shifts: list[int]) -> str:
     """Table of scores before and after another rounding, with the paired difference and its standard error."""
     scorer = ours.scorer
-    if not (isinstance(scorer, Scorer) and isinstance(scorer.network, Pretrained)):
+    if not (isinstance(scorer, Scorer) and isinstance(scorer.network, TransformersModel)):
         raise TypeError(f"expected a model of transformers, found {scorer}")
     model = scorer.network.model
     matrices = [module.weight for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear)]
@@ -150,7 +151,11 @@ def main() -> None:
             print(rounded_again(ours, loaded, suites, arguments.items, arguments.round_again), flush=True)
             return
         evaluate_pretrained(config)
-        scores = json.loads((folder / "out" / "scores.json").read_text())["scores"]
+        _print_scores(json.loads((folder / "out" / "scores.json").read_text())["scores"])
+
+
+def _print_scores(scores: list[dict[str, Any]]) -> None:
+    """Prints every score beside the published one, and whether that lies inside of its interval."""
     rows = []
     for score in scores:
         low, high = (100 * end for end in score["interval"])

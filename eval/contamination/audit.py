@@ -3,7 +3,7 @@
 * Every item of every requested suite is looked for, with every run of its words.
 * Documents and bytes are those that were counted before, and every result is of this scan.
 * Planted items, probes and canaries came back with their documents, places and figures.
-* The files with the findings say what the results of the row groups add up to (`eval/contamination/recount.py`).
+* The files with the verdicts say what the results of the row groups add up to (`eval/contamination/recount.py`).
 
 Each check raises `ContaminationError` with one sentence: what was planted where, what came back, what to do.
 """
@@ -49,25 +49,25 @@ class Audit:
     def add(self, result: Path, group: RowGroup) -> None:
         """Adds the result of one row group."""
         planted, known = group.path == self._file, len(self._control.planted_references)
-        account = self._planted if planted else self._real
-        head, rows = account.add(result, group)
+        recount = self._planted if planted else self._real
+        head, rows = recount.add(result, group)
         for row in rows:
             number = row["overlap"]["reference"]
             if number < (known if planted else len(self._control.items)):
-                account.count(row)
+                recount.count(row)
             if planted and number < known:
                 self._planted_rows.append(row)
             if not planted and number >= known:
                 canary = self._control.canaries[number - known]
-                here = (group.path, group.group, row["place"][2]) == (canary.path, canary.group, canary.row)
+                in_place = (group.path, group.group, row["place"][2]) == (canary.path, canary.group, canary.row)
                 kept = self._canary_rows.setdefault(number - known, [])
-                if here or not kept:
+                if in_place or not kept:
                     kept.append(row)
         if planted:
             self._heads.append(head)
 
     def check_results(self, files: Iterable[Path], counted: tuple[int, int] | None) -> None:
-        """Before the findings are written: counts, canaries, and whether every match in a planted document is true.
+        """Before the result is written: counts, canaries, and whether every match in a planted document is true.
 
         `files`: those with the documents; `counted`: documents and bytes by whoever wrote them.
         """
@@ -83,7 +83,7 @@ class Audit:
         self._runs = check_matches(self._control, self._heads, self._planted_rows)
 
     def check_planted(self, folder: Path) -> dict[str, Any]:
-        """What coverage.json says of the control, from the findings of the planted file in `folder`."""
+        """What coverage.json says of the control, from the result files of the planted file in `folder`."""
         found = check_planted(self._control, folder, self._file.name, self._runs)
         check_result_files(folder, self._planted, self._control.planted_references)
         canaries = self._control.canaries
@@ -94,7 +94,7 @@ class Audit:
         }
 
     def check_real(self, folder: Path) -> None:
-        """The findings of the real documents in `folder`."""
+        """The result files of the real documents in `folder`."""
         check_result_files(folder, self._real, self._control.items)
 
 
@@ -118,9 +118,9 @@ def check_items(items: list[Reference], benchmarks: Path, suites: Iterable[str])
                 f"{rows} items of {suite} were to be looked for", f"{len(looked_for)} are among the items"
             )
         for item, row in zip(looked_for, pq.read_table(benchmarks / f"{suite}.parquet").to_pylist(), strict=True):
-            question, answer, choices = _asked(row)
-            told = (*item.answers, *item.others)
-            if item.question != question or answer not in item.answers or set(told) != {answer, *choices}:
+            question, answer, choices = _question_and_choices(row)
+            looked_for_choices = (*item.answers, *item.others)
+            if item.question != question or answer not in item.answers or set(looked_for_choices) != {answer, *choices}:
                 raise control_failure(
                     f"{suite}:{item.item} asks “{question}” for “{answer}”",
                     f"“{item.question}” and “{item.answers[0]}” were to be looked for",
@@ -131,7 +131,7 @@ def check_items(items: list[Reference], benchmarks: Path, suites: Iterable[str])
         )
 
 
-def _asked(row: Row) -> tuple[str, str, list[str]]:
+def _question_and_choices(row: Row) -> tuple[str, str, list[str]]:
     """(question, right answer, all choices) of a row, straight from its columns."""
     if "answerKey" in row:
         choices = row["choices"]["text"]
@@ -234,7 +234,7 @@ def check_matches(control: Control, heads: list[Row], rows: Iterable[Row]) -> di
 
 def check_planted(control: Control, folder: Path, file: str, matches: dict[tuple[int, int], int]) -> dict[str, Any]:
     """How much of what was planted came back, as coverage.json keeps it; raises `ContaminationError` when it is not
-    enough. `folder` holds the findings of the planted file named `file`; `matches` as of `check_matches`."""
+    enough. `folder` holds the result files of the planted file named `file`; `matches` as of `check_matches`."""
     verdicts = pq.read_table(folder / "verdicts.parquet").to_pylist()
     _check_probes(control, verdicts[len(control.items) :])
     flagged = pq.read_table(folder / "flagged.parquet").to_pylist()
@@ -285,10 +285,10 @@ def _check_probes(control: Control, verdicts: list[Row]) -> None:
 
 def _verdict_text(verdict: tuple) -> str:
     name, kind, run, coverage, documents, *place = verdict
-    told = f"“{name}, {kind}, {run} words in a row, {coverage:.3f} of the item, documents: {documents}"
+    text = f"“{name}, {kind}, {run} words in a row, {coverage:.3f} of the item, documents: {documents}"
     if place:
-        told += f", {place[0]}, characters {place[1]} to {place[2]}, bytes {place[3]} to {place[4]}"
-    return f"{told}”"
+        text += f", {place[0]}, characters {place[1]} to {place[2]}, bytes {place[3]} to {place[4]}"
+    return f"{text}”"
 
 
 def _check_recall(

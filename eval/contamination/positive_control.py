@@ -2,7 +2,7 @@
 
 * **Planted documents** are one more Parquet file of the same scan, by the same reader, pool, result files and tally:
   benchmark items in the forms in which they leak (`eval/contamination/planted_items.py`), invented items with known
-  verdicts (`eval/contamination/probes.py`) and passages that only look like leaks (`eval/contamination/passages.py`).
+  verdicts (`eval/contamination/probes.py`) and passages that only look like leaks (`eval/contamination/passages.toml`).
 * **Canaries** (`eval/contamination/canaries.py`) are words of real documents, which must be found where they stand.
 
 `eval/contamination/audit.py` compares what comes back. Planted documents have a tally of their own: nothing of them is

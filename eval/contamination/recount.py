@@ -111,8 +111,8 @@ class Recount:
             self.reaching[row["document"], row["file"], overlap["reference"]] = (whole, places)
 
 
-def check_result_files(folder: Path, account: Recount, items: Sequence[Reference]) -> None:
-    """Raises `ContaminationError` unless the files with the findings say what the account does."""
+def check_result_files(folder: Path, recount: Recount, items: Sequence[Reference]) -> None:
+    """Raises `ContaminationError` unless the result files say what the recount does."""
     verdicts = pq.read_table(folder / "verdicts.parquet").to_pylist()
     named = [(row["suite"], row["item"]) for row in verdicts]
     if named != [(item.suite, item.item) for item in items]:
@@ -120,12 +120,12 @@ def check_result_files(folder: Path, account: Recount, items: Sequence[Reference
             f"{len(items)} items were looked for", f"verdicts.parquet has {len(named)} rows, or other items"
         )
     for number, row in enumerate(verdicts):
-        _check_verdict(row, account.references.get(number, ReferenceSums()))
-    _check_flagged(folder, account, verdicts, items)
+        _check_verdict(row, recount.references.get(number, ReferenceSums()))
+    _check_flagged(folder, recount, verdicts, items)
     coverage = json.loads((folder / "coverage.json").read_text())
-    if (coverage["documents"], coverage["words"]) != (account.documents, account.words):
+    if (coverage["documents"], coverage["words"]) != (recount.documents, recount.words):
         raise control_failure(
-            f"{account.documents} documents of {account.words} words were scanned",
+            f"{recount.documents} documents of {recount.words} words were scanned",
             f"coverage.json has {coverage['documents']} of {coverage['words']}",
         )
     _check_suites(coverage, verdicts, items)
@@ -156,7 +156,7 @@ def _check_verdict(row: Row, sums: ReferenceSums) -> None:
         )
 
 
-def _check_flagged(folder: Path, account: Recount, verdicts: list[Row], items: Sequence[Reference]) -> None:
+def _check_flagged(folder: Path, recount: Recount, verdicts: list[Row], items: Sequence[Reference]) -> None:
     numbers = {(item.suite, item.item): number for number, item in enumerate(items)}
     rows = pq.read_table(folder / "flagged.parquet").to_pylist()
     flagged = {(row["document"], row["file"], numbers[row["suite"], row["item"]]) for row in rows}
@@ -165,11 +165,11 @@ def _check_flagged(folder: Path, account: Recount, verdicts: list[Row], items: S
         for number, row in enumerate(verdicts)
         if row["verdict"] == Verdict.CONTAMINATED and items[number].severity is Severity.TEST
     }
-    for document, _, number in flagged - account.reaching.keys():
+    for document, _, number in flagged - recount.reaching.keys():
         raise control_failure(
             f"document {document} has little of {_item_name(verdicts[number])}", "it is to be dropped"
         )
-    for (document, file, number), (whole, _) in account.reaching.items():
+    for (document, file, number), (whole, _) in recount.reaching.items():
         if whole and items[number].severity is Severity.TEST and (document, file, number) not in flagged:
             raise control_failure(
                 f"document {document} has all of {_item_name(verdicts[number])}", "it is not to be dropped"
@@ -181,7 +181,7 @@ def _check_flagged(folder: Path, account: Recount, verdicts: list[Row], items: S
     for number in dirty:
         best = verdicts[number]
         key, places = (best["document"], best["file"], number), (best["start"], best["end"])
-        if key not in flagged or account.reaching[key][1] != (*places, best["start_byte"], best["end_byte"]):
+        if key not in flagged or recount.reaching[key][1] != (*places, best["start_byte"], best["end_byte"]):
             raise control_failure(
                 f"document {best['document']} contaminates {_item_name(best)}",
                 f"it is not to be dropped or stands elsewhere than at characters {places}",

@@ -164,7 +164,7 @@ class _Item:
 
 
 class Tally:
-    """Adds up what documents have in common with the references; any order of adding gives the same findings."""
+    """Adds up what documents have in common with the references; any order of adding gives the same result."""
 
     def __init__(
         self, config: ContaminationConfig, items: list[Reference], lengths: list[list[int]] | None = None
@@ -263,7 +263,7 @@ def _text(data: bytes) -> str:
 
 
 def write_result(out: Path, result: ContaminationResult, control: dict, config: ContaminationConfig) -> None:
-    """Writes `RESULT_FILES`; equal findings give equal bytes."""
+    """Writes `RESULT_FILES`; equal results give equal bytes."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [_verdict_row(found) for found in result.verdicts]
     pq.write_table(pa.Table.from_pylist(rows, schema=VERDICTS_SCHEMA), out / "verdicts.parquet")

@@ -14,8 +14,8 @@ SHOWN_MATCHES = 10
 def contamination_section(found: dict[str, Any]) -> str:
     """The whole section from `coverage` (coverage.json) and `matches` (lines of matches.jsonl)."""
     coverage, matches = found["coverage"], found["matches"]
-    told = f"{coverage['documents']:,} documents, {coverage['words']:,} words: every document against every item."
-    lines = [told, verdict_table(coverage)]
+    size = f"{coverage['documents']:,} documents, {coverage['words']:,} words: every document against every item."
+    lines = [size, verdict_table(coverage)]
     lines += ["**Positive control**: items planted in this text, and how many were found.", control_table(coverage)]
     negatives = coverage["control"]["hard_negatives"]
     lines += _canaries(coverage["control"])
@@ -71,9 +71,9 @@ def control_table(coverage: dict[str, Any]) -> str:
 
 def match_lines(match: dict[str, Any]) -> list[str]:
     """One match as Markdown: where it is, the item's text and the document's, the run in bold."""
-    told = "contaminates" if match["contaminates"] else "too short to contaminate"
+    effect = "contaminates" if match["contaminates"] else "too short to contaminate"
     return [
-        f"**{match['suite']}:{match['item']}**, {match['run']} words, coverage {match['coverage']:.2f}, {told}; "
+        f"**{match['suite']}:{match['item']}**, {match['run']} words, coverage {match['coverage']:.2f}, {effect}; "
         f"document {untrusted(match['document'])}, characters {match['start']:,} to {match['end']:,}",
         f"> item: {_bold(match['item_text'])}\n>\n> training text: {_bold(match['document_text'])}",
     ]

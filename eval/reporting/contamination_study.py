@@ -85,10 +85,10 @@ def render_study(study: dict[str, Any]) -> str:
     if study["copies"] == 0:
         lines.append("This is an A/A run: nothing was planted, the two trainings differ in their seed alone.")
     for measure, answer in study["planted_over_rest"].items():
-        told = {True: ", which excludes zero", False: ", which includes zero", None: ""}[answer["excludes_zero"]]
+        conclusion = {True: ", which excludes zero", False: ", which includes zero", None: ""}[answer["excludes_zero"]]
         lines.append(
             f"**Planted over rest, {measure.replace('_', ' ')}: {_signed(answer['difference'])}**, "
-            f"95 % interval {_span(answer)}{told}."
+            f"95 % interval {_span(answer)}{conclusion}."
         )
     lines.append(markdown_table(["measure", "items", "n", "gain", "95 % interval"], rows))
     lines.append("![gains](study.png)")

@@ -109,9 +109,9 @@ def study_figure(groups: list[dict[str, Any]]) -> bytes:
     return _png(figure)
 
 
-def inline(told: str, png: bytes) -> str:
+def inline(alt: str, png: bytes) -> str:
     """A PNG as a Markdown image that carries its own bytes, the form in which Prefect's artifacts show figures best."""
-    return f"![{told}](data:image/png;base64,{base64.b64encode(png).decode()})"
+    return f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
 def _png(figure: Figure) -> bytes:

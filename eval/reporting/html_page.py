@@ -50,7 +50,7 @@ FOLDED_ROWS = 40
 """A longer table is folded behind a line that opens it."""
 
 
-def page(markdown: str, images: dict[str, bytes]) -> str:
+def html_page(markdown: str, images: dict[str, bytes]) -> str:
     """A whole HTML document from Markdown; `images` are PNG bytes by the name the Markdown gives them.
 
     Its title is the first heading, its table of contents the second-level ones. HTML in the text stays text. An image
@@ -77,7 +77,7 @@ def page(markdown: str, images: dict[str, bytes]) -> str:
                 png = images[str(part.attrGet("src"))]
                 part.attrSet("src", f"data:image/png;base64,{base64.b64encode(png).decode()}")
     body = reader.renderer.render(tokens, reader.options, {})
-    links = "".join(f'<a href="#{name}">{html.escape(told)}</a>' for name, told in chapters)
+    links = "".join(f'<a href="#{name}">{html.escape(heading)}</a>' for name, heading in chapters)
     if links:
         body = re.sub(r"(<h2 id=)", lambda found: f"<nav>{links}</nav>\n{found[0]}", body, count=1)
     return (

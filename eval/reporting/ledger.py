@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-from eval.reporting.html_page import page
+from eval.reporting.html_page import html_page
 from eval.reporting.markdown import markdown_table
 
 Row = dict[str, Any]
@@ -136,11 +136,11 @@ def leaderboard_page(rows: list[Row], reports: dict[str, str]) -> str:
     newest = {row["validation_data"]: row["finished"] for row in sorted(rows, key=lambda row: row["finished"])}
     for data in sorted(newest, key=newest.__getitem__, reverse=True):
         part = [row for row in rows if row["validation_data"] == data]
-        sections += [f"## Data {data[:8]}", leaderboard(part, reports), score_board(part)]
-    return page("\n\n".join(sections), {})
+        sections += [f"## Data {data[:8]}", leaderboard(part, reports), scores_by_run(part)]
+    return html_page("\n\n".join(sections), {})
 
 
-def score_board(rows: list[Row]) -> str:
+def scores_by_run(rows: list[Row]) -> str:
     """Scores in per cent of every run, one column a suite and metric; a score that a run has not is a dash."""
     names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     ranked = sorted(rows, key=lambda row: (row["bits_per_byte"], row["run"]))

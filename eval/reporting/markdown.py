@@ -17,11 +17,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     ]
     rule = "|" + "|".join("---:" if right else "---" for right in numeric) + "|"
     lines = ["| " + " | ".join(header) + " |", rule]
-    lines += ["| " + " | ".join(show(value) for value in row) + " |" for row in rows]
+    lines += ["| " + " | ".join(table_cell(value) for value in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
-def show(value: object) -> str:
+def table_cell(value: object) -> str:
     """One table cell."""
     match value:
         case None:

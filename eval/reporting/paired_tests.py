@@ -16,7 +16,15 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import bdtr, stdtr, stdtrit
 
-from eval.reporting.stats import DIFFERENCES, FEWEST_ITEMS, changes, interval, quantile, require_score, spread
+from eval.reporting.stats import (
+    DIFFERENCES,
+    FEWEST_ITEMS,
+    adjusted_difference,
+    clustered_mean,
+    interval,
+    quantile,
+    require_score,
+)
 from eval.scoring.precision import precision_of
 from eval.suites.suites import METRIC_VERSIONS, Metric
 
@@ -94,11 +102,11 @@ def paired(differences: list[float], clusters: Sequence[Any], yes_no: bool = Fal
     """n, mean difference, standard_error, interval (or None, with the reason in `no_interval`), p by Student's t and
     the smallest `detectable` difference: what a two-sided 5 % test would have seen in 80 of 100 repetitions.
 
-    Answers that are `yes_no` are tested with the mean and the error of `eval.reporting.stats.changes`. A difference of
-    theirs is itself made of changed answers, which add to the error (Connor 1987, Biometrics 43): where none has
-    changed, 7.8 would have to. Raises `StatsError`.
+    Answers that are `yes_no` are tested with the mean and the error of `eval.reporting.stats.adjusted_difference`. A
+    difference of theirs is itself made of changed answers, which add to the error (Connor 1987, Biometrics 43): where
+    none has changed, 7.8 would have to. Raises `StatsError`.
     """
-    found = spread(differences, clusters)
+    found = clustered_mean(differences, clusters)
     limits, reason = interval(differences, clusters, DIFFERENCES)
     row: dict[str, Any] = {
         "n": len(differences),
@@ -117,7 +125,7 @@ def paired(differences: list[float], clusters: Sequence[Any], yes_no: bool = Fal
         p, degrees = 1.0 if limits[0] <= 0 <= limits[1] else 2 * 0.5**n, math.inf
     else:
         if yes_no:
-            mean, error, n = changes(differences, found)
+            mean, error, n = adjusted_difference(differences, found)
         p = float(2 * stdtr(degrees, -abs(mean) / error))
     errors = quantile(1 - LEVEL, degrees) + float(stdtrit(degrees, POWER))
     if yes_no:
@@ -175,14 +183,14 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
         found["regressed" if row["difference"] < 0 else "improved"].append(f"{row['suite']} {row['metric']}")
     match bool(found["regressed"]), bool(found["improved"]):
         case True, True:
-            told = Verdict.MIXED
+            result = Verdict.MIXED
         case True, False:
-            told = Verdict.REGRESSED
+            result = Verdict.REGRESSED
         case False, True:
-            told = Verdict.IMPROVED
+            result = Verdict.IMPROVED
         case _:
-            told = Verdict.NOT_SEEN if tested else Verdict.NOTHING
-    return {"verdict": told.value} | found
+            result = Verdict.NOT_SEEN if tested else Verdict.NOTHING
+    return {"verdict": result.value} | found
 
 
 def regressed(against: list[dict[str, Any]]) -> list[str]:

@@ -9,25 +9,25 @@ from eval.reporting.score_table import interval_text
 
 def comparison_section(against: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[str]:
     """The section of the report from its `against` (`tasks/report.py`) and `scores`."""
-    lines = [alone(scores)]
+    lines = [detectable_differences(scores)]
     lines += [line for entry in against if "rows" in entry for line in _compared(entry)]
     for entry in against:
         if "reason" in entry:
-            told = f" (run {entry['run'][:12]})" if "run" in entry else ""
-            lines.append(f"No comparison with {_roles(entry)}{told}: {entry['reason']}.")
+            run = f" (run {entry['run'][:12]})" if "run" in entry else ""
+            lines.append(f"No comparison with {_roles(entry)}{run}: {entry['reason']}.")
     return [line for line in lines if line]
 
 
-def alone(scores: list[dict[str, Any]]) -> str:
+def detectable_differences(scores: list[dict[str, Any]]) -> str:
     """What each score by itself can tell from a fixed number, such as chance."""
-    told = [
+    points = [
         f"{score['suite']} {score['metric']} {100 * detectable_alone(score['interval']):.1f}"
         for score in scores
         if score["value"] is not None and score["interval"]
     ]
-    if not told:
+    if not points:
         return ""
-    return f"Each score could have seen a distance from chance of so many points ({_power()}): {', '.join(told)}."
+    return f"Each score could have seen a distance from chance of so many points ({_power()}): {', '.join(points)}."
 
 
 def _compared(entry: dict[str, Any]) -> list[str]:
@@ -46,12 +46,12 @@ def _compared(entry: dict[str, Any]) -> list[str]:
         ]
         for row in entry["rows"]
     ]
-    told = f"**Against {_roles(entry)}: {entry['verdict']}.** Run {entry['run'][:12]}, {entry['preset']}, finished "
-    told += f"{entry['finished']}, commit `{entry['commit'][:12]}`."
+    summary = f"**Against {_roles(entry)}: {entry['verdict']}.** Run {entry['run'][:12]}, {entry['preset']}, finished "
+    summary += f"{entry['finished']}, commit `{entry['commit'][:12]}`."
     for name in ("regressed", "improved"):
         if entry[name]:
-            told += f" {name.capitalize()}: {', '.join(entry[name])}."
-    lines = [told]
+            summary += f" {name.capitalize()}: {', '.join(entry[name])}."
+    lines = [summary]
     if rows:
         lines.append(markdown_table([*header, "could have seen, points"], rows))
         lines.append(

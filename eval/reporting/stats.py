@@ -26,7 +26,7 @@ FEWEST_ITEMS = 30
 FEWEST_DEGREES = 6.0
 """Degrees of freedom of an error under which it gives no interval; seven clusters of one size have 6."""
 FEWEST_CARRIERS = 10
-"""Clusters, and `Spread.carriers`, under which graded values give no interval."""
+"""Clusters, and `ClusteredMean.carriers`, under which graded values give no interval."""
 SCORES = (0.0, 1.0)
 """Bounds of scores."""
 DIFFERENCES = (-1.0, 1.0)
@@ -47,7 +47,7 @@ class ItemSet(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class ClusteredMean:
     """A mean of items in clusters, and what is known of its error."""
 
     mean: float
@@ -77,7 +77,7 @@ class Spread:
         return self.error
 
 
-def spread(values: Sequence[float], clusters: Sequence) -> Spread:
+def clustered_mean(values: Sequence[float], clusters: Sequence) -> ClusteredMean:
     """Mean and error of one or more `values`, of which those of one cluster are dependent. Raises `StatsError`.
 
     The variance is the jackknife's over clusters (CV3): with e the sum of a cluster's deviations and h its share of
@@ -107,7 +107,7 @@ def spread(values: Sequence[float], clusters: Sequence) -> Spread:
         error = math.sqrt((groups - 1) / groups * squares) / n
         degrees = expected**2 / variance
         carriers = squares**3 / cubes**2 if cubes else math.inf
-    return Spread(
+    return ClusteredMean(
         mean=float(x.mean()),
         items=n,
         clusters=groups,
@@ -126,7 +126,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 def clustered_standard_error(values: Sequence[float], clusters: Sequence) -> float | None:
     """Standard error of the mean of `values` when values of one cluster are dependent; None for one cluster."""
-    return spread(values, clusters).error
+    return clustered_mean(values, clusters).error
 
 
 def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
@@ -196,11 +196,11 @@ def interval(
     Yes/no answers: `share_interval`, where they come in clusters for as many independent answers as would have their
     error, fewer still by (normal / Student's quantile)^2 because that error is an estimate (Korn and Graubard 1998).
     Graded scores the same, since their sum is skewed the same way near the bounds; graded differences Student's t.
-    Differences of yes/no answers: `changes`. Values that do not vary: `constant_interval`.
+    Differences of yes/no answers: `adjusted_difference`. Values that do not vary: `constant_interval`.
     """
     if len(values) == 0:
         return None, "there are no items"
-    found = spread(values, clusters)
+    found = clustered_mean(values, clusters)
     if bounds and not (bounds[0] - 1e-9 <= min(values) and max(values) <= bounds[1] + 1e-9):
         raise StatsError(f"values from {min(values)} to {max(values)}, expected {bounds[0]} to {bounds[1]}")
     alone = found.clusters == found.items
@@ -209,7 +209,7 @@ def interval(
     if bounds and found.constant:
         return list(constant_interval(found.mean, found.effective, bounds)), None
     if _whole(values) and bounds == DIFFERENCES:
-        mean, error, _ = changes(values, found)
+        mean, error, _ = adjusted_difference(values, found)
         half = quantile(0.95, found.degrees) * error
         return [max(bounds[0], mean - half), min(bounds[1], mean + half)], None
     if _whole(values) and bounds == SCORES and alone:
@@ -223,7 +223,7 @@ def interval(
     return [found.mean - half, found.mean + half], None
 
 
-def _unknown(found: Spread, bounds: tuple[float, float] | None) -> str | None:
+def _unknown(found: ClusteredMean, bounds: tuple[float, float] | None) -> str | None:
     """Why a spread gives no interval at all."""
     if found.items == 1:
         return "there is one item"
@@ -240,7 +240,7 @@ def _whole(values: Sequence[float]) -> bool:
     return set(values) <= {-1.0, 0.0, 1.0}
 
 
-def changes(values: Sequence[float], found: Spread) -> tuple[float, float, float]:
+def adjusted_difference(values: Sequence[float], found: ClusteredMean) -> tuple[float, float, float]:
     """Mean and standard error of differences of yes/no answers, with one answer more that turned right and one that
     turned wrong (Bonett and Price 2012, Statistical Methods in Medical Research 21): of as many independent answers
     as would have the error of `found`, which is the third value. Of few changes Student's t alone knows too little."""
@@ -251,14 +251,14 @@ def changes(values: Sequence[float], found: Spread) -> tuple[float, float, float
     return mean, math.sqrt(((square * n + 2) / (n + 2) - mean**2) / (n + 2)), n
 
 
-def summary(values: Sequence[float], clusters: Sequence) -> dict[str, Any]:
+def score_summary(values: Sequence[float], clusters: Sequence) -> dict[str, Any]:
     """n, value, standard_error, interval [low, high] or None with the reason in `no_interval`, and whether there are
     too few items to say."""
     n = len(values)
     row: dict[str, Any] = {"n": n, "value": None, "standard_error": None, "too_few": n < FEWEST_ITEMS}
     row["interval"], row["no_interval"] = interval(values, clusters, SCORES)
     if n:
-        found = spread(values, clusters)
+        found = clustered_mean(values, clusters)
         row |= {"value": found.mean, "standard_error": found.error}
     return row
 
@@ -292,7 +292,7 @@ def require_score(row: dict[str, Any], metric: str, value: float) -> None:
 
 
 def scores_by_verdict(samples: pa.Table, verdicts: pa.Table) -> list[dict]:
-    """For every suite, task and metric the `summary` over all, clean and contaminated items.
+    """For every suite, task and metric the `score_summary` over all, clean and contaminated items.
 
     `samples` as `eval/scoring/samples.py` writes them, `verdicts` as `eval/contamination/check.py` does, joined on
     suite and item. Items that could not be checked count in `all` only, so the two parts need not add up. Raises
@@ -302,7 +302,7 @@ def scores_by_verdict(samples: pa.Table, verdicts: pa.Table) -> list[dict]:
     for (suite, task, metric), scores in _joined(samples, verdicts).items():
         for item_set in ItemSet:
             chosen = [score for score in scores if item_set is ItemSet.ALL or score[2] == item_set]
-            found = summary([score[0] for score in chosen], [score[1] for score in chosen])
+            found = score_summary([score[0] for score in chosen], [score[1] for score in chosen])
             rows.append({"suite": suite, "task": task, "metric": metric, "items": item_set.value} | found)
     return rows
 

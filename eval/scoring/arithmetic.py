@@ -13,7 +13,7 @@ DTYPES = {Precision.FP32: torch.float32, Precision.TF32: torch.float32, Precisio
 """Of weights and activations."""
 
 
-def set_products(precision: Precision) -> None:
+def set_matmul_precision(precision: Precision) -> None:
     """Set how this process multiplies matrices of fp32; on a CPU both ways are the same."""
     torch.set_float32_matmul_precision("high" if precision is Precision.TF32 else "highest")
 

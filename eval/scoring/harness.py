@@ -43,11 +43,11 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from eval.command import Progress, emit, run
-from eval.scoring.arithmetic import computed_in, set_products
+from eval.scoring.arithmetic import computed_in, set_matmul_precision
 from eval.scoring.precision import Precision
 from eval.scoring.samples import SAMPLES_SCHEMA, sample_rows, score_rows
 from eval.scoring.scorer import RequestScorer, Score, Scorer
-from eval.scoring.trained_model import Checkpoint
+from eval.scoring.trained_model import TrainedModel
 from eval.suites.suites import (
     METRIC_VERSIONS,
     ZERO_SHOT,
@@ -225,7 +225,7 @@ def prepare(config: ScoringConfig) -> torch.device:
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
     os.environ.setdefault("RAYON_NUM_THREADS", str(torch.get_num_threads()))  # of tokenizers
-    set_products(config.precision)
+    set_matmul_precision(config.precision)
     rank, count, local_rank = (
         int(os.environ.get(variable, default))
         for variable, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
@@ -246,7 +246,7 @@ def require_finite(parameters: Iterable[tuple[str, torch.Tensor]], source: Path 
             raise HarnessError(f"{source}: {name} holds values that are not finite")
 
 
-def require_steady(tokenizer: Tokenizer, source: str | Path) -> None:
+def require_deterministic(tokenizer: Tokenizer, source: str | Path) -> None:
     """Refuse a tokenizer that draws its tokens at random: scores would be random, too."""
     if dropout := getattr(tokenizer.model, "dropout", None):
         raise HarnessError(f"{source}: its tokenizer has a BPE dropout of {dropout:.4g}, so scores would be random")
@@ -268,8 +268,8 @@ def load_model(config: HarnessConfig) -> AnswerModel:
         )
     require_finite(final.model.named_parameters(), config.checkpoint / "model.safetensors")
     tokenizer = Tokenizer.from_str(definition.decode())
-    require_steady(tokenizer, config.tokenizer)
-    network = Checkpoint(final, device, config.precision)
+    require_deterministic(tokenizer, config.tokenizer)
+    network = TrainedModel(final, device, config.precision)
     if tokenizer.get_vocab_size() > network.vocab_size:
         raise HarnessError(
             f"{config.tokenizer}: {tokenizer.get_vocab_size()} tokens, but the model predicts {network.vocab_size}"

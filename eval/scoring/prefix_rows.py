@@ -50,7 +50,7 @@ class Batch:
         return any(row.branched for row in self.rows)
 
 
-def batch_of(rows: list[Row]) -> Batch:
+def pad_rows(rows: list[Row]) -> Batch:
     shape = (len(rows), max(len(row.tokens) for row in rows))
     place = np.broadcast_to(np.arange(shape[1]), shape)
     batch = Batch(rows, np.zeros(shape, np.int64), np.zeros(shape, np.int64), place.copy(), place + 1)
@@ -60,7 +60,7 @@ def batch_of(rows: list[Row]) -> Batch:
     return batch
 
 
-def row_of(sequences: list[Sequence]) -> Row:
+def build_row(sequences: list[Sequence]) -> Row:
     """One row of sorted, distinct sequences."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -70,7 +70,7 @@ def row_of(sequences: list[Sequence]) -> Row:
     path = np.zeros(0, np.int64)
     ends: dict[int, int] = {}
     for sequence in sequences:
-        shared, start = common(before, sequence), len(tokens)
+        shared, start = common_prefix_length(before, sequence), len(tokens)
         ends.update(dict.fromkeys(path[shared:].tolist(), start))
         new = np.arange(start, start + len(sequence) - shared)
         parents += [int(path[shared - 1]) if shared else start, *new[:-1].tolist()]
@@ -89,12 +89,12 @@ def row_of(sequences: list[Sequence]) -> Row:
     )
 
 
-def common(one: Sequence, other: Sequence) -> int:
+def common_prefix_length(one: Sequence, other: Sequence) -> int:
     """Length of the common beginning."""
     return sum(1 for _ in takewhile(bool, map(int.__eq__, one, other)))
 
 
-def rows_of(sequences: Iterable[Sequence], width: int, longest: int) -> list[Row]:
+def build_rows(sequences: Iterable[Sequence], width: int, longest: int) -> list[Row]:
     """Rows for all distinct sequences, sharing where it saves work, the longest row first.
 
     A row of T tokens costs about T (2 width + T): matrix products, and attention over the whole row, whose mask is
@@ -108,7 +108,7 @@ def rows_of(sequences: Iterable[Sequence], width: int, longest: int) -> list[Row
     before: Sequence = ()
     length = 0
     for sequence in sorted(set(sequences)):
-        joined = length + len(sequence) - common(before, sequence)
+        joined = length + len(sequence) - common_prefix_length(before, sequence)
         if groups and joined <= longest and cost(joined) < cost(length) + cost(len(sequence)):
             groups[-1].append(sequence)
             length = joined
@@ -116,7 +116,7 @@ def rows_of(sequences: Iterable[Sequence], width: int, longest: int) -> list[Row
             groups.append([sequence])
             length = len(sequence)
         before = sequence
-    return sorted((row_of(group) for group in groups), key=lambda row: -len(row.tokens))
+    return sorted((build_row(group) for group in groups), key=lambda row: -len(row.tokens))
 
 
 def batches(rows: list[Row], tokens: int) -> Iterator[Batch]:
@@ -124,5 +124,5 @@ def batches(rows: list[Row], tokens: int) -> Iterator[Batch]:
     start = 0
     while start < len(rows):
         end = start + max(1, tokens // len(rows[start].tokens))
-        yield batch_of(rows[start:end])
+        yield pad_rows(rows[start:end])
         start = end

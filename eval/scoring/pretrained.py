@@ -32,8 +32,8 @@ from eval.scoring.harness import (
     ScoringConfig,
     evaluate_model,
     prepare,
+    require_deterministic,
     require_finite,
-    require_steady,
     tokenized_on_all_threads,
 )
 from eval.scoring.prefix_rows import Batch
@@ -53,10 +53,10 @@ class PretrainedConfig(ScoringConfig):
     """Run the modelling file that the model brings along."""
 
 
-class Pretrained:
+class TransformersModel:
     """A `transformers` model as `eval/scoring/scorer.py` sees it."""
 
-    unproven = True
+    sharing_untested = True
 
     def __init__(self, model: PreTrainedModel, max_length: int) -> None:
         self.model, self._device = model, model.device
@@ -140,12 +140,12 @@ def load_pretrained(config: PretrainedConfig) -> AnswerModel:
         raise HarnessError(f"{config.model}: cannot be loaded by transformers: {reason}") from error
     require_finite(model.named_parameters(), config.model)
     if tokenizer.is_fast:
-        require_steady(tokenizer.backend_tokenizer, config.model)
+        require_deterministic(tokenizer.backend_tokenizer, config.model)
     vocabulary = _embedding(model).size(0)
     if len(tokenizer) > vocabulary:
         raise HarnessError(f"{config.model}: its tokenizer has {len(tokenizer)} tokens, its model {vocabulary}")
     model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method in one of another signature
-    network = Pretrained(model.eval(), _max_length(model, tokenizer))
+    network = TransformersModel(model.eval(), _max_length(model, tokenizer))
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     prefix_text = str(tokenizer.decode(prefix))
 

@@ -13,7 +13,13 @@ import torch
 from tokenizers import Tokenizer
 
 from eval.command import run
-from eval.scoring.harness import AnswerModel, ScoringConfig, evaluate_model, require_steady, tokenized_on_all_threads
+from eval.scoring.harness import (
+    AnswerModel,
+    ScoringConfig,
+    evaluate_model,
+    require_deterministic,
+    tokenized_on_all_threads,
+)
 from eval.scoring.prefix_rows import Sequence
 from eval.scoring.scorer import Score
 
@@ -25,7 +31,7 @@ class RehearsalConfig(ScoringConfig):
     """Most tokens the model will read at once."""
 
 
-class Untrained:
+class NoNetwork:
     """A scorer without a network."""
 
     device = torch.device("cpu")
@@ -41,13 +47,13 @@ class Untrained:
 def rehearse(config: RehearsalConfig) -> dict:
     """By task, how many items have a context that is cut to the sequence_length. Raises what scoring would raise."""
     tokenizer = Tokenizer.from_str(config.tokenizer.read_bytes().decode())
-    require_steady(tokenizer, config.tokenizer)
+    require_deterministic(tokenizer, config.tokenizer)
 
     def encode(texts: list[str], add_special_tokens: bool | None) -> list[list[int]]:
         with tokenized_on_all_threads():
             return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    model = AnswerModel(Untrained(config.sequence_length), encode, 0)
+    model = AnswerModel(NoNetwork(config.sequence_length), encode, 0)
     evaluate_model(config, lambda: model)
     return {"cut": {task: [len(model.truncated[task]), len(items)] for task, items in model.chosen.items()}}
 

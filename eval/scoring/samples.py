@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pyarrow as pa
 
-from eval.reporting.stats import summary
+from eval.reporting.stats import score_summary
 from eval.suites.suites import BenchmarkTask, Metric, Suite, gold
 
 SAMPLES_SCHEMA = pa.schema(
@@ -77,7 +77,7 @@ def score_rows(suite: Suite, task: BenchmarkTask, samples: list[dict], truncated
         values = [sample[metric.value] for sample in samples]
         # guessing draws one choice; mc2 spreads its mass evenly over all of them
         right = [len(sample["gold"]) if metric is Metric.MC2 else 1 for sample in samples]
-        found = summary(values, [sample["cluster"] for sample in samples])
+        found = score_summary(values, [sample["cluster"] for sample in samples])
         scores.append(
             {
                 "suite": suite.name,

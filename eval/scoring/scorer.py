@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eval.scoring.prefix_rows import Batch, Row, Sequence, batch_of, batches, row_of, rows_of
+from eval.scoring.prefix_rows import Batch, Row, Sequence, batches, build_row, build_rows, pad_rows
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Tokens of a forward pass: on a CPU as many as stay in its caches, on a GPU as many as keep it busy."""
@@ -47,7 +47,7 @@ class Network(Protocol):
     """Most tokens of a sequence."""
     shares_beginnings: bool
     """Whether a batch may be branched: false where a token's values depend on more than its ancestors."""
-    unproven: bool
+    sharing_untested: bool
     """Whether that is only believed, so that it is tried on real rows first, `in_fp32`."""
 
     def in_fp32(self) -> AbstractContextManager[None]:
@@ -89,7 +89,7 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Launched:
+class _PendingScores:
     """The scores of a batch, which a GPU may still be computing."""
 
     numbers: list[int]
@@ -140,13 +140,13 @@ class Scorer:
         for number, sequence in enumerate(inputs):
             wanted[sequence].append(number)
         rows = self._rows(wanted)
-        if self.network.unproven and not self._proven(rows):
+        if self.network.sharing_untested and not self._sharing_is_exact(rows):
             self.shares_beginnings = False
             rows = self._rows(wanted)
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         found: dict[int, Score] = {}
         tokens = 0
-        launched: _Launched | None = None
+        launched: _PendingScores | None = None
         for batch in batches(rows[rank::world], self.batch_tokens):
             numbers = [
                 (row, number)
@@ -174,10 +174,12 @@ class Scorer:
     def _rows(self, sequences: dict[Sequence, list[int]]) -> list[Row]:
         """The longest first, so that a batch has little padding and memory runs out at once or never."""
         if self.shares_beginnings:
-            return rows_of(sequences, self.network.width, _LONGEST_ROW)
-        return [row_of([sequence]) for sequence in sorted(sequences, key=lambda sequence: (-len(sequence), sequence))]
+            return build_rows(sequences, self.network.width, _LONGEST_ROW)
+        return [
+            build_row([sequence]) for sequence in sorted(sequences, key=lambda sequence: (-len(sequence), sequence))
+        ]
 
-    def _proven(self, rows: list[Row]) -> bool:
+    def _sharing_is_exact(self, rows: list[Row]) -> bool:
         """Whether shared rows were seen to be exact, which takes the weights in fp32: false if they do not fit."""
         try:
             with self.network.in_fp32():
@@ -194,10 +196,10 @@ class Scorer:
             return True
         for row in (branched[0], max(branched, key=lambda row: max(map(len, row.paths)))):
             ends_1R = torch.tensor([[path[-1] for path in row.paths.values()]], device=self.device)
-            h_RD = self.network.hidden(batch_of([row]), ends_1R)[0]
+            h_RD = self.network.hidden(pad_rows([row]), ends_1R)[0]
             for number, sequence in enumerate(row.paths):
                 end_11 = torch.tensor([[len(sequence) - 1]], device=self.device)
-                alone_1D = self.network.hidden(batch_of([row_of([sequence])]), end_11)[0]
+                alone_1D = self.network.hidden(pad_rows([build_row([sequence])]), end_11)[0]
                 logits_2V = self.network.project(torch.cat((alone_1D, h_RD[number : number + 1]))).log_softmax(-1)
                 if (logits_2V[0] - logits_2V[1]).abs().max() > _TOLERANCE:
                     return False
@@ -206,7 +208,7 @@ class Scorer:
     @torch.inference_mode()
     def _launch(
         self, batch: Batch, numbers: list[tuple[int, int]], paths: list[np.ndarray], answers: list[list[int]]
-    ) -> _Launched:
+    ) -> _PendingScores:
         """Scores of `answers[i]` at the end of `paths[i]`; `numbers[i]` is its row and its request.
 
         Nothing here waits for a GPU: everything that decides a shape is computed on the host.
@@ -237,17 +239,17 @@ class Scorer:
             greedy_P.append(_greedy(logits_uV, row_p, target_p))
             logprob_P.append(logits_uV.log_softmax(-1)[row_p, target_p])
         # queued right behind this batch, into pinned memory: read later, they would wait for the next batch as well
-        return _Launched(
+        return _PendingScores(
             numbers=[number for _, number in numbers],
             lengths=[len(answer) for answer in answers],
             order_P=order_P,
             logprob_P=torch.cat(logprob_P).to("cpu", non_blocking=True),
             greedy_P=torch.cat(greedy_P).to("cpu", non_blocking=True),
-            done=_recorded(self.device),
+            done=_record_event(self.device),
         )
 
 
-def _recorded(device: torch.device) -> torch.cuda.Event | None:
+def _record_event(device: torch.device) -> torch.cuda.Event | None:
     return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 

@@ -13,10 +13,10 @@ from model.network.prefix_tree import Tree
 from model.training.checkpoint import FinalModel
 
 
-class Checkpoint:
+class TrainedModel:
     """The network, its weights rounded to what `precision` computes with."""
 
-    unproven = False  # tested for every variant
+    sharing_untested = False  # tested for every variant
 
     def __init__(self, final: FinalModel, device: torch.device, precision: Precision = Precision.FP32) -> None:
         config = final.model.config

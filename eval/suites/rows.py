@@ -68,7 +68,7 @@ def with_a_right_answer(row: Row) -> Row:
     return row
 
 
-def flaw(row: Row) -> str | None:
+def find_flaw(row: Row) -> str | None:
     """Why a score of this row would mean nothing: an empty text, choices that are the same, a question that is not the
     one lm-eval asks. None: nothing of the kind."""
     for name in ("id", "question", "ctx_a", "activity_label", "source_id", "sentence", "option1", "option2"):
@@ -105,7 +105,7 @@ def repetitions(rows: list[Row]) -> Iterator[tuple[int, int, str]]:
 
 def remarks(rows: list[Row]) -> list[str]:
     """What is unusual about rows that are taken as they are."""
-    lines, flaws = [], [(item, reason) for item, row in enumerate(rows) if (reason := flaw(row))]
+    lines, flaws = [], [(item, reason) for item, row in enumerate(rows) if (reason := find_flaw(row))]
     if flaws:
         lines.append(f"{len(flaws)} rows that nobody can answer, the first one row {flaws[0][0]}: {flaws[0][1]}")
     if repeated := len({item for _, item, _ in repetitions(rows)}):

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.suites.rows import flaw, repetitions, with_a_right_answer, with_types
+from eval.suites.rows import find_flaw, repetitions, with_a_right_answer, with_types
 from model.errors import DailyTrainError, reason_of, regular_file
 from model.parsing import Bounds, check_fields
 
@@ -259,7 +259,7 @@ def normalise(table: pa.Table, suite: Suite, source: str, split: Split = Split.I
             rows[item] = with_a_right_answer(with_types(row, suite.schema))
         except ValueError as error:
             raise SuiteError(f"{source}: row {item} of {suite.name}: {error}") from error
-        if split is Split.ITEMS and (reason := flaw(rows[item])):
+        if split is Split.ITEMS and (reason := find_flaw(rows[item])):
             raise SuiteError(f"{source}: row {item} of {suite.name}: {reason}")
     if split is Split.ITEMS and (pair := next(repetitions(rows), None)):
         raise SuiteError(f"{source}: rows {pair[0]} and {pair[1]} of {suite.name} have the same {pair[2]}")

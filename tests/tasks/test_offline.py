@@ -48,7 +48,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def point_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub_module._asked.cache_clear()
+    hub_module._ask_hub.cache_clear()
     for owner, name in ((constants, "ENDPOINT"), (datasets.config, "HF_ENDPOINT")):
         monkeypatch.setattr(owner, name, address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")

@@ -601,7 +601,7 @@ def test_a_scan_with_a_wrong_result_is_refused(
     [
         (ContaminationConfig, "contaminates", lambda config, found: found.run > config.run, "back as “clean, clean, 1"),
         (ContaminationConfig, "is_template", lambda config, found: True, "back as “clean, boilerplate"),
-        (Tally, "findings", lambda tally: replace(RESULT(tally), flagged=[]), "items of winogrande were planted as"),
+        (Tally, "result", lambda tally: replace(RESULT(tally), flagged=[]), "items of winogrande were planted as"),
     ],
 )
 def test_a_tally_that_is_wrong_is_refused(

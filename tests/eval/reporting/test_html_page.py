@@ -5,7 +5,7 @@ import re
 import pytest
 from prefect.utilities.callables import parameter_schema
 
-from eval.reporting.html_page import FOLDED_ROWS, page
+from eval.reporting.html_page import FOLDED_ROWS, html_page
 from eval.reporting.ledger import leaderboard_page
 from eval.reporting.markdown import code, markdown_table, passage, untrusted
 from eval.reporting.report import configuration_table, notes
@@ -19,7 +19,7 @@ HOSTILE = "</pre><script src='https://example.org/x.js'></script> `code` | cell\
 
 def test_a_page_holds_its_figures_and_asks_for_nothing():
     text = ["# Title & more", "## One", "![told](a.png)", passage(HOSTILE), untrusted(HOSTILE)]
-    made = page("\n\n".join(text), {"a.png": PNG})
+    made = html_page("\n\n".join(text), {"a.png": PNG})
     assert "<title>Title &amp; more</title>" in made and '<a href="#one">One</a>' in made and '<h2 id="one">' in made
     assert re.findall(r'<img src="([^"]{22})', made) == ["data:image/png;base64,"]
     assert "<script" not in made and "\x1b" not in made
@@ -28,25 +28,27 @@ def test_a_page_holds_its_figures_and_asks_for_nothing():
 
 def test_the_reason_why_a_suite_was_not_scored_is_foreign_text():
     told = notes([{"suite": "truthfulqa", "value": None, "not_scored": HOSTILE}])
-    made = page("\n\n".join(told), {})
+    made = html_page("\n\n".join(told), {})
     assert "![x](https://example.org/y.png)" in made
     assert "<img" not in made and "<script" not in made and "\x1b" not in made
 
 
 def test_a_page_with_a_missing_figure_is_refused():
     with pytest.raises(KeyError, match="gone"):
-        page("![told](gone.png)", {"a.png": PNG})
+        html_page("![told](gone.png)", {"a.png": PNG})
 
 
 def test_only_long_tables_are_folded():
     def folded(rows: int) -> bool:
-        return f"<summary>{rows} rows</summary>" in page(markdown_table(["n"], [[n] for n in range(rows)]), {})
+        return f"<summary>{rows} rows</summary>" in html_page(markdown_table(["n"], [[n] for n in range(rows)]), {})
 
     assert not folded(FOLDED_ROWS - 1) and folded(FOLDED_ROWS + 1)
 
 
 def test_settings_are_shown_as_set_takes_them_whatever_stands_in_them():
-    made = page(configuration_table({"data": {"source": {"path": HOSTILE, "id": None}}, "train": {"tokens": 5}}), {})
+    made = html_page(
+        configuration_table({"data": {"source": {"path": HOSTILE, "id": None}}, "train": {"tokens": 5}}), {}
+    )
     assert "<code>data.source.path</code>" in made and "<code>train.tokens</code></td>\n<td><code>5</code>" in made
     assert "data.source.id" not in made and "<script" not in made and "<img" not in made
     assert code("a``b`") == "``` a``b` ```"

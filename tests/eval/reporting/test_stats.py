@@ -11,14 +11,14 @@ from eval.reporting.stats import (
     DIFFERENCES,
     SCORES,
     StatsError,
-    changes,
+    adjusted_difference,
+    clustered_mean,
     clustered_standard_error,
     constant_interval,
     difference_of_means,
     interval,
     mid_p_interval,
     scores_by_verdict,
-    spread,
     standard_error,
     wilson_interval,
 )
@@ -56,13 +56,13 @@ def test_errors_and_degrees_of_unequal_clusters_are_those_of_the_jackknife():
     values = np.random.default_rng(0).random(len(clusters))
     without = np.array([values[clusters != cluster].mean() for cluster in range(5)])
     jackknife = math.sqrt(4 / 5 * float(((without - values.mean()) ** 2).sum()))
-    found = spread(values.tolist(), clusters.tolist())
+    found = clustered_mean(values.tolist(), clusters.tolist())
     assert found.error == pytest.approx(jackknife, rel=1e-12)
     # of a quadratic form e' A e of independent items: 2 E^2 / variance = trace(AB)^2 / trace((AB)^2)
     share = np.array(sizes) / sum(sizes)
     product = (np.diag(sizes) - np.outer(sizes, share)) / (1 - share) ** 2
     assert found.degrees == pytest.approx(np.trace(product) ** 2 / np.trace(product @ product))
-    assert spread([0.0, 1.0] * 6, list("aabbccddeeff")).degrees == pytest.approx(5)
+    assert clustered_mean([0.0, 1.0] * 6, list("aabbccddeeff")).degrees == pytest.approx(5)
 
 
 def test_intervals_have_their_published_limits():
@@ -81,12 +81,12 @@ def test_intervals_have_their_published_limits():
     assert difference_of_means(*parts, SCORES)[1] == pytest.approx([0.0524, 0.3339], abs=5e-3)
     # adjusted Wald interval of 20 and 6 changes among 150: (20 - 6) / 152 and sqrt((28 - 14^2 / 152) / 152^2)
     values = [1.0] * 20 + [-1.0] * 6 + [0.0] * 124
-    mean, error, _ = changes(values, spread(values, range(150)))
+    mean, error, _ = adjusted_difference(values, clustered_mean(values, range(150)))
     assert (mean, error) == pytest.approx((14 / 152, math.sqrt(28 - 14**2 / 152) / 152), rel=1e-9)
     # in 10 clusters Student's quantile of 9 degrees of freedom around them
     clusters = np.random.default_rng(0).permutation(150) % 10
     low, high = interval(values, clusters.tolist(), DIFFERENCES)[0]
-    mean, error, _ = changes(values, spread(values, clusters.tolist()))
+    mean, error, _ = adjusted_difference(values, clustered_mean(values, clusters.tolist()))
     assert (low, high) == pytest.approx((mean - 2.2622 * error, mean + 2.2622 * error), rel=1e-4)
 
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from eval.reporting.paired_tests import compare
-from eval.scoring.arithmetic import in_fp32, round_weights, set_products
+from eval.scoring.arithmetic import in_fp32, round_weights, set_matmul_precision
 from eval.scoring.precision import Precision
 from eval.scoring.scorer import Scorer
-from eval.scoring.trained_model import Checkpoint
+from eval.scoring.trained_model import TrainedModel
 from flows.config import Preset, compose
 from model.network.prefix_tree import additive
 from model.training.checkpoint import FinalModel
@@ -57,7 +57,7 @@ def test_every_variant_scores_in_bf16(name):
     answers = [[sequence[-1]] for sequence in SEQUENCES if len(sequence) > 2]
     scores = {}
     for precision in (Precision.FP32, Precision.BF16):
-        network = Checkpoint(FinalModel(_network(VARIANTS[name]), 0, "", {}), CPU, precision)
+        network = TrainedModel(FinalModel(_network(VARIANTS[name]), 0, "", {}), CPU, precision)
         scorer = Scorer(network, CPU)
         scores[precision] = [logprob for logprob, _ in scorer(inputs, answers, lambda done: None)]
         assert scorer.tokens < sum(map(len, inputs))
@@ -73,14 +73,14 @@ def test_in_fp32_a_model_of_bf16_multiplies_exactly_and_is_afterwards_what_it_wa
     network = _network({})
     round_weights(network, Precision.BF16)
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
-    set_products(Precision.TF32)
+    set_matmul_precision(Precision.TF32)
     try:
         with torch.no_grad(), in_fp32(network):
             assert torch.get_float32_matmul_precision() == "highest"
             inside = network(torch.tensor([SEQUENCES[0]]))
         assert torch.get_float32_matmul_precision() == "high"
     finally:
-        set_products(Precision.FP32)
+        set_matmul_precision(Precision.FP32)
     exact = _network({})
     exact.load_state_dict(before)
     with torch.no_grad():

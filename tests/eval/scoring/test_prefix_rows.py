@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.scoring.prefix_rows import batch_of, batches, row_of, rows_of
+from eval.scoring.prefix_rows import batches, build_row, build_rows, pad_rows
 from model.network.config import (
     Activation,
     AttentionKind,
@@ -72,8 +72,8 @@ def _network(settings: dict) -> GPT:
 @torch.inference_mode()
 def test_a_token_has_in_a_shared_row_what_it_has_alone(name):
     network = _network(VARIANTS[name])
-    rows = [row_of(sorted(SEQUENCES)), row_of(sorted(SEQUENCES[:2]))]
-    batch = batch_of(rows)
+    rows = [build_row(sorted(SEQUENCES)), build_row(sorted(SEQUENCES[:2]))]
+    batch = pad_rows(rows)
     assert batch.tokens.shape[1] < sum(map(len, SEQUENCES)) and batch.tokens.shape[1] > network.config.sequence_length
     tokens, *tree = (torch.from_numpy(x) for x in (batch.tokens, batch.positions, batch.parents, batch.ends))
     tree = Tree(tokens, *tree, network.config.eot_token)
@@ -92,7 +92,7 @@ def test_a_token_has_in_a_shared_row_what_it_has_alone(name):
 def test_sparse_attention_never_shares_rows():
     network = _network({"window_pattern": "N", "sparse_block": 4})
     assert not network.shares_beginnings
-    batch = batch_of([row_of(sorted(SEQUENCES[:2]))])
+    batch = pad_rows([build_row(sorted(SEQUENCES[:2]))])
     with pytest.raises(ConfigError, match="sparse attention cannot read a tree"):
         network.hidden(torch.from_numpy(batch.tokens), Tree(*(torch.from_numpy(batch.positions),) * 4))
 
@@ -104,7 +104,7 @@ def test_sparse_attention_never_shares_rows():
     st.integers(1, 40),
 )
 def test_rows_hold_every_sequence_once_and_no_more_tokens_than_alone(sequences, longest, tokens):
-    rows = rows_of(sequences, width=16, longest=longest)
+    rows = build_rows(sequences, width=16, longest=longest)
     assert sorted(sequence for row in rows for sequence in row.paths) == sorted(set(sequences))
     assert sum(len(row.tokens) for row in rows) <= sum(map(len, set(sequences)))
     for row in rows:
@@ -122,5 +122,5 @@ def test_rows_hold_every_sequence_once_and_no_more_tokens_than_alone(sequences, 
 
 def test_choices_of_one_question_share_its_tokens():
     question = tuple(range(40))
-    rows = rows_of([(*question, 50 + choice, 60) for choice in range(4)], width=64, longest=1024)
+    rows = build_rows([(*question, 50 + choice, 60) for choice in range(4)], width=64, longest=1024)
     assert [len(row.tokens) for row in rows] == [40 + 4 * 2]

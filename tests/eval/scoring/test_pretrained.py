@@ -27,7 +27,7 @@ from model.training.checkpoint import publish_final
 transformers = pytest.importorskip("transformers")
 
 from eval.scoring.harness import HarnessConfig, HarnessError, load_model  # noqa: E402
-from eval.scoring.pretrained import Pretrained, PretrainedConfig, load_pretrained  # noqa: E402
+from eval.scoring.pretrained import PretrainedConfig, TransformersModel, load_pretrained  # noqa: E402
 
 SIZES = {
     "vocab_size": 300,
@@ -81,7 +81,7 @@ def test_every_family_has_the_scores_of_its_plain_forward_pass(family, dtype):
     requests = [
         (context, [150 + choice, 160, *range(170, 171 + 3 * choice)]) for context in contexts for choice in range(4)
     ]
-    network = Pretrained(model, 128)
+    network = TransformersModel(model, 128)
     scorer = Scorer(network, torch.device("cpu"), batch_tokens=200)
     inputs = [(*context, *answer[:-1]) for context, answer in requests]
     scores = scorer(inputs, [answer for _, answer in requests], lambda done: None)
