@@ -31,8 +31,8 @@ def in_tokens(
 ) -> TrainConfig:
     """`config` with a budget in tokens instead of hours or dollars; one in tokens or FLOPs as it is.
 
-    `execution`: the trainer's settings (model.run.Execution), for so many `processes`. The stage's outputs:
-    budget.json, the tokens, and the recorded timing.json.
+    `execution`: the trainer's settings (model.training.run.TrainerExecution), for so many `processes`. The stage's
+    outputs: budget.json, the tokens, and the recorded timing.json.
     """
     if config.budget_unit not in TIMED:
         return config

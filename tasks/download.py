@@ -25,7 +25,7 @@ SPLITS = ("train", "val")
 ROWS_PER_GROUP = 256
 IDS_AT_ONCE = 2**16
 LONGEST_SPACE = 1_000_000
-SPACE = re.compile(r"\s*")
+NOT_SPACE = re.compile(r"\S")
 BYTES_PER_FILE = 256 * 2**20
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 
@@ -67,7 +67,8 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
     """Read all documents once, in the memory of one file and 8 bytes a document, into parquet files of each split;
     empty ones are counted. Raises SourceError for an id that two documents have."""
     parts = {split: _Part(out, split) for split in SPLITS}
-    empty, samples, ids = 0, [], _Ids()
+    empty, ids = 0, _Ids()
+    samples: list[dict[str, str]] = []
     for document in read(config.source, cache):
         _refuse_lone_surrogates(document)
         _refuse_endless_space(document)
@@ -97,7 +98,8 @@ def _refuse_endless_space(document: Document) -> None:
     for at in range(0, len(text), LONGEST_SPACE) if len(text) > LONGEST_SPACE else ():  # a longer run holds one of them
         if text[at].isspace():
             before = text[max(0, at - LONGEST_SPACE) : at]
-            run = len(before) - len(before.rstrip()) + SPACE.match(text, at).end() - at
+            after = NOT_SPACE.search(text, at)
+            run = len(before) - len(before.rstrip()) + (after.start() if after else len(text)) - at
             if run > LONGEST_SPACE:
                 raise SourceError(
                     f"{document.source}: document {document.id!r} has {run:,} white-space characters in "

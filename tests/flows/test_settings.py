@@ -30,7 +30,7 @@ from tasks.store.stage import Manifest, Output, Result, Stage
 from tasks.study import StudyConfig
 from tasks.tokenizer import TokenizerError
 
-SECTIONS = {field.name: field.type for field in dataclasses.fields(RunConfig)}
+SECTIONS = field_types(RunConfig)
 FIELDS = [(section, name) for section, kind in SECTIONS.items() for name in field_types(kind)]
 SUITES = ["arc_easy", "hellaswag", "winogrande", "arc_challenge"]
 MOE, ADAMW = {"model.mlp": "moe"}, {"train.optimizer": "adamw"}
