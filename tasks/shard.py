@@ -171,7 +171,7 @@ class _Writer:
         return round(float(-(shares * np.log(shares)).sum()), 6)
 
     def _end(self) -> None:
-        write_shard(self.out, self.split, self.shards, np.concatenate(self.pieces), self.starts, self.ids)
+        write_shard(self.out, self.split, self.shards, np.concatenate(self.pieces), np.array(self.starts), self.ids)
         self.shards += 1
         self._begin()
 
