@@ -22,7 +22,7 @@ from flows.preset_files import Preset as Preset
 from flows.preset_files import read_preset, what_stays
 from model.errors import shown_value
 from model.network.config import GPTConfig
-from model.parsing import ConfigError, parse, parse_changes
+from model.parsing import ConfigError, field_types, parse, parse_changes
 from model.training.config import TrainConfig
 from tasks.comparison import CompareConfig
 from tasks.contamination import CheckConfig
@@ -52,8 +52,13 @@ class RunConfig:
 
 
 if TYPE_CHECKING:  # the classes below are made at run time: to a type checker each is the class that it extends
-    DataChanges = TokenizerChanges = ShardChanges = ModelChanges = TrainChanges = Changes
-    ContaminationChanges = EvaluationChanges = Changes
+    DataChanges = Changes
+    TokenizerChanges = Changes
+    ShardChanges = Changes
+    ModelChanges = Changes
+    TrainChanges = Changes
+    ContaminationChanges = Changes
+    EvaluationChanges = Changes
 else:
     DataChanges = changes_form(DataConfig)
     TokenizerChanges = changes_form(TokenizerConfig)
@@ -84,7 +89,7 @@ def compose(preset: str, changes: dict[str, dict[str, Any]]) -> RunConfig:
     if preset not in list(Preset):
         raise ConfigError(f"unknown preset {preset!r}; known are {', '.join(Preset)}")
     values = read_preset(preset)
-    sections = {field.name: field.type for field in dataclasses.fields(RunConfig)}
+    sections = field_types(RunConfig)
     for name, changed in changes.items():
         if name not in sections:
             raise ConfigError(f"unknown section {name!r}; known are {', '.join(sections)}")

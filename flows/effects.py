@@ -59,7 +59,7 @@ ACTS_WHEN: dict[str, Condition] = {
     "model.qk_scale": (lambda run: run.model.qk_norm, "model.qk_norm is true"),
     "model.short_window": (
         lambda run: (
-            {Window.SHORT, Window.SPARSE} & set(run.model.windows)
+            not {Window.SHORT, Window.SPARSE}.isdisjoint(run.model.windows)
             and (run.model.short_window or 0) <= run.model.sequence_length
         ),
         "a layer has the window S or N and it is at most model.sequence_length",
@@ -106,7 +106,7 @@ ACTS_WHEN: dict[str, Condition] = {
         "evaluation.items_per_suite is not null",
     ),
     "evaluation.items_per_suite": (
-        lambda run: any(SUITES[name].rows > run.evaluation.items_per_suite for name in run.evaluation.suites),
+        lambda run: any(SUITES[name].rows > (run.evaluation.items_per_suite or 0) for name in run.evaluation.suites),
         "it is under the number of items of a suite",
     ),
 }

@@ -7,6 +7,7 @@ defaults, choices and bounds of the fields. What a value may be, `model/parsing.
 import dataclasses
 import inspect
 import types
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
@@ -104,13 +105,14 @@ class ShownAsForm:
 
         return core_schema.no_info_wrap_validator_function(
             read,
-            handler.generate_schema(_whole_form(config, json_schema_extra=_plain_fields)),
+            handler.generate_schema(_whole_form(config, _plain_fields)),
             serialization=core_schema.plain_serializer_function_ser_schema(dataclasses.asdict),
         )
 
 
-def _whole_form(config: type[Dataclass], **settings: Any) -> type[BaseModel]:
-    """The form of all fields of a dataclass, those that it defines itself before those that it inherits."""
+def _whole_form(config: type[Dataclass], shown: Callable[[dict[str, Any]], None] | None = None) -> type[BaseModel]:
+    """The form of all fields of a dataclass, those that it defines itself before those that it inherits. `shown`
+    changes its JSON schema."""
     own = inspect.get_annotations(config)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     fields: dict[str, Any] = {
@@ -126,13 +128,15 @@ def _whole_form(config: type[Dataclass], **settings: Any) -> type[BaseModel]:
     title = getattr(config, "form_title", config.__name__)
     return create_model(
         config.__name__,
-        __config__=ConfigDict(extra="forbid", frozen=True, title=title, **settings),
+        __config__=ConfigDict(extra="forbid", frozen=True, title=title, json_schema_extra=shown),
         __doc__=inspect.cleandoc(config.__doc__ or ""),
         **fields,
     )
 
 
-_nested_form = cache(_whole_form)
+@cache
+def _nested_form(config: type[Dataclass]) -> type[BaseModel]:
+    return _whole_form(config)
 
 
 def _form_type(kind: Any) -> Any:
@@ -146,4 +150,4 @@ def _form_type(kind: Any) -> Any:
         return Union[tuple(_form_type(option) for option in arguments)]  # noqa: UP007
     if origin in (tuple, list):
         return origin[tuple(part if part is ... else _form_type(part) for part in arguments)]
-    return _nested_form(kind) if dataclasses.is_dataclass(kind) else kind
+    return _nested_form(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else kind

@@ -201,7 +201,7 @@ def _convert(value: object, kind: typing.Any, where: str) -> object:
         if value is None and len(options) < len(arguments):
             return None
         return _convert(value, options[0] if len(options) == 1 else _chosen(value, options, where), where)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else parse(kind, value, where)
     if value == "":
         raise _FieldError(f"{where} must not be empty")

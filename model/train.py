@@ -1,6 +1,6 @@
 """The training loop: `python -m model.train CONFIG.json`.
 
-CONFIG.json is a model.run.RunConfig. The run writes into its run_dir:
+CONFIG.json is a model.training.run.TrainerConfig. The run writes into its run_dir:
   run.json              the resolved run, before step 0, and how it is executed
   metrics.jsonl         events, also printed; the only file with times
   checkpoints/          the last two checkpoints
@@ -37,7 +37,7 @@ from model.training import checkpoint
 from model.training.config import TrainConfig
 from model.training.metrics import EventLog, MetricsLog, NoLog, read_lines
 from model.training.out_of_memory import SmallerMicroBatch, UpdateInterrupted, known_limit, release_memory
-from model.training.run import RunConfig, check_same_run, literals, read_config
+from model.training.run import TrainerConfig, check_same_run, literals, read_config
 from model.training.trainer import Trainer
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
@@ -97,7 +97,7 @@ def _loop(
     return trainer.step == trainer.steps
 
 
-def _already_done(config: RunConfig) -> bool:
+def _already_done(config: TrainerConfig) -> bool:
     """Report a finished run again; its shards need not be there any more."""
     directory = Path(config.run_dir)
     record = checkpoint.read_final(directory / "final")
@@ -111,7 +111,9 @@ def _already_done(config: RunConfig) -> bool:
 
 
 def train(
-    config: RunConfig, stop: Callable[[], bool] = lambda: False, listen: Callable[[bool], None] = lambda to_save: None
+    config: TrainerConfig,
+    stop: Callable[[], bool] = lambda: False,
+    listen: Callable[[bool], None] = lambda to_save: None,
 ) -> int:
     """Run or resume a training to its end; the exit code. `stop` is asked once a step. `listen` is told when there is
     something to save, and when there is not: while the network is built, loaded and compiled."""
@@ -130,7 +132,7 @@ def train(
 
 
 def _train(
-    config: RunConfig, stop: Callable[[], bool], listen: Callable[[bool], None], events: list[tuple[str, dict]]
+    config: TrainerConfig, stop: Callable[[], bool], listen: Callable[[bool], None], events: list[tuple[str, dict]]
 ) -> int:
     trainer = Trainer(config)
     trainer.events.kept += events
@@ -181,7 +183,7 @@ def _train(
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m model.train", description="Train one model.")
-    parser.add_argument("config", type=Path, help="JSON file of the run, see model.run.RunConfig")
+    parser.add_argument("config", type=Path, help="JSON file of the run, see model.training.run.TrainerConfig")
     parser.add_argument("--dry-run", action="store_true", help="print what the run would cost; reads no shards")
     parser.add_argument(
         "--hardware", choices=[hardware.name for hardware in HARDWARE], default="H100", help="GPU of the dry run"

@@ -32,8 +32,8 @@ def budget_in_tokens(
 ) -> TrainConfig:
     """`config` with a budget in tokens instead of hours or dollars; one in tokens or FLOPs as it is.
 
-    `execution`: the trainer's settings (`Execution` of model/training/run.py), for so many `processes`. The stage's
-    outputs: budget.json, the tokens, and the volatile timing.json.
+    `execution`: the trainer's settings (`TrainerExecution` of model/training/run.py), for so many `processes`. The
+    stage's outputs: budget.json, the tokens, and the volatile timing.json.
     """
     if config.budget_unit not in TIMED:
         return config

@@ -221,7 +221,8 @@ def progress_reporter(tell: ServerUpdates) -> Any:
     def report(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["total"]:
             done = 100 * event["done"] / event["total"]
-            tell("progress", lambda: update_progress_artifact(artifact, done))
+            # Prefect declares the coroutine that it returns to asynchronous callers alone
+            tell("progress", lambda: update_progress_artifact(artifact, done))  # type: ignore[arg-type]
 
     return report
 

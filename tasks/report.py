@@ -12,6 +12,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.reporting.figures import inline, loss_figure, score_figure, sweep_figure
+from eval.reporting.html_page import html_page
 from eval.reporting.ledger import earlier_runs, leaderboard, leaderboard_page, ledger_row
 from eval.reporting.paired_tests import Evaluation, compare, num_fewshot, per_item, regressed
 from eval.reporting.report import FIGURES, cost_table, joined_scores, notes, render

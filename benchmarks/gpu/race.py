@@ -23,7 +23,7 @@ from model.data.loader import batch, validation_batches
 from model.data.shards import ShardSet, read_dataset
 from model.network.config import GPTConfig
 from model.training.config import TrainConfig
-from model.training.run import Execution, RunConfig
+from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer
 
 TOKENS_PER_STEP = 2**17
@@ -108,13 +108,13 @@ def ours(bench: Bench, preset: str) -> None:
         validation_tokens=VALIDATED_TOKENS if cuda() else 512,
     )
     trainer = Trainer(
-        RunConfig(
+        TrainerConfig(
             model=network,
             train=train,
             shards=str(shards),
             run_dir=str(bench.folder / "run"),
             sample_prompts=[],
-            execution=Execution(threads=None if cuda() else 1),
+            execution=TrainerExecution(threads=None if cuda() else 1),
         )
     )
     for _ in range(2):

@@ -40,7 +40,7 @@ from model.training import trainer as trainer_module
 from model.training.checkpoint import FinalModel
 from model.training.config import Precision, TrainConfig
 from model.training.metrics import NoLog
-from model.training.run import Execution, RunConfig
+from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer
 
 DAILY_STEP = 2**20
@@ -90,7 +90,7 @@ def daily_network(depth: int) -> GPTConfig:
 
 def training(
     bench: Bench, network: GPTConfig, precision: str, micro_batch: int, micro_batches: int, deterministic: bool = False
-) -> RunConfig:
+) -> TrainerConfig:
     """A run of this network with its own recipe and a budget that is never reached, on tokens drawn by Zipf's law."""
     start_on_device()
     shards, vocab_size = bench.folder / "shards", 32_768 if cuda() else 512
@@ -115,8 +115,8 @@ def training(
         validation_tokens=2**19 if cuda() else 256,
         checkpoint_every_steps=10**9,
     )
-    execution = Execution(threads=None if cuda() else 1, deterministic=deterministic)
-    return RunConfig(
+    execution = TrainerExecution(threads=None if cuda() else 1, deterministic=deterministic)
+    return TrainerConfig(
         model=network,
         train=train,
         shards=str(shards),
@@ -126,7 +126,7 @@ def training(
     )
 
 
-def started(bench: Bench, config: RunConfig) -> Trainer:
+def started(bench: Bench, config: TrainerConfig) -> Trainer:
     """A trainer that has compiled, and what that took."""
     if cuda():
         torch.cuda.reset_peak_memory_stats()

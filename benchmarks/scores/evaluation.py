@@ -37,8 +37,8 @@ from eval.reporting.markdown import markdown_table
 from eval.scoring.arithmetic import DTYPES, computed_in
 from eval.scoring.harness import (
     AnswerModel,
-    Execution,
     HarnessConfig,
+    ScoringExecution,
     load_model,
     load_tasks,
     run_tasks,
@@ -208,7 +208,7 @@ def compare(model: Path, tokenizer: Path, suites: list[Suite], folder: Path, arg
             seed=0,
             precision=precision,
             out=folder,
-            execution=Execution(device=device),
+            execution=ScoringExecution(device=device),
         )
     )
     if (found := computed_in(precision, ours.scorer.device)) is not precision:

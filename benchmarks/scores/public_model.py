@@ -27,7 +27,7 @@ import torch
 from benchmarks.scores.evaluation import CountingHF, differences, timed
 from eval.reporting.markdown import markdown_table
 from eval.reporting.stats import standard_error
-from eval.scoring.harness import AnswerModel, Execution, load_tasks, write_tasks
+from eval.scoring.harness import AnswerModel, ScoringExecution, load_tasks, write_tasks
 from eval.scoring.pretrained import PretrainedConfig, TransformersModel, evaluate_pretrained, load_pretrained
 from eval.scoring.scorer import Scorer
 from eval.suites.sources import from_folder
@@ -127,7 +127,7 @@ def main() -> None:
             items_per_suite=arguments.items,
             seed=0,
             out=folder / "out",
-            execution=Execution(device="cpu", threads=arguments.threads),
+            execution=ScoringExecution(device="cpu", threads=arguments.threads),
         )
         ours = load_pretrained(config)
         theirs = CountingHF(

@@ -33,7 +33,7 @@ from flows.config import compose
 from model.data.shards import read_dataset
 from model.training.loss_guard import TrainingError
 from model.training.metrics import NoLog
-from model.training.run import Execution, RunConfig
+from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer
 from tasks.download import is_validation
 from tasks.shard import ShardConfig, write_shards
@@ -168,7 +168,7 @@ def config_of(
     changes: dict[str, dict[str, Any]],
     shards: Path,
     run_dir: str,
-) -> RunConfig:
+) -> TrainerConfig:
     """A preset at this size for multiple x C, with CHOSEN and then `changes` applied. Warm-ups keep the
     preset's share of all steps."""
     preset = compose(PRESETS[recipe], {}).train
@@ -197,13 +197,13 @@ def config_of(
         "sequence_length": SEQUENCE_LENGTH,
     } | changed["model"]
     composed = compose(PRESETS[recipe], {"model": model, "train": train})
-    return RunConfig(
+    return TrainerConfig(
         model=composed.model,
         train=composed.train,
         shards=str(shards),
         run_dir=run_dir,
         sample_prompts=[[0]],
-        execution=Execution(device="cpu", threads=1),
+        execution=TrainerExecution(device="cpu", threads=1),
     )
 
 
@@ -266,7 +266,7 @@ class Ladder:
         return run
 
     @staticmethod
-    def train(config: RunConfig) -> dict[str, Any]:
+    def train(config: TrainerConfig) -> dict[str, Any]:
         """One complete training in this process."""
         began, bits_per_byte = time.process_time(), None
         trainer = Trainer(config)

@@ -25,7 +25,7 @@ from benchmarks.training.train import write_data
 from eval.reporting.markdown import markdown_table
 from flows.config import compose
 from model.machine.thread_waiting import Waiting
-from model.training.run import Execution, RunConfig
+from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer
 
 KINDS = {"one thread": (1, True), "two threads, torch alone": (2, False), "two threads": (2, True)}
@@ -38,13 +38,13 @@ def train(shards: Path, threads: int, adapted: bool, start: float, seconds: floa
     run = compose("laptop", {})
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            RunConfig(
+            TrainerConfig(
                 model=run.model,
                 train=run.train,
                 shards=str(shards),
                 run_dir=folder,
                 sample_prompts=[],
-                execution=Execution(device="cpu", threads=threads),
+                execution=TrainerExecution(device="cpu", threads=threads),
             )
         )
         with Waiting(trainer.device) if adapted else nullcontext():

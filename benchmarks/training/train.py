@@ -34,7 +34,7 @@ from model.data import loader
 from model.data.shards import Dataset, ShardSet, Split, write_dataset, write_shard
 from model.network.config import Activation, GPTConfig, Norm, Position
 from model.training.config import OptimizerName, Precision, TrainConfig
-from model.training.run import Execution, RunConfig
+from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer
 
 WHERE = "git clone https://github.com/karpathy/nanoGPT"
@@ -205,13 +205,13 @@ def our_trainer(
         checkpoint_every_steps=10**6,
     )
     trainer = Trainer(
-        RunConfig(
+        TrainerConfig(
             model=model,
             train=train,
             shards=str(shards),
             run_dir=str(folder),
             sample_prompts=[],
-            execution=Execution(device="cpu", threads=threads, compile=compiled),
+            execution=TrainerExecution(device="cpu", threads=threads, compile=compiled),
         )
     )
     trainer.model.load_state_dict(our_weights(nanogpt(checkout, shape).state_dict(), shape.depth))

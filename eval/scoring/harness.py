@@ -79,7 +79,7 @@ class HarnessError(DailyTrainError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
+class ScoringExecution:
     """Where and how fast; never part of a result's identity."""
 
     device: str | None = None
@@ -104,7 +104,7 @@ class ScoringConfig:
     num_fewshot: Shots = ZERO_SHOT
     precision: Precision = Precision.FP32
     out: Path
-    execution: Execution = Execution()
+    execution: ScoringExecution = ScoringExecution()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ import torch
 from model.machine.gpu_process import let_segments_grow
 from model.machine.parallel import Processes, connect
 from model.parsing import ConfigError
-from model.training.run import Execution
+from model.training.run import TrainerExecution
 
 
-def prepare_device(execution: Execution, recorded: dict) -> tuple[torch.device, str, Processes, list[str]]:
+def prepare_device(execution: TrainerExecution, recorded: dict) -> tuple[torch.device, str, Processes, list[str]]:
     """The device of this process, its name, the processes it trains with, and what differs from `recorded`, the
     settings with which the run was executed so far (empty: it begins), as sentences."""
     let_segments_grow()

@@ -1,6 +1,6 @@
 """What a budget in hours or dollars buys on this machine: `python -m model.planning.budget CONFIG.json`.
 
-CONFIG.json is a model.run.RunConfig. One line of JSON is printed: `steps`, `tokens`, `seconds_per_step`,
+CONFIG.json is a model.training.run.TrainerConfig. One line of JSON is printed: `steps`, `tokens`, `seconds_per_step`,
 `fixed_seconds`, `seconds` of the whole training, and `device`. Its run_dir is not written to.
 """
 

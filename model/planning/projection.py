@@ -1,7 +1,7 @@
 """What trainings need of this machine, before there is any data: `python -m model.planning.projection CONFIG.json`.
 
 CONFIG.json holds `trainings`, a list of objects with `model`, `train` and the number of `processes` that train
-together, and `execution` (model.run.Execution). One line of JSON is printed:
+together, and `execution` (model.training.run.TrainerExecution). One line of JSON is printed:
   device                cuda or cpu, and of a GPU its `name` and `device_bytes`
   torch, cuda           versions of torch and of the CUDA that it was built for (null: without CUDA)
   trainings             of each: `hours`, null for dollars without a price; on a GPU `micro_batch_sequences` (the
@@ -29,7 +29,7 @@ from model.parsing import parse
 from model.planning.plan import choose_micro_batch, memory_bytes, usable_bytes
 from model.training.config import Precision, TrainConfig
 from model.training.precision import TYPES
-from model.training.run import Execution
+from model.training.run import TrainerExecution
 from model.training.steps import resolve_steps, sequences_per_step
 
 MFU = 0.35  # of a known GPU: networks of 100 M weights and more reach it
@@ -38,7 +38,7 @@ SEVERAL = 0.9  # of the sum of several GPUs
 SECONDS = 0.2  # to measure that
 
 
-def project(trainings: list[tuple[GPTConfig, TrainConfig, int]], execution: Execution) -> dict:
+def project(trainings: list[tuple[GPTConfig, TrainConfig, int]], execution: TrainerExecution) -> dict:
     """What is printed. Raises ConfigError for a training that cannot be."""
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> int:
             )
             for training in values["trainings"]
         ]
-        print(json.dumps(project(trainings, parse(Execution, values["execution"], "execution"))))
+        print(json.dumps(project(trainings, parse(TrainerExecution, values["execution"], "execution"))))
     except Exception as error:
         return tell_error(error)
     return 0

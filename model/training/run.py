@@ -23,7 +23,7 @@ from model.training.steps import resolve_steps, sequences_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
+class TrainerExecution:
     """How the run is executed. It is no part of what the run is; threads and device change results by rounding."""
 
     device: Literal["cpu", "cuda"] | None = None
@@ -59,7 +59,7 @@ class Execution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class TrainerConfig:
     """The configuration file of `python -m model.train`."""
 
     model: GPTConfig
@@ -72,19 +72,19 @@ class RunConfig:
     """Directory that receives everything the run writes; an unfinished run there is resumed."""
     sample_prompts: list[Annotated[list[int], Bounds(min_length=1)]]
     """Token ids that the untrained and the trained model continue."""
-    execution: Execution = Execution()
+    execution: TrainerExecution = TrainerExecution()
     """Device, threads and the like."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
 
-def read_config(path: Path) -> RunConfig:
+def read_config(path: Path) -> TrainerConfig:
     """The configuration in a JSON file."""
-    return read_json(Path(path), RunConfig)
+    return read_json(Path(path), TrainerConfig)
 
 
-def literals(config: RunConfig, vocab_size: int, eot_token: int) -> dict:
+def literals(config: TrainerConfig, vocab_size: int, eot_token: int) -> dict:
     """The part of run.json that is known without reading the shards."""
     return {
         "model": dataclasses.asdict(config.model.with_vocabulary(vocab_size, eot_token)),
@@ -94,7 +94,7 @@ def literals(config: RunConfig, vocab_size: int, eot_token: int) -> dict:
 
 
 def resolve(
-    config: RunConfig,
+    config: TrainerConfig,
     dataset: Dataset,
     validation: ShardSet,
     *,

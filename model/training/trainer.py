@@ -39,7 +39,7 @@ from model.training.multiple_choice import accuracy, read_items
 from model.training.optimizers import Optimizer, gradients_of
 from model.training.out_of_memory import all_or_nothing, within_memory
 from model.training.precision import TYPES, autocast
-from model.training.run import RunConfig, check_same_run, continued, recorded_run, resolve
+from model.training.run import TrainerConfig, check_same_run, continued, recorded_run, resolve
 from model.training.schedule import learning_rate_multiplier, muon_momentum
 from model.training.steps import dollars, sequences_per_step
 from model.training.timing import TIMED_STEPS, UNTIMED_STEPS, Timing, measure
@@ -49,7 +49,7 @@ from model.training.validation import Validation, validate
 class Trainer:
     """A run in progress: everything that a step reads or changes."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: TrainerConfig) -> None:
         dataset = read_dataset(Path(config.shards), config.model.vocab_size, config.model.eot_token)
         self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token))
         self.directory = Path(config.run_dir)

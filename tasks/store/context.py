@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from model.errors import expanded
 from model.parsing import Bounds, check_fields
 from tasks.runtime.tracking import Tracker, check_tracker
 from tasks.store import provenance
 from tasks.store.backends import LocalStore, Store, open_store
-from tasks.store.manifest import Json
 from tasks.store.objects import ReadOnlyStoreError
 
 
@@ -86,12 +85,12 @@ def open_context(
     store: str,
     cache: str | None,
     workers: int | None,
-    device: str | None,
+    device: Literal["cpu", "cuda"] | None,
     benchmarks_dir: str | None,
     usd_per_hour: float | None,
     *,
     reading: bool = False,
-    **training: Json,
+    **training: Any,
 ) -> RunContext:
     """Resolve the execution settings of a run and fail early when the store or the tracker cannot be used. For
     `reading` nothing is written, made or tried: whoever reads finds out (`tasks/store/ledger.py`)."""

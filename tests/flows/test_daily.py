@@ -44,8 +44,15 @@ def daily_train(
     given = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": server or ""}
     if server is None:
         del given["PREFECT_API_URL"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=ROOT, env=given, text=True, start_new_session=True, **pipes)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=given,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finished(process: subprocess.Popen) -> str:

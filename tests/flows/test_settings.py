@@ -31,7 +31,7 @@ from tasks.store.stage import Manifest, Output, Stage, StageResult
 from tasks.study import StudyConfig
 from tasks.tokenizer import TokenizerError
 
-SECTIONS = {field.name: field.type for field in dataclasses.fields(RunConfig)}
+SECTIONS = field_types(RunConfig)
 FIELDS = [(section, name) for section, kind in SECTIONS.items() for name in field_types(kind)]
 SUITES = ["arc_easy", "hellaswag", "winogrande", "arc_challenge"]
 MOE, ADAMW = {"model.mlp": "moe"}, {"train.optimizer": "adamw"}
@@ -223,7 +223,7 @@ def test_a_value_takes_effect_and_not_without_what_it_needs(section, field, monk
         assert "has no effect" in str(caught.value) or "partial_key_offset" in str(caught.value)
 
 
-WITHOUT = {
+WITHOUT: dict[str, dict[str, Any]] = {
     "model.rotary_base": {"model.position": "learned"},
     "model.rotary_fraction": {"model.position": "learned"},
     "model.qk_scale": {"model.qk_norm": False},
@@ -244,8 +244,8 @@ WITHOUT = {
 @pytest.mark.parametrize("name", sorted(ACTS_WHEN))
 def test_what_another_setting_overrides_is_refused(name: str):
     """Both ways round: the table above has what is needed, this one what switches off."""
-    besides = WITHOUT.get(name, {})
-    value = {"evaluation.items_per_suite": 10_042}.get(name, VALUES[name][1])
+    besides: dict[str, Any] = WITHOUT.get(name, {})
+    value: Any = {"evaluation.items_per_suite": 10_042}.get(name, VALUES[name][1])
     with pytest.raises(ConfigError, match=f"{name} .* has no effect: it acts where"):
         compose("smoke", nested(besides | {name: value}))
 
@@ -362,7 +362,7 @@ def test_a_setting_of_the_network_changes_the_network(field: str):
     tokens = torch.randint(6, 60, (1, 48), generator=torch.Generator().manual_seed(0))
     tokens[0, [0, 20]] = 3
     besides, value = VALUES[f"model.{field}"]
-    vocabulary = {"vocab_size": 60, "eot_token": 3}
+    vocabulary: dict[str, Any] = {"vocab_size": 60, "eot_token": 3}
     small = {"model.sequence_length": 64, "model.width": 32, "model.document_mask": "own"} | besides
     small |= {"model.document_mask": "none"} if field == "document_mask" else {}
     if field in vocabulary:
@@ -395,7 +395,12 @@ def test_an_ablation_trains_without_what_it_leaves_out(monkeypatch: pytest.Monke
     monkeypatch.setattr("flows.daily.rehearse_evaluation", lambda *_: None)
     ready = {"shards": None, "vocabulary": None, "items": None}
     runs = []
-    monkeypatch.setattr("flows.daily.prepare", lambda run, context: runs.append(run) or type("Ready", (), ready))
+
+    def prepared(run: RunConfig, _: object) -> type:
+        runs.append(run)
+        return type("Ready", (), ready)
+
+    monkeypatch.setattr("flows.daily.prepare", prepared)
 
     def trained(model: Any, config: Any, *_: object) -> None:
         raise Made(model, config)
@@ -480,8 +485,13 @@ def test_a_comparison_refuses_a_seed_of_one_design(monkeypatch: pytest.MonkeyPat
 
 def test_the_study_and_a_preset_keep_null(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen = []
-    monkeypatch.setattr("flows.study.check_run", lambda trainings, *_: seen.append(trainings[0][0]) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+
+    def check_run(trainings: list, *_: object) -> None:
+        seen.append(trainings[0][0])
+        raise Made
+
+    monkeypatch.setattr("flows.study.check_run", check_run)
+    with pytest.raises(Made):
         contamination_study.fn(model=FORMS["model"](softcap=None), execution=Execution(store=str(tmp_path)))
     assert seen[0].softcap is None
 

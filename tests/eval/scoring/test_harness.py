@@ -23,9 +23,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from eval.command import run
 from eval.scoring.harness import (
-    Execution,
     HarnessConfig,
     HarnessError,
+    ScoringExecution,
     evaluate_checkpoint,
     load_model,
     write_tasks,
@@ -121,7 +121,7 @@ def inputs(tmp_path_factory) -> HarnessConfig:
         items_per_suite=12,
         seed=3,
         out=directory / "out",
-        execution=Execution(device="cpu", threads=1, batch_tokens=1000),
+        execution=ScoringExecution(device="cpu", threads=1, batch_tokens=1000),
     )
 
 
@@ -474,6 +474,7 @@ def test_errors_are_one_line(inputs, tmp_path, capsys):
                 "seed": 0,
                 "items_per_suite": None,
                 "precision": "fp64",
+                "out": "d",
             },
             "c",
         )
@@ -499,7 +500,7 @@ def test_what_cannot_be_scored_is_refused(inputs, tmp_path):
     with pytest.raises(HarnessError, match=r"tokenizer\.json: SHA-256 is .* trained with"):
         load_model(replace(inputs, tokenizer=tokenizer))
     with pytest.raises(HarnessError, match=r"execution\.device is 'tpu'"):
-        load_model(replace(inputs, execution=Execution(device="tpu")))
+        load_model(replace(inputs, execution=ScoringExecution(device="tpu")))
 
 
 def test_weights_that_are_not_finite_are_refused(inputs, tmp_path):

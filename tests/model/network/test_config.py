@@ -10,7 +10,7 @@ import pytest
 import model
 from model.network.config import ConfigError, GPTConfig, parse
 from model.training.config import TrainConfig
-from model.training.run import RunConfig, read_config
+from model.training.run import TrainerConfig, read_config
 
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16}
 TRAIN = {
@@ -41,7 +41,7 @@ def test_unknown_key_is_named_with_the_known_ones(section):
         place = place[key]
     place["lerning_rate"] = 1
     with pytest.raises(ConfigError, match=r"unknown key 'lerning_rate'; known are \w+") as error:
-        parse(RunConfig, values, "config")
+        parse(TrainerConfig, values, "config")
     assert "\n" not in str(error.value)
 
 

@@ -12,13 +12,13 @@ from benchmarks.gpu.stages import zipf_shards
 from model.network.scaling import learning_rates_for, sized
 from model.training.config import TrainConfig
 from model.training.metrics import NoLog
-from model.training.run import Execution, RunConfig
+from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer
 
 VOCAB, SEQUENCE = 32, 16
 
 
-def configured(directory: Path, precision: str, document_mask: str) -> RunConfig:
+def configured(directory: Path, precision: str, document_mask: str) -> TrainerConfig:
     """A tiny network with the settings of `daily`, its schedule and optimizer in twelve steps of four micro-batches."""
     shards = directory / "shards"
     shards.mkdir()
@@ -44,13 +44,13 @@ def configured(directory: Path, precision: str, document_mask: str) -> RunConfig
         validation_tokens=128,
         checkpoint_every_steps=100,
     )
-    return RunConfig(
+    return TrainerConfig(
         model=model,
         train=train,
         shards=str(shards),
         run_dir=str(directory / "run"),
         sample_prompts=[],
-        execution=Execution(device="cpu", threads=1, compile=True),
+        execution=TrainerExecution(device="cpu", threads=1, compile=True),
     )
 
 

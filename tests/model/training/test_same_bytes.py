@@ -23,7 +23,7 @@ from model.train import TERMINATED, main, train
 from model.training.config import TrainConfig
 from model.training.optimizers import Muon
 from model.training.out_of_memory import out_of_memory
-from model.training.run import Execution, RunConfig, read_config
+from model.training.run import TrainerConfig, TrainerExecution, read_config
 
 VOCAB, STEPS = 64, 24
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "mlp": "moe", "experts": 4, "experts_per_token": 2}
@@ -67,7 +67,7 @@ def one_thread():
 
 def run_config(
     folder: Path, shards: Path, name: str, threads: int = 1, model: dict | None = None, **changes: object
-) -> RunConfig:
+) -> TrainerConfig:
     path = folder / f"{name}.json"
     path.write_text(
         json.dumps(
@@ -89,21 +89,21 @@ def stop_at(step: int) -> Callable[[], bool]:
     return lambda: next(asked, None) is None
 
 
-def events(config: RunConfig, name: str) -> list[dict]:
+def events(config: TrainerConfig, name: str) -> list[dict]:
     lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == name]
 
 
-def record(config: RunConfig) -> dict:
+def record(config: TrainerConfig) -> dict:
     return json.loads((Path(config.run_dir) / "run.json").read_text())
 
 
-def micro_batches(config: RunConfig) -> dict[int, int]:
+def micro_batches(config: TrainerConfig) -> dict[int, int]:
     """The size from each step on."""
     return {stretch["from_step"]: stretch["micro_batch_sequences"] for stretch in record(config)["execution"]}
 
 
-def result(config: RunConfig) -> tuple:
+def result(config: TrainerConfig) -> tuple:
     """All of a finished run that is the same when its bytes are."""
     files = ("final/model.safetensors", "final/config.json", "samples.json")
     names = ("step", "loss", "grad_norm", "largest_expert_load")
@@ -356,10 +356,10 @@ def test_a_training_sets_the_allocator_unless_the_environment_does(monkeypatch: 
     for variable in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
-    prepare_device(Execution(device="cpu", threads=torch.get_num_threads()), {})
+    prepare_device(TrainerExecution(device="cpu", threads=torch.get_num_threads()), {})
     assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
     monkeypatch.setenv(name, "backend:native")
-    prepare_device(Execution(device="cpu", threads=torch.get_num_threads()), {})
+    prepare_device(TrainerExecution(device="cpu", threads=torch.get_num_threads()), {})
     found = {variable: value for variable, value in os.environ.items() if variable.endswith("_ALLOC_CONF")}
     assert found == {name: "backend:native"}
