@@ -17,8 +17,8 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from model.files import file_sha256, write_json
 from model.network.config import Precision
-from model.training.checkpoint import file_sha256, write_json
 
 KEPT_FOLDERS = 4
 """Folders; those whose use began the longest ago are deleted."""

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.errors import DailyTrainError, reason_of, regular_file
+from model.files import file_sha256, sync, write_json
 from model.network.config import GPTConfig, parse
 from model.network.gpt import GPT
 
@@ -76,29 +77,8 @@ class FinalModel:
     """All of final/config.json."""
 
 
-def file_sha256(path: Path) -> str:
-    with open(regular_file(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _canonical_sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    _sync(temporary)
-    os.replace(temporary, path)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, object]:
@@ -140,10 +120,10 @@ def _publish_directory(
         for name, content in tensors.items():
             files[name] = write_tensors(temporary / name, {key: value.detach().cpu() for key, value in content.items()})
         write_json(temporary / record_name, make_record(files))
-        _sync(temporary)
+        sync(temporary)
         shutil.rmtree(directory, ignore_errors=True)  # only a damaged one can be in the way
         os.rename(temporary, directory)
-        _sync(directory.parent)
+        sync(directory.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"cannot write {directory}: {error}") from error

@@ -18,6 +18,7 @@ from model.data.loader import batch, pack_documents
 from model.data.packing import Packing
 from model.data.prefetch import Prefetch
 from model.data.shards import ShardSet, read_dataset
+from model.files import write_json
 from model.kernels.attention_kernels import use_attention_kernels
 from model.machine.compile_cache import CompiledCode
 from model.machine.device import free_bytes, prepare_device
@@ -31,14 +32,13 @@ from model.network.generate import generate
 from model.network.gpt import GPT, initialise
 from model.planning.plan import choose_micro_batch
 from model.training import checkpoint
-from model.training.checkpoint import write_json
 from model.training.loss_guard import LossGuard, TrainingError, objection
-from model.training.loss_scale import LossScale
 from model.training.metrics import EventLog, Events
 from model.training.multiple_choice import accuracy, read_items
-from model.training.optimizers import Optimizer, gradients_of
+from model.training.muon import gradients_of
+from model.training.optimizers import Optimizer
 from model.training.out_of_memory import all_or_nothing, within_memory
-from model.training.precision import TYPES, autocast
+from model.training.precision import TYPES, LossScale, autocast
 from model.training.run import RunConfig, check_same_run, continued, recorded_run, resolve
 from model.training.schedule import learning_rate_multiplier, muon_momentum
 from model.training.timing import TIMED_STEPS, UNTIMED_STEPS, Timing, measure
@@ -49,51 +49,14 @@ class Trainer:
     """A run in progress: everything that a step reads or changes."""
 
     def __init__(self, config: RunConfig) -> None:
-        dataset = read_dataset(Path(config.shards), config.model.vocab_size, config.model.eot_token)
-        self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token))
+        self._read_data(config)
         self.directory = Path(config.run_dir)
-        self.dataset = dataset
-        self.shards = {split: ShardSet(Path(config.shards), split, dataset) for split in ("train", "val")}
-        if dataset.token_bytes is not None:
-            self.shards["val"].check_bytes(dataset.token_bytes)
-        self.packing: Packing | None = None
-        if config.train.rows is Rows.DOCUMENTS:
-            self.packing = pack_documents(self.shards["train"], config.model.sequence_length)
-        self.sequences = flops.sequences_per_step(config.train, self.config.model)
         self.recorded = recorded_run(self.directory / "run.json")
         executed = self.recorded.get("execution", [{}])[-1]  # absent in records of earlier versions
-
         self.hellaswag = read_items(config.execution.hellaswag, self.config.model) if config.execution.hellaswag else []
-        self.events = Events()
-        self.device, self.device_name, self.processes, differences = prepare_device(config.execution, executed)
-        for sentence in differences:
-            self.events.write("execution", message=sentence)
-        precision = config.train.precision
-        # torch can trace the products of a mixture of experts in bf16 only
-        traceable = TYPES[precision] is torch.bfloat16 or self.config.model.mlp is not MLPKind.MOE
-        compiled = config.execution.compile
-        self.compiled = self.device.type == "cuda" and traceable if compiled is None else compiled
-        self.compiled_code: CompiledCode | None = None
-        if self.compiled and config.execution.compile_cache:
-            try:
-                self.compiled_code = CompiledCode(Path(config.execution.compile_cache), precision)
-            except OSError as error:
-                self.events.write(
-                    "execution",
-                    message=f"compiled code is not kept in {config.execution.compile_cache}: {error.strerror}",
-                )
-        hardware = known_hardware(self.device_name)
-        self.peak_flops = config.execution.peak_flops or (hardware and hardware.peak_flops)
-        self.usd_per_hour = config.execution.usd_per_hour
-        if self.usd_per_hour is None and hardware:
-            self.usd_per_hour = hardware.usd_per_hour * self.processes.count
-        most = executed.get("micro_batch_sequences") or config.train.micro_batch_sequences
-        if most is None:
-            share = max(1, self.sequences // self.processes.count)
-            sharers = self.processes.count if config.execution.parallelism is Parallelism.FSDP else 1
-            most = choose_micro_batch(self.config.model, config.train, share, free_bytes(self.device), sharers) or 1
-        self.set_micro_batch(self.processes.smallest(most, self.device))
-        self.autocast = autocast(self.device.type, precision)
+        self._prepare_device(executed)
+        self._choose_micro_batch(executed)
+        self.autocast = autocast(self.device.type, config.train.precision)
         self.batches = Prefetch(
             partial(
                 batch,
@@ -107,16 +70,7 @@ class Trainer:
             ),
             self.device,
         )
-        self.model = GPT(self.config.model).to(self.device)
-        if precision is Precision.FP8:
-            use_fp8(self.model, config.train.fp8_smallest_size)
-        self.kernels = use_attention_kernels(self.model, self.device, TYPES[precision], self.compiled)
-        self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
-        # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
-        self.sharded = isinstance(self.model, FSDPModule)
-        self.validated = self.model
-        if self.compiled and not self.sharded:  # torch types what it makes of a module as a function
-            self.validated = cast(GPT, torch.compile(self.model, dynamic=False))
+        self._build_network()
         # a run that has begun reads its weights from a checkpoint, see resume()
         self.start_over(drawn=not (self.recorded and (self.directory / "samples.json").exists()))
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
@@ -134,6 +88,71 @@ class Trainer:
         self.validation: Validation | None = None
         self.seconds_before = 0.0
         self.started = time.perf_counter()
+
+    def _read_data(self, config: RunConfig) -> None:
+        """The shards, and the configuration with their vocabulary."""
+        self.dataset = read_dataset(Path(config.shards), config.model.vocab_size, config.model.eot_token)
+        model = config.model.with_vocabulary(self.dataset.vocab_size, self.dataset.eot_token)
+        self.config = replace(config, model=model)
+        self.shards = {split: ShardSet(Path(config.shards), split, self.dataset) for split in ("train", "val")}
+        if self.dataset.token_bytes is not None:
+            self.shards["val"].check_bytes(self.dataset.token_bytes)
+        self.packing: Packing | None = None
+        if config.train.rows is Rows.DOCUMENTS:
+            self.packing = pack_documents(self.shards["train"], model.sequence_length)
+        self.sequences = flops.sequences_per_step(config.train, model)
+
+    def _prepare_device(self, executed: dict) -> None:
+        """The device, the processes that train together, whether code is compiled, and what the machine costs.
+
+        `executed`: the settings with which the run was executed so far.
+        """
+        execution, precision = self.config.execution, self.config.train.precision
+        self.events = Events()
+        self.device, self.device_name, self.processes, differences = prepare_device(execution, executed)
+        for sentence in differences:
+            self.events.write("execution", message=sentence)
+        # torch can trace the products of a mixture of experts in bf16 only
+        traceable = TYPES[precision] is torch.bfloat16 or self.config.model.mlp is not MLPKind.MOE
+        compiled = execution.compile
+        self.compiled = self.device.type == "cuda" and traceable if compiled is None else compiled
+        self.compiled_code: CompiledCode | None = None
+        if self.compiled and execution.compile_cache:
+            try:
+                self.compiled_code = CompiledCode(Path(execution.compile_cache), precision)
+            except OSError as error:
+                message = f"compiled code is not kept in {execution.compile_cache}: {error.strerror}"
+                self.events.write("execution", message=message)
+        hardware = known_hardware(self.device_name)
+        self.peak_flops = execution.peak_flops or (hardware and hardware.peak_flops)
+        self.usd_per_hour = execution.usd_per_hour
+        if self.usd_per_hour is None and hardware:
+            self.usd_per_hour = hardware.usd_per_hour * self.processes.count
+
+    def _choose_micro_batch(self, executed: dict) -> None:
+        """The recorded micro-batch, else the configured one, else the largest that fits the memory."""
+        most = executed.get("micro_batch_sequences") or self.config.train.micro_batch_sequences
+        if most is None:
+            share = max(1, self.sequences // self.processes.count)
+            sharers = self.processes.count if self.config.execution.parallelism is Parallelism.FSDP else 1
+            memory = free_bytes(self.device)
+            most = choose_micro_batch(self.config.model, self.config.train, share, memory, sharers) or 1
+        self.set_micro_batch(self.processes.smallest(most, self.device))
+
+    def _build_network(self) -> None:
+        """The network, and what to call for a forward pass in training and in validation."""
+        train = self.config.train
+        self.model = GPT(self.config.model).to(self.device)
+        if train.precision is Precision.FP8:
+            use_fp8(self.model, train.fp8_smallest_size)
+        self.kernels = use_attention_kernels(self.model, self.device, TYPES[train.precision], self.compiled)
+        parallelism = self.config.execution.parallelism
+        self.forward = self.processes.parallel(self.model, parallelism, compiled=self.compiled)
+        # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
+        self.sharded = isinstance(self.model, FSDPModule)
+        self.validated = self.model
+        if self.compiled and not self.sharded:  # torch types what it makes of a module as a function
+            self.validated = cast(GPT, torch.compile(self.model, dynamic=False))
 
     def set_micro_batch(self, most: int) -> None:
         """Cut this process's share of a step into the fewest equal micro-batches of at most `most` sequences."""

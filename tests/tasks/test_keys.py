@@ -136,7 +136,7 @@ def test_all_that_a_training_imports_is_in_the_digest_or_on_the_list_of_exclusio
     core += (
         " network/experts network/sparse_attention kernels/attention_kernels data/loader data/packing data/shards train"
     )
-    core += " training/checkpoint training/optimizers training/psgd training/schedule training/trainer"
+    core += " training/checkpoint training/muon training/optimizers training/psgd training/schedule training/trainer"
     core += " training/validation"
     assert {f"{name}.py" for name in core.split()} <= set(digested)
     assert not set(digested) & set(NOT_TRAINING) and named == files(ROOT / "model").keys()

@@ -20,7 +20,7 @@ from model.network.config import GPTConfig, TrainConfig
 from model.network.gpt import GPT
 from model.planning.plan import choose_micro_batch, memory_bytes
 from model.train import TERMINATED, main, train
-from model.training.optimizers import Muon
+from model.training.muon import Muon
 from model.training.out_of_memory import out_of_memory
 from model.training.run import Execution, RunConfig, read_config
 
