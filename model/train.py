@@ -1,6 +1,6 @@
 """The training loop: `python -m model.train CONFIG.json`.
 
-CONFIG.json is a model.run.RunConfig. The run writes into its run_dir:
+CONFIG.json is a model.training.run.RunConfig. The run writes into its run_dir:
   run.json              the resolved run, before step 0, and how it is executed
   metrics.jsonl         events, also printed; the only file with times
   checkpoints/          the last two checkpoints
@@ -27,16 +27,16 @@ from pathlib import Path
 import torch
 
 from model.errors import naming, tell_error
-from model.machine.gpu_process import leave
+from model.machine.gpu_process import leave_process_group
 from model.machine.hardware import HARDWARE, hardware_named
-from model.machine.parallel import local
+from model.machine.parallel import local_part
 from model.machine.thread_waiting import Waiting
 from model.network.config import TrainConfig
 from model.parsing import require
 from model.planning.plan import plan
 from model.training import checkpoint
 from model.training.metrics import EventLog, MetricsLog, NoLog, read_lines
-from model.training.out_of_memory import SmallerMicroBatch, UpdateInterrupted, known_limit, release_memory
+from model.training.out_of_memory import SmallerMicroBatch, UpdateInterrupted, memory_limit_error, release_memory
 from model.training.run import RunConfig, check_same_run, literals, read_config
 from model.training.trainer import Trainer
 
@@ -120,7 +120,7 @@ def train(
         try:
             listen(False)
             code = _train(config, stop, listen, events)
-            leave()
+            leave_process_group()
             return code
         except UpdateInterrupted as error:
             events = error.events
@@ -156,7 +156,7 @@ def _train(
             micro_batch_sequences=trainer.micro_batch_sequences,
             peak_flops=trainer.peak_flops,
             processes=trainer.processes.count,
-            weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()),
+            weight_bytes=sum(local_part(weight).nbytes for weight in trainer.model.parameters()),
             checkpoint_bytes=trainer.checkpoint_bytes(),
             cropped=trainer.packing and round(trainer.packing.cropped, 4),
         )
@@ -181,7 +181,7 @@ def _train(
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m model.train", description="Train one model.")
-    parser.add_argument("config", type=Path, help="JSON file of the run, see model.run.RunConfig")
+    parser.add_argument("config", type=Path, help="JSON file of the run, see model.training.run.RunConfig")
     parser.add_argument("--dry-run", action="store_true", help="print what the run would cost; reads no shards")
     parser.add_argument(
         "--hardware", choices=[hardware.name for hardware in HARDWARE], default="H100", help="GPU of the dry run"
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         tell_error(error)
         return START_AGAIN
     except Exception as error:
-        return tell_error(known_limit(error) or error)
+        return tell_error(memory_limit_error(error) or error)
 
 
 if __name__ == "__main__":

@@ -231,8 +231,8 @@ def load(path: Path) -> Checkpoint:
         if digest != _canonical_sha256(record):
             raise CheckpointError(f"{path / 'state.json'}: does not match its own SHA-256")
         for name, expected in record["files"].items():
-            if (found := file_sha256(path / name)) != expected["sha256"]:
-                raise CheckpointError(f"{path / name}: SHA-256 is {found}, expected {expected['sha256']}")
+            if (digest := file_sha256(path / name)) != expected["sha256"]:
+                raise CheckpointError(f"{path / name}: SHA-256 is {digest}, expected {expected['sha256']}")
         weights, optimizer = (load_file(path / name) for name in _TENSOR_FILES)
         return Checkpoint(record["step"], weights, optimizer, record["state"])
     except DAMAGE as error:
@@ -303,9 +303,9 @@ def _require_fit(config: GPTConfig, weights: dict[str, Tensor]) -> None:
         raise CheckpointError(f"depth is {config.depth}, but there are {len(weights)} tensors")
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
-    found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    for name in sorted(shapes.keys() | found.keys()):
-        if shapes.get(name) != found.get(name):
-            raise CheckpointError(f"{name} should have the shape {shapes.get(name)}, but has {found.get(name)}")
+    weight_shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    for name in sorted(shapes.keys() | weight_shapes.keys()):
+        if shapes.get(name) != weight_shapes.get(name):
+            raise CheckpointError(f"{name} should have the shape {shapes.get(name)}, but has {weight_shapes.get(name)}")
     if config.sequence_length * config.rotary_size > FREE_NUMBERS + 100 * numbers:
         raise CheckpointError(f"sequence_length is {config.sequence_length}, far too long for {numbers} weights")

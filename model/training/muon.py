@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from model.machine.parallel import local, rows_as, whole_matrices
+from model.machine.parallel import local_part, rows_as, whole_matrices
 
 # Polar Express, table for 5 iterations: the minimax-optimal odd quintic for the singular values that
 # the iterations before it leave. Each but the last is relaxed by 1.01, so that a bf16 rounding error
@@ -150,17 +150,17 @@ class Muon:
                     self.weights[shape], stack, *self._state(shape), *numbers, self.beta2, self.dtype, self.cautious
                 )
                 continue
-            update_NRC = self._direction(shape, local(stack), momentum)
+            update_NRC = self._direction(shape, local_part(stack), momentum)
             for parameter, update in zip(group, rows_as(update_NRC, group, stack)):
-                subtract_(local(parameter), update, rate, decay, self.cautious)
+                subtract_(local_part(parameter), update, rate, decay, self.cautious)
 
     def _scale(self, rows: int, columns: int) -> float:
         """Factor of the rate: a tall matrix of orthonormal columns moves its output less. Same RMS for every shape."""
         return math.sqrt(max(1.0, rows / columns))
 
     def _state(self, shape: str) -> tuple[Tensor, Tensor | None]:
-        square_NR1 = None if self.beta2 is None else local(self.state[f"row_square.{shape}"])
-        return local(self.state[f"momentum.{shape}"]), square_NR1
+        square_NR1 = None if self.beta2 is None else local_part(self.state[f"row_square.{shape}"])
+        return local_part(self.state[f"momentum.{shape}"]), square_NR1
 
     def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> Tensor:
         """What is subtracted from the matrices of one shape, times the rate."""

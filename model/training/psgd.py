@@ -13,7 +13,7 @@ Shape suffixes: N matrices, R rows, C columns.
 import torch
 from torch import Tensor, nn
 
-from model.machine.parallel import local
+from model.machine.parallel import local_part
 from model.training.muon import Muon
 
 FIT_RATE = 0.1  # of the factors
@@ -44,7 +44,7 @@ class PSGD(Muon):
 
     def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> Tensor:
         names = ("momentum", "left", "right", "left_curvature", "right_curvature")
-        buffer, *fit = (local(self.state[f"{name}.{shape}"]) for name in names)
+        buffer, *fit = (local_part(self.state[f"{name}.{shape}"]) for name in names)
         begun_N11 = (fit[0][:, :1, :1] != 0).float()  # a first gradient counts in full
         buffer.lerp_(gradients_NRC, 1 - momentum * begun_N11)
         return whiten_(buffer, *fit)

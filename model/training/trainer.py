@@ -23,7 +23,7 @@ from model.kernels.attention_kernels import use_attention_kernels
 from model.machine.compile_cache import CompiledCode
 from model.machine.device import free_bytes, prepare_device
 from model.machine.hardware import known_hardware
-from model.machine.parallel import Parallelism, load_weights, shared_steps, whole
+from model.machine.parallel import Parallelism, full_tensor, load_weights, micro_batches_in_step
 from model.network import flops
 from model.network.config import ConfigError, MLPKind, Precision, Rows
 from model.network.experts import mixtures, rebalance
@@ -32,7 +32,7 @@ from model.network.generate import generate
 from model.network.gpt import GPT, initialise
 from model.planning.plan import choose_micro_batch
 from model.training import checkpoint
-from model.training.loss_guard import LossGuard, TrainingError, objection
+from model.training.loss_guard import LossGuard, TrainingError, reason_to_stop
 from model.training.metrics import EventLog, Events
 from model.training.multiple_choice import accuracy, read_items
 from model.training.muon import gradients_of
@@ -156,7 +156,7 @@ class Trainer:
 
     def set_micro_batch(self, most: int) -> None:
         """Cut this process's share of a step into the fewest equal micro-batches of at most `most` sequences."""
-        self.micro_batches = shared_steps(self.sequences, most, self.processes.count)
+        self.micro_batches = micro_batches_in_step(self.sequences, most, self.processes.count)
         self.micro_batch_sequences = self.sequences // self.processes.count // self.micro_batches
 
     def record_execution(self) -> None:
@@ -305,7 +305,7 @@ class Trainer:
             (loss * self.loss_scale.scale if self.loss_scale else loss).backward()
             total += loss.detach()
         gradients = gradients_of(self.model.parameters())
-        norm = whole(torch.nn.utils.get_total_norm(gradients))  # queued before the GPU is waited for
+        norm = full_tensor(torch.nn.utils.get_total_norm(gradients))  # queued before the GPU is waited for
         return processes.sum_(total).item() / processes.count, gradients, norm
 
     def unscale(self, gradients: list[torch.Tensor], grad_norm: torch.Tensor) -> bool:
@@ -330,7 +330,7 @@ class Trainer:
         finite_norm = None if overflow else grad_norm.item()
         values: dict[str, float | None] = {"loss": loss, "grad_norm": finite_norm}
         self.step += 1
-        if reason := objection(self.step, loss, finite_norm, self.guard, self.loss_scale, train):
+        if reason := reason_to_stop(self.step, loss, finite_norm, self.guard, self.loss_scale, train):
             self.stop(reason)
         multiplier = learning_rate_multiplier(train, self.step - 1, self.steps)
         if not overflow:
@@ -373,9 +373,9 @@ class Trainer:
         """Begin to write a checkpoint; report_checkpoints tells when it is there."""
         # the loss that shows a bad update comes one step later: never replace a good checkpoint by it
         weights = list(self.model.parameters())
-        if not torch.isfinite(whole(torch.nn.utils.get_total_norm(weights))):
+        if not torch.isfinite(full_tensor(torch.nn.utils.get_total_norm(weights))):
             for name, weight in self.model.named_parameters():
-                self.require_finite(f"the largest weight of {name}", whole(weight.detach()).abs().max().item())
+                self.require_finite(f"the largest weight of {name}", full_tensor(weight.detach()).abs().max().item())
         assert self.validation is not None  # a run begins with one
         state = {
             "seconds": self.seconds(),
@@ -393,7 +393,7 @@ class Trainer:
 
     def gathered(self, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole tensors by name, one at a time: together they may be more than one GPU holds."""
-        return ((name, whole(tensor)) for name, tensor in tensors.items())
+        return ((name, full_tensor(tensor)) for name, tensor in tensors.items())
 
     def report_checkpoints(self, metrics: EventLog) -> None:
         """Tell which checkpoints were finished; raises what kept the writer from it."""
@@ -410,23 +410,24 @@ class Trainer:
 
     def resume(self) -> list[str]:
         """Continue from the newest intact checkpoint, if any; why newer ones were passed over."""
-        found, refused = checkpoint.latest(self.directory / "checkpoints")
-        if found is None and not self.drawn:
+        newest, refused = checkpoint.latest(self.directory / "checkpoints")
+        if newest is None and not self.drawn:
             self.start_over()
-        if found is not None:
-            load_weights(self.model, found.weights)
-            self.optimizer.load_state_tensors(found.optimizer)
-            self.step = self.saved_step = found.step
-            self.seconds_before = found.state["seconds"]
-            self.validation = Validation(**found.state["validation"])
-            self.guard = LossGuard(**found.state["guard"])
-            self.loss_scale = found.state["loss_scale"] and LossScale(**found.state["loss_scale"])
+        if newest is not None:
+            load_weights(self.model, newest.weights)
+            self.optimizer.load_state_tensors(newest.optimizer)
+            self.step = self.saved_step = newest.step
+            self.seconds_before = newest.state["seconds"]
+            self.validation = Validation(**newest.state["validation"])
+            self.guard = LossGuard(**newest.state["guard"])
+            self.loss_scale = newest.state["loss_scale"] and LossScale(**newest.state["loss_scale"])
         self.record_execution()
         if self.processes.first:
             self.write_run()
         return refused
 
     def finish(self, metrics: EventLog) -> None:
+        """Write the samples and the model of a run that has reached its last step."""
         self.sample("trained")
         assert self.validation is not None  # the last step was validated
         result = self.progress() | asdict(self.validation)

@@ -11,12 +11,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import model.network.gpt
 from flows.config import compose
-from model.kernels.attention_kernels import AttentionKernels, PastKernel, WindowKernel, attention_kernels
+from model.kernels.attention_kernels import AttentionKernels, PastKernel, WindowKernel
 from model.network.config import GPTConfig, TrainConfig
 from model.network.gpt import GPT, initialise
 from model.planning import joint_graph, memory_use
 from model.planning.allocations import Allocations, storages
-from model.planning.memory_use import held, optimizer_bytes
+from model.planning.memory_use import network_memory, optimizer_bytes
 from model.planning.plan import choose_micro_batch, memory_bytes
 from model.training.optimizers import Optimizer
 from model.training.precision import autocast
@@ -105,7 +105,7 @@ def test_what_a_cpu_saves_is_what_was_planned(shape: str, precision: str, sequen
     config, train = configured(shape, precision, sequences)
     network = GPT(config)
     initialise(network, 0)
-    planned = held(config, train, "cpu")
+    planned = network_memory(config, train, "cpu")
     counted = saved_bytes(network, network, sequences, train.precision)
     assert planned.activations + planned.logits == pytest.approx(counted, rel=0.02)
 
@@ -121,10 +121,12 @@ def test_what_a_compiled_network_saves_is_what_was_planned(shape: str, monkeypat
     initialise(network, 0)
     torch.compiler.reset()
     compiled = torch.compile(network, backend="aot_eager_decomp_partition")
-    planned = held(config, train, "cuda")
+    planned = network_memory(config, train, "cuda")
     counted = saved_bytes(compiled, network, 4, train.precision)
     assert planned.activations + planned.logits == pytest.approx(counted, rel=0.05)
-    assert planned.activations + planned.logits < 0.95 * sum(dataclasses.astuple(held(config, train, "cpu"))[:2])
+    assert planned.activations + planned.logits < 0.95 * sum(
+        dataclasses.astuple(network_memory(config, train, "cpu"))[:2]
+    )
     memory_use._trace.cache_clear()
 
 
@@ -264,7 +266,7 @@ def test_another_micro_batch_needs_no_other_trace(monkeypatch: pytest.MonkeyPatc
 def test_a_torch_that_cannot_trace_plans_for_more(monkeypatch: pytest.MonkeyPatch):
     config, train = configured("documents", "bf16", 4)
     config = dataclasses.replace(config, depth=2)
-    compiled = held(config, train, "cuda")
+    compiled = network_memory(config, train, "cuda")
     memory_use._trace.cache_clear()
 
     def fail(*arguments: object) -> None:
@@ -272,7 +274,7 @@ def test_a_torch_that_cannot_trace_plans_for_more(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(joint_graph, "graphs_of", fail)
     with pytest.warns(UserWarning, match="cannot trace the compiled network.*changed its inside"):
-        eager = held(config, train, "cuda")
+        eager = network_memory(config, train, "cuda")
     assert eager.step > compiled.step
     memory_use._trace.cache_clear()
 
