@@ -36,9 +36,9 @@ from model.kernels import cudnn_attention
 from model.network.config import GPTConfig, Precision, TrainConfig
 from model.network.fp8 import use_fp8
 from model.network.gpt import GPT
+from model.optimizers.optimizer import Optimizer
 from model.planning import memory_use
 from model.planning.joint_graph import graphs_of
-from model.training.optimizers import Optimizer
 from model.training.precision import TYPES, autocast
 
 BLOCK = 128

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from model.errors import DailyTrainError
 from model.network.config import TrainConfig
-from model.training.precision import SMALLEST_SCALE, LossScale
+from model.training.loss_scale import SMALLEST_SCALE, LossScale
 
 MEMORY = 0.98  # of the running mean and variance, a step: they see about the last 50 steps
 FIRST_STEPS = 100  # before this many losses there is nothing to compare with

@@ -30,17 +30,18 @@ from model.network.experts import mixtures, rebalance
 from model.network.fp8 import use_fp8
 from model.network.generate import generate
 from model.network.gpt import GPT, initialise
+from model.optimizers.muon import gradients_of
+from model.optimizers.optimizer import Optimizer
+from model.optimizers.schedule import learning_rate_multiplier, muon_momentum
 from model.planning.plan import choose_micro_batch
 from model.training import checkpoint
 from model.training.loss_guard import LossGuard, TrainingError, reason_to_stop
+from model.training.loss_scale import LossScale
 from model.training.metrics import EventLog, Events
 from model.training.multiple_choice import accuracy, read_items
-from model.training.muon import gradients_of
-from model.training.optimizers import Optimizer
 from model.training.out_of_memory import all_or_nothing, within_memory
-from model.training.precision import TYPES, LossScale, autocast
+from model.training.precision import TYPES, autocast
 from model.training.run import RunConfig, check_same_run, continued, recorded_run, resolve
-from model.training.schedule import learning_rate_multiplier, muon_momentum
 from model.training.timing import TIMED_STEPS, UNTIMED_STEPS, Timing, measure
 from model.training.validation import Validation, validate
 

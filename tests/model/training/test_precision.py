@@ -18,9 +18,10 @@ from model.network.gpt import GPT, initialise
 from model.network.mlp import MLP
 from model.parsing import ConfigError
 from model.train import main
-from model.training import checkpoint, precision
+from model.training import checkpoint, loss_scale
+from model.training.loss_scale import LossScale
 from model.training.metrics import MetricsLog
-from model.training.precision import LossScale, autocast
+from model.training.precision import autocast
 from model.training.run import read_config
 from model.training.trainer import Trainer
 
@@ -111,7 +112,7 @@ def test_fp16_gradients_with_a_scale_are_those_of_fp32_and_without_one_are_lost(
     def error(dtype: torch.dtype, scale: float) -> float:
         return ((gradients(dtype, scale) - exact).norm() / exact.norm()).item()
 
-    scaled = error(torch.float16, precision.FIRST_SCALE)
+    scaled = error(torch.float16, loss_scale.FIRST_SCALE)
     assert scaled < 10 * 2**-11, "a few roundings to eleven bits on the way"
     assert error(torch.bfloat16, 1.0) > 3 * scaled, "which has eight bits"
     assert error(torch.float16, 1.0) > 3 * scaled
@@ -124,7 +125,7 @@ def test_scale_halves_on_overflow_and_doubles_after_a_long_time_without():
     assert (scaling.scale, scaling.good_steps, scaling.skipped_steps) == (2.0**14, 0, 3)
     for _ in range(50 * 2000):
         scaling.observe(False)
-    assert scaling.scale == precision.LARGEST_SCALE
+    assert scaling.scale == loss_scale.LARGEST_SCALE
 
 
 def test_fp16_skips_overflowing_steps_and_learns(shards, tmp_path, monkeypatch):
@@ -140,7 +141,7 @@ def test_fp16_skips_overflowing_steps_and_learns(shards, tmp_path, monkeypatch):
 
 def test_fp16_resumes_to_the_same_bytes_with_its_scale(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(LossScale.__init__, "__defaults__", (2.0**30, 0, 0))
-    monkeypatch.setattr(precision, "STEPS_TO_DOUBLE", 7)  # the scale moves all the time
+    monkeypatch.setattr(loss_scale, "STEPS_TO_DOUBLE", 7)  # the scale moves all the time
     assert run(tmp_path, shards, "straight", precision="fp16") == 0
     done = []
 

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from model.machine.parallel import assign_
 from model.network.config import ConfigError, OptimizerName, Precision, TrainConfig
-from model.training.muon import Muon
-from model.training.psgd import PSGD
+from model.optimizers.muon import Muon
+from model.optimizers.psgd import PSGD
 
 _PRODUCTS = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}  # else bf16
 

@@ -10,10 +10,10 @@ from torch import nn
 from model.network.config import ConfigError, GPTConfig, TrainConfig, parse
 from model.network.gpt import GPT, initialise
 from model.network.scaling import learning_rates_for, sized
-from model.training.muon import Muon, orthogonalise
-from model.training.optimizers import Optimizer
-from model.training.psgd import PSGD
-from model.training.schedule import learning_rate_multiplier, muon_momentum
+from model.optimizers.muon import Muon, orthogonalise
+from model.optimizers.optimizer import Optimizer
+from model.optimizers.psgd import PSGD
+from model.optimizers.schedule import learning_rate_multiplier, muon_momentum
 
 TRAIN = dict(
     seed=0,

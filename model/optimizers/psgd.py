@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.machine.parallel import local_part
-from model.training.muon import Muon
+from model.optimizers.muon import Muon
 
 FIT_RATE = 0.1  # of the factors
 CURVATURE_MEMORY = 0.9  # of the estimated curvature, a step
