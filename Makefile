@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train test-kills test-inputs bench-faults bench-unbroken lock clean
+.PHONY: daily test check coverage up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train test-kills test-inputs bench-faults bench-unbroken lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -20,9 +20,15 @@ test-kills: $(VENV)/installed-dev  ## end runs at every stage by SIGTERM and SIG
 test-inputs: $(VENV)/installed-dev  ## 2,000 malformed inputs: no traceback, no hang, no allocation bomb; ARGS="8000 shards"
 	RUST_BACKTRACE=0 $(BIN)/python -m tests.malformed $(ARGS)
 
-check: $(VENV)/installed-dev  ## lint
+check: $(VENV)/installed-dev  ## lint, format, types, dead code, layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/vulture
+	$(BIN)/python -m pytest --numprocesses 0 tests/test_layout.py
+
+coverage: $(VENV)/installed-dev  ## run the test suite and print which lines no test runs
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report term:skip-covered $(ARGS)
 
 up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
 	$(BIN)/daily-train up

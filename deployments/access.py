@@ -36,9 +36,9 @@ from prefect.settings import (
 
 from model.errors import DailyTrainError
 
-GIVEN = "PREFECT_SERVER_API_AUTH_STRING"
-FILE = "daily-train-auth"
-SHORTEST = 16
+AUTH_STRING_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
+AUTH_FILE = "daily-train-auth"
+SHORTEST_AUTH_STRING = 16
 SECONDS_TO_LOG_IN = 15 * 60
 SECONDS_TO_ANSWER = 30  # of a server on a machine whose cores are all in use
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # of a server on loopback nobody else hears
@@ -48,7 +48,7 @@ class AccessError(DailyTrainError):
     """The server cannot be used, or not safely; the message says what to do."""
 
 
-def home() -> Path:
+def prefect_home() -> Path:
     """PREFECT_HOME, closed to other users: the server's database holds webhook addresses and their key."""
     folder = Path(PREFECT_HOME.value())
     try:
@@ -65,24 +65,24 @@ def home() -> Path:
 def auth_string() -> str:
     """The authentication string; the first call on a machine makes it. Raises AccessError."""
     if given := PREFECT_SERVER_API_AUTH_STRING.value():
-        if not _usable(given):
+        if not _is_usable(given):
             raise AccessError(
-                f"{GIVEN} must have at least {SHORTEST} characters of ASCII and no white space at its "
-                "ends: whoever may connect can try words; `openssl rand -hex 32` gives one"
+                f"{AUTH_STRING_VARIABLE} must have at least {SHORTEST_AUTH_STRING} characters of ASCII and no white "
+                "space at its ends: whoever may connect can try words; `openssl rand -hex 32` gives one"
             )
         return given
-    file = home() / FILE
+    file = prefect_home() / AUTH_FILE
     try:
         if not os.path.lexists(file):
-            _make(file)
-        return _read(file)
+            _make_auth_file(file)
+        return _read_auth_file(file)
     except OSError as error:
         raise AccessError(f"{file}, the authentication string, cannot be used: {error.strerror}") from error
 
 
-def _make(file: Path) -> None:
+def _make_auth_file(file: Path) -> None:
     """Under its name only when whole; of two processes at once the first one's string stays."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{FILE}-")  # O_EXCL, mode 600
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{AUTH_FILE}-")  # O_EXCL, mode 600
     try:
         with os.fdopen(descriptor, "w") as temporary:
             temporary.write(f"daily-train:{secrets.token_urlsafe(32)}\n")
@@ -92,33 +92,35 @@ def _make(file: Path) -> None:
         os.unlink(name)
 
 
-def _read(file: Path) -> str:
+def _read_auth_file(file: Path) -> str:
     if file.is_symlink():
         raise AccessError(f"{file} is a link; delete it, and the next start makes a new string")
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as opened:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise AccessError(f"{file} is not a file of yours; delete it, and the next start makes a new string")
-        if mode := stat.S_IMODE(found.st_mode) & 0o077:
+        if mode := stat.S_IMODE(status.st_mode) & 0o077:
             raise AccessError(
-                f"{file} has mode {found.st_mode & 0o777:o}: other users may know the string ({mode:o}); "
+                f"{file} has mode {status.st_mode & 0o777:o}: other users may know the string ({mode:o}); "
                 "delete it, and the next start makes a new one"
             )
         lines = opened.read(4096).decode(errors="replace").split()
-    if len(lines) != 1 or not _usable(lines[0]):
+    if len(lines) != 1 or not _is_usable(lines[0]):
         raise AccessError(f"{file} does not hold one authentication string; delete it, and the next start makes one")
     return lines[0]
 
 
-def _usable(string: str) -> bool:
+def _is_usable(string: str) -> bool:
     """Whether nobody guesses it, and Prefect, which compares ASCII alone, and the login page can take it."""
-    return len(string) >= SHORTEST and string.isascii() and string.isprintable() and string == string.strip()
+    return (
+        len(string) >= SHORTEST_AUTH_STRING and string.isascii() and string.isprintable() and string == string.strip()
+    )
 
 
-def where_it_is() -> str:
+def where_auth_string_is() -> str:
     """Where a person finds the string."""
-    return GIVEN if PREFECT_SERVER_API_AUTH_STRING.value() else str(home() / FILE)
+    return AUTH_STRING_VARIABLE if PREFECT_SERVER_API_AUTH_STRING.value() else str(prefect_home() / AUTH_FILE)
 
 
 @functools.cache
@@ -132,27 +134,27 @@ def signature(string: str, *words: str) -> str:
     return hmac.new(_key(string), "\0".join(words).encode(), "sha256").hexdigest()
 
 
-def same(given: str, expected: str) -> bool:
+def equal_in_constant_time(given: str, expected: str) -> bool:
     """Compare without telling by the time it takes how much is right."""
     return hmac.compare_digest(given.encode(errors="surrogatepass"), expected.encode())
 
 
-def basic(string: str) -> str:
+def basic_credentials(string: str) -> str:
     """The string as browsers keep it and clients send it."""
     return base64.b64encode(string.encode()).decode()
 
 
-def ticket(string: str) -> str:
+def login_ticket(string: str) -> str:
     """For one login within a quarter of an hour: what an address may hold, since it is worth nothing afterwards."""
     until, once = str(int(time.time()) + SECONDS_TO_LOG_IN), secrets.token_urlsafe(8)
     return ".".join((until, once, signature(string, "ticket", until, once)))
 
 
-def valid_ticket(given: str, string: str) -> bool:
+def is_valid_ticket(given: str, string: str) -> bool:
     """Whether it was made with the string and is not too old; that it is used once, the server sees to."""
     until, _, rest = given.partition(".")
     once, _, signed = rest.partition(".")
-    return same(signed, signature(string, "ticket", until, once)) and time.time() < int(until)
+    return equal_in_constant_time(signed, signature(string, "ticket", until, once)) and time.time() < int(until)
 
 
 def require_own_server(port: int, string: str) -> bool:
@@ -171,24 +173,24 @@ def require_own_server(port: int, string: str) -> bool:
         if isinstance(getattr(error, "reason", None), ConnectionRefusedError):
             return False
         raise AccessError(f"the server on port {port} does not answer: {error}") from error
-    if not same(proof, signature(string, "server", str(port), challenge)):
+    if not equal_in_constant_time(proof, signature(string, "server", str(port), challenge)):
         raise AccessError(
-            f"what answers on port {port} is not a Daily Train server that knows the string of {where_it_is()}: end "
-            "it, or choose another --port"
+            f"what answers on port {port} is not a Daily Train server that knows the string of "
+            f"{where_auth_string_is()}: end it, or choose another --port"
         )
     return True
 
 
-def keep_from_proxies() -> None:
+def bypass_proxies() -> None:
     """What goes to loopback, the string with it, goes through no HTTP proxy."""
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
 
 
 @contextmanager
-def connected(port: int, string: str) -> Iterator[None]:
+def connected_to_server(port: int, string: str) -> Iterator[None]:
     """Prefect's clients in this process use the server on this port, once that has proved itself."""
-    keep_from_proxies()
+    bypass_proxies()
     if not require_own_server(port, string):
         raise AccessError(f"no server answers on port {port}; `daily-train up` starts one")
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api", PREFECT_API_AUTH_STRING: string}):
@@ -196,18 +198,18 @@ def connected(port: int, string: str) -> Iterator[None]:
 
 
 @functools.cache
-def settle_server() -> None:
+def choose_server() -> None:
     """For a run in a terminal: it uses the server of PREFECT_API_URL, with the string of our file if that server is
     ours.
 
     Without that setting Prefect starts a server for the run, which then answers this process and its children alone: it
     writes to the database of PREFECT_HOME, from which the worker of a later `up` would take deployments."""
-    keep_from_proxies()
+    bypass_proxies()
     url = urlsplit(PREFECT_API_URL.value() or "")
     if not url.netloc:
         string = secrets.token_urlsafe(32)
-        os.environ |= {GIVEN: string, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1"}
-    elif PREFECT_API_AUTH_STRING.value() or url.hostname != "127.0.0.1" or not (home() / FILE).exists():
+        os.environ |= {AUTH_STRING_VARIABLE: string, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1"}
+    elif PREFECT_API_AUTH_STRING.value() or url.hostname != "127.0.0.1" or not (prefect_home() / AUTH_FILE).exists():
         return
     else:
         string = auth_string()

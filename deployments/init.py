@@ -22,12 +22,12 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: orphans become this process's chil
 
 def children() -> set[int]:
     """The processes of this process, those that it has adopted among them."""
-    found = set()
+    processes = set()
     for status in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended meanwhile
             if int(status.read_text().rpartition(")")[2].split()[1]) == os.getpid():
-                found.add(int(status.parent.name))
-    return found
+                processes.add(int(status.parent.name))
+    return processes
 
 
 def end_children(seconds: float) -> None:

@@ -29,7 +29,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.access import AccessError, auth_string, basic, same, signature, valid_ticket
+from deployments.access import (
+    AccessError,
+    auth_string,
+    basic_credentials,
+    equal_in_constant_time,
+    is_valid_ticket,
+    signature,
+)
 from deployments.origin import OwnOrigin
 from model.errors import tell_error
 
@@ -40,11 +47,11 @@ POLICY = (
 )
 """Content-Security-Policy of Prefect's pages: they talk to this server alone, and not to an analytics host. Their forms
 and graphs compile functions."""
-ENTER = "/enter"
-ENTRANCE = Path(__file__).with_name("enter.html").read_text()
-LONGEST = 4096  # bytes of what a person sends to log in
-SECONDS_TO_SAY_IT = 30  # the string, after a websocket was opened
-UNKNOWN = '{"type": "auth", "token": ""}'
+LOGIN_PATH = "/enter"
+LOGIN_PAGE = Path(__file__).with_name("enter.html").read_text()
+LONGEST_LOGIN_BYTES = 4096  # bytes of what a person sends to log in
+SECONDS_TO_AUTHENTICATE = 30  # the string, after a websocket was opened
+REFUSED_LOGIN = '{"type": "auth", "token": ""}'
 
 
 class Login:
@@ -62,7 +69,7 @@ class Login:
             await self.app(scope, receive, send)
             return
         if scope["type"] == "websocket":
-            await self.app(scope, self.says_it_first(receive), send)
+            await self.app(scope, self.checked_first_message(receive), send)
             return
         request = Request(scope, receive)
         if path == "/api" or path.startswith("/api/"):
@@ -70,10 +77,10 @@ class Login:
                 scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"authorization"]}
             await self.app(scope, receive, send)
             return
-        if path == ENTER:
-            answer = await self.enter(request)
-        elif not self.knows(request):
-            answer = entrance(401)
+        if path == LOGIN_PATH:
+            answer = await self.answer_login(request)
+        elif not self.is_logged_in(request):
+            answer = login_page(401)
         elif path == "/ui-settings":
             answer = await self.settings(request)
         else:
@@ -82,9 +89,11 @@ class Login:
         await answer(scope, receive, send)
 
     def has_string(self, request: Request) -> bool:
-        return same(request.headers.get("authorization", ""), f"Basic {basic(self.string)}")
+        return equal_in_constant_time(
+            request.headers.get("authorization", ""), f"Basic {basic_credentials(self.string)}"
+        )
 
-    def says_it_first(self, receive: Receive) -> Receive:
+    def checked_first_message(self, receive: Receive) -> Receive:
         """What a websocket sends; its first message, if that is not the string, or does not come, as one that Prefect
         refuses."""
         heard = False
@@ -94,57 +103,57 @@ class Login:
             if heard:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), SECONDS_TO_SAY_IT)
+                message = await asyncio.wait_for(receive(), SECONDS_TO_AUTHENTICATE)
             except TimeoutError:
                 message = {"type": "websocket.receive"}
             if message["type"] == "websocket.receive":
                 heard = True
                 if not self.is_login(message.get("text")):
-                    return {"type": "websocket.receive", "text": UNKNOWN}
+                    return {"type": "websocket.receive", "text": REFUSED_LOGIN}
             return message
 
         return checked
 
     def is_login(self, text: str | None) -> bool:
         try:
-            said = json.loads(text or "")
+            message = json.loads(text or "")
         except (ValueError, RecursionError):
             return False
-        token = said.get("token") if isinstance(said, dict) and said.get("type") == "auth" else None
-        return isinstance(token, str) and same(token, self.string)
+        token = message.get("token") if isinstance(message, dict) and message.get("type") == "auth" else None
+        return isinstance(token, str) and equal_in_constant_time(token, self.string)
 
-    def knows(self, request: Request) -> bool:
+    def is_logged_in(self, request: Request) -> bool:
         """Whether the request comes with the string, or from a browser that has logged in."""
         if self.has_string(request):
             return True
         try:
-            found = SimpleCookie(request.headers.get("cookie", "")).get(self.cookie)
+            cookie = SimpleCookie(request.headers.get("cookie", "")).get(self.cookie)
         except CookieError:
             return False
-        return found is not None and same(found.value, self.pass_word)
+        return cookie is not None and equal_in_constant_time(cookie.value, self.pass_word)
 
-    async def enter(self, request: Request) -> Response:
+    async def answer_login(self, request: Request) -> Response:
         """The page, a proof that this server knows the string, or a login: a ticket or the string for the string."""
         if request.method == "GET":
             if challenge := request.query_params.get("challenge"):
                 return PlainTextResponse(signature(self.string, "server", str(self.port), challenge))
-            return entrance(200)
+            return login_page(200)
         if request.method != "POST":
             return Response(status_code=405)
         body = b""
         async for part in request.stream():
             body += part
-            if len(body) > LONGEST:
+            if len(body) > LONGEST_LOGIN_BYTES:
                 return Response(status_code=413)
         word = body.decode(errors="replace")
-        if not same(word, self.string):
-            if not valid_ticket(word, self.string):
-                told = "That is not the string, or the address is older than a quarter of an hour."
-                return PlainTextResponse(told, 401)
+        if not equal_in_constant_time(word, self.string):
+            if not is_valid_ticket(word, self.string):
+                reason = "That is not the string, or the address is older than a quarter of an hour."
+                return PlainTextResponse(reason, 401)
             if word in self.used:
                 return PlainTextResponse("This address was used already.", 401)
             self.used.add(word)
-        answer = PlainTextResponse(basic(self.string), headers={"Cache-Control": "no-store"})
+        answer = PlainTextResponse(basic_credentials(self.string), headers={"Cache-Control": "no-store"})
         answer.set_cookie(self.cookie, self.pass_word, httponly=True, samesite="lax")
         return answer
 
@@ -157,12 +166,12 @@ class Login:
 
         plain = [pair for pair in request.scope["headers"] if pair[0] != b"accept-encoding"]
         await self.app({**request.scope, "headers": plain}, request.receive, collect)
-        found = json.loads(b"".join(part.get("body", b"") for part in parts))
-        found["api_url"] = f"{request.url.scheme}://{request.headers['host']}/api"
-        return Response(json.dumps(found), media_type="application/json")
+        settings = json.loads(b"".join(part.get("body", b"") for part in parts))
+        settings["api_url"] = f"{request.url.scheme}://{request.headers['host']}/api"
+        return Response(json.dumps(settings), media_type="application/json")
 
 
-def entrance(status: int) -> Response:
+def login_page(status: int) -> Response:
     """The login page, whose script alone may run there."""
     nonce = secrets.token_urlsafe(16)
     policy = (
@@ -170,22 +179,22 @@ def entrance(status: int) -> Response:
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
-    return HTMLResponse(ENTRANCE.replace("NONCE", nonce), status, headers)
+    return HTMLResponse(LOGIN_PAGE.replace("NONCE", nonce), status, headers)
 
 
-def guarded(app: ASGIApp, port: int, string: str) -> ASGIApp:
+def guarded_app(app: ASGIApp, port: int, string: str) -> ASGIApp:
     """The application behind both doors."""
     return OwnOrigin(Login(app, port, string), port, POLICY)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int) -> socket.socket:
     """A socket of this address, which only the user who holds the port (deployments/cli/up.py) may bind beside him."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    made.bind((host, port))
-    return made
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listening.bind((host, port))
+    return listening
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -202,12 +211,12 @@ def main(argv: list[str] | None = None) -> int:
     except AccessError as error:
         return tell_error(error)
     try:
-        listening = listen(given.host, given.port)
+        listening = listening_socket(given.host, given.port)
     except OSError as error:
         print(f"error: {given.host} port {given.port}: {error.strerror}", file=sys.stderr)
         return 1
     config = uvicorn.Config(
-        guarded(create_app(final=True), given.port, string),
+        guarded_app(create_app(final=True), given.port, string),
         timeout_keep_alive=PREFECT_SERVER_API_KEEPALIVE_TIMEOUT.value(),
         ws_ping_interval=PREFECT_SERVER_API_WEBSOCKET_PING_INTERVAL.value(),
         ws_ping_timeout=PREFECT_SERVER_API_WEBSOCKET_PING_TIMEOUT.value(),

@@ -12,7 +12,7 @@ import prefect
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
-from deployments.cli.entry_point import end_with
+from deployments.cli.entry_point import end_when_child_ends
 from tasks.runtime.child import child_command
 
 
@@ -26,7 +26,7 @@ class TemporaryServer(SubprocessASGIServer):
         super().start(timeout)
         if self.stopped is None and self.server_process:
             self.stopped = threading.Event()
-            end_with(self.server_process, "the temporary Prefect server of this run", self.stopped)
+            end_when_child_ends(self.server_process, "the temporary Prefect server of this run", self.stopped)
 
     def stop(self) -> None:
         if self.stopped:

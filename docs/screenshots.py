@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 from playwright.sync_api import Page, sync_playwright
 
-from deployments.access import auth_string, basic, ticket
+from deployments.access import auth_string, basic_credentials, login_ticket
 
 IMAGES = Path(__file__).parent / "images"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -29,7 +29,9 @@ def picture(page: Page, address: str, name: str, sign: str) -> None:
 
 def main(ui: str, store: str) -> None:
     string = auth_string()
-    api = httpx.Client(base_url=f"{ui}/api", timeout=60, headers={"Authorization": f"Basic {basic(string)}"})
+    api = httpx.Client(
+        base_url=f"{ui}/api", timeout=60, headers={"Authorization": f"Basic {basic_credentials(string)}"}
+    )
     by_hand = api.get("/deployments/name/daily-train/by-hand").json()["id"]
     chosen = {"deployment_id": {"any_": [by_hand]}, "state": {"type": {"any_": ["COMPLETED"]}}}
     run = api.post("/flow_runs/filter", json={"flow_runs": chosen, "sort": "END_TIME_DESC"}).json()[0]["id"]
@@ -40,7 +42,7 @@ def main(ui: str, store: str) -> None:
         page = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET).new_page(
             viewport={"width": 1100, "height": 760}
         )
-        page.goto(f"{ui}/enter#{ticket(string)}")
+        page.goto(f"{ui}/enter#{login_ticket(string)}")
         page.wait_for_url(lambda url: "/enter" not in url, wait_until="commit")
         picture(page, f"{ui}/deployments/deployment/{by_hand}/run", "form", ".schema-form-property")
         picture(page, f"{ui}/runs/flow-run/{run}", "run", "canvas")

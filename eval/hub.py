@@ -17,11 +17,10 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetBuilder, DownloadMode, IterableDataset, data_files
 from datasets.exceptions import DatasetGenerationError
-from datasets.table import CastError
 from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from model.errors import DailyTrainError, in_one_line
+from model.errors import DailyTrainError, reason_of
 
 ANSWER_SECONDS = 5
 LOOK_UP_SECONDS = 10
@@ -62,7 +61,7 @@ def load_file(repository: str, name: str, commit: str, *, again: bool = False) -
     try:
         cached = try_to_load_from_cache(repository, name, revision=commit)
     except HFValidationError as error:
-        raise HubError(f"{repository}@{commit}: {first_line(error)}") from error
+        raise HubError(f"{repository}@{commit}: {reason_of(cause_of(error))}") from error
     if isinstance(cached, str) and not again:
         return Path(cached)
     if reason := unreachable():
@@ -70,7 +69,7 @@ def load_file(repository: str, name: str, commit: str, *, again: bool = False) -
     try:
         return Path(hf_hub_download(repository, name, revision=commit, force_download=again))
     except Exception as error:  # the hub client and the network stack share no base class
-        raise HubError(f"{repository}@{commit}: {name} cannot be loaded: {first_line(error)}") from error
+        raise HubError(f"{repository}@{commit}: {name} cannot be loaded: {reason_of(cause_of(error))}") from error
 
 
 def load_dataset(
@@ -98,7 +97,7 @@ def load_dataset(
     if reason:
         held = f", only {error}" if isinstance(error, HubError) else ""
         raise HubError(f"{source}: {reason}, and the cache does not hold it{held}")
-    raise HubError(f"{source}: {first_line(error)}") from error
+    raise HubError(f"{source}: {reason_of(cause_of(error))}") from error
 
 
 @contextmanager
@@ -134,14 +133,11 @@ def _prepare(builder: DatasetBuilder) -> None:
         builder.download_and_prepare(download_mode=DownloadMode.FORCE_REDOWNLOAD)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class. Of an error that only says that there was one,
-    that of its cause; of columns that do not fit, all lines: which are there and which were expected."""
-    if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
-        return first_line(error.__cause__)
-    if isinstance(error, CastError):
-        return in_one_line(str(error))
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def cause_of(error: BaseException) -> BaseException:
+    """Of an error of the library that only says that there was one, what it was raised from."""
+    while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @contextmanager

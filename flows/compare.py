@@ -11,8 +11,10 @@ import os
 from prefect import flow
 
 from flows.config import (
+    CompareForm,
     DataChanges,
     Execution,
+    ExecutionForm,
     ModelChanges,
     Preset,
     RunConfig,
@@ -22,12 +24,13 @@ from flows.config import (
     context_of,
     run_name,
 )
-from model.network.config import ConfigError, TrainConfig
+from model.network.config import ConfigError
+from model.training.config import TrainConfig
 from tasks.comparison import CompareConfig, publish_comparison
 from tasks.download import download
 from tasks.preflight import check_run
 from tasks.shard import build_shards
-from tasks.store.stage import Result
+from tasks.store.stage import StageResult
 from tasks.tokenizer import build_tokenizer
 from tasks.train import train_model
 
@@ -42,8 +45,8 @@ def compare_designs(
     train: TrainChanges = TrainChanges(),
     model: ModelChanges = ModelChanges(),
     data: DataChanges = DataChanges(),
-    compare: CompareConfig = CompareConfig(),
-    execution: Execution = Execution(),
+    compare: CompareForm = CompareConfig(),
+    execution: ExecutionForm = Execution(),
 ) -> str:
     """Train a baseline and a candidate on the same data and report the paired difference and the compute multiplier.
 
@@ -56,7 +59,7 @@ def compare_designs(
         compare: Seeds, and the budgets that the baseline is trained for.
         execution: Store, workers, device and price. Part of no key; workers and device change results by rounding only.
     """
-    if train.seed is not None:
+    if changes_of(train=train)["train"].get("seed") is not None:
         raise ConfigError("train.seed has no effect: both designs have the baseline's seeds, compare.seeds of them")
     baseline = compose(preset, changes_of(data=data))
     other = compose(candidate or preset, changes_of(train=train, model=model))
@@ -82,7 +85,7 @@ def compare_designs(
     vocabulary = build_tokenizer(baseline.tokenizer, documents, context)
     shards = build_shards(baseline.shard, documents, vocabulary, context)
 
-    def trained(run: RunConfig, recipes: Recipes) -> dict[tuple[int, float], Result]:
+    def trained(run: RunConfig, recipes: Recipes) -> dict[tuple[int, float], StageResult]:
         return {
             which: train_model(run.model, train, shards, vocabulary, None, context) for which, train in recipes.items()
         }

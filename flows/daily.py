@@ -21,6 +21,7 @@ from flows.config import (
     DataChanges,
     EvaluationChanges,
     Execution,
+    ExecutionForm,
     ModelChanges,
     Preset,
     ShardChanges,
@@ -49,7 +50,7 @@ def daily_train(
     shard: ShardChanges = ShardChanges(),
     contamination: ContaminationChanges = ContaminationChanges(),
     evaluation: EvaluationChanges = EvaluationChanges(),
-    execution: Execution = Execution(),
+    execution: ExecutionForm = Execution(),
 ) -> Published:
     """Train one text model from scratch, score it on five benchmarks, and prove what it has seen of them.
 

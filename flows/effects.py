@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from eval.suites.suites import SUITES
 from model.errors import shown_value
-from model.network.choices import (
-    AttentionKind,
-    MLPKind,
-    Norm,
-    OptimizerName,
-    Position,
-    Precision,
-    Schedule,
-    Smear,
-    Window,
-)
+from model.network.choices import AttentionKind, MLPKind, Norm, Position, Smear, Window
 from model.network.config import GPTConfig
+from model.training.config import OptimizerName, Precision, Schedule
 from tasks.tokenizer import TokenizerKind
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from flows.config import (
     DataChanges,
     EvaluationChanges,
     Execution,
+    ExecutionForm,
     Preset,
     RunConfig,
     ShardChanges,
@@ -28,7 +29,7 @@ from tasks.contamination import Mode, check_contamination, drop_contaminated
 from tasks.download import download
 from tasks.shard import build_shards
 from tasks.store.context import RunContext
-from tasks.store.stage import Result
+from tasks.store.stage import StageResult
 from tasks.tokenizer import build_tokenizer
 
 
@@ -36,12 +37,12 @@ from tasks.tokenizer import build_tokenizer
 class Prepared:
     """What a training needs, and what the report tells of it."""
 
-    raw: Result
-    documents: Result
+    raw: StageResult
+    documents: StageResult
     items: Items
-    verdicts: Result
-    vocabulary: Result
-    shards: Result
+    verdicts: StageResult
+    vocabulary: StageResult
+    shards: StageResult
 
 
 def prepare(run: RunConfig, context: RunContext) -> Prepared:
@@ -65,7 +66,7 @@ def prepare_data(
     shard: ShardChanges = ShardChanges(),
     contamination: ContaminationChanges = ContaminationChanges(),
     evaluation: EvaluationChanges = EvaluationChanges(),
-    execution: Execution = Execution(),
+    execution: ExecutionForm = Execution(),
 ) -> None:
     """Download, check for contamination, train the tokenizer and write the shards; nothing is trained.
 

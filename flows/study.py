@@ -15,8 +15,10 @@ from flows.config import (
     DataChanges,
     EvaluationChanges,
     Execution,
+    ExecutionForm,
     ModelChanges,
     Preset,
+    StudyForm,
     TrainChanges,
     changes_of,
     compose,
@@ -38,12 +40,12 @@ SEED_OF_THE_OTHER_ARM = 1000
 @flow(name="contamination-study", flow_run_name=run_name)
 def contamination_study(
     preset: Preset = Preset.study,
-    study: StudyConfig = StudyConfig(),
+    study: StudyForm = StudyConfig(),
     train: TrainChanges = TrainChanges(),
     model: ModelChanges = ModelChanges(),
     data: DataChanges = DataChanges(),
     evaluation: EvaluationChanges = EvaluationChanges(),
-    execution: Execution = Execution(),
+    execution: ExecutionForm = Execution(),
 ) -> str:
     """Train the same model with and without planted copies of benchmark items, and report the gain.
 

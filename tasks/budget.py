@@ -10,28 +10,30 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from model.network.config import BUDGETS, GPTConfig, TrainConfig
+from model.network.config import GPTConfig
+from model.training.config import BUDGETS, TrainConfig
 from tasks.runtime.child_process import run_module
+from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import Result, Stage, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 2
 TIMED = ("gpu_hours", "usd")
 
 
-def in_tokens(
+def budget_in_tokens(
     model: GPTConfig,
     config: TrainConfig,
-    shards: Result,
+    shards: StageResult,
     execution: dict[str, Any],
     processes: int,
     context: RunContext,
 ) -> TrainConfig:
     """`config` with a budget in tokens instead of hours or dollars; one in tokens or FLOPs as it is.
 
-    `execution`: the trainer's settings (model.run.Execution), for so many `processes`. The stage's outputs:
-    budget.json, the tokens, and the recorded timing.json.
+    `execution`: the trainer's settings (`Execution` of model/training/run.py), for so many `processes`. The stage's
+    outputs: budget.json, the tokens, and the volatile timing.json.
     """
     if config.budget_unit not in TIMED:
         return config
@@ -69,7 +71,7 @@ def in_tokens(
         )
         return {"device": timing["device"]}
 
-    tokens = json.loads((fetch_outputs(build_or_skip(stage, context, build), context) / "budget.json").read_text())[
-        "tokens"
-    ]
-    return replace(config, **dict.fromkeys(BUDGETS) | {"tokens": tokens})
+    folder = fetch_outputs(build_or_skip(stage, context, build), context)
+    budget: dict[str, Any] = dict.fromkeys(BUDGETS)
+    budget["tokens"] = json.loads((folder / "budget.json").read_text())["tokens"]
+    return replace(config, **budget)

@@ -16,14 +16,15 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.contamination.verdicts import ContaminationConfig
+from eval.document_parquet import SCHEMA, document_files, read_tables
 from eval.reporting.contamination_report import contamination_section
 from eval.reporting.figures import inline, sweep_figure
 from eval.reporting.report import FIGURES
 from tasks.benchmarks import Items
-from tasks.download import SCHEMA, documents_files
 from tasks.runtime.child_process import run_module
+from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 3
 FILTER_VERSION = 2
@@ -52,7 +53,7 @@ class CheckConfig(ContaminationConfig):
 
 
 @task(name="contamination", **STAGE_TASK)
-def check_contamination(config: CheckConfig, documents: Result, items: Items, context: RunContext) -> Result:
+def check_contamination(config: CheckConfig, documents: StageResult, items: Items, context: RunContext) -> StageResult:
     """Scan the training documents. Outputs: verdicts.parquet, matches.jsonl, coverage.json, sweep.json,
     flagged.parquet. In mode `refuse` a contaminated item ends the run, after the artifact was written."""
     stage = Stage(
@@ -68,7 +69,7 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, co
         run_module(
             "eval.contamination.check",
             {
-                "documents": [str(path) for path in documents_files(folder, "train")],
+                "documents": [str(path) for path in document_files(folder, "train")],
                 "counted": {name: counted[name] for name in ("documents", "bytes")},
                 "benchmarks": str(items.folder(context, work / "benchmarks")),
                 "suites": sorted(items.results),
@@ -84,20 +85,20 @@ def check_contamination(config: CheckConfig, documents: Result, items: Items, co
         _refuse_incomplete(json.loads((out / "coverage.json").read_text()), config, items)
 
     result = build_or_skip(stage, context, build)
-    found = read_contamination(fetch_outputs(result, context))
-    figure = inline(FIGURES["sweep.png"], sweep_figure(found["sweep"], config.run))
+    contamination = read_contamination(fetch_outputs(result, context))
+    figure = inline(FIGURES["sweep.png"], sweep_figure(contamination["sweep"], config.run))
     create_markdown_artifact(
         key="contamination",
         description="Benchmark items in the training text",
-        markdown=f"{contamination_section(found)}\n\n{figure}",
+        markdown=f"{contamination_section(contamination)}\n\n{figure}",
     )
     if config.mode is Mode.REFUSE:
-        _refuse(found["coverage"])
+        _refuse(contamination["coverage"])
     return result
 
 
 @task(name="filter", **STAGE_TASK)
-def drop_contaminated(documents: Result, verdicts: Result, context: RunContext) -> Result:
+def drop_contaminated(documents: StageResult, verdicts: StageResult, context: RunContext) -> StageResult:
     """The corpus without the documents that contaminate an item. Outputs as of `download`, and dropped.json."""
     inputs = {"documents": documents.digest, "flagged": verdicts.manifest.output("flagged.parquet").sha256}
     stage = Stage(name="filter", version=FILTER_VERSION, config={}, inputs=inputs)
@@ -108,9 +109,9 @@ def drop_contaminated(documents: Result, verdicts: Result, context: RunContext) 
 
     result = build_or_skip(stage, context, build)
     dropped = json.loads((fetch_outputs(result, context) / "dropped.json").read_text())
-    told = f"{len(dropped)} documents that contaminate benchmark items were dropped from the training text."
-    logger().info(told)
-    create_markdown_artifact(key="filtered-documents", description="Documents dropped", markdown=told)
+    message = f"{len(dropped)} documents that contaminate benchmark items were dropped from the training text."
+    logger().info(message)
+    create_markdown_artifact(key="filtered-documents", description="Documents dropped", markdown=message)
     return result
 
 
@@ -133,9 +134,8 @@ def write_filtered(documents: Path, flagged: pa.Table, out: Path) -> None:
         if not path.name.startswith("train_"):
             (out / path.name).write_bytes(path.read_bytes())
             continue
-        with pq.ParquetFile(path) as file, pq.ParquetWriter(out / path.name, SCHEMA, compression="zstd") as new:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
+        with pq.ParquetWriter(out / path.name, SCHEMA, compression="zstd") as new:
+            for table in read_tables(path):
                 keep = [(path.name, name) not in drop for name in table["id"].to_pylist()]
                 left_out = table.filter(pc.invert(pa.array(keep)))
                 dropped += left_out["id"].to_pylist()

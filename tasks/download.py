@@ -3,57 +3,69 @@
 import hashlib
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field
 
+from eval.document_parquet import SCHEMA
 from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
-from tasks.settings import Settings
+from model.parsing import Bounds, check_fields
+from tasks.runtime.logs import logger
 from tasks.sources.document_folder import left_out, left_out_sentences
-from tasks.sources.document_sources import Document, FilesSource, Source, SourceError, files_of, lock, read
+from tasks.sources.document_sources import (
+    Document,
+    FilesSource,
+    Source,
+    SourceError,
+    files_of_source,
+    read_documents,
+    source_lock,
+)
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, logger, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, read_json
 
 VERSION = 2
 SPLITS = ("train", "val")
 ROWS_PER_GROUP = 256
 IDS_AT_ONCE = 2**16
 LONGEST_SPACE = 1_000_000
-SPACE = re.compile(r"\s*")
+NOT_SPACE = re.compile(r"\S")
 BYTES_PER_FILE = 256 * 2**20
-SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 
 
-class DataConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
     """What the model reads."""
 
-    source: Source = Field(description="Where the documents come from.")
-    validation_fraction: float = Field(
-        gt=0, lt=0.5, description="Share of documents kept for validation, chosen by the digest of their text."
-    )
+    source: Source
+    """Where the documents come from."""
+    validation_fraction: Annotated[float, Bounds(gt=0, lt=0.5)]
+    """Share of documents kept for validation, chosen by the digest of their text."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @task(name="download", **STAGE_TASK)
-def download(config: DataConfig, context: RunContext) -> Result:
+def download(config: DataConfig, context: RunContext) -> StageResult:
     """Fetch the documents and split them. Outputs: train_*.parquet, val_*.parquet (id, text, source), lock.json."""
-    identity = {"source": lock(config.source, context.cache), "validation_fraction": config.validation_fraction}
+    identity = {"source": source_lock(config.source, context.cache), "validation_fraction": config.validation_fraction}
     stage = Stage(name="download", version=VERSION, config=identity, inputs={})
-    found = files_of(config.source) if isinstance(config.source, FilesSource) else []
-    for sentence in left_out_sentences(found):
+    files = files_of_source(config.source) if isinstance(config.source, FilesSource) else []
+    for sentence in left_out_sentences(files):
         logger().warning("download: %s", sentence)
 
     def build(_: Path, out: Path) -> dict[str, Any]:
         write_documents(config, context.cache, out)
         if json.loads((out / "lock.json").read_text())["source"] != json.loads(json.dumps(identity["source"])):
             raise SourceError("the source's files changed while they were read; run again")
-        return {"left_out": left_out(found)}
+        return {"left_out": left_out(files)}
 
     result = build_or_skip(stage, context, build)
     create_markdown_artifact(key="documents", description="What was downloaded", markdown=describe(result, context))
@@ -64,8 +76,9 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
     """Read all documents once, in the memory of one file and 8 bytes a document, into parquet files of each split;
     empty ones are counted. Raises SourceError for an id that two documents have."""
     parts = {split: _Part(out, split) for split in SPLITS}
-    empty, samples, ids = 0, [], _Ids()
-    for document in read(config.source, cache):
+    empty, ids = 0, _Ids()
+    samples: list[dict[str, str]] = []
+    for document in read_documents(config.source, cache):
         _refuse_lone_surrogates(document)
         _refuse_endless_space(document)
         if not document.text.strip():
@@ -84,7 +97,12 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
                 f"the {split} split is empty: {sum(c['documents'] for c in counts.values())} documents with "
                 f"validation_fraction {config.validation_fraction}; give more documents or another fraction"
             )
-    summary = {"source": lock(config.source, cache), "splits": counts, "empty_documents": empty, "samples": samples}
+    summary = {
+        "source": source_lock(config.source, cache),
+        "splits": counts,
+        "empty_documents": empty,
+        "samples": samples,
+    }
     (out / "lock.json").write_text(json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False))
 
 
@@ -94,7 +112,8 @@ def _refuse_endless_space(document: Document) -> None:
     for at in range(0, len(text), LONGEST_SPACE) if len(text) > LONGEST_SPACE else ():  # a longer run holds one of them
         if text[at].isspace():
             before = text[max(0, at - LONGEST_SPACE) : at]
-            run = len(before) - len(before.rstrip()) + SPACE.match(text, at).end() - at
+            after = NOT_SPACE.search(text, at)
+            run = len(before) - len(before.rstrip()) + (after.start() if after else len(text)) - at
             if run > LONGEST_SPACE:
                 raise SourceError(
                     f"{document.source}: document {document.id!r} has {run:,} white-space characters in "
@@ -190,11 +209,6 @@ class _Part:
         self.writer, self.bytes_in_file = None, 0
 
 
-def documents_files(folder: Path, split: str) -> list[Path]:
-    """The parquet files of one split, in order."""
-    return sorted(folder.glob(f"{split}_*.parquet"))
-
-
 def lock_tables(source: dict[str, Any]) -> list[str]:
     """What identifies the documents: the source's settings and, of local files, each digest."""
     rows = [[name, code(str(value))] for name, value in source.items() if name != "files" and value is not None]
@@ -204,20 +218,20 @@ def lock_tables(source: dict[str, Any]) -> list[str]:
     return tables
 
 
-def describe(result: Result, context: RunContext) -> str:
+def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: counts, the lock, and how the first documents begin."""
-    found: dict[str, Any] = read_json(result, context, "lock.json")
-    rows = [[split, counts["documents"], counts["bytes"]] for split, counts in found["splits"].items()]
+    lock: dict[str, Any] = read_json(result, context, "lock.json")
+    rows = [[split, counts["documents"], counts["bytes"]] for split, counts in lock["splits"].items()]
     lines = [
-        f"{found['empty_documents']} empty documents were left out.",
+        f"{lock['empty_documents']} empty documents were left out.",
         markdown_table(["split", "documents", "bytes"], rows),
         *(
             f"Left out: {group['files']}, {group['reason']}:\n\n{code_block(chr(10).join(group['first']))}"
             for group in result.manifest.provenance.get("left_out", [])
         ),
         "**Lock**",
-        *lock_tables(found["source"]),
+        *lock_tables(lock["source"]),
     ]
-    for sample in found["samples"]:
+    for sample in lock["samples"]:
         lines += [f"**{untrusted(sample['id'])}** begins", passage(sample["start"])]
     return "\n\n".join(lines)

@@ -7,70 +7,69 @@ import dataclasses
 import json
 import os
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
-from pydantic import Field
 
 from eval.hub import unreachable
-from eval.reporting.markdown import markdown_table
-from eval.reporting.run_comparison import interval_text
+from eval.reporting.score_table import evaluation_scores
 from eval.scoring.precision import Precision, precision_of
 from eval.suites.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
 from model.errors import regular_file
+from model.parsing import Bounds, ConfigError, check_fields
 from tasks.benchmarks import Items, find_items
 from tasks.runtime.child_process import ProcessError, run_module
-from tasks.runtime.devices import scoring_processes, threads_of_each
-from tasks.runtime.progress import ServerUpdates
-from tasks.settings import Settings
+from tasks.runtime.devices import scoring_processes, threads_per_process
+from tasks.runtime.logs import logger
+from tasks.runtime.progress import ServerUpdates, artifact_id
 from tasks.sources.document_sources import COMMIT
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs, logger, read_json
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, read_json
 
 VERSION = 4
 
 
-class EvaluationConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
     """What the model is scored on."""
 
-    suites: tuple[str, ...] = Field(description="Which of " + ", ".join(SUITES) + ".")
-    items_per_suite: int | None = Field(
-        None, ge=1, description="Score a fixed, seeded subset of so many items of each suite. Empty: all of them."
-    )
-    seed: int = Field(ge=0, description="Chooses the subset.")
-    num_fewshot: Shots = Field(
-        ZERO_SHOT,
-        description="Solved examples before each question, by suite; 0 by default. Public leaderboards: arc_challenge "
-        "25, hellaswag 10, winogrande 5. They are drawn from the train split, which the wheel does not carry.",
-    )
-    precision: Precision = Field(
-        Precision.FP32,
-        description="Arithmetic of the scores: `fp32`; `tf32`: the same with products in TF32, on a GPU that has it; "
-        "`bf16`: weights and activations in bf16. Scores of different precisions are not compared with each other.",
-    )
+    suites: tuple[str, ...]
+    """Which of arc_easy, arc_challenge, hellaswag, winogrande, truthfulqa."""
+    items_per_suite: Annotated[int | None, Bounds(ge=1)] = None
+    """Score a fixed, seeded subset of so many items of each suite. Empty: all of them."""
+    seed: Annotated[int, Bounds(ge=0)]
+    """Chooses the subset."""
+    num_fewshot: Shots = ZERO_SHOT
+    """Solved examples before each question, by suite; 0 by default. Public leaderboards: arc_challenge 25, hellaswag
+    10, winogrande 5. They are drawn from the train split, which the wheel does not carry."""
+    precision: Precision = Precision.FP32
+    """Arithmetic of the scores: `fp32`; `tf32`: the same with products in TF32, on a GPU that has it; `bf16`: weights
+    and activations in bf16. Scores of different precisions are not compared with each other."""
 
-    def model_post_init(self, _: Any) -> None:
+    def __post_init__(self) -> None:
+        check_fields(self)
         for name in self.suites:
             if name not in SUITES:
-                raise ValueError(f"unknown suite {name!r}; known are {', '.join(SUITES)}")
+                raise ConfigError(f"unknown suite {name!r}; known are {', '.join(SUITES)}")
         if not self.suites or len(set(self.suites)) < len(self.suites):
-            raise ValueError(f"suites are {list(self.suites)}: expected at least one, and each once")
+            raise ConfigError(f"suites are {list(self.suites)}: expected at least one, and each once")
         for name, count in vars(self.num_fewshot).items():
             if count and name not in self.suites:
-                raise ValueError(f"num_fewshot.{name} is {count}, but {name} is not one of the suites")
+                raise ConfigError(f"num_fewshot.{name} is {count}, but {name} is not one of the suites")
             if count > (most := SUITES[name].train_rows):
-                raise ValueError(f"num_fewshot.{name} is {count}, but its train split has {most} examples")
+                raise ConfigError(f"num_fewshot.{name} is {count}, but its train split has {most} examples")
 
 
 @task(name="evaluate", **STAGE_TASK)
 def evaluate_model(
-    config: EvaluationConfig, model: Result, tokenizer: Result, items: Items, context: RunContext
-) -> Result:
+    config: EvaluationConfig, model: StageResult, tokenizer: StageResult, items: Items, context: RunContext
+) -> StageResult:
     """Score the checkpoint. Outputs: scores.json, samples.parquet (one row an item and lm-eval task)."""
     inputs = {
         "checkpoint": model.manifest.output("model.safetensors").sha256,
@@ -90,7 +89,7 @@ def evaluate_model(
             "benchmarks": str(items.folder(context, work / "benchmarks")),
             **literal,
             "out": str(out),
-            "execution": {"device": context.device, "threads": threads_of_each(processes, context)},
+            "execution": {"device": context.device, "threads": threads_per_process(processes, context)},
         }
         with ServerUpdates() as tell:
             report, done = progress_reporter(tell), {}
@@ -149,36 +148,7 @@ def evaluate_folder(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=out):
         pass  # a folder that cannot be written is told now, not after the scoring
-    folder, away = Path(model), None
-    for path in folder.iterdir() if folder.is_dir() else [folder]:  # whoever reads a pipe may wait without end
-        if not path.is_dir():
-            regular_file(path)
-    if _is_ours(folder):
-        if trust_code:
-            raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
-        vocabulary = tokenizer or folder / "tokenizer.json"
-        module, which = (
-            "eval.scoring.harness",
-            {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())},
-        )
-    else:
-        if tokenizer is not None:
-            raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
-        if find_spec("transformers") is None:
-            raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
-        if folder.exists():
-            name, revision = str(folder.resolve()), None
-        else:
-            name, _, given = model.partition("@")
-            revision = given or None
-            if trust_code and not COMMIT.fullmatch(given):
-                raise ProcessError(
-                    f"{model}: --trust-code runs code of the hub, which can change under a branch or "
-                    f"tag: give the commit that you have read, {name}@40-digit-commit"
-                )
-            away = unreachable()
-            os.environ["HF_HUB_OFFLINE"] = "1" if away else "0"  # the child asks the hub, or its cache alone
-        module, which = "eval.scoring.pretrained", {"model": name, "revision": revision, "trust_code": trust_code}
+    module, scored, unreachable_hub = _scoring_program(model, tokenizer, trust_code)
     processes = scoring_processes(context)
     items = find_items(config.suites, context, config.num_fewshot)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
@@ -186,21 +156,53 @@ def evaluate_folder(
         settings = {
             "benchmarks": str(items.folder(context, work / "benchmarks")),
             "out": str(out.resolve()),
-            "execution": {"device": context.device, "threads": threads_of_each(processes, context)},
+            "execution": {"device": context.device, "threads": threads_per_process(processes, context)},
         }
         done: dict[str, Any] = {}  # the last event remains
         try:
             run_module(
-                module, which | scoring_settings(config, items) | settings, work, done.update, processes=processes
+                module, scored | scoring_settings(config, items) | settings, work, done.update, processes=processes
             )
         except ProcessError as error:
-            if away is None:
+            if unreachable_hub is None:
                 raise
-            raise ProcessError(f"{error}; only the cache was looked at, because {away}") from None
+            raise ProcessError(f"{error}; only the cache was looked at, because {unreachable_hub}") from None
     notes = [f"{name} is not scored: {reason}" for name, reason in items.missing.items()]
     if note := _precision_note(config, done):
         notes.append(note)
     return "\n\n".join([_table(json.loads((out / "scores.json").read_text())), *notes])
+
+
+def _scoring_program(model: str, tokenizer: Path | None, trust_code: bool) -> tuple[str, dict[str, Any], str | None]:
+    """The module that scores a model, how its settings name the model, and why the hub cannot be asked for it, if it
+    is to be. Raises ProcessError for options that do not fit the model."""
+    folder = Path(model)
+    for path in folder.iterdir() if folder.is_dir() else [folder]:  # whoever reads a pipe may wait without end
+        if not path.is_dir():
+            regular_file(path)
+    if _is_ours(folder):
+        if trust_code:
+            raise ProcessError(f"{model}: --trust-code is for models of transformers, this one is ours")
+        vocabulary = tokenizer or folder / "tokenizer.json"
+        ours = {"checkpoint": str(folder.resolve()), "tokenizer": str(vocabulary.resolve())}
+        return "eval.scoring.harness", ours, None
+    if tokenizer is not None:
+        raise ProcessError(f"{model}: --tokenizer is for models of ours, this one brings its own")
+    if find_spec("transformers") is None:
+        raise ProcessError(f"{model}: not a model of ours; others need pip install 'daily-train[transformers]'")
+    if folder.exists():
+        local = {"model": str(folder.resolve()), "revision": None, "trust_code": trust_code}
+        return "eval.scoring.pretrained", local, None
+    name, _, revision = model.partition("@")
+    if trust_code and not COMMIT.fullmatch(revision):
+        raise ProcessError(
+            f"{model}: --trust-code runs code of the hub, which can change under a branch or "
+            f"tag: give the commit that you have read, {name}@40-digit-commit"
+        )
+    reason = unreachable()
+    os.environ["HF_HUB_OFFLINE"] = "1" if reason else "0"  # the child asks the hub, or its cache alone
+    remote = {"model": name, "revision": revision or None, "trust_code": trust_code}
+    return "eval.scoring.pretrained", remote, reason
 
 
 def _is_ours(folder: Path) -> bool:
@@ -214,7 +216,7 @@ def progress_reporter(tell: ServerUpdates) -> Any:
     """A listener for the harness's events that keeps a progress artifact current."""
     if TaskRunContext.get() is None:
         return lambda event: None
-    artifact = create_progress_artifact(0.0, key="evaluation-progress", description="Requests scored")
+    artifact = artifact_id(create_progress_artifact(0.0, key="evaluation-progress", description="Requests scored"))
 
     def report(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["total"]:
@@ -224,32 +226,20 @@ def progress_reporter(tell: ServerUpdates) -> Any:
     return report
 
 
-def describe(result: Result, context: RunContext) -> str:
+def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: every score with its 95 % interval and chance level."""
     return _table(read_json(result, context, "scores.json"))
 
 
-def _table(found: dict[str, Any]) -> str:
-    header = ["task", "metric", "n", "score, %", "95 % interval", "chance, %", "bits per byte", "cut"]
-    rows = [
-        [
-            score["task"],
-            score["metric"],
-            score["n"],
-            f"{100 * score['value']:.2f}",
-            interval_text(score),
-            f"{100 * score['chance']:.2f}",
-            score["gold_bits_per_byte"],
-            score["truncated"],
-        ]
-        for score in found["scores"]
-    ]
-    versions = ", ".join(f"{task} {version}" for task, version in found["task_versions"].items())
-    shots = {score["suite"]: score["num_fewshot"] for score in found["scores"] if score["num_fewshot"]}
-    model = found.get("model")
-    told = f"{model['id']} at commit {model['commit']}. " if model else ""
-    told += f"lm-eval {found['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(found)}. "
-    told += "Solved examples before a question: "
-    told += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
-    told += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."
-    return f"{told}\n\n{markdown_table(header, rows)}"
+def _table(scores: dict[str, Any]) -> str:
+    versions = ", ".join(f"{task} {version}" for task, version in scores["task_versions"].items())
+    shots = {score["suite"]: score["num_fewshot"] for score in scores["scores"] if score["num_fewshot"]}
+    model = scores.get("model")
+    description = f"{model['id']} at commit {model['commit']}. " if model else ""
+    description += (
+        f"lm-eval {scores['lm_eval']}; versions of its tasks: {versions}. Precision: {precision_of(scores)}. "
+    )
+    description += "Solved examples before a question: "
+    description += ", ".join(f"{suite} {count}" for suite, count in shots.items()) or "none"
+    description += ". Bits per byte are those of the right answers; “cut” counts items whose context was too long."
+    return f"{description}\n\n{evaluation_scores(scores['scores'])}"

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 
 from eval.contamination.references import references
 from eval.contamination.verdicts import snippet
+from eval.document_parquet import find_text
 from eval.reporting.contamination_report import explain
 from eval.suites.suites import SUITES
 from model.errors import shown_value
 from tasks.store.context import RunContext
-from tasks.store.ledger import find_run
-from tasks.store.stage import Result, StageError, fetch_outputs, load
+from tasks.store.ledger import find_run, stage_of_run
+from tasks.store.stage import StageError, fetch_outputs
 
 
 def explain_item(name: str, run: str | None, context: RunContext) -> str:
@@ -24,25 +25,17 @@ def explain_item(name: str, run: str | None, context: RunContext) -> str:
     if suite not in SUITES or not re.fullmatch(r"[0-9]{1,9}", number):
         raise StageError(f"item {shown_value(name)}: expected SUITE:NUMBER with one of {', '.join(SUITES)}")
     row = find_run(run or "", context)
-    checked = _finished("contamination", row["stages"]["contamination"], context)
-    folder = fetch_outputs(checked, context)
+    folder = fetch_outputs(stage_of_run("contamination", row, context), context)
     verdicts = pq.read_table(folder / "verdicts.parquet")
-    found = verdicts.filter((pc.field("suite") == suite) & (pc.field("item") == int(number))).to_pylist()
-    if not found:
+    matching = verdicts.filter((pc.field("suite") == suite) & (pc.field("item") == int(number))).to_pylist()
+    if not matching:
         raise StageError(f"item {name!r} was not checked in run {row['run'][:12]}")
-    [verdict] = found
+    [verdict] = matching
     if verdict["document"] is None:
         return f"{name}  {verdict['verdict']}: no training document shares a long enough run of words with it"
     corpus = "filter" if "filter" in row["stages"] else "download"
     match = _recorded(folder, suite, int(number)) or _looked_up(verdict, corpus, row, context)
     return explain({**match, **verdict}, f"stages/{corpus}/{row['stages'][corpus]}/…/{match['file']}")
-
-
-def _finished(stage: str, key: str, context: RunContext) -> Result:
-    result = load(stage, key, context)
-    if result is None:
-        raise StageError(f"{context.store.url}: stage {stage} {key} of this run is gone")
-    return result
 
 
 def _recorded(folder: Path, suite: str, item: int) -> dict[str, Any] | None:
@@ -57,12 +50,10 @@ def _recorded(folder: Path, suite: str, item: int) -> dict[str, Any] | None:
 
 def _looked_up(verdict: dict[str, Any], corpus: str, row: dict[str, Any], context: RunContext) -> dict[str, Any]:
     """The match of an item that is not among the longest, from the training document itself."""
-    documents = pq.read_table(
-        fetch_outputs(_finished(corpus, row["stages"][corpus], context), context) / verdict["file"]
-    )
-    [text] = documents.filter(pc.field("id") == verdict["document"])["text"].to_pylist()[:1]
+    documents = fetch_outputs(stage_of_run(corpus, row, context), context)
+    text = find_text(documents / verdict["file"], verdict["document"])
     parts = snippet(text.encode(), verdict["start_byte"], verdict["end_byte"])
-    items = fetch_outputs(_finished("benchmarks", row["stages"][f"benchmarks {verdict['suite']}"], context), context)
+    items = fetch_outputs(stage_of_run(f"benchmarks {verdict['suite']}", row, context), context)
     reference = references(items, [verdict["suite"]])[verdict["item"]]
     return {
         "run": verdict["longest_run"],

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import DailyTrainError
-from model.network.config import ConfigError, GPTConfig, TrainConfig
+from model.network.config import ConfigError, GPTConfig
+from model.training.config import TrainConfig
 from tasks.runtime.child_process import run_module
 from tasks.runtime.devices import training_processes
-from tasks.runtime.host_memory import too_large
+from tasks.runtime.host_memory import why_too_large
+from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.manifest import StageError, sha256_json
 from tasks.store.source_digest import NOT_TRAINING, model_source_digest
-from tasks.store.stage import finished, logger
+from tasks.store.stage import finished_manifests
 
 Training = tuple[GPTConfig, TrainConfig]
 
@@ -57,34 +59,34 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, context: Ru
     )
     most_hours = sum(most_flops(model, train) for model, train in resolved) / ANY_CPU / 3600
     if driver is None and context.device != "cuda":
-        if (reason := next(filter(None, (too_large(*training) for training in resolved)), None)) and not trained(
-            trainings, context
-        ):
+        if (
+            reason := next(filter(None, (why_too_large(*training) for training in resolved)), None)
+        ) and not are_trained(trainings, context):
             raise FeasibilityError(reason)
         if most_hours <= context.max_hours and all(
             train.flops is None for _, train in resolved
         ):  # a step may cost more
             return
     paths = [
-        context.cache / "plans" / f"{_key(training, count, driver, context)}.json"
+        context.cache / "plans" / f"{_plan_key(training, count, driver, context)}.json"
         for training, count in zip(resolved, processes, strict=True)
     ]
-    found = [_kept(path) for path in paths]
-    if None in found or objection(found, driver, context):
-        found = _projected(
+    projections = [projection for path in paths if (projection := _kept_projection(path)) is not None]
+    if len(projections) < len(paths) or why_infeasible(projections, driver, context):
+        projections = _projected(
             resolved, processes, context.device, context.workers, context.usd_per_hour or None, context.parallelism
         )
-        if reason := objection(found, driver, context):
-            if not trained(trainings, context):
+        if reason := why_infeasible(projections, driver, context):
+            if not are_trained(trainings, context):
                 raise FeasibilityError(reason)
             logger().info("The trainings are in the store already, which is as well: %s", reason)
             return
-        for path, projection in zip(paths, found, strict=True):
+        for path, projection in zip(paths, projections, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             whole = path.with_suffix(f".{os.getpid()}")
             whole.write_text(json.dumps({"projection": projection, "sha256": sha256_json(projection)}, indent=1))
             os.replace(whole, path)
-    _tell(found, driver)
+    _log_plan(projections, driver)
 
 
 def require_space(run_dir: Path, checkpoint_bytes: int) -> None:
@@ -98,11 +100,11 @@ def require_space(run_dir: Path, checkpoint_bytes: int) -> None:
         )
 
 
-def _kept(path: Path) -> dict[str, Any] | None:
+def _kept_projection(path: Path) -> dict[str, Any] | None:
     """A projection that was kept, or None when there is none or the file is damaged: it is made again."""
     try:
-        found = json.loads(path.read_text())
-        return found["projection"] if found["sha256"] == sha256_json(found["projection"]) else None
+        kept = json.loads(path.read_text())
+        return kept["projection"] if kept["sha256"] == sha256_json(kept["projection"]) else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError, StageError):
         return None
 
@@ -118,28 +120,28 @@ def most_flops(model: GPTConfig, train: TrainConfig) -> float:
     return train.tokens * (6 * weights + 12 * width * model.sequence_length * model.depth)
 
 
-def objection(projections: list[dict[str, Any]], driver: str | None, context: RunContext) -> str | None:
+def why_infeasible(projections: list[dict[str, Any]], driver: str | None, context: RunContext) -> str | None:
     """Why these trainings cannot be, in one sentence; None: they can."""
     [*_, machine] = projections
-    no_gpu = missing_gpu(machine, driver) if driver is not None and machine["device"] == "cpu" else ""
+    no_gpu = why_no_gpu(machine, driver) if driver is not None and machine["device"] == "cpu" else ""
     if context.device == "cuda" and machine["device"] == "cpu":
         return f"device is 'cuda', but {no_gpu or 'this machine has no NVIDIA GPU'}"
     for projection in projections:
         if projection["device"] == "cuda" and projection["memory_bytes"]["total"] > projection["usable_bytes"]:
-            return _too_large(projection)
+            return _memory_sentence(projection)
     hours = sum(projection["hours"] or 0 for projection in projections)
     if hours <= context.max_hours:
         return None
     where = machine.get("name") or f"the CPU of this machine ({context.workers} threads)"
-    what = "training is" if len(projections) == 1 else f"{len(projections)} trainings are together"
+    subject = "training is" if len(projections) == 1 else f"{len(projections)} trainings are together"
     text = (
-        f"the {what} projected to take {_number(hours)} hours on {where}, more than max_hours "
-        f"{_number(context.max_hours)}; raise max_hours, choose a smaller preset or budget, or "
+        f"the {subject} projected to take {_hours_text(hours)} hours on {where}, more than max_hours "
+        f"{_hours_text(context.max_hours)}; raise max_hours, choose a smaller preset or budget, or "
     )
     return text + (f"train on the GPU: {no_gpu}" if no_gpu else "use a machine with a faster GPU")
 
 
-def missing_gpu(machine: dict[str, Any], driver: str) -> str:
+def why_no_gpu(machine: dict[str, Any], driver: str) -> str:
     """That torch finds no GPU where there is one, and what to do about it."""
     built = f"built for CUDA {machine['cuda']}" if machine["cuda"] else "built without CUDA"
     text = f"torch {machine['torch']}, {built}, finds no GPU although this machine has one"
@@ -157,10 +159,10 @@ def missing_gpu(machine: dict[str, Any], driver: str) -> str:
     )
 
 
-def _too_large(projection: dict[str, Any]) -> str:
+def _memory_sentence(projection: dict[str, Any]) -> str:
     parts = {name: size for name, size in projection["memory_bytes"].items() if name != "total"}
     largest = sorted(parts, key=parts.__getitem__, reverse=True)[:4]
-    told = ", ".join(f"{name} {_gigabytes(parts[name])}" for name in largest)
+    largest_parts = ", ".join(f"{name} {_gigabytes(parts[name])}" for name in largest)
     fitting = projection["fitting_micro_batch"]
     advice = "not even one sequence fits: set a smaller model.depth, model.width or model.sequence_length"
     if fitting:
@@ -170,8 +172,9 @@ def _too_large(projection: dict[str, Any]) -> str:
     each = " in each process" if projection["processes"] > 1 else ""
     return (
         f"the training needs {_gigabytes(projection['memory_bytes']['total'])} GB of memory{each} with a "
-        f"micro-batch of {projection['micro_batch_sequences']} sequences ({told}), but {projection['name']} has "
-        f"{_gigabytes(projection['device_bytes'])} GB, of which {_gigabytes(projection['usable_bytes'])} can be "
+        f"micro-batch of {projection['micro_batch_sequences']} sequences ({largest_parts}), but "
+        f"{projection['name']} has {_gigabytes(projection['device_bytes'])} GB, of which "
+        f"{_gigabytes(projection['usable_bytes'])} can be "
         f"used; {advice}"
     )
 
@@ -180,11 +183,11 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f}"
 
 
-def _number(hours: float) -> str:
+def _hours_text(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
-def _key(training: Training, processes: int, driver: str | None, context: RunContext) -> str:
+def _plan_key(training: Training, processes: int, driver: str | None, context: RunContext) -> str:
     model, train = training
     machine = [
         context.device,
@@ -238,18 +241,18 @@ def _projected(
     ]
 
 
-def trained(trainings: Sequence[Training], context: RunContext) -> bool:
+def are_trained(trainings: Sequence[Training], context: RunContext) -> bool:
     """Whether the store holds all of them, trained by this source of model/ on whatever data."""
     source = model_source_digest()
     done = [
         [manifest.config.get("model"), manifest.config.get("train")]
-        for manifest in finished("train", context)
+        for manifest in finished_manifests("train", context)
         if manifest.inputs.get("model_source") == source
     ]
     return all([asdict(model), asdict(train)] in done for model, train in trainings)
 
 
-def _tell(projections: list[dict[str, Any]], driver: str | None) -> None:
+def _log_plan(projections: list[dict[str, Any]], driver: str | None) -> None:
     for projection in projections:
         if projection["device"] == "cuda":
             logger().info(
@@ -260,5 +263,5 @@ def _tell(projections: list[dict[str, Any]], driver: str | None) -> None:
                 projection["micro_batch_sequences"],
             )
     if driver is not None and projections[-1]["device"] == "cpu":
-        logger().warning("the run takes the CPU: %s", missing_gpu(projections[-1], driver))
-    logger().info("planned: about %s hours of training", _number(sum(p["hours"] or 0 for p in projections)))
+        logger().warning("the run takes the CPU: %s", why_no_gpu(projections[-1], driver))
+    logger().info("planned: about %s hours of training", _hours_text(sum(p["hours"] or 0 for p in projections)))

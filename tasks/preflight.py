@@ -27,16 +27,19 @@ from tokenizers import Tokenizer
 
 from eval.suites.hellaswag import without_wikihow_marks
 from eval.suites.suites import SUITES, Suite, chosen_items
-from model.network.config import ConfigError, GPTConfig, TrainConfig
+from model.network.config import ConfigError, GPTConfig
+from model.training.config import TrainConfig
 from tasks.benchmarks import Items, find_source
 from tasks.evaluate import EvaluationConfig, defining_versions, scoring_settings
-from tasks.feasibility import ANY_CPU, Training, most_flops, require_feasible, trained
+from tasks.feasibility import ANY_CPU, Training, are_trained, most_flops, require_feasible
 from tasks.runtime.child_process import run_module
+from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, fetch_outputs, logger, sha256_json
+from tasks.store.manifest import sha256_json
+from tasks.store.stage import STAGE_TASK, StageResult, fetch_outputs
 from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
-from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing, load_tokenizer
+from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing_file, load_tokenizer
 
 MOST_SAMPLED = 10_000
 """Tokens of a sample."""
@@ -58,15 +61,15 @@ def require_ready(
     """Raise one sentence when something that is needed later is known to be missing now, see docs/operating.md."""
     require_machine(context)
     vocabulary, end_of_text = None, None
-    match tokenizer.kind:
-        case TokenizerKind.TRAIN:
+    match tokenizer:
+        case TokenizerConfig(kind=TokenizerKind.TRAIN):
             vocabulary, end_of_text = tokenizer.vocab_size, 0
-        case TokenizerKind.GPT2:
+        case TokenizerConfig(kind=TokenizerKind.GPT2):
             vocabulary, end_of_text = GPT2_VOCABULARY, GPT2_VOCABULARY - 1
-        case TokenizerKind.FILE:
-            made = load_tokenizer(existing(tokenizer.path))
-            check_tokenizer(made, tokenizer.path)
-            vocabulary, end_of_text = made.get_vocab_size(), made.token_to_id(END_OF_TEXT)
+        case TokenizerConfig(kind=TokenizerKind.FILE, path=str(path)):
+            loaded = load_tokenizer(existing_file(path))
+            check_tokenizer(loaded, path)
+            vocabulary, end_of_text = loaded.get_vocab_size(), loaded.token_to_id(END_OF_TEXT)
     for model, train in trainings:
         require_coherent(model, train, vocabulary, end_of_text)
     for name in evaluation.suites if evaluation else ():
@@ -127,19 +130,19 @@ def _require_own_compiler() -> None:
             folder.mkdir(mode=0o700)
     if not os.path.lexists(folder):
         return
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise ConfigError(
             f"{folder} is another user's or a link, and torch would run the code it finds there; set "
             "TORCHINDUCTOR_CACHE_DIR or TMPDIR to a folder of your own"
         )
-    if stat.S_IMODE(found.st_mode) & 0o022:
-        folder.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        folder.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
 
 
 @task(name="rehearsal", **STAGE_TASK)
 def rehearse_evaluation(
-    config: EvaluationConfig, trainings: Sequence[Training], tokenizer: Result, items: Items, context: RunContext
+    config: EvaluationConfig, trainings: Sequence[Training], tokenizer: StageResult, items: Items, context: RunContext
 ) -> None:
     """Refuse a model whose evaluation would fail after its training, such as one that cannot hold an answer.
 
@@ -165,7 +168,7 @@ def rehearse_evaluation(
     digests = {name: result.digest for name, result in {**items.results, **items.shots}.items()}
     identity = {**literal, **defining_versions(), **digests, "tokenizer": tokenizer.digest, "sequence_length": most}
     kept = context.cache / "plans" / f"rehearsal-{sha256_json(identity)}"
-    if kept.exists() or trained(trainings, context):
+    if kept.exists() or are_trained(trainings, context):
         return
     done: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:

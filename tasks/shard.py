@@ -1,4 +1,4 @@
-"""Stage 3: documents as uint16 token shards in llm.c's layout, with a document index beside each.
+"""Stage 4: documents as uint16 token shards in llm.c's layout, with a document index beside each.
 
 Every document starts with the end-of-text token; documents run across shard edges. The bytes depend on the
 documents and the tokenizer alone, not on how many workers encoded them.
@@ -7,44 +7,50 @@ documents and the tokenizer alone, not on how many workers encoded them.
 import json
 import os
 import time
-from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field
 from tokenizers import Tokenizer
 
+from eval.document_parquet import document_files, read_documents
 from eval.reporting.markdown import markdown_table
 from model.data.shards import write_shard
-from tasks.download import SPLITS, documents_files
-from tasks.settings import Settings
+from model.parsing import Bounds, check_fields
+from tasks.download import SPLITS
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs, read_json
-from tasks.token_bytes import END_OF_TEXT, check_tokenizer, explained, token_bytes
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
+from tasks.token_bytes import END_OF_TEXT, check_tokenizer, token_bytes, tokenizer_errors
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 1
 DOCUMENTS_PER_BATCH = 256
 
 
-class ShardConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
     """How tokens are cut into files."""
 
-    tokens_per_shard: int = Field(ge=1024, le=2**30, description="Tokens a shard file holds (2 bytes each).")
+    tokens_per_shard: Annotated[int, Bounds(ge=1024, le=2**30)]
+    """Tokens a shard file holds (2 bytes each)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @task(name="shard", **STAGE_TASK)
-def build_shards(config: ShardConfig, documents: Result, tokenizer: Result, context: RunContext) -> Result:
+def build_shards(
+    config: ShardConfig, documents: StageResult, tokenizer: StageResult, context: RunContext
+) -> StageResult:
     """Encode both splits. Outputs: train_*.bin/.idx, val_*.bin/.idx, shards.json,
     token_bytes.bin, unigram_entropy_nats.json."""
     inputs = {"documents": documents.digest, "tokenizer": tokenizer.manifest.output("tokenizer.json").sha256}
-    stage = Stage(name="shard", version=VERSION, config=config.model_dump(mode="json"), inputs=inputs)
+    stage = Stage(name="shard", version=VERSION, config=asdict(config), inputs=inputs)
 
     def build(_: Path, out: Path) -> dict[str, Any]:
         tokenizer_file = fetch_outputs(tokenizer, context) / "tokenizer.json"
@@ -83,10 +89,10 @@ def _write_split(
     config: ShardConfig, documents: Path, split: str, tokenizer: Tokenizer, table: list[bytes], out: Path
 ) -> "_Writer":
     writer = _Writer(out, split, config.tokens_per_shard, tokenizer)
-    rows = _rows(documents_files(documents, split))
+    rows = read_documents(document_files(documents, split))
     while batch := list(islice(rows, DOCUMENTS_PER_BATCH)):
         texts = [text for _, text in batch]
-        with explained(f"documents {batch[0][0]} to {batch[-1][0]} cannot be encoded"):
+        with tokenizer_errors(f"documents {batch[0][0]} to {batch[-1][0]} cannot be encoded"):
             encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for (name, text), encoding in zip(batch, encodings, strict=True):
             ids, content = encoding.ids, text.encode()
@@ -96,24 +102,18 @@ def _write_split(
     return writer
 
 
-def _rows(files: list[Path]) -> Iterator[tuple[str, str]]:
-    for path in files:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=DOCUMENTS_PER_BATCH, columns=["id", "text"]):
-                yield from zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True)
-
-
 def require_same_bytes(name: str, ids: list[int], table: list[bytes], content: bytes) -> None:
     """Refuse a document whose tokens do not stand for exactly its bytes; `table` holds the bytes of every id.
 
     Equal content means equal length, so the bytes of all tokens of a split are the bytes of its text.
     """
-    found = b"".join(map(table.__getitem__, ids))
-    if found != content:
-        at = next((at for at, (one, two) in enumerate(zip(found, content, strict=False)) if one != two), len(found))
+    decoded = b"".join(map(table.__getitem__, ids))
+    if decoded != content:
+        at = next((at for at, (one, two) in enumerate(zip(decoded, content, strict=False)) if one != two), len(decoded))
         raise StageError(
-            f"document {name}: its {len(ids):,} tokens stand for {len(found):,} bytes, its text has {len(content):,}; "
-            f"from byte {at:,} they say {found[at : at + 20]!r} instead of {content[at : at + 20]!r}: "
+            f"document {name}: its {len(ids):,} tokens stand for {len(decoded):,} bytes, its text has "
+            f"{len(content):,}; from byte {at:,} they say {decoded[at : at + 20]!r} instead of "
+            f"{content[at : at + 20]!r}: "
             "the tokenizer does not keep every byte"
         )
 
@@ -166,26 +166,26 @@ class _Writer:
         return round(float(-(shares * np.log(shares)).sum()), 6)
 
     def _end(self) -> None:
-        write_shard(self.out, self.split, self.shards, np.concatenate(self.pieces), self.starts, self.ids)
+        write_shard(self.out, self.split, self.shards, np.concatenate(self.pieces), np.array(self.starts), self.ids)
         self.shards += 1
         self._begin()
 
 
-def describe(result: Result, context: RunContext) -> str:
+def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: the table of splits and of files."""
-    found = read_json(result, context, "shards.json")
+    shards = read_json(result, context, "shards.json")
     entropies = read_json(result, context, "unigram_entropy_nats.json")
     header = ["split", "documents", "tokens", "bytes", "bytes a token", "unigram entropy (nats)"]
     rows = [
         [name, split["documents"], split["tokens"], split["bytes"], split["bytes"] / split["tokens"], entropies[name]]
-        for name, split in found["splits"].items()
+        for name, split in shards["splits"].items()
     ]
     files = [[output.path, output.bytes, output.sha256[:16]] for output in result.manifest.outputs]
-    made = result.manifest.provenance
-    speed = f"encoded at {made['megabytes_per_second']} MB/s on {made['workers']} cores"
+    facts = result.manifest.provenance
+    speed = f"encoded at {facts['megabytes_per_second']} MB/s on {facts['workers']} cores"
     return "\n\n".join(
         [
-            f"Vocabulary of {found['vocab_size']:,}; {speed}.",
+            f"Vocabulary of {shards['vocab_size']:,}; {speed}.",
             markdown_table(header, rows),
             markdown_table(["file", "bytes", "sha256"], files),
         ]

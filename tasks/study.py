@@ -1,45 +1,48 @@
 """The contamination study: planted copies of benchmark items, and what they did to the scores."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field, field_validator
 
 from eval.contamination.references import references
+from eval.document_parquet import SCHEMA
 from eval.reporting.contamination_study import effects, gains, render_study
 from eval.reporting.figures import inline, study_figure
 from eval.suites.suites import SUITES, chosen_items
+from model.parsing import Bounds, ConfigError, check_fields
 from tasks.benchmarks import Items
-from tasks.download import SCHEMA
 from tasks.evaluate import EvaluationConfig
-from tasks.settings import Settings
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Result, Stage, StageError, build_or_skip, fetch_outputs
+from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 1
 STUDY_VERSION = 2
 
 
-class StudyConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
     """Which items are planted, and how often."""
 
-    suite: str = Field("arc_easy", description="The suite whose items are planted.")
-    items: int = Field(100, ge=2, description="How many of its scored items are planted.")
-    copies: int = Field(8, ge=0, description="Copies of each. 0 is an A/A run: nothing planted, another seed.")
-    seeds: int = Field(1, ge=1, description="Pairs of trainings.")
+    suite: str = "arc_easy"
+    """The suite whose items are planted."""
+    items: Annotated[int, Bounds(ge=2)] = 100
+    """How many of its scored items are planted."""
+    copies: Annotated[int, Bounds(ge=0)] = 8
+    """Copies of each. 0 is an A/A run: nothing planted, another seed."""
+    seeds: Annotated[int, Bounds(ge=1)] = 1
+    """Pairs of trainings."""
 
-    @field_validator("suite")
-    @classmethod
-    def _known(cls, suite: str) -> str:
-        if suite not in SUITES:
-            raise ValueError(f"unknown suite {suite!r}; known are {', '.join(SUITES)}")
-        return suite
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.suite not in SUITES:
+            raise ConfigError(f"unknown suite {self.suite!r}; known are {', '.join(SUITES)}")
 
 
 def planted_items(config: StudyConfig, evaluation: EvaluationConfig) -> list[int]:
@@ -60,7 +63,9 @@ def require_planted(config: StudyConfig, items: Items) -> None:
 
 
 @task(name="plant", **STAGE_TASK)
-def plant(config: StudyConfig, planted: list[int], documents: Result, items: Items, context: RunContext) -> Result:
+def plant(
+    config: StudyConfig, planted: list[int], documents: StageResult, items: Items, context: RunContext
+) -> StageResult:
     """The corpus with copies of the items, one short document each. Outputs as of `download`."""
     literal = {"suite": config.suite, "items": planted, "copies": config.copies}
     inputs = {"documents": documents.digest, "items": items.results[config.suite].digest}
@@ -84,18 +89,22 @@ def plant(config: StudyConfig, planted: list[int], documents: Result, items: Ite
 
 @task(name="study", **STAGE_TASK)
 def publish_study(
-    config: StudyConfig, planted: list[int], with_copies: list[Result], without: list[Result], context: RunContext
+    config: StudyConfig,
+    planted: list[int],
+    with_copies: list[StageResult],
+    without: list[StageResult],
+    context: RunContext,
 ) -> str:
     """Compare the two arms. Outputs: study.json, study.md, study.png. Returns where the page is."""
     arms = {"with": with_copies, "without": without}
     inputs = {f"{arm} {seed}": result.digest for arm, results in arms.items() for seed, result in enumerate(results)}
-    literal = {**config.model_dump(mode="json"), "planted": planted}
+    literal = {**asdict(config), "planted": planted}
     stage = Stage(name="study", version=STUDY_VERSION, config=literal, inputs=inputs)
 
     def build(_: Path, out: Path) -> None:
         tables = {arm: [_samples(result, context) for result in results] for arm, results in arms.items()}
-        found = effects(gains(tables["with"], tables["without"]), config.suite, planted)
-        study: dict[str, Any] = {**literal, **found}
+        measured = effects(gains(tables["with"], tables["without"]), config.suite, planted)
+        study: dict[str, Any] = {**literal, **measured}
         (out / "study.json").write_text(json.dumps(study, indent=1))
         (out / "study.md").write_text(render_study(study))
         (out / "study.png").write_bytes(study_figure(study["groups"]))
@@ -108,5 +117,5 @@ def publish_study(
     return f"{context.store.url}/{result.manifest.location(result.manifest.output('study.md'))}"
 
 
-def _samples(result: Result, context: RunContext) -> pa.Table:
+def _samples(result: StageResult, context: RunContext) -> pa.Table:
     return pq.read_table(fetch_outputs(result, context) / "samples.parquet")

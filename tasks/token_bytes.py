@@ -16,11 +16,12 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from model.errors import DailyTrainError, reason_of, shown_value
+from model.network.config import MAX_VOCABULARY
 
 # GPT-4's split rule with at most two digits a piece, as nanochat uses for vocabularies of this size.
 SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 END_OF_TEXT = "<|endoftext|>"
-LARGEST_VOCABULARY, GPT2_VOCABULARY = 65_536, 50_257
+GPT2_VOCABULARY = 50_257
 LONGEST_TOKEN_BYTES = 2**16 - 1
 CUTS_ONLY = ("Split", "Digits", "Punctuation")
 PROBED = ("a", " ", "1", ".", "\n", "'", "中", "é1", "a ")
@@ -34,7 +35,7 @@ class TokenizerError(DailyTrainError):
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def tokenizer_errors(what: str) -> Iterator[None]:
     """Failures of the library `tokenizers`, bare Exceptions and panics of Rust, as a TokenizerError about `what`."""
     try:
         yield
@@ -56,36 +57,36 @@ def _byte_characters() -> dict[str, int]:
 BYTE_OF = _byte_characters()
 
 
-def token_bytes(made: Tokenizer) -> list[bytes]:
+def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     """The bytes of text that each id stands for; none for special tokens. `check_tokenizer` comes first."""
-    decoder = made.get_added_tokens_decoder()
+    decoder = tokenizer.get_added_tokens_decoder()
     added = {number: b"" if token.special else token.content.encode() for number, token in decoder.items()}
-    strings = {number: string for string, number in made.get_vocab().items() if number not in added}
+    strings = {number: string for string, number in tokenizer.get_vocab().items() if number not in added}
     table = added | {number: bytes(BYTE_OF[character] for character in string) for number, string in strings.items()}
-    return [table[number] for number in range(made.get_vocab_size())]
+    return [table[number] for number in range(tokenizer.get_vocab_size())]
 
 
-def check_tokenizer(made: Tokenizer, name: str) -> None:
+def check_tokenizer(tokenizer: Tokenizer, name: str) -> None:
     """Refuse, naming the property, what shards, training and bits per byte cannot work with."""
-    with explained(f"tokenizer {name}"):
-        if reason := next(_reasons(made), None):
+    with tokenizer_errors(f"tokenizer {name}"):
+        if reason := next(_reasons(tokenizer), None):
             raise TokenizerError(f"tokenizer {name}: {reason}")
 
 
-def require_numbers(made: Tokenizer, name: str) -> None:
+def require_ids_without_holes(tokenizer: Tokenizer, name: str) -> None:
     """Refuse holes in the ids: the library writes a tokenizer by counting to its largest id, which may be 2^32."""
-    if reason := next(_holes(made), None):
+    if reason := next(_holes(tokenizer), None):
         raise TokenizerError(f"tokenizer {name}: {reason}")
 
 
-def _reasons(made: Tokenizer) -> Iterator[str]:
+def _reasons(tokenizer: Tokenizer) -> Iterator[str]:
     """What breaks a contract, one sentence each; only the first is sure to make sense."""
-    if (size := made.get_vocab_size()) > LARGEST_VOCABULARY:
-        yield f"a vocabulary of {size:,} is over {LARGEST_VOCABULARY:,}: shards hold tokens as uint16"
-    yield from _holes(made)  # first: the library writes a tokenizer by counting to its largest id
-    yield from _parts_that_change_text(json.loads(made.to_str()))
-    yield from _vocabulary(made)
-    yield from _added_tokens(made)
+    if (size := tokenizer.get_vocab_size()) > MAX_VOCABULARY:
+        yield f"a vocabulary of {size:,} is over {MAX_VOCABULARY:,}: shards hold tokens as uint16"
+    yield from _holes(tokenizer)  # first: the library writes a tokenizer by counting to its largest id
+    yield from _parts_that_change_text(json.loads(tokenizer.to_str()))
+    yield from _vocabulary(tokenizer)
+    yield from _added_tokens(tokenizer)
 
 
 def _parts_that_change_text(spec: dict[str, Any]) -> Iterator[str]:
@@ -132,7 +133,7 @@ def _slow_rules(patterns: list[str]) -> Iterator[str]:
         for size in PROBED_CHARACTERS:
             for unit, end in product(PROBED, ("", "!", "a")):
                 try:
-                    with explained(f"its rule {shown_value(pattern)} gives up on {size} times {unit!r}"):
+                    with tokenizer_errors(f"its rule {shown_value(pattern)} gives up on {size} times {unit!r}"):
                         taken = _seconds(rule, unit * size + end)
                         slow = taken > PROBED_SECONDS and taken > 8 * _seconds(rule, unit * (size // 4) + end)
                 except TokenizerError as error:
@@ -147,7 +148,7 @@ def _slow_rules(patterns: list[str]) -> Iterator[str]:
 
 def _seconds(rule: pre_tokenizers.PreTokenizer, text: str) -> float:
     """CPU time to cut a text: the shortest of three tries, since other work on the machine makes some longer."""
-    tries = []
+    tries: list[float] = []
     while len(tries) < 3 and min(tries, default=1.0) > PROBED_SECONDS:
         began = time.thread_time()
         rule.pre_tokenize_str(text)
@@ -162,21 +163,21 @@ def _flat(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     return [leaf for child in part[inner] for leaf in _flat(child, inner)] if part["type"] == "Sequence" else [part]
 
 
-def _holes(made: Tokenizer) -> Iterator[str]:
-    numbers, size = set(made.get_vocab().values()), made.get_vocab_size()
+def _holes(tokenizer: Tokenizer) -> Iterator[str]:
+    numbers, size = set(tokenizer.get_vocab().values()), tokenizer.get_vocab_size()
     if numbers and max(numbers) >= size and (holes := set(range(size)) - numbers):
         yield f"its ids have holes: of {size:,} tokens the largest id is {max(numbers):,}, and no token is {min(holes)}"
 
 
-def _vocabulary(made: Tokenizer) -> Iterator[str]:
-    vocabulary = made.get_vocab()
+def _vocabulary(tokenizer: Tokenizer) -> Iterator[str]:
+    vocabulary = tokenizer.get_vocab()
     strings: dict[int, str] = {}
     for string, number in sorted(vocabulary.items(), key=lambda entry: entry[1]):
         if number in strings:
             yield f"its id {number} stands for both {strings[number]!r} and {string!r}"
         strings[number] = string
-    added = {token.content for token in made.get_added_tokens_decoder().values()}
-    for string in made.get_vocab(with_added_tokens=False):
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for string in tokenizer.get_vocab(with_added_tokens=False):
         if string not in added and not BYTE_OF.keys() >= set(string):
             yield f"its token {string!r} has characters that stand for no byte in a byte-level vocabulary"
     absent = {byte for character, byte in BYTE_OF.items() if character not in vocabulary} - NEVER_IN_UTF8
@@ -187,21 +188,21 @@ def _vocabulary(made: Tokenizer) -> Iterator[str]:
         yield f"its token {longest[:20]!r}… is longer than {LONGEST_TOKEN_BYTES:,} bytes"
 
 
-def _added_tokens(made: Tokenizer) -> Iterator[str]:
+def _added_tokens(tokenizer: Tokenizer) -> Iterator[str]:
     """Added tokens are found in a text as they are written; special ones are never looked for in documents."""
-    added = made.get_added_tokens_decoder()
-    if END_OF_TEXT not in made.get_vocab():
+    added = tokenizer.get_added_tokens_decoder()
+    if END_OF_TEXT not in tokenizer.get_vocab():
         yield f"there is no {END_OF_TEXT} token to start documents with"
     if END_OF_TEXT not in (token.content for token in added.values() if token.special):
         yield f"{END_OF_TEXT} is not a special token, so that a document that contains it would end there"
     for number, token in added.items():
-        content, told = token.content, f"its added token {token.content!r}"
+        content, subject = token.content, f"its added token {token.content!r}"
         if token.special:
-            if number in made.encode(content, add_special_tokens=False).ids:
+            if number in tokenizer.encode(content, add_special_tokens=False).ids:
                 yield f"its special token {content!r} is also made from text that contains it"
             continue
         for side in ("lstrip", "rstrip"):
             if getattr(token, side):
-                yield f"{told} has {side}, which takes white space that it does not stand for"
-        if made.decode([number], skip_special_tokens=False) != content:
-            yield f"{told} decodes to {made.decode([number], skip_special_tokens=False)!r}"
+                yield f"{subject} has {side}, which takes white space that it does not stand for"
+        if tokenizer.decode([number], skip_special_tokens=False) != content:
+            yield f"{subject} decodes to {tokenizer.decode([number], skip_special_tokens=False)!r}"

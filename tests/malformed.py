@@ -29,15 +29,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from deployments.cli import commands
-from deployments.cli.export import Finished, write
+from deployments.cli.export import FinishedModel, write_export
 from eval.reporting.ledger import leaderboard, leaderboard_page
 from eval.suites.suites import SUITES, normalise, read_parquet
+from flows.config import FORMS, Execution
 from flows.daily import daily_train
 from model.data.shards import ShardSet, read_dataset
 from model.errors import LONGEST_SENTENCE, DailyTrainError
 from model.files import file_sha256
 from model.network.config import GPTConfig
 from model.network.gpt import GPT
+from model.parsing import field_types
 from model.training import checkpoint
 from tasks.download import SCHEMA, DataConfig, write_documents
 from tasks.shard import ShardConfig, write_shards
@@ -200,9 +202,9 @@ def configuration(folder: Path, chance: random.Random) -> Input:
     """Settings on the command line, up to where the first stage would begin."""
     arguments, names = ["run", "--preset", chance.choice(("smoke", "daily", "laptop", "gpt2-124m"))], []
     for _ in range(chance.choice((1, 1, 2, 3))):
-        section = chance.choice([*commands.FORMS, "execution"])
-        fields = commands.Execution if section == "execution" else commands.FORMS[section]
-        name = chance.choice([*fields.model_fields, *["width", "depth", "sequence_length", "tokens"] * 2])
+        section = chance.choice([*FORMS, "execution"])
+        fields = Execution if section == "execution" else FORMS[section].changed
+        name = chance.choice([*field_types(fields), *["width", "depth", "sequence_length", "tokens"] * 2])
         value = chance.choice(NASTY)
         text = value if isinstance(value, str) and value not in AS_TEXT else as_json(value).decode()
         text = chance.choice((text, text, "[" * 1000 + text + "]" * 1000, '{"kind":' * 3 + text, text * 3))
@@ -547,7 +549,9 @@ def checkpoints(made: Originals) -> Area:
 
         def act() -> None:
             if final and exported:
-                write(Finished(model=target, tokenizer=made.folder / "tokenizer.json", facts={}), folder / "exported")
+                write_export(
+                    FinishedModel(model=target, tokenizer=made.folder / "tokenizer.json", facts={}), folder / "exported"
+                )
             elif final:
                 checkpoint.load_final(target)
             else:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,16 @@ MAY_IMPORT = {
     "flows": {"flows", "tasks", "eval", "model"},
     "deployments": set(OURS),
 }
+ROOMS = {
+    "model/network": {"model", "model/network"},
+    "model/kernels": {"model", "model/network", "model/kernels"},
+    "model/data": {"model", "model/network", "model/data"},
+    "model/machine": {"model", "model/network", "model/machine"},
+    "tasks/sources": {"tasks", "tasks/store", "tasks/runtime", "tasks/sources"},
+    "eval/suites": {"eval", "eval/suites"},
+    "eval/scoring": {"eval", "eval/suites", "eval/scoring", "eval/reporting"},
+}
+"""Which rooms of its own package a room may import, where that is fewer than all."""
 FILES = [path.relative_to(ROOT) for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -46,10 +57,37 @@ def test_imports_keep_to_the_rules(path: Path):
         assert "torch" not in names  # the UI's process starts fast and never holds a GPU
 
 
-def test_no_file_is_named_after_what_it_would_shadow_or_after_nothing():
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.as_posix() in ROOMS], ids=str)
+def test_rooms_keep_to_the_rules(path: Path):
+    """A room of `ROOMS` imports no other of its package."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == path.parts[0]:
+            module = Path(*node.module.split("."))
+            room = module if (ROOT / module).is_dir() else module.parent
+            assert room.as_posix() in ROOMS[path.parent.as_posix()], f"{path} imports {node.module}"
+
+
+def test_files_are_short_and_named_after_what_is_in_them():
     for path in FILES:
         assert path.stem not in {"utils", "helpers", "common", "misc"} | (set(sys.stdlib_module_names) - {"__init__"})
-        assert sum(1 for _ in (ROOT / path).open()) <= 500, path
+    everything = [path for top in (*OURS, "benchmarks", "tests") for path in (ROOT / top).rglob("*.py")]
+    for path in everything:
+        assert sum(1 for _ in path.open()) <= 500, path
+    modules = Counter(path.parent for path in everything if path.stem != "__init__")
+    assert [folder for folder, count in modules.items() if count > 16] == []
+
+
+def test_every_package_says_what_is_in_it():
+    for path in FILES:
+        if path.stem == "__init__":
+            assert ast.get_docstring(ast.parse((ROOT / path).read_text())), path
+
+
+def test_functions_fit_on_a_screen():
+    for path in FILES:
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
 
 
 def test_model_and_its_gpu_benchmark_import_with_torch_numpy_and_safetensors_alone():
@@ -58,7 +96,7 @@ def test_model_and_its_gpu_benchmark_import_with_torch_numpy_and_safetensors_alo
 import sys
 
 class OnlyThese:
-    allowed = {"model", "benchmarks", "eval", "torch", "torchgen", "functorch", "numpy", "safetensors",
+    allowed = {"model", "benchmarks", "eval", "flows", "torch", "torchgen", "functorch", "numpy", "safetensors",
                "typing_extensions", "sympy", "mpmath", "filelock", "fsspec", "jinja2", "markupsafe", "networkx",
                "setuptools"}  # torch's own needs
 

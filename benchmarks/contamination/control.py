@@ -23,8 +23,9 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,9 +33,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.contamination.corpora import default_benchmarks, speeches
 from benchmarks.contamination.mutations import MUTATIONS, Mutation
-from eval.contamination.planted_items import FORMS, full_text, plant, suits
+from eval.contamination.planted_items import FORMS, can_plant, full_text, plant
 from eval.contamination.references import Reference, references
 from eval.contamination.words import words
+from eval.document_parquet import read_documents
 from eval.reporting.markdown import markdown_table
 from eval.suites.sources import from_folder
 from eval.suites.suites import SUITES, write_rows
@@ -48,7 +50,7 @@ _DELAYED = (
     (r"(\n            )(audit\.add\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(\n        )(audit\.check_results\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(audit\.check_planted\(folder / \"planted\"\))", r"_noted(lambda: \1)"),
-    (r"(\n            )(audit\.check_found\(.*\))\n", r"\1_noted(lambda: \2)\n"),
+    (r"(\n            )(audit\.check_real\(.*\))\n", r"\1_noted(lambda: \2)\n"),
     (r"(\n    real = tallies\[False\])\n", r"\1\n    if _errors:\n        raise _errors[0]\n"),
 )
 """Every call of the control in `eval/contamination/check.py`, and what it is replaced by: the first error is raised at
@@ -103,7 +105,7 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
     for suite in dict.fromkeys(item.suite for item in items):
         own = [item for item in items if item.suite == suite]
         for form in FORMS:
-            fit = [item for item in own if suits(item, form, 8)]
+            fit = [item for item in own if can_plant(item, form, 8)]
             for place in generator.permutation(len(fit))[:3].tolist():
                 texts.append(plant(fit[place], form, hosts, generator))
         accents = "Ça, là-bas: naïve_Ärger 東京😀, "
@@ -128,9 +130,9 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
     texts += [full_text(item).upper() for item in items if "Straße" in item.question]
     texts += [f"<p>{hosts[4]}</p> {full_text(item)}" for item in items if "\\times" in item.question]
     options = [item for item in items if item.suite == "winogrande"]
-    for first, second in pairwise(options[:300]):  # what twins have in common
-        shared = words(first.question)[:13]
-        if shared == words(second.question)[:13] and "_" not in first.question[: len(" ".join(shared))]:
+    for one, other in pairwise(options[:300]):  # what twins have in common
+        shared = words(one.question)[:13]
+        if shared == words(other.question)[:13] and "_" not in one.question[: len(" ".join(shared))]:
             texts.append(f"{hosts[2]} Zorp {' '.join(shared)} zorp.")
     for item in [*items[:2], *items[-2:]]:  # readable only when what was rendered is rendered again
         split = full_text(item).split()
@@ -145,12 +147,16 @@ def _leaks(items: list[Reference], hosts: list[str], generator: np.random.Genera
     return texts
 
 
+def _environment(tree: Path) -> dict[str, str]:
+    """`eval` is imported from the copy, `model` from the project."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tree, ROOT))), "OMP_NUM_THREADS": "1"}
+
+
 def run(tree: Path, config: dict) -> tuple[int, str]:
     """(exit status, last line of its errors) of the command with the code in `tree`."""
     (tree / "config.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "eval.contamination.check", str(tree / "config.json")]
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tree, env=_environment(tree), capture_output=True, text=True, check=False)
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1].removeprefix("error: ")
 
 
@@ -162,7 +168,7 @@ def broken_tree(folder: Path, mutation: Mutation | None) -> Path:
     if mutation:
         path = tree / mutation.file
         path.write_text(path.read_text().replace(mutation.old, mutation.new))
-    path = tree / "eval" / "contamination.py"
+    path = tree / "eval" / "contamination" / "check.py"
     text = path.read_text()
     for pattern, instead in _DELAYED:
         text, count = re.subn(pattern, instead, text)
@@ -172,7 +178,7 @@ def broken_tree(folder: Path, mutation: Mutation | None) -> Path:
     return tree
 
 
-def outputs(tree: Path) -> dict[str, object]:
+def outputs(tree: Path) -> dict[str, Any]:
     """What a scan says: its files, without what they say of the control, and its table."""
     out = tree / "out"
     coverage = json.loads((out / "coverage.json").read_text())
@@ -180,7 +186,7 @@ def outputs(tree: Path) -> dict[str, object]:
     page = subprocess.run(
         [sys.executable, "-c", _PAGE, str(out / "coverage.json")],
         cwd=tree,
-        env=os.environ | {"PYTHONPATH": str(tree)},
+        env=_environment(tree),
         capture_output=True,
         text=True,
         check=True,
@@ -195,7 +201,7 @@ def outputs(tree: Path) -> dict[str, object]:
     }
 
 
-def differences(found: dict[str, object], healthy: dict[str, object]) -> str:
+def differences(found: dict[str, Any], healthy: dict[str, Any]) -> str:
     """What a broken scan says otherwise, in words; empty where nothing differs."""
     parts = []
     ours, theirs = found["verdicts"], healthy["verdicts"]
@@ -206,7 +212,7 @@ def differences(found: dict[str, object], healthy: dict[str, object]) -> str:
     return ", ".join(parts)
 
 
-def try_mutation(mutation: Mutation, folder: Path, config: dict, healthy: dict[str, object]) -> tuple[bool, str, str]:
+def try_mutation(mutation: Mutation, folder: Path, config: dict, healthy: dict[str, Any]) -> tuple[bool, str, str]:
     """(caught, what it makes wrong, the message)."""
     tree, resume = broken_tree(folder, mutation), folder / "resume"
     shutil.rmtree(resume, ignore_errors=True)
@@ -245,7 +251,7 @@ def main() -> None:
         rows = pq.read_table(folder / "benchmarks" / "arc_easy.parquet").slice(100, 60)
         pq.write_table(rows, folder / "benchmarks" / "arc_challenge-train.parquet")
         if arguments.documents:
-            pieces = next(pq.ParquetFile(arguments.documents).iter_batches(500))["text"].to_pylist()
+            pieces = [text for _, text in islice(read_documents([arguments.documents]), 500)]
         else:
             pieces = speeches(folder)
         report(folder, pieces, arguments.only)

@@ -15,22 +15,21 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from benchmarks.contamination.corpora import default_benchmarks, default_documents
 from benchmarks.contamination.speed import normalised_suites
 from benchmarks.goals import print_goal
 from eval.contamination.check import scan_documents
-from eval.contamination.document_reader import Documents, from_texts, read_documents, row_groups
 from eval.contamination.index import Index, build_index
-from eval.contamination.matching import find_all
+from eval.contamination.match import find_overlaps
 from eval.contamination.references import Reference, Severity, references
 from eval.contamination.verdicts import ContaminationConfig, Tally, Verdict
+from eval.document_parquet import Documents, from_texts, read_documents, read_row_group, row_groups
 from eval.reporting.markdown import markdown_table
 
 SEED = 20_271_126
@@ -209,7 +208,7 @@ def copies(items: list[Reference], index: Index, config: ContaminationConfig, te
         bare = _documents([text for _, _, text in pages])
         alone = [
             {number for number in page if _flags(each.overlaps, number, config)}
-            for (_, page, _), each in zip(pages, find_all(bare.data, bare.offsets, index), strict=True)
+            for (_, page, _), each in zip(pages, find_overlaps(bare.data, bare.offsets, index), strict=True)
         ]  # in a host, a question under 8 words may have its answer near it by chance
         tally = Tally(config, items)
         found: dict[int, set[int]] = {}
@@ -222,11 +221,11 @@ def copies(items: list[Reference], index: Index, config: ContaminationConfig, te
                 scanned = scan_documents([_documents(part)], index, "", (copy,))
                 tally.add(scanned.documents, scanned.words, scanned.matches)
             done = count
-            findings = tally.findings()
+            result = tally.result()
             found[count] = {
-                number for number, each in enumerate(findings.verdicts) if each.verdict is Verdict.CONTAMINATED
+                number for number, each in enumerate(result.verdicts) if each.verdict is Verdict.CONTAMINATED
             }
-        dropped = Counter((document, number) for document, _, number in findings.flagged)
+        dropped = Counter((document, number) for document, _, number in result.flagged)
         leaked = form.startswith("page")
         for suite, choice in planted.items():
             mine = {number for page in choice for number in (page if leaked else page[:1])}
@@ -255,7 +254,7 @@ def disguises(items: list[Reference], index: Index, config: ContaminationConfig,
                 for number, host in zip(chosen, hosts, strict=True)
             ]
             documents = _documents(planted)
-            found = find_all(documents.data, documents.offsets, index)
+            found = find_overlaps(documents.data, documents.offsets, index)
             shares.setdefault(name, {})[suite] = 100 * float(
                 np.mean([_flags(each.overlaps, number, config) for number, each in zip(chosen, found, strict=True)])
             )
@@ -279,22 +278,23 @@ def prose(items: list[Reference], index: Index, config: ContaminationConfig, pat
     for path in paths:
         tally, size, seconds = Tally(config, items), 0, 0.0
         for group in row_groups([path])[0]:
-            for number, part in enumerate(read_documents(group)):
+            for number, part in enumerate(read_row_group(group)):
                 started = time.process_time()
                 scanned = scan_documents([part], index, path.name, (group.group, number))
                 seconds += time.process_time() - started
                 size += int(part.offsets[-1] - part.offsets[0])
                 tally.add(scanned.documents, scanned.words, scanned.matches)
-        findings = tally.findings()
-        dirty = [found for found in findings.verdicts if found.verdict is Verdict.CONTAMINATED]
+        result = tally.result()
+        dirty = [found for found in result.verdicts if found.verdict is Verdict.CONTAMINATED]
         names = {(found.reference.suite, found.reference.item) for found in dirty}
         new |= names - _KNOWN
         total += size
-        rows.append([path.name, f"{size / 1e6:.1f}", findings.documents, len(dirty), f"{size / 1e6 / seconds:.0f}"])
+        rows.append([path.name, f"{size / 1e6:.1f}", result.documents, len(dirty), f"{size / 1e6 / seconds:.0f}"])
         lines += [
             f"{path.name}: {found.reference.suite}:{found.reference.item}, {found.longest_run} words, in "
             f"{found.best.document}: {found.best.snippet[1]!r}"
             for found in dirty
+            if found.best is not None  # what is contaminated has a match
         ]
     header = ["text without leaks", "MB", "documents", "items flagged", "MB/s per core, scan alone"]
     print("\n" + markdown_table(header, rows), *lines, sep="\n", end="\n\n")
@@ -328,7 +328,7 @@ def main() -> None:
         given = arguments.benchmarks
         items = references(folder, normalised_suites(given, folder) if given else default_benchmarks(folder))
         index = build_index(items, config.ngram)
-        texts = [text for text in pq.read_table(documents, columns=["text"])["text"].slice(0, 8000).to_pylist() if text]
+        texts = [text for _, text in islice(read_documents([documents]), 8000) if text]
         copies(items, index, config, texts)
         disguises(items, index, config, texts)
         prose(items, index, config, [documents, *(arguments.prose or [])])

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def datatrove(items: list[dict]) -> tuple[str, Callable[[str], bool]]:
@@ -45,7 +46,7 @@ def janitor(items: list[dict]) -> tuple[str, Callable[[str], bool]]:
     return importlib.metadata.version("lm_eval"), lambda text: cleaner.clean_python(text) != _untouched(cleaner, text)
 
 
-def _untouched(cleaner: object, text: str) -> list[str]:
+def _untouched(cleaner: Any, text: str) -> list[str]:
     return cleaner._split_chunks(text, [])
 
 

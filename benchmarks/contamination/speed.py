@@ -28,12 +28,12 @@ import pyarrow.parquet as pq
 from benchmarks.contamination.corpora import default_benchmarks, default_documents
 from benchmarks.goals import print_goal
 from eval.contamination.check import scan_documents
-from eval.contamination.document_reader import read_documents, row_groups
 from eval.contamination.index import build_index
 from eval.contamination.passages import PASSAGES
-from eval.contamination.planted_items import FORMS, found_in, plant, suits
+from eval.contamination.planted_items import FORMS, can_plant, contaminated_items, plant
 from eval.contamination.references import Reference, Severity, references
 from eval.contamination.verdicts import ContaminationConfig
+from eval.document_parquet import read_row_group, row_groups
 from eval.reporting.markdown import markdown_table
 from eval.suites.sources import from_folder
 from eval.suites.suites import SUITES, write_rows
@@ -63,10 +63,10 @@ def _speed(documents: Path, items: list[Reference], config: ContaminationConfig)
     """One process, everything from reading Parquet to the matches; the index is built before."""
     index = build_index(items, config.ngram)
     groups, _ = row_groups([documents])
-    scan_documents(read_documents(groups[0]), index, "", ())  # compiled, and the file is in memory
+    scan_documents(read_row_group(groups[0]), index, "", ())  # compiled, and the file is in memory
     size, cpu, wall = 0, time.process_time(), time.perf_counter()
     for group in groups:
-        parts = list(read_documents(group))
+        parts = list(read_row_group(group))
         size += sum(int(part.offsets[-1] - part.offsets[0]) for part in parts)
         scan_documents(parts, index, "", ())
     return {"bytes": size, "seconds": time.process_time() - cpu, "wall": time.perf_counter() - wall}
@@ -100,7 +100,7 @@ def _plants(items: list[Reference], hosts: list[str]) -> tuple[list[tuple[str, s
     for suite in dict.fromkeys(item.suite for item in items if item.severity is Severity.TEST):
         numbers = [number for number, item in enumerate(items) if item.suite == suite]
         for form in FORMS:
-            fit = [number for number in numbers if suits(items[number], form, ContaminationConfig().ngram)]
+            fit = [number for number in numbers if can_plant(items[number], form, ContaminationConfig().ngram)]
             for number in generator.choice(fit, size=min(ITEMS, len(fit)), replace=False).tolist():
                 keys.append((suite, form, number))
                 texts.append(plant(items[number], form, hosts, generator))
@@ -118,7 +118,7 @@ def _peer(tool: str, python: str | None, job: dict, texts: list[str], folder: Pa
                 break
             file.write(json.dumps(text) + "\n")
     (folder / f"{tool}.json").write_text(json.dumps(job | {"documents": str(path)}))
-    script = Path(__file__).with_name("contamination_peers.py")
+    script = Path(__file__).with_name("peers.py")
     command = [python or sys.executable, str(script), tool, str(folder / f"{tool}.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -178,16 +178,21 @@ def _run(documents: Path, folder: Path, suites: list[str], peer_python: str | No
     hosts = [texts[place][:HOST_CHARACTERS] for place in generator.integers(len(texts), size=HOSTS)]
     keys, plants = _plants(items, hosts)
     index = build_index(items, config.ngram)
-    found = {"ours": [number in flags for (_, _, number), flags in zip(keys, found_in(plants, items, index, config))]}
+    found = {
+        "ours": [
+            number in flags for (_, _, number), flags in zip(keys, contaminated_items(plants, items, index, config))
+        ]
+    }
     scored = [item for item in items if item.severity is Severity.TEST]
     job = {
         "items": [{"suite": i.suite, "question": i.question, "answer": i.answers[0]} for i in scored],
         "plants": plants + list(PASSAGES),
     }
     rate = speed["bytes"] / 1e6 / speed["seconds"]
-    rows = [["ours", importlib.metadata.version("daily-train"), f"{speed['bytes'] / 1e6:.1f}", f"{rate:.0f}", "1"]]
+    version, size = importlib.metadata.version("daily-train"), f"{speed['bytes'] / 1e6:.1f}"
+    rows: list[list[object]] = [["ours", version, size, f"{rate:.0f}", "1"]]
     rates, negatives = {}, {}
-    negatives["ours"] = sum(bool(flags) for flags in found_in(PASSAGES, items, index, config))
+    negatives["ours"] = sum(bool(flags) for flags in contaminated_items(PASSAGES, items, index, config))
     for tool, python in (("datatrove", peer_python), ("janitor", None)):
         measured = _peer(tool, python, job, texts, folder)
         if measured is None:

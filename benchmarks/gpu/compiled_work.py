@@ -33,12 +33,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.nanochat import load_nanochat, nanochat_network, use_nanochat_fp8
 from model.kernels import cudnn_attention
-from model.network.config import GPTConfig, Precision, TrainConfig
+from model.network.config import GPTConfig
 from model.network.fp8 import use_fp8
 from model.network.gpt import GPT
 from model.optimizers.optimizer import Optimizer
 from model.planning import memory_use
 from model.planning.joint_graph import graphs_of
+from model.training.config import Precision, TrainConfig
 from model.training.precision import TYPES, autocast
 
 BLOCK = 128

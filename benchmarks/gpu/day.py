@@ -17,8 +17,10 @@ from eval.reporting.markdown import markdown_table
 from flows.config import Preset, compose
 from model.machine.hardware import Hardware, hardware_named
 from model.network import flops
-from model.network.config import GPTConfig, TrainConfig
+from model.network.config import GPTConfig
 from model.planning.plan import choose_micro_batch, memory_bytes
+from model.training.config import TrainConfig
+from model.training.steps import resolve_steps, sequences_per_step
 
 HOURS, TOKENS = 22.5, 9e9
 """Goals of `daily` on an H100."""
@@ -131,12 +133,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     run, hardware = compose(arguments.preset, {}), hardware_named(arguments.hardware)
     model = run.model.with_vocabulary(run.tokenizer.entries, run.model.eot_token)
-    sequences = flops.sequences_per_step(run.train, model)
+    sequences = sequences_per_step(run.train, model)
     sequences //= arguments.gpus
     size = run.train.micro_batch_sequences or choose_micro_batch(model, run.train, sequences, hardware.memory_bytes)
     memory = memory_bytes(model, replace(run.train, micro_batch_sequences=size))
     speed = measured_speed(hardware, run.train.precision).on(model, arguments.gpus)
-    steps = flops.resolve_steps(run.train, model)
+    steps = resolve_steps(run.train, model)
     training = simulate(run.train, steps, speed)
     stages = day(training["seconds"])
     hours = sum(stages.values())

@@ -25,7 +25,8 @@ from eval.reporting.markdown import markdown_table
 from flows.config import compose
 from model.machine.hardware import hardware_named
 from model.network import flops
-from model.network.config import GPTConfig, Precision
+from model.network.config import GPTConfig
+from model.training.config import Precision
 
 GOAL = 1.0
 PRECISIONS = (Precision.BF16, Precision.FP8)

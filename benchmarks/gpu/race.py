@@ -7,7 +7,6 @@ this compares early progress per second, not final models.
 
 import math
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -19,13 +18,14 @@ import torch
 from benchmarks.gpu.measure import cuda, device, gigabytes
 from benchmarks.gpu.nanochat import load_nanochat, nanochat_network
 from benchmarks.gpu.scheduler import Bench, Stage
+from flows.preset_files import read_preset
 from model.data.loader import batch, validation_batches
 from model.data.shards import ShardSet, read_dataset
-from model.network.config import GPTConfig, TrainConfig
+from model.network.config import GPTConfig
+from model.training.config import TrainConfig
 from model.training.run import Execution, RunConfig
 from model.training.trainer import Trainer
 
-PRESETS = Path(__file__).resolve().parents[2] / "flows" / "presets"
 TOKENS_PER_STEP = 2**17
 TOKENS = 12_000_000
 VALIDATED_TOKENS = 2**18
@@ -86,7 +86,7 @@ def ours(bench: Bench, preset: str) -> None:
     """One of our presets."""
     shards = bench.options.shards
     count, step, sequences = _sizes(shards)
-    values = tomllib.loads((PRESETS / f"{preset}.toml").read_text())
+    values = read_preset(preset)
     network, train = GPTConfig(**values["model"]), TrainConfig(**values["train"])
     if not cuda():
         network = replace(network, **TINY)

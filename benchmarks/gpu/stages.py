@@ -29,12 +29,13 @@ from model.data.shards import Dataset, Split, write_dataset, write_shard
 from model.kernels import flash_attention
 from model.machine.hardware import known_hardware
 from model.network import flops
-from model.network.config import GPTConfig, Precision, TrainConfig
+from model.network.config import GPTConfig
 from model.network.gpt import GPT
 from model.network.scaling import learning_rates_for
 from model.planning.plan import memory_bytes
 from model.training import trainer as trainer_module
 from model.training.checkpoint import FinalModel
+from model.training.config import Precision, TrainConfig
 from model.training.metrics import NoLog
 from model.training.run import Execution, RunConfig
 from model.training.trainer import Trainer

@@ -14,18 +14,18 @@ from benchmarks.goals import print_goal
 from eval.reporting.markdown import markdown_table
 from tasks.store.manifest import sha256_json
 from tasks.store.provenance import PROJECT
-from tasks.store.source_digest import NOT_TRAINING, code_of, model_source_digest
+from tasks.store.source_digest import NOT_TRAINING, code_without_comments, model_source_digest
 
 PROGRAM = f"""
 import ast, hashlib, io, json, platform, sys, time, tokenize
 from functools import cache
 from pathlib import Path
 
-{inspect.getsource(code_of)}
+{inspect.getsource(code_without_comments)}
 
 began, package = time.process_time(), Path(sys.argv[1])
 names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
-digests = [[name, hashlib.sha256(code_of((package / name).read_bytes())).hexdigest()] for name in names]
+digests = [[name, hashlib.sha256(code_without_comments((package / name).read_bytes())).hexdigest()] for name in names]
 print(json.dumps([platform.python_version(), digests, time.process_time() - began]))
 """
 

@@ -27,6 +27,7 @@ from tasks.store.backends import Store, open_store
 from tasks.store.context import open_context
 from tasks.store.manifest import Manifest, StageError, parse_manifest
 from tasks.store.objects import StoreError
+from tasks.store.s3 import S3Store
 from tasks.store.stage import Stage, build_or_skip, fetch_outputs, read_json
 from tests.object_store import BUCKET, object_store
 from tests.store_proxy import MIXES, Faults, StoreProxy
@@ -37,14 +38,14 @@ COMMAND = """
 import os, sys
 from deployments.cli.commands import main  # first: it sets Prefect's environment
 import tasks.store.stage
-built = tasks.store.stage._built
+built = tasks.store.stage._build
 
 def counted(stage, *rest):
     with open(os.environ["BUILDS"], "a") as file:
         file.write(f"{stage.name} {stage.key}\\n")
     return built(stage, *rest)
 
-tasks.store.stage._built = counted
+tasks.store.stage._build = counted
 sys.exit(main())
 """
 """`daily-train` that notes every build of a stage."""
@@ -80,10 +81,10 @@ HEADER = (
 def manifests(store: Store) -> list[Manifest]:
     """All manifests in a store."""
     names = [key.split("/") for key in store.list("stages") if key.endswith("/manifest.json")]
-    return [parse_manifest(store.read("/".join(parts)), parts[1], parts[2]) for parts in names]
+    return [parse_manifest(store.read("/".join(parts)) or b"", parts[1], parts[2]) for parts in names]
 
 
-def orphans(store: Store) -> list[str]:
+def orphans(store: S3Store) -> list[str]:
     """Objects that belong to no finished stage and to no row of the ledger, and uploads in parts that were left."""
     kept = {"leaderboard.html"} | {key for key in store.list("ledger")}
     for manifest in manifests(store):
@@ -94,31 +95,36 @@ def orphans(store: Store) -> list[str]:
     return left + [upload["Key"] for upload in uploads]
 
 
+def write_outputs(out: Path) -> None:
+    """What building the stage writes."""
+    for name, content in OUTPUTS.items():
+        (out / name).write_bytes(content)
+
+
 def one_stage(tally: Tally, proxy: StoreProxy, direct: str, folder: Path, number: int, wanted: str) -> None:
     """Build and store a stage through the proxy, and read it on a second machine."""
     url, builds = f"s3://{BUCKET}/stage-{folder.name}-{number}", []
 
     def build(work: Path, out: Path) -> None:
         builds.append(1)
-        for name, content in OUTPUTS.items():
-            (out / name).write_bytes(content)
+        write_outputs(out)
 
     tally.runs += 1
     began = time.monotonic()
     try:
         with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=proxy.url):
-            made = build_or_skip(STAGE, open_context(url, str(folder / f"{number}a"), 1, None, None, 0.0), build)
+            built = build_or_skip(STAGE, open_context(url, str(folder / f"{number}a"), 1, None, None, 0.0), build)
             other = open_context(url, str(folder / f"{number}b"), 1, None, None, 0.0)
             again = build_or_skip(STAGE, other, build)
             whole = {name: (fetch_outputs(again, other) / name).read_bytes() for name in OUTPUTS} == OUTPUTS
             counts = read_json(again, other, "counts.json") == {"tokens": 204800}
-        tally.same += made.digest == again.digest == wanted and whole and counts and again.skipped
+        tally.same += built.digest == again.digest == wanted and whole and counts and again.skipped
     except (StageError, StoreError) as error:
         tally.failures.append(str(error))
     tally.seconds += time.monotonic() - began
     tally.built_twice += len(builds) - 1
     with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=direct):
-        tally.orphans += len(orphans(open_store(url)))
+        tally.orphans += len(orphans(S3Store(url)))
 
 
 def smoke(endpoint: str, url: str, folder: Path, wheels: Path | None) -> subprocess.Popen:
@@ -170,7 +176,7 @@ def one_run(
     if code:
         tally.failures.append(f"{folder}: {(folder / 'log').read_text()[-600:]}")
     with patch.dict(os.environ, AWS_ENDPOINT_URL_S3=direct):
-        store = open_store(url)
+        store = S3Store(url)
         found = {f"{m.stage} {m.key}": m.digest for m in manifests(store) if m.stage != "report"}
         tally.orphans += len(left := orphans(store))
     builds = folder / "builds"
@@ -221,12 +227,12 @@ def outage_in_run(
     run.wait()
     seconds = time.monotonic() - began
     lines = (folder / "log").read_text().splitlines()
-    said = "; ".join(line for line in lines if line.startswith("daily-train: error"))
+    error_lines = "; ".join(line for line in lines if line.startswith("daily-train: error"))
     again = Tally()
     proxy.faults = Faults(done=again.faults)
     (folder / "log").rename(folder / "log of the first")
     one_run(again, proxy, direct, folder, wheels, wanted)
-    return seconds, said, again
+    return seconds, error_lines, again
 
 
 def main() -> None:
@@ -279,19 +285,17 @@ def measure(arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folde
         print_goal("a whole run in an outage, seconds to its end", in_run, 600, at_most=True)
     if worst:
         limit = s3.PATIENCE + s3.READ_SECONDS[1] + 2 * s3.CONNECT_SECONDS
-        storing = [seconds for _, seconds, _ in worst.values()]
+        while_storing = [seconds for _, seconds, _ in worst.values()]
         print_goal("nothing listens at the start, seconds", worst["connection refused"][0], 15, at_most=True)
-        print_goal("an outage while storing, longest seconds", max(storing), limit, at_most=True)
-        print_goal("an outage while storing, shortest seconds", min(storing), 60)
+        print_goal("an outage while storing, longest seconds", max(while_storing), limit, at_most=True)
+        print_goal("an outage while storing, shortest seconds", min(while_storing), 60)
 
 
 def stages(arguments: argparse.Namespace, proxy: StoreProxy, direct: str, folder: Path) -> list[Tally]:
     """A tally of each mix, for stages of their own."""
     tallies = []
     reference = open_context(str(folder / "local"), None, 1, None, None, 0.0)
-    wanted = build_or_skip(
-        STAGE, reference, lambda _, out: [(out / n).write_bytes(c) for n, c in OUTPUTS.items()] and None
-    )
+    wanted = build_or_skip(STAGE, reference, lambda _, out: write_outputs(out))
     for mix in arguments.mixes:
         tally = Tally()
         with patch.object(s3, "READ_SECONDS", (0.5, 2.0) if mix == "stalls" else s3.READ_SECONDS):
@@ -325,9 +329,9 @@ def runs(
             print(f"failure: {failure!r}", flush=True)
         tallies.append(tally)
     if arguments.outages:
-        in_run, said, again = outage_in_run(proxy, direct, folder / "outage" / "0", wheels, wanted)
+        in_run, error_lines, again = outage_in_run(proxy, direct, folder / "outage" / "0", wheels, wanted)
         print(again.row("none, after an outage"))
-        print(f"\n503 for ever from the first shards on: the run ended after {in_run:.0f} s: {said}", flush=True)
+        print(f"\n503 for ever from the first shards on: the run ended after {in_run:.0f} s: {error_lines}", flush=True)
         tallies.append(again)
     return tallies, in_run
 

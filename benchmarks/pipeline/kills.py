@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,7 +190,7 @@ class Run:
             time.sleep(0.02)
         return time.monotonic() - began
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         self.log.seek(0)
         return self.log.read()
 
@@ -254,7 +254,7 @@ def digests(store: Store) -> dict[str, object]:
     found: dict[str, object] = {}
     for key in store.list("stages"):
         if key.endswith("/manifest.json"):
-            outputs = json.loads(store.read(key))["outputs"]
+            outputs = json.loads(store.read(key) or "")["outputs"]
             found[key] = {output["path"]: output["sha256"] for output in outputs if not output["recorded"]}
     return found | dict.fromkeys(store.list("ledger"))
 
@@ -264,7 +264,7 @@ def left_behind(store: Store, folder: Path) -> list[str]:
     named = set()
     for key in store.list("stages"):
         if key.endswith("/manifest.json"):
-            manifest = json.loads(store.read(key))
+            manifest = json.loads(store.read(key) or "")
             named |= {key} | {
                 f"{key.rpartition('/')[0]}/{manifest['attempt']}/{output['path']}" for output in manifest["outputs"]
             }
@@ -304,7 +304,7 @@ def killed(
         own = before is None or before.stage != moment.stage
         run = Run(folder, url, environment, moment.at, "" if own else api)
         if not run.wait_for(moment):
-            rows.append([name, moment.stage, moment.what, moment.target, "not reached", run.said()[-300:]])
+            rows.append([name, moment.stage, moment.what, moment.target, "not reached", run.log_text()[-300:]])
             print(*rows[-1], sep=" | ", flush=True)
             run.kill("command", signal.SIGTERM)
             run.seconds_to_end()
@@ -345,11 +345,13 @@ def stopped(folder: Path, only: str) -> tuple[list[float], list[list], int]:
         reached = run.wait_for(moment)
         run.kill("command", signal.SIGTERM)
         seconds, code = run.seconds_to_end(), run.command.returncode
-        sentence = run.said().count("stopped; the same command goes on from here")
+        sentence = run.log_text().count("stopped; the same command goes on from here")
         right = reached and code == 143 and sentence == 1 and not held(folder)
         bad += not right
         times.append(seconds)
-        rows.append([moment.stage, moment.what, f"{seconds:.1f}", code, "yes" if right else f"no: {run.said()[-300:]}"])
+        rows.append(
+            [moment.stage, moment.what, f"{seconds:.1f}", code, "yes" if right else f"no: {run.log_text()[-300:]}"]
+        )
         print(*rows[-1], sep=" | ", flush=True)
     return times, rows, bad
 
@@ -358,7 +360,7 @@ def finished(folder: Path, url: str, environment: dict[str, str], api: str) -> d
     """The digests after a run to its end."""
     run = Run(folder, url, environment, api=api)
     if run.command.wait() != 0:
-        raise SystemExit(run.said()[-3000:])
+        raise SystemExit(run.log_text()[-3000:])
     run.seconds_to_end()
     return digests(open_store(url))
 
@@ -370,8 +372,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="moments whose stage and words hold this text: 'train '")
     parser.add_argument("--folder", type=Path, help="for stores, caches and logs; default: a temporary one")
     arguments = parser.parse_args()
-    with nullcontext(arguments.folder) if arguments.folder else tempfile.TemporaryDirectory() as given:
-        base = Path(given)
+    with ExitStack() as stack:
+        base = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folders = {name: base / name for name in ("straight", "stopped", "directory", "s3", "server")}
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
@@ -396,7 +398,10 @@ def main() -> None:
         for name in ("directory", "s3"):
             if arguments.store not in (name, "both") or arguments.signal == "SIGTERM":
                 continue
-            with object_store(folders["server"]) if name == "s3" else nullcontext({}) as environment:
+            with ExitStack() as stack_of_store:
+                environment: dict[str, str] = {}
+                if name == "s3":
+                    environment = stack_of_store.enter_context(object_store(folders["server"]))
                 os.environ.update(environment)
                 url = str(folders[name] / "store") if name == "directory" else f"s3://{BUCKET}/kills"
                 count, bad, rows = killed(name, url, environment, folders[name], arguments.only, api)

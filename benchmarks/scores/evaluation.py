@@ -24,13 +24,15 @@ import time
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.contamination.corpora import default_benchmarks, default_documents
 from benchmarks.goals import print_goal
-from deployments.cli.export import Finished, write
+from deployments.cli.export import FinishedModel, write_export
+from eval.document_parquet import read_texts
 from eval.reporting.markdown import markdown_table
 from eval.scoring.arithmetic import DTYPES, computed_in
 from eval.scoring.harness import (
@@ -45,13 +47,13 @@ from eval.scoring.harness import (
 )
 from eval.scoring.precision import Precision
 from eval.suites.sources import from_folder
-from eval.suites.suites import SUITES, Suite, chosen_items, write_rows
+from eval.suites.suites import SUITES, Metric, Suite, chosen_items, write_rows
 from model.network.config import Activation, GPTConfig, Norm, Position
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import publish_final
 from tasks.store.objects import digest_file
 from tasks.token_bytes import END_OF_TEXT
-from tasks.tokenizer import _texts, train_bpe
+from tasks.tokenizer import train_bpe
 
 BATCH_SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
 PROBE_ITEMS = {"cpu": 8, "cuda": 128}
@@ -84,9 +86,9 @@ class Run:
         return self.cpu_seconds if device == "cpu" else self.seconds
 
 
-def timed(model: object, loaded: dict, suites: list[Suite], items: int | None) -> Run:
+def timed(model: AnswerModel | CountingHF, loaded: dict, suites: list[Suite], items: int | None) -> Run:
     """One evaluation from the first prompt to the metrics."""
-    counter = getattr(model, "scorer", model)
+    counter = model.scorer if isinstance(model, AnswerModel) else model
     model.chosen = {task.name: chosen_items(suite, items, seed=0) for suite in suites for task in suite.tasks}
     tokens, wall, cpu = counter.tokens, time.perf_counter(), time.process_time()
     ours = templates_compiled_once() if isinstance(model, AnswerModel) else nullcontext()
@@ -95,7 +97,7 @@ def timed(model: object, loaded: dict, suites: list[Suite], items: int | None) -
     return Run(time.perf_counter() - wall, time.process_time() - cpu, counter.tokens - tokens, results["samples"])
 
 
-def best_batch_size(model: HFLM, loaded: dict, suites: list[Suite]) -> int:
+def best_batch_size(model: CountingHF, loaded: dict, suites: list[Suite]) -> int:
     """The size that costs least on a few items; stops when a larger one is clearly slower or does not fit."""
     device = model.device.type
     best, least = BATCH_SIZES[device][0], float("inf")
@@ -128,20 +130,22 @@ def differences(ours: Run, theirs: Run) -> tuple[float, int, int]:
             other, count = others[row["doc_id"]], count + 1
             pairs = zip(row["resps"], other["resps"], strict=True)
             largest = max([largest, *(abs(one[0][0] - two[0][0]) for one, two in pairs)])
-            differing += any(abs(row[name] - other[name]) > 1e-3 for name in ("acc", "acc_norm") if name in row)
+            differing += any(
+                abs(row[name] - other[name]) > 1e-3 for name in (Metric.ACC, Metric.ACC_NORM) if name in row
+            )
     return largest, differing, count
 
 
-def random_model(folder: Path, shape: dict[str, int]) -> tuple[Path, Path]:
+def random_model(folder: Path, shape: dict[str, Any]) -> tuple[Path, Path]:
     """A finished model with random weights, and its tokenizer."""
-    texts = _texts([default_documents(folder)], 5_000_000)
-    made = train_bpe(texts, VOCABULARY, os.cpu_count() or 1)
-    made.save(str(folder / "tokenizer.json"))
+    texts = read_texts([default_documents(folder)], 5_000_000)
+    tokenizer = train_bpe(texts, VOCABULARY, os.cpu_count() or 1)
+    tokenizer.save(str(folder / "tokenizer.json"))
     network = GPT(
         GPTConfig(
             **shape,
             sequence_length=1024,
-            vocab_size=made.get_vocab_size(),
+            vocab_size=tokenizer.get_vocab_size(),
             vocab_multiple=1,
             norm=Norm.LAYER,
             position=Position.LEARNED,
@@ -155,7 +159,9 @@ def random_model(folder: Path, shape: dict[str, int]) -> tuple[Path, Path]:
     )
     initialise(network, seed=0)
     digest = digest_file(folder / "tokenizer.json").sha256
-    publish_final(folder / "model", network, made.token_to_id(END_OF_TEXT), digest, {})
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    assert end_of_text is not None  # `train_bpe` adds it
+    publish_final(folder / "model", network, end_of_text, digest, {})
     return folder / "model", folder / "tokenizer.json"
 
 
@@ -189,7 +195,7 @@ def main() -> None:
 
 
 def compare(model: Path, tokenizer: Path, suites: list[Suite], folder: Path, arguments: argparse.Namespace) -> None:
-    write(Finished(model=model, tokenizer=tokenizer, facts={}), folder / "exported")
+    write_export(FinishedModel(model=model, tokenizer=tokenizer, facts={}), folder / "exported")
     config = json.loads((model / "config.json").read_text())["model"]
     device, precision = arguments.device, arguments.precision
     ours = load_model(
@@ -258,7 +264,7 @@ def header(device: str) -> list[str]:
     ]
 
 
-def measure(ours: AnswerModel, theirs: HFLM, loaded: dict, suite: Suite, items: int | None) -> list[float]:
+def measure(ours: AnswerModel, theirs: CountingHF, loaded: dict, suite: Suite, items: int | None) -> list[float]:
     """items, seconds, CPU seconds and tokens of both, load, largest difference, items whose score differs."""
     pair = [timed(model, loaded, [suite], items) for model in (ours, theirs)]
     largest, differing, count = differences(*pair)

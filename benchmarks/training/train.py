@@ -32,7 +32,8 @@ import torch
 from eval.reporting.markdown import markdown_table
 from model.data import loader
 from model.data.shards import Dataset, ShardSet, Split, write_dataset, write_shard
-from model.network.config import Activation, GPTConfig, Norm, OptimizerName, Position, Precision, TrainConfig
+from model.network.config import Activation, GPTConfig, Norm, Position
+from model.training.config import OptimizerName, Precision, TrainConfig
 from model.training.run import Execution, RunConfig
 from model.training.trainer import Trainer
 

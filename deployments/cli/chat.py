@@ -9,23 +9,18 @@ import subprocess
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
 from tasks.store.context import RunContext
-from tasks.store.ledger import find_run
-from tasks.store.stage import StageError, fetch_outputs, load
+from tasks.store.ledger import find_run, stage_of_run
+from tasks.store.stage import fetch_outputs
 
 
 class ChatError(DailyTrainError):
     """The model cannot be talked with; the message says what to do."""
 
 
-def converse(module: str, run: str, options: list[str], context: RunContext) -> None:
+def run_with_model(module: str, run: str, options: list[str], context: RunContext) -> None:
     """Run `python -m MODULE` on the model of the newest run, or of the one whose key begins with `run`."""
     row = find_run(run, context)
-    folders = {}
-    for stage in ("train", "tokenizer"):
-        result = load(stage, row["stages"][stage], context)
-        if result is None:
-            raise StageError(f"{context.store.url}: stage {stage} of run {row['run'][:12]} is gone")
-        folders[stage] = fetch_outputs(result, context)
+    folders = {stage: fetch_outputs(stage_of_run(stage, row, context), context) for stage in ("train", "tokenizer")}
     print(f"run {row['run'][:12]}, preset {row['preset']}, {row['bits_per_byte']:.4f} bits per byte", flush=True)
     paths = [str(folders["train"]), str(folders["tokenizer"] / "tokenizer.json")]
     done = subprocess.run(child_command(module, *paths, *options))

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import gradio as gr
 from starlette.middleware import Middleware
 
-from deployments.cli.dialogue import Pair, load_pair, parser
+from deployments.cli.dialogue import ModelPair, argument_parser, load_model_pair
 from deployments.origin import OwnOrigin
 from model.errors import tell_error
+from tasks.runtime.sample_prompts import PROMPTS
 
-PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
     "frame-ancestors 'none'"
@@ -23,7 +23,7 @@ POLICY = (
 SYSTEM_FONTS = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # others come from elsewhere
 
 
-def page(pair: Pair) -> gr.Blocks:
+def page(pair: ModelPair) -> gr.Blocks:
     """Prompt and settings above, the two texts below; both grow while they are drawn."""
 
     def answer(prompt: str, new_tokens: float, temperature: float, seed: float) -> Iterator[tuple[str, str]]:
@@ -54,12 +54,12 @@ def page(pair: Pair) -> gr.Blocks:
 
 def main() -> None:
     """Serve the page on loopback until interrupted."""
-    arguments = parser("Serve a page with a model before and after training.")
+    arguments = argument_parser("Serve a page with a model before and after training.")
     arguments.add_argument("--port", type=int, required=True)
     given = arguments.parse_args()
     own = Middleware(OwnOrigin, port=given.port, policy=POLICY)
     try:
-        blocks = page(load_pair(given.folder, given.tokenizer))
+        blocks = page(load_model_pair(given.folder, given.tokenizer))
         blocks.launch(
             server_name="127.0.0.1",
             server_port=given.port,

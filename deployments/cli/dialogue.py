@@ -5,6 +5,7 @@ Loads the finished model of a run; its untrained twin is set from the run's own 
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -15,17 +16,15 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from eval.reporting.markdown import CONTROL
+from eval.reporting.markdown import REPLACEMENT, replace_control_characters
 from model.errors import tell_error
 from model.network.generate import stream
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import load_final
 
-HIDDEN = "\N{REPLACEMENT CHARACTER}"
-
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """The two models and their tokenizer."""
 
     untrained: GPT
@@ -42,19 +41,19 @@ class Pair:
             stream(model, ids, new_tokens, seed=seed, temperature=temperature, stop_token=self.eot_token)
             for model in (self.untrained, self.trained)
         ]
-        said: tuple[list[int], list[int]] = ([], [])
+        answers: tuple[list[int], list[int]] = ([], [])
         for tokens in zip_longest(*drawn):
-            for texts, token in zip(said, tokens, strict=True):
+            for texts, token in zip(answers, tokens, strict=True):
                 if token is not None:
                     texts.append(token)
-            yield self._text(said[0]), self._text(said[1])
+            yield self._text(answers[0]), self._text(answers[1])
 
     def _text(self, ids: list[int]) -> str:
         """The ids as text; the beginning of an unfinished character waits for its end."""
-        return CONTROL.sub(HIDDEN, self.tokenizer.decode(ids).rstrip(HIDDEN))
+        return replace_control_characters(self.tokenizer.decode(ids).rstrip(REPLACEMENT))
 
 
-def load_pair(folder: Path, tokenizer: Path) -> Pair:
+def load_model_pair(folder: Path, tokenizer: Path) -> ModelPair:
     """The models of a finished train stage. Raises CheckpointError when the folder holds no intact one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     final = load_final(folder, device)
@@ -62,24 +61,25 @@ def load_pair(folder: Path, tokenizer: Path) -> Pair:
     untrained = GPT(final.model.config)
     with torch.no_grad():
         initialise(untrained, seed)
-    return Pair(untrained.to(device).eval(), final.model, Tokenizer.from_file(str(tokenizer)), final.eot_token)
+    return ModelPair(untrained.to(device).eval(), final.model, Tokenizer.from_file(str(tokenizer)), final.eot_token)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def argument_parser(description: str) -> argparse.ArgumentParser:
     """The arguments that the terminal and the page share."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("folder", type=Path, help="outputs of a train stage")
-    made.add_argument("tokenizer", type=Path, help="its tokenizer.json")
-    return made
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", type=Path, help="outputs of a train stage")
+    parser.add_argument("tokenizer", type=Path, help="its tokenizer.json")
+    return parser
 
 
 def main() -> None:
     """Read a prompt a line and answer it twice, until the input ends."""
-    arguments = parser("Talk with a model before and after training.")
+    arguments = argument_parser("Talk with a model before and after training.")
     arguments.add_argument("--tokens", type=int, required=True)
     arguments.add_argument("--temperature", type=float, required=True)
     given = arguments.parse_args()
-    sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     try:
         _talk(given)
     except Exception as error:
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _talk(given: argparse.Namespace) -> None:
-    pair = load_pair(given.folder, given.tokenizer)
+    pair = load_model_pair(given.folder, given.tokenizer)
     if sys.stdin.isatty():
         print("Write the beginning of a text; an empty line or Ctrl-D ends.")
     for number, line in enumerate(iter(_read, "")):

@@ -36,18 +36,18 @@ SECONDS_TO_END = 3.0
 SAVES = (b"tasks.runtime.supervise", b"model.train")
 """Children that save before they end."""
 _watched = False
-"""Whether this process is the child that `go_on_in_child` has made."""
+"""Whether this process is the child that `continue_in_child` has made."""
 
 
 def main() -> int:
     """The console script `daily-train`."""
-    go_on_in_child()
+    continue_in_child()
     from deployments.cli import commands  # noqa: PLC0415 (takes seconds, in which a signal is answered to already)
 
-    return run(commands.main)
+    return run_interruptibly(commands.main)
 
 
-def go_on_in_child() -> None:
+def continue_in_child() -> None:
     """Return in a new process; this one waits for it, ends what it leaves behind, and exits with its code.
 
     Elsewhere than on Linux, where processes are not adopted, there is one process as of any program.
@@ -62,7 +62,7 @@ def go_on_in_child() -> None:
     parent = os.getpid()
     command = os.fork()
     if command:
-        os._exit(_Watch(command, heard).code())
+        os._exit(_CommandWatch(command, heard).code())
     end_with_parent(parent, signal.SIGKILL)
     global _watched
     _watched = True
@@ -83,7 +83,7 @@ def open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
-def run(main: Callable[[], int]) -> int:
+def run_interruptibly(main: Callable[[], int]) -> int:
     """The exit code of `main`, which a signal interrupts from now on; until now it has ended this process.
 
     Once interrupted, it ends without waiting for its threads, which wait for whatever did not answer.
@@ -100,7 +100,7 @@ def run(main: Callable[[], int]) -> int:
     return code
 
 
-def end_with(child: "Popen", name: str, stopped: threading.Event) -> None:
+def end_when_child_ends(child: "Popen", name: str, stopped: threading.Event) -> None:
     """From now on the command ends, as SIGTERM ends it, when a child that it cannot do without has ended although
     nobody has `stopped` it."""
 
@@ -114,7 +114,7 @@ def end_with(child: "Popen", name: str, stopped: threading.Event) -> None:
         if _watched:
             os.kill(os.getppid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, daemon=True, name="end_with").start()
+    threading.Thread(target=wait, daemon=True, name="end_when_child_ends").start()
 
 
 def _interrupt(_number: int, _frame: object) -> None:
@@ -124,7 +124,7 @@ def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-class _Watch:
+class _CommandWatch:
     """Waits for the command, with the signals `heard` blocked, and ends what it leaves behind."""
 
     def __init__(self, command: int, heard: list[signal.Signals]) -> None:
@@ -153,9 +153,9 @@ class _Watch:
     def _wait(self, deadline: float | None) -> bool:
         """Until a process or the time has ended, or a signal has come; whether the command was asked to end."""
         rest = 0.5 if deadline is not None else 3600.0
-        found = signal.sigtimedwait([*self.heard, signal.SIGCHLD], rest)
-        if found is not None and found.si_signo != signal.SIGCHLD and not self.asked:
-            self.asked = found.si_signo
+        received = signal.sigtimedwait([*self.heard, signal.SIGCHLD], rest)
+        if received is not None and received.si_signo != signal.SIGCHLD and not self.asked:
+            self.asked = received.si_signo
             _send(self.command, signal.SIGINT if signal.SIGINT in self.heard else signal.SIGTERM)
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -182,14 +182,16 @@ class _Watch:
     def _told(self) -> int:
         """The exit code, and the reason where the command could not give it."""
         code = os.waitstatus_to_exitcode(self.status or 0)
-        told = None
+        message = None
         if self.asked and code != 128 + signal.SIGINT:
-            told = "stopped; the same command goes on from here"
+            message = "stopped; the same command goes on from here"
         elif code < 0:
-            told = f"error: its process was ended by {signal.Signals(-code).name}; the same command goes on from here"
-        if told:
+            message = (
+                f"error: its process was ended by {signal.Signals(-code).name}; the same command goes on from here"
+            )
+        if message:
             with suppress(OSError):
-                os.write(2, f"daily-train: {told}\n".encode())
+                os.write(2, f"daily-train: {message}\n".encode())
         if self.asked:
             return 128 + self.asked
         return code if code >= 0 else 128 - code
@@ -203,10 +205,10 @@ def descendants() -> list[int]:
             state, parent = status.read_text().rpartition(")")[2].split()[:2]
             if state not in "ZX":
                 children.setdefault(int(parent), []).append(int(status.parent.name))
-    found = list(children.get(os.getpid(), []))
-    for process in found:
-        found += children.get(process, [])
-    return found
+    processes = list(children.get(os.getpid(), []))
+    for process in processes:
+        processes += children.get(process, [])
+    return processes
 
 
 def _send(process: int, number: signal.Signals) -> None:

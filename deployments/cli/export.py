@@ -20,10 +20,10 @@ from eval.reporting.model_card import model_card
 from model.errors import DailyTrainError, expanded, reason_of, regular_file, shown_value
 from model.network.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
 from tasks.store.context import RunContext
-from tasks.store.ledger import find_run
+from tasks.store.ledger import find_run, stage_of_run
 from tasks.store.objects import digest_file
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import Result, fetch_outputs, load, read_json
+from tasks.store.stage import StageResult, fetch_outputs, load, read_json
 from tasks.tokenizer import load_tokenizer
 
 MODELLING = Path(__file__).with_name("modeling_daily_train.py")
@@ -35,7 +35,7 @@ class ExportError(DailyTrainError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class FinishedModel:
     """A trained model, its tokenizer and what its run recorded."""
 
     model: Path
@@ -56,44 +56,47 @@ def export(name: str, destination: Path, tokenizer: Path | None, context: RunCon
     if destination.exists() and destination.samefile("."):  # it would be replaced, and whoever is in it sees nothing
         raise ExportError(f"{destination}: is the folder that the command runs in; name a new one")
     folder = expanded(name)
-    return write(_folder(folder, tokenizer) if folder.is_dir() else _run(name, context), destination)
+    return write_export(
+        _model_in_folder(folder, tokenizer) if folder.is_dir() else _model_of_run(name, context), destination
+    )
 
 
-def _folder(folder: Path, tokenizer: Path | None) -> Finished:
-    found = tokenizer or folder / "tokenizer.json"
-    if not found.is_file():
-        raise ExportError(f"{found}: there is no such file; a folder needs --tokenizer with its tokenizer.json")
-    return Finished(model=folder, tokenizer=found, facts={})
+def _model_in_folder(folder: Path, tokenizer: Path | None) -> FinishedModel:
+    tokenizer_file = tokenizer or folder / "tokenizer.json"
+    if not tokenizer_file.is_file():
+        raise ExportError(
+            f"{tokenizer_file}: there is no such file; a folder needs --tokenizer with its tokenizer.json"
+        )
+    return FinishedModel(model=folder, tokenizer=tokenizer_file, facts={})
 
 
-def _run(name: str, context: RunContext) -> Finished:
+def _model_of_run(name: str, context: RunContext) -> FinishedModel:
     row = find_run("" if name == "latest" else name, context)
-    stages = {stage: load(stage, row["stages"].get(stage, ""), context) for stage in ("train", "tokenizer", "download")}
-    for stage in ("train", "tokenizer"):
-        if stages[stage] is None:
-            raise ExportError(f"{context.store.url}: stage {stage} of run {row['run'][:12]} is gone")
-    facts = {"model_source": stages["train"].manifest.inputs.get("model_source")}
-    report = load("report", row["run"], context)
-    if report is not None:
+    trained, tokenizer = (stage_of_run(stage, row, context) for stage in ("train", "tokenizer"))
+    facts: dict[str, Any] = {"model_source": trained.manifest.inputs.get("model_source")}
+    if report := load("report", row["run"], context):
         facts["report"] = read_json(report, context, "report.json")
-    if stages["download"] is not None:
-        facts |= _lock(stages["download"], context)
-    tokenizer = fetch_outputs(stages["tokenizer"], context) / "tokenizer.json"
-    return Finished(model=fetch_outputs(stages["train"], context), tokenizer=tokenizer, facts=facts)
+    if download := load("download", row["stages"].get("download", ""), context):
+        facts |= _lock(download, context)
+    return FinishedModel(
+        model=fetch_outputs(trained, context),
+        tokenizer=fetch_outputs(tokenizer, context) / "tokenizer.json",
+        facts=facts,
+    )
 
 
-def _lock(download: Result, context: RunContext) -> dict[str, Any]:
+def _lock(download: StageResult, context: RunContext) -> dict[str, Any]:
     digest = download.manifest.output("lock.json").sha256
     return {"lock": read_json(download, context, "lock.json"), "lock_sha256": digest}
 
 
-def write(finished: Finished, destination: Path) -> str:
+def write_export(finished: FinishedModel, destination: Path) -> str:
     """The exported folder; returns `gpt2` or `daily_train`. Raises ExportError for files that do not fit together."""
     record = _record(finished.model)
-    found = digest_file(finished.tokenizer).sha256
-    if found != record.get("tokenizer_sha256"):
+    digest = digest_file(finished.tokenizer).sha256
+    if digest != record.get("tokenizer_sha256"):
         raise ExportError(
-            f"{finished.tokenizer}: SHA-256 is {found}, but {finished.model} was trained with "
+            f"{finished.tokenizer}: SHA-256 is {digest}, but {finished.model} was trained with "
             f"{shown_value(record.get('tokenizer_sha256'))}"
         )
     config = parse(GPTConfig, record.get("model"), f"{finished.model / 'config.json'}: model")

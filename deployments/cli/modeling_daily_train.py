@@ -4,6 +4,8 @@ The files of `model/` that it imports are copied beside it (`deployments/cli/exp
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs torch and transformers alone.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
@@ -20,7 +22,7 @@ class DailyTrainConfig(PretrainedConfig):
 
     model_type = "daily_train"
 
-    def __init__(self, network: dict | None = None, **kwargs: object) -> None:
+    def __init__(self, network: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.network = network
         if network is not None:
             self.vocab_size = network["vocab_size"]
@@ -49,14 +51,14 @@ class DailyTrainForCausalLM(PreTrainedModel, GenerationMixin):
             for name, table in zip(("rotary_cos", "rotary_sin"), rotary_tables(module.config)):
                 getattr(module, name).copy_(table)
         elif isinstance(module, MixtureOfExperts):
-            module.load.zero_()
+            module.get_buffer("load").zero_()
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.gpt.token_embedding
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: object
-    ) -> dict:
+        self, input_ids: Tensor, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """The last sequence_length tokens, all that the network can see."""
         length = self.config.max_position_embeddings
         mask = None if attention_mask is None else attention_mask[:, -length:]

@@ -5,6 +5,7 @@ The address that messages go to is kept in a block of the server, encrypted; it 
 
 import logging
 from datetime import timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 from apprise import Apprise
@@ -23,14 +24,14 @@ BLOCK = "daily-train-notify"
 SECONDS_BETWEEN_HEARTBEATS = 30
 ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
 STARTED, HEARTBEAT = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
-OUR_RUN = {
+OUR_RUN: dict[str, Any] = {
     "match": {"prefect.resource.id": "prefect.flow-run.*"},
     "match_related": {"prefect.resource.id": "prefect.tag.daily-train", "prefect.resource.role": "tag"},
 }
 """A run of one of our deployments, all of which carry the tag `daily-train`."""
 ANNOUNCED = ("{{ event.payload.subject }}", "{{ event.payload.body }}\n{{ flow_run | ui_url }}")
 
-MESSAGES = {
+MESSAGES: dict[str, tuple[dict[str, Any], str, str]] = {
     "failed": (
         {"expect": {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}, **OUR_RUN},
         "{{ flow_run.name }}: {{ flow_run.state.name | lower }}",
@@ -73,14 +74,14 @@ def notify(address: str) -> None:
         _save(f"daily-train: tell of {name} runs", "Sends a message for each.", trigger, action)
 
 
-def watch_over_runs() -> None:
+def watch_for_dead_runs() -> None:
     """A run that is gone without a word is shown as crashed, so that it neither looks alive nor holds its place."""
     silent = timedelta(seconds=3 * SECONDS_BETWEEN_HEARTBEATS)
     for name, after, expect, within in (
         ("lost in mid-run", {STARTED, HEARTBEAT}, {HEARTBEAT, *ENDED}, silent),
         ("lost before its start", {"prefect.flow-run.Pending"}, {STARTED, *ENDED}, 10 * silent),
     ):
-        told = f"{DID_NOT_ANSWER} for {within.total_seconds():.0f} s: its process is gone. Run it again to go on."
+        message = f"{DID_NOT_ANSWER} for {within.total_seconds():.0f} s: its process is gone. Run it again to go on."
         trigger = EventTrigger(
             after=after,
             expect=expect,
@@ -90,7 +91,7 @@ def watch_over_runs() -> None:
             threshold=1,
             within=within,
         )
-        action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=told)
+        action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)
         _save(f"daily-train: {name}", "Shows a run that has died as crashed.", trigger, action)
 
 

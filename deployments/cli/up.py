@@ -27,7 +27,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
 from deployments import access
-from deployments.cli.notify import SECONDS_BETWEEN_HEARTBEATS, notify, watch_over_runs
+from deployments.cli.notify import SECONDS_BETWEEN_HEARTBEATS, notify, watch_for_dead_runs
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
 from tasks.store import provenance
@@ -35,7 +35,7 @@ from tasks.store import provenance
 PORT = 4200
 POOL = "daily-train"
 QUEUES = {"gpu": "Trains or scores: one run at a time.", "data": "Prepares data, beside a training: one run at a time."}
-DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
+DEPLOYMENTS = Path(__file__).resolve().parents[1] / "prefect.yaml"
 REPOSITORY, NOTIFY = "DAILY_TRAIN_REPOSITORY", "DAILY_TRAIN_NOTIFY"
 SECONDS_TO_START = 300  # on a machine whose cores are all in use
 SECONDS_TO_STOP = 60  # a worker kills its runs after 30; their trainers go on saving (tasks/runtime/supervise.py)
@@ -54,7 +54,7 @@ class UpError(DailyTrainError):
 
 
 @dataclass
-class Part:
+class RestartedProcess:
     """A process that is started again when it ends, a few times an hour at most."""
 
     name: str
@@ -68,9 +68,8 @@ class Part:
     def start(self) -> None:
         recent = [moment for moment in self.started if time.monotonic() - moment < RESTART_SECONDS]
         if len(recent) > RESTARTS:
-            code = self.process and self.process.returncode
             raise UpError(
-                f"the {self.name} ended {len(recent)} times within an hour, last with exit code {code}; "
+                f"the {self.name} ended {len(recent)} times within an hour, last with exit code {self.exit_code}; "
                 "its last lines say why"
             )
         self.started = [*recent, time.monotonic()]
@@ -83,6 +82,11 @@ class Part:
             stdin=subprocess.DEVNULL,
             pass_fds=(self.lock.fileno(),) if self.lock else (),
         )
+
+    @property
+    def exit_code(self) -> int | None:
+        """None: it runs, or was never started."""
+        return self.process.returncode if self.process else None
 
     def ended(self) -> bool:
         return self.process is not None and self.process.poll() is not None
@@ -101,7 +105,7 @@ class Part:
 def up(port: int) -> None:
     """Start everything, print the address, and stay until interrupted or until a part ends again and again."""
     string = access.auth_string()
-    access.keep_from_proxies()
+    access.bypass_proxies()
     url = f"http://127.0.0.1:{port}"
     api = f"{url}/api"
     environment = {
@@ -109,7 +113,7 @@ def up(port: int) -> None:
         **os.environ,
         "PREFECT_API_URL": api,
         "PREFECT_API_AUTH_STRING": string,
-        access.GIVEN: string,
+        access.AUTH_STRING_VARIABLE: string,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
         "DAILY_TRAIN_HOME": str(provenance.PROJECT),
         "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
@@ -118,39 +122,39 @@ def up(port: int) -> None:
         "PREFECT_UI_URL": url,
     }
     environment.pop(NOTIFY, None)  # runs have no use for it
-    server = Part("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)
+    server = RestartedProcess("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)
     work = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-    worker = Part("worker", work, environment, _lock(port))
+    worker = RestartedProcess("worker", work, environment, _worker_lock(port))
     try:
         if not access.require_own_server(port, string):
-            held = _hold(port)  # noqa: F841 (as long as this runs)
+            held = _hold_port(port)  # noqa: F841 (as long as this runs)
             server.start()
             _wait_until_ready(port, string, server)
-        with access.connected(port, string):
+        with access.connected_to_server(port, string):
             _set_up(api, environment)
         if worker.lock:
             worker.start()
         parts = [part for part in (server, worker) if part.process]
         reused = [part.name for part in (server, worker) if not part.process]
-        told = f" The {' and the '.join(reused)} ran already." if reused else ""
+        note = f" The {' and the '.join(reused)} ran already." if reused else ""
         print(
-            f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.ticket(string)}\n"
-            f"or at any time with the string of {access.where_it_is()}.{told}"
+            f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.login_ticket(string)}\n"
+            f"or at any time with the string of {access.where_auth_string_is()}.{note}"
             f"{' Ctrl-C stops it.' if parts else ''}",
             flush=True,
         )
         while parts:
             time.sleep(1)
             for part in parts:
-                if part.ended() and (part is server or _answers(port, string)):  # a worker needs its server
-                    print(f"The {part.name} ended with exit code {part.process.returncode}; it is started again.")
+                if part.ended() and (part is server or _server_answers(port, string)):  # a worker needs its server
+                    print(f"The {part.name} ended with exit code {part.exit_code}; it is started again.")
                     part.start()
     finally:
         for part in (worker, server):
             part.stop()
 
 
-def _hold(port: int) -> list[socket.socket]:
+def _hold_port(port: int) -> list[socket.socket]:
     """Take the port until this process ends: also while the server is being started again, no other user can listen
     there for what runs and browsers would send. The server binds it as well (deployments/server.py). Nobody listens on
     ::1, which browsers ask first for `localhost`; what is asked there is refused, and they go to 127.0.0.1."""
@@ -171,9 +175,9 @@ def _hold(port: int) -> list[socket.socket]:
     return held
 
 
-def _lock(port: int) -> IO | None:
+def _worker_lock(port: int) -> IO | None:
     """A lock that the worker of this server holds as long as it lives; None when one does."""
-    file = (access.home() / f"daily-train-worker-{port}.lock").open("w")
+    file = (access.prefect_home() / f"daily-train-worker-{port}.lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -188,13 +192,13 @@ def _set_up(api: str, environment: dict[str, str]) -> None:
         template = ProcessWorker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
-        for name, told in QUEUES.items():
-            _queue(client, {"name": name, "description": told, "concurrency_limit": 1})
+        for name, description in QUEUES.items():
+            _queue(client, {"name": name, "description": description, "concurrency_limit": 1})
         paused = [found.name for found in client.read_deployments() if not any(s.active for s in found.schedules)]
-        watch_over_runs()
+        watch_for_dead_runs()
         if address := os.environ.get(NOTIFY):
             notify(address)
-    file = access.home() / "daily-train-deployments.yaml"
+    file = access.prefect_home() / "daily-train-deployments.yaml"
     file.write_text(deployments_yaml(os.environ.get(REPOSITORY), paused))
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
     done = subprocess.run(command, env=environment, cwd=provenance.PROJECT, capture_output=True, text=True, check=False)
@@ -236,7 +240,7 @@ def deployments_yaml(repository: str | None, paused: list[str]) -> str:
     return yaml.safe_dump(described, sort_keys=False)
 
 
-def _answers(port: int, string: str) -> bool:
+def _server_answers(port: int, string: str) -> bool:
     """Whether our server is there; one that is too busy to say so is not."""
     try:
         return access.require_own_server(port, string)
@@ -244,12 +248,11 @@ def _answers(port: int, string: str) -> bool:
         return False
 
 
-def _wait_until_ready(port: int, string: str, server: Part) -> None:
+def _wait_until_ready(port: int, string: str, server: RestartedProcess) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
-    while not _answers(port, string):
+    while not _server_answers(port, string):
         if server.ended():
-            code = server.process.returncode
-            raise UpError(f"the server ended with exit code {code}; is the port {port} in use?")
+            raise UpError(f"the server ended with exit code {server.exit_code}; is the port {port} in use?")
         if time.monotonic() > deadline:
             raise UpError(f"the server does not answer on port {port} after {SECONDS_TO_START} s")
         time.sleep(0.5)

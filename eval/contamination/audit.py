@@ -17,20 +17,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.contamination.canaries import Canary
-from eval.contamination.document_reader import RowGroup
 from eval.contamination.index import POSITION_BITS, Index
 from eval.contamination.ngram_scan import ngram_hashes, word_hashes
 from eval.contamination.planted_items import LEAST_RECALL, full_text, variants
 from eval.contamination.positive_control import ROWS_PER_GROUP, Control, Plant, planted_name
-from eval.contamination.recount import Account, Row, check_findings, failure, in_order
+from eval.contamination.recount import Recount, Row, check_result_files, control_failure, is_subsequence
 from eval.contamination.references import Reference, Severity
-from eval.contamination.renderings import readings
+from eval.contamination.renderings import text_and_renderings
 from eval.contamination.verdicts import ContaminationError
 from eval.contamination.words import words
+from eval.document_parquet import RowGroup
 from eval.suites.suites import suite_named
 
 _SHORTEST = 4  # as documented and not imported, so that another value is noticed
 _SPAN_FACTOR, _SPAN_MORE = 4, 256  # bytes that the place of a match may be longer than the words that it says
+_VERDICT_FIELDS = ("verdict", "kind", "longest_run", "coverage", "documents")
 
 
 class Audit:
@@ -39,7 +40,7 @@ class Audit:
     def __init__(self, control: Control, planted: Path, fingerprint: str) -> None:
         """`planted` is the planted file; `fingerprint` that of the index."""
         self._control, self._file = control, planted
-        self._real, self._planted = (Account(control.config, fingerprint) for _ in range(2))
+        self._real, self._planted = (Recount(control.config, fingerprint) for _ in range(2))
         self._heads: list[Row] = []
         self._planted_rows: list[Row] = []
         self._canary_rows: dict[int, list[Row]] = {}
@@ -74,7 +75,7 @@ class Audit:
         scanned = (self._real.documents, self._real.bytes)
         if scanned != (counted or (total, scanned[1])):
             size = f" with {counted[1]:,} bytes of text" if counted else ""
-            raise failure(
+            raise control_failure(
                 f"the files hold {(counted or (total,))[0]:,} documents{size}",
                 f"{scanned[0]:,} documents with {scanned[1]:,} bytes were scanned",
             )
@@ -84,7 +85,7 @@ class Audit:
     def check_planted(self, folder: Path) -> dict[str, Any]:
         """What coverage.json says of the control, from the findings of the planted file in `folder`."""
         found = check_planted(self._control, folder, self._file.name, self._runs)
-        check_findings(folder, self._planted, self._control.planted_references)
+        check_result_files(folder, self._planted, self._control.planted_references)
         canaries = self._control.canaries
         documents = {(canary.path, canary.group, canary.row) for canary in canaries}
         return found | {
@@ -92,9 +93,9 @@ class Audit:
             "scanned": {"documents": self._real.documents, "bytes": self._real.bytes},
         }
 
-    def check_found(self, folder: Path) -> None:
+    def check_real(self, folder: Path) -> None:
         """The findings of the real documents in `folder`."""
-        check_findings(folder, self._real, self._control.items)
+        check_result_files(folder, self._real, self._control.items)
 
 
 def check_items(items: list[Reference], benchmarks: Path, suites: Iterable[str]) -> None:
@@ -110,20 +111,24 @@ def check_items(items: list[Reference], benchmarks: Path, suites: Iterable[str])
     for suite in suites:
         path, count = benchmarks / f"{suite}-train.parquet", train.get(f"{suite}:train", 0)
         if suite_named(suite).split == "test" and path.exists() and pq.read_metadata(path).num_rows != count:
-            raise failure(f"the items of {path.name} were to be looked for", f"{count} of them are")
+            raise control_failure(f"the items of {path.name} were to be looked for", f"{count} of them are")
         rows, looked_for = suite_named(suite).rows, found.pop(suite, [])
         if [item.item for item in looked_for] != list(range(rows)):
-            raise failure(f"{rows} items of {suite} were to be looked for", f"{len(looked_for)} are among the items")
+            raise control_failure(
+                f"{rows} items of {suite} were to be looked for", f"{len(looked_for)} are among the items"
+            )
         for item, row in zip(looked_for, pq.read_table(benchmarks / f"{suite}.parquet").to_pylist(), strict=True):
             question, answer, choices = _asked(row)
             told = (*item.answers, *item.others)
             if item.question != question or answer not in item.answers or set(told) != {answer, *choices}:
-                raise failure(
+                raise control_failure(
                     f"{suite}:{item.item} asks “{question}” for “{answer}”",
                     f"“{item.question}” and “{item.answers[0]}” were to be looked for",
                 )
     if found:
-        raise failure(f"the suites {', '.join(suites)} were to be looked for", f"{min(found)} is among the items")
+        raise control_failure(
+            f"the suites {', '.join(suites)} were to be looked for", f"{min(found)} is among the items"
+        )
 
 
 def _asked(row: Row) -> tuple[str, str, list[str]]:
@@ -153,7 +158,7 @@ def check_index(index: Index, references: Sequence[Reference], lengths: list[lis
     found = [(form.reference, form.number, len(form.words)) for form in index.forms]
     if found != expected:
         missing = next((each for each, other in zip(expected, [*found, None]) if each != other), expected[-1])
-        raise _lost(references[missing[0]], len(set(expected) - set(found)))
+        raise _incomplete_index(references[missing[0]], len(set(expected) - set(found)))
     n, hashes = index.n, index.table.hashes
     counts = np.array([count for _, _, count in expected])
     begins = np.cumsum(counts) - counts
@@ -165,14 +170,14 @@ def check_index(index: Index, references: Sequence[Reference], lengths: list[lis
     held = np.bincount(form[right], minlength=len(expected))
     wrong = np.flatnonzero(held != np.maximum(0, counts - n + 1))
     if len(wrong):
-        raise _lost(references[expected[wrong[0]][0]], len(wrong))
+        raise _incomplete_index(references[expected[wrong[0]][0]], len(wrong))
     slots = np.sort(index.table.slots[index.table.slots >= 0])
     if not np.array_equal(slots, np.arange(len(hashes))):
-        raise failure(f"{len(hashes)} word n-grams were to be looked for", f"the table holds {len(slots)}")
+        raise control_failure(f"{len(hashes)} word n-grams were to be looked for", f"the table holds {len(slots)}")
 
 
-def _lost(item: Reference, count: int) -> ContaminationError:
-    return failure(
+def _incomplete_index(item: Reference, count: int) -> ContaminationError:
+    return control_failure(
         f"every text of {item.suite}:{item.item} was to be looked for", f"the index lacks words of {count} texts"
     )
 
@@ -184,15 +189,15 @@ def check_canaries(control: Control, rows: dict[int, list[Row]]) -> None:
         matches = rows.get(number, [])
         here = [row for row in matches if row["file"] == canary.path.name and row["document"] == canary.document]
         here = [row for row in here if tuple(row["place"][1:]) == (canary.group, canary.row)]
-        if not any(_is_there(row["overlap"], canary, control.config.ngram) for row in here):
+        if not any(_is_canary(row["overlap"], canary, control.config.ngram) for row in here):
             spans = [(row["overlap"]["start"], row["overlap"]["end"]) for row in here]
             elsewhere = [f"{row['file']}, document {row['document']}" for row in matches if row not in here]
             came_back = f"at bytes {spans}" if here else f"only in {elsewhere[0]}" if elsewhere else "nowhere"
             text = " ".join(canary.text.split())
-            raise failure(f"the words “{text}” stand in {canary.where}", f"they were found {came_back}")
+            raise control_failure(f"the words “{text}” stand in {canary.where}", f"they were found {came_back}")
 
 
-def _is_there(overlap: Row, canary: Canary, n: int) -> bool:
+def _is_canary(overlap: Row, canary: Canary, n: int) -> bool:
     """Whether an overlap is the canary; where the document has its words elsewhere too, in other case, that place is
     as good."""
     start, end, size = overlap["start"], overlap["end"], len(canary.text.encode())
@@ -211,14 +216,14 @@ def check_matches(control: Control, heads: list[Row], rows: Iterable[Row]) -> di
     expected = control.expected_words()
     scanned = [head["words"] for head in heads]
     if scanned != expected:
-        raise failure(f"the row groups of the planted file have {expected} words", f"{scanned} came back")
+        raise control_failure(f"the row groups of the planted file have {expected} words", f"{scanned} came back")
     references = control.planted_references
     matches = {}
     for row in rows:
         number, overlap = row["place"][2] + ROWS_PER_GROUP * row["place"][1], row["overlap"]
         item = references[overlap["reference"]]
         if row["document"] != planted_name(number) or not _is_true(control.texts[number], row, item):
-            raise failure(
+            raise control_failure(
                 f"document {planted_name(number)} was planted without them",
                 f"{overlap['run']} words of {item.suite}:{item.item} were found in document {row['document']} at bytes "
                 f"{overlap['start']} to {overlap['end']}",
@@ -253,17 +258,18 @@ def _is_true(text: str, row: Row, item: Reference) -> bool:
         return False
     expected = words(item.forms[overlap["form"]].text)[first : first + overlap["run"]]
     return len(expected) == overlap["run"] and any(
-        in_order(expected, there) and len(there) <= 2 * len(expected) + 8 for there in map(words, readings(span))
+        is_subsequence(expected, there) and len(there) <= 2 * len(expected) + 8
+        for there in map(words, text_and_renderings(span))
     )
 
 
 def _check_probes(control: Control, verdicts: list[Row]) -> None:
     left = iter(verdicts)
     for probe, rows in zip(control.probes, control.probe_rows, strict=True):
-        for name, item, expected in probe.items:
+        for title, item, expected in probe.items:
             row = next(left)
-            wanted = (expected.verdict, expected.kind, expected.longest_run, expected.coverage, expected.documents)
-            came = (row["verdict"], row["kind"], row["longest_run"], row["coverage"], row["documents"])
+            wanted: tuple[Any, ...] = tuple(getattr(expected, name) for name in _VERDICT_FIELDS)
+            came: tuple[Any, ...] = tuple(row[name] for name in _VERDICT_FIELDS)
             if expected.place:
                 document, *places = expected.place
                 text = control.texts[rows[document]]
@@ -271,12 +277,13 @@ def _check_probes(control: Control, verdicts: list[Row]) -> None:
                 came += (row["document"], row["start"], row["end"], row["start_byte"], row["end_byte"])
             if came != wanted or row["item_words"] != len(words(item.question)):
                 where = ", ".join(map(planted_name, rows[:3])) or "no document"
-                raise failure(
-                    f"{name} was planted in {where}, for the verdict {_told(wanted)}", f"it came back as {_told(came)}"
+                raise control_failure(
+                    f"{title} was planted in {where}, for the verdict {_verdict_text(wanted)}",
+                    f"it came back as {_verdict_text(came)}",
                 )
 
 
-def _told(verdict: tuple) -> str:
+def _verdict_text(verdict: tuple) -> str:
     name, kind, run, coverage, documents, *place = verdict
     told = f"“{name}, {kind}, {run} words in a row, {coverage:.3f} of the item, documents: {documents}"
     if place:
@@ -306,7 +313,7 @@ def _check_recall(
         count, least = counts[suite][form], LEAST_RECALL[form]
         if count["found"] < least * count["planted"]:
             run = matches.get((planted.row, planted.reference))
-            raise failure(
+            raise control_failure(
                 f"{count['planted']} items of {suite} were planted as {form.replace('_', ' ')}, of which {least:.0%} "
                 "must be found",
                 f"{count['found']} were: {suite}:{control.items[planted.reference].item} in document "

@@ -29,16 +29,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 
+from eval import document_parquet
 from eval.command import Progress, run
 from eval.contamination.audit import Audit, check_index, check_items
-from eval.contamination.document_reader import Documents, RowGroup, from_texts, read_documents, row_groups
 from eval.contamination.index import Index, build_index
-from eval.contamination.match import Overlap
-from eval.contamination.matching import find_all
+from eval.contamination.match import Overlap, find_overlaps
 from eval.contamination.positive_control import PLANTED_FILE, Control, compose_control
 from eval.contamination.references import Reference, references
 from eval.contamination.verdicts import (
@@ -52,6 +52,7 @@ from eval.contamination.verdicts import (
     snippet,
     write_result,
 )
+from eval.document_parquet import DocumentError, Documents, RowGroup, from_texts, read_row_group, row_groups
 
 _HOSTS = 64
 _HOST_BYTES = 1000
@@ -59,7 +60,7 @@ _COUNTED_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Scanned:
+class ScanResult:
     """What a part of the documents has in common with the items."""
 
     documents: int
@@ -69,12 +70,12 @@ class Scanned:
     matches: list[Match]
 
 
-def scan_documents(parts: Iterable[Documents], index: Index, file: str, place: tuple[int, ...]) -> Scanned:
+def scan_documents(parts: Iterable[Documents], index: Index, file: str, place: tuple[int, ...]) -> ScanResult:
     """Scans documents that stand one after the other, beginning at `place`."""
     row = byte_count = word_count = 0
     matches: list[Match] = []
     for part in parts:
-        every = zip(part.ids, find_all(part.data, part.offsets, index), strict=True)
+        every = zip(part.ids, find_overlaps(part.data, part.offsets, index), strict=True)
         for number, (name, found) in enumerate(every):
             byte_count += int(part.offsets[number + 1] - part.offsets[number])
             word_count += found.words
@@ -82,7 +83,7 @@ def scan_documents(parts: Iterable[Documents], index: Index, file: str, place: t
                 text = part.text(number)
                 matches += _matches(found.overlaps, text, name, file, (*place, row + number))
         row += len(part.ids)
-    return Scanned(row, byte_count, word_count, matches)
+    return ScanResult(row, byte_count, word_count, matches)
 
 
 def _matches(
@@ -124,11 +125,11 @@ def check(
     texts = from_texts((name, text.encode("utf-8", "replace")) for name, text in documents)
     found = scan_documents([texts], build_index(items, config.ngram), "", ())
     tally.add(found.documents, found.words, found.matches)
-    return tally.findings()
+    return tally.result()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class Counts:
     """What somebody else counted."""
 
     documents: int
@@ -137,7 +138,7 @@ class Counted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommandConfig:
+class ScanConfig:
     documents: tuple[Path, ...]
     """Parquet files with string columns id and text; all of it is scanned."""
     benchmarks: Path
@@ -151,7 +152,7 @@ class CommandConfig:
     out: Path
     resume: Path | None = None
     """Directory for the results of single row groups, from which a killed scan continues; null: start again."""
-    counted: Counted | None = None
+    counted: Counts | None = None
     """What the files must hold by the count of whoever wrote them; null: as many documents as their footers say."""
 
 
@@ -162,19 +163,20 @@ _worker_fingerprint: str
 def _start_worker(index: Index) -> None:
     global _worker_index, _worker_fingerprint
     _worker_index, _worker_fingerprint = index, index.fingerprint
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: BaseProcess) -> None:
     """A worker would wait for work for ever after its parent was killed."""
-    multiprocessing.parent_process().join()
+    parent.join()
     os._exit(1)
 
 
 def _scan_to_file(row_group: RowGroup, result: Path) -> None:
     """Scans one row group and writes what was found, at once or not at all."""
     place = (row_group.file, row_group.group)
-    found = scan_documents(read_documents(row_group), _worker_index, row_group.path.name, place)
+    found = scan_documents(read_row_group(row_group), _worker_index, row_group.path.name, place)
     partial = result.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
         head = {"file": row_group.path.name, "group": row_group.group, "index": _worker_fingerprint}
@@ -196,7 +198,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_whole(result: Path) -> bool:
+def _is_intact(result: Path) -> bool:
     """Whether an earlier scan left this result, and nothing has harmed it since."""
     try:
         return _digest_file(result).read_text() == _sha256(result)
@@ -204,11 +206,11 @@ def _is_whole(result: Path) -> bool:
         return False
 
 
-def _read_result(path: Path) -> Scanned:
+def _read_result(path: Path) -> ScanResult:
     with path.open(encoding="utf-8") as file:
         counts = json.loads(next(file))
         matches = [_match(json.loads(line)) for line in file]
-    return Scanned(counts["documents"], counts["bytes"], counts["words"], matches)
+    return ScanResult(counts["documents"], counts["bytes"], counts["words"], matches)
 
 
 def _match(row: dict) -> Match:
@@ -219,7 +221,8 @@ def _match(row: dict) -> Match:
 def _identity(index: Index, control: Control, documents: Iterable[Path]) -> str:
     """Digest of all that the results of row groups depend on; a file is known by its Parquet footer."""
     digest = hashlib.sha256(f"{index.fingerprint} {control.digest} {unicodedata.unidata_version}".encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    room = Path(__file__).parent
+    for source in [Path(document_parquet.__file__), *sorted([*room.glob("*.py"), *room.glob("*.toml")])]:
         digest.update(source.read_bytes())
     for path in documents:
         with path.open("rb") as file:
@@ -242,19 +245,19 @@ def _results_folder(resume: Path | None, identity: str) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             yield folder
-        except ContaminationError:
+        except (ContaminationError, DocumentError):
             shutil.rmtree(folder)
             raise
 
 
-def _hosts(groups: list[RowGroup]) -> Iterator[str]:
+def _host_texts(groups: list[RowGroup]) -> Iterator[str]:
     """Beginnings of the first documents that are not empty."""
-    parts = (part for group in groups for part in read_documents(group))
+    parts = (part for group in groups for part in read_row_group(group))
     texts = (part.text(row)[:_HOST_BYTES].tobytes() for part in parts for row in range(len(part.ids)))
     return islice((text.decode("utf-8", "replace") for text in texts if text.strip()), _HOSTS)
 
 
-def scan_files(command: CommandConfig) -> dict:
+def scan_files(command: ScanConfig) -> dict:
     """Checks every document of the files and writes the outputs; returns what the last event reports.
 
     Nothing is written when the positive control fails.
@@ -268,7 +271,7 @@ def scan_files(command: CommandConfig) -> dict:
     config, items = command.config, references(command.benchmarks, command.suites)
     check_items(items, command.benchmarks, command.suites)
     groups, total = row_groups(command.documents)
-    control = compose_control(items, command.documents, config, command.seed, _hosts(groups))
+    control = compose_control(items, command.documents, config, command.seed, _host_texts(groups))
     everything = control.references
     lengths = item_lengths(everything)
     index = build_index(everything, config.ngram)
@@ -280,7 +283,7 @@ def scan_files(command: CommandConfig) -> dict:
         audit = Audit(control, planted, index.fingerprint)
         tallies = {False: Tally(config, items, lengths), True: Tally(config, control.planted_references, lengths)}
         progress = Progress(total)
-        for group, result in _scanned(groups, folder, index, command.workers):
+        for group, result in _scan_in_workers(groups, folder, index, command.workers):
             audit.add(result, group)
             found, tally = _read_result(result), tallies[group.path == planted]
             own = [match for match in found.matches if match.reference < tally.size]
@@ -288,11 +291,11 @@ def scan_files(command: CommandConfig) -> dict:
             if group.path != planted:
                 progress(tally.documents)
         counted = command.counted
-        audit.check_results(command.documents, counted and (counted.documents, counted.bytes))
-        write_result(folder / "planted", tallies[True].findings(), {}, config)
-        write_result(command.out, tallies[False].findings(), audit.check_planted(folder / "planted"), config)
+        audit.check_results(command.documents, (counted.documents, counted.bytes) if counted else None)
+        write_result(folder / "planted", tallies[True].result(), {}, config)
+        write_result(command.out, tallies[False].result(), audit.check_planted(folder / "planted"), config)
         try:
-            audit.check_found(command.out)
+            audit.check_real(command.out)
         except ContaminationError:
             for name in RESULT_FILES:
                 (command.out / name).unlink()
@@ -301,10 +304,12 @@ def scan_files(command: CommandConfig) -> dict:
     return {"seconds": round(time.monotonic() - started, 3), "documents": real.documents, "words": real.words}
 
 
-def _scanned(groups: list[RowGroup], folder: Path, index: Index, workers: int) -> Iterator[tuple[RowGroup, Path]]:
+def _scan_in_workers(
+    groups: list[RowGroup], folder: Path, index: Index, workers: int
+) -> Iterator[tuple[RowGroup, Path]]:
     """Every row group with the file of its result, in order; what lies there already is not scanned again."""
     results = [folder / f"{group.file:05d}-{group.group:05d}.jsonl" for group in groups]
-    todo = [(group, result) for group, result in zip(groups, results) if not _is_whole(result)]
+    todo = [(group, result) for group, result in zip(groups, results) if not _is_intact(result)]
     # A worker that dies raises BrokenProcessPool here, where multiprocessing.Pool would wait for ever.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (index,))
@@ -323,4 +328,4 @@ def _scanned(groups: list[RowGroup], folder: Path, index: Index, workers: int) -
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], CommandConfig, scan_files))
+    sys.exit(run(sys.argv[1:], ScanConfig, scan_files))

@@ -60,7 +60,7 @@ class Index:
         digest = hashlib.blake2b(f"{self.n} {len(self.forms)}".encode(), digest_size=16)
         table = (self.table.hashes, self.table.slots, self.table.long_bitmap, self.table.short_bitmap)
         for array in (*table, self.place_first, self.places, self.items):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 

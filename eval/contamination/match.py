@@ -1,4 +1,5 @@
-"""From hits of single n-grams in one document to what the document has of each item.
+"""All documents against all items: the compiled scan over each document as it stands and over its renderings, and
+from its hits of single n-grams to what a document has of each item.
 
 Every run is compared with the item word for word before it counts. Beside runs of n words there are two kinds of
 evidence: a text of n to 2n - 1 words with one word changed, added or left out, and a question under n words with
@@ -12,13 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eval.contamination.index import POSITION_BITS, TEMPLATE_ITEMS, Form, Index
-from eval.contamination.ngram_scan import lookup, ngram_hashes, word_hashes
+from eval.contamination.ngram_scan import Hits, lookup, ngram_hashes, scan, word_hashes
+from eval.contamination.renderings import Rendering, renderings
 from eval.contamination.words import words
 
 _BYTES_OF_WORD, _MOST_BYTES_OF_WORD = 24, 1536
 """Bytes of text in which so many words are expected, and so many more that are tried where they hold fewer: between
 the letters of a word there may be others that nobody sees."""
 _BLOCK_HITS = 20_000
+_SCANNED_BYTES = 2**22
+"""Bytes of renderings that are scanned at once, unless one is larger."""
 _KEPT_REPEATS = 4
 """Times that the same run of the same text is looked at in one document."""
 _MOST_TRIES = 1000
@@ -56,6 +60,15 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentOverlaps:
+    """What one document has of all items."""
+
+    words: int
+    overlaps: list[Overlap]
+    """One for every reference with something in common."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
     """Words in common, one after the other; start and end are bytes of the document."""
 
@@ -75,11 +88,61 @@ class _Evidence:
         """The unchanged half of the form, when the rest has one edit."""
         self.asked: _Run | None = None
         """The question, when it is short and the right answer follows."""
-        self.tells = False
+        self.distinctive = False
         """Whether one of the n-grams in common stands in few items."""
 
 
-def overlaps(data: np.ndarray, hits: np.ndarray, index: Index) -> list[Overlap]:
+def find_overlaps(data: np.ndarray, offsets: np.ndarray, index: Index) -> Iterator[DocumentOverlaps]:
+    """What every document has, data[offsets[i] : offsets[i + 1]]."""
+    hits = scan(data, offsets, index.table)
+    rendered = _in_renderings(data, offsets, hits.marked, index)
+    plain = _by_document(data, offsets, hits, index)
+    for document, (count, found) in enumerate(zip(hits.words.tolist(), plain, strict=True)):
+        more = rendered.get(document, [])
+        yield DocumentOverlaps(count, merge_overlaps([*found, *more]) if more else found)
+
+
+def _by_document(data: np.ndarray, offsets: np.ndarray, hits: Hits, index: Index) -> Iterator[list[Overlap]]:
+    bounds = np.searchsorted(hits.document, np.arange(len(offsets)))
+    for document in range(len(offsets) - 1):
+        part = slice(bounds[document], bounds[document + 1])
+        if part.start == part.stop:
+            yield []
+        else:
+            rows = np.stack([hits.word[part], hits.ngram[part], hits.start[part], hits.end[part]])
+            yield _in_document(data[offsets[document] : offsets[document + 1]], rows, index)
+
+
+def _in_renderings(data: np.ndarray, offsets: np.ndarray, marked: np.ndarray, index: Index) -> dict[int, list[Overlap]]:
+    """By document what its renderings have of the items; bytes are those of the document."""
+    found: dict[int, list[Overlap]] = {}
+    for batch in _rendered_batches(data, offsets, marked):
+        texts = [rendering.data for _, rendering in batch]
+        content, ends = np.concatenate(texts), np.cumsum([0, *map(len, texts)])
+        hits = scan(content, ends, index.table)
+        for (document, rendering), each in zip(batch, _by_document(content, ends, hits, index), strict=True):
+            for overlap in each:
+                start, end = rendering.span(overlap.start, overlap.end)
+                found.setdefault(document, []).append(replace(overlap, start=start, end=end))
+    return found
+
+
+def _rendered_batches(
+    data: np.ndarray, offsets: np.ndarray, marked: np.ndarray
+) -> Iterator[list[tuple[int, Rendering]]]:
+    batch, size = [], 0
+    for document in np.flatnonzero(marked).tolist():
+        for rendering in renderings(data[offsets[document] : offsets[document + 1]]):
+            batch.append((document, rendering))
+            size += len(rendering.data)
+            if size >= _SCANNED_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _in_document(data: np.ndarray, hits: np.ndarray, index: Index) -> list[Overlap]:
     """One overlap for every reference that the document `data`, UTF-8, has something of, in their order.
 
     `hits` has the rows word, n-gram, start and end.
@@ -89,20 +152,20 @@ def overlaps(data: np.ndarray, hits: np.ndarray, index: Index) -> list[Overlap]:
     evidence: dict[int, _Evidence] = defaultdict(_Evidence)
     seen: dict[tuple[int, int, int], int] = defaultdict(int)
     for block in _blocks(hits[0]):
-        _collect(data, hits[:, block], index, evidence, seen)
-    return merged(_overlap(data, number, found, index) for number, found in sorted(evidence.items()))
+        _collect_evidence(data, hits[:, block], index, evidence, seen)
+    return merge_overlaps(_overlap(data, number, found, index) for number, found in sorted(evidence.items()))
 
 
-def merged(found: Iterable[Overlap]) -> list[Overlap]:
+def merge_overlaps(overlaps: Iterable[Overlap]) -> list[Overlap]:
     """One overlap a reference, in their order: of its forms, and of renderings of the document, the longest run, and
     with it the most that any of them has."""
     by_reference: dict[int, list[Overlap]] = defaultdict(list)
-    for overlap in found:
+    for overlap in overlaps:
         by_reference[overlap.reference].append(overlap)
-    return [_most(same) for _, same in sorted(by_reference.items())]
+    return [_strongest(same) for _, same in sorted(by_reference.items())]
 
 
-def _most(same: list[Overlap]) -> Overlap:
+def _strongest(same: list[Overlap]) -> Overlap:
     telling = [overlap for overlap in same if not overlap.template] or same
     longest = max(telling, key=lambda overlap: (overlap.run, overlap.exact, overlap.coverage))
     exact = any(overlap.exact for overlap in telling)
@@ -140,7 +203,7 @@ def _blocks(word: np.ndarray) -> Iterator[slice]:
         first = last
 
 
-def _collect(
+def _collect_evidence(
     data: np.ndarray,
     hits: np.ndarray,
     index: Index,
@@ -165,7 +228,7 @@ def _collect(
         )
         key = (int(form[firsts[each]]), run.form_word, run.length)
         seen[key] += 1
-        if seen[key] <= _KEPT_REPEATS and _holds(data, run, index.forms[key[0]]):
+        if seen[key] <= _KEPT_REPEATS and _has_words(data, run, index.forms[key[0]]):
             evidence[key[0]].runs.append(run)
     short = np.flatnonzero(~long)
     tries = _first_of_each(place[short] << POSITION_BITS | index.length[ngram[hit[short]]], _MOST_TRIES)
@@ -174,11 +237,11 @@ def _collect(
         run = _Run(int(index.length[ngram[at]]), int(word[at]), int(form_word[each]), int(start[at]), int(end[at]))
         key = (int(form[each]), run.form_word, run.length)
         seen[key] += 1
-        if seen[key] <= _MOST_TRIES and _holds(data, run, index.forms[key[0]]):
+        if seen[key] <= _MOST_TRIES and _has_words(data, run, index.forms[key[0]]):
             _add_short(data, run, key[0], index, evidence)
     for number in np.unique(form[long & (index.items[ngram[hit]] < TEMPLATE_ITEMS)]).tolist():
         if number in evidence:
-            evidence[number].tells = True
+            evidence[number].distinctive = True
 
 
 def _diagonals(
@@ -200,7 +263,7 @@ def _first_of_each(keys: np.ndarray, most: int) -> np.ndarray:
     return np.sort(order[rank < most])
 
 
-def _holds(data: np.ndarray, run: _Run, form: Form) -> bool:
+def _has_words(data: np.ndarray, run: _Run, form: Form) -> bool:
     """Whether the words really are the form's; a character that is several words may add some at both ends."""
     found = words(_text(data, run.start, run.end))
     expected = list(form.words[run.form_word : run.form_word + run.length])
@@ -211,9 +274,9 @@ def _text(data: np.ndarray, start: int, end: int) -> str:
     return data[max(0, start) : end].tobytes().decode("utf-8", "replace")
 
 
-def _after(data: np.ndarray, end: int, count: int) -> list[str]:
+def _words_after(data: np.ndarray, end: int, count: int) -> list[str]:
     """Up to `count` words that follow."""
-    for size in _sizes(count):
+    for size in _window_sizes(count):
         stop = end + size
         found = words(_text(data, end, stop))
         whole = len(found) - (stop < len(data))  # the last may be cut
@@ -222,8 +285,8 @@ def _after(data: np.ndarray, end: int, count: int) -> list[str]:
     return found[: min(count, max(0, whole))]
 
 
-def _before(data: np.ndarray, start: int, count: int) -> list[str]:
-    for size in _sizes(count):
+def _words_before(data: np.ndarray, start: int, count: int) -> list[str]:
+    for size in _window_sizes(count):
         stop = start - size
         found = words(_text(data, stop, start))[stop > 0 :]
         if len(found) >= count or stop <= 0:
@@ -231,7 +294,7 @@ def _before(data: np.ndarray, start: int, count: int) -> list[str]:
     return found[-count:] if count else []
 
 
-def _sizes(count: int) -> Iterator[int]:
+def _window_sizes(count: int) -> Iterator[int]:
     size = _BYTES_OF_WORD
     while size <= _MOST_BYTES_OF_WORD:
         yield count * size
@@ -257,10 +320,10 @@ def _is_edited(data: np.ndarray, run: _Run, form: Form) -> bool:
     count, last = len(form.words), run.form_word + run.length
     if (run.form_word, last) == (0, count // 2):
         rest = form.words[last:]
-        near = _after(data, run.end, len(rest) + 1)
+        near = _words_after(data, run.end, len(rest) + 1)
     elif (run.form_word, last) == (count // 2, count):
         rest = form.words[: run.form_word][::-1]
-        near = _before(data, run.start, len(rest) + 1)[::-1]
+        near = _words_before(data, run.start, len(rest) + 1)[::-1]
     else:
         return False
     return _one_edit(rest, tuple(near))
@@ -279,7 +342,7 @@ def _one_edit(expected: tuple[str, ...], found: tuple[str, ...]) -> bool:
 def _answer_after(data: np.ndarray, run: _Run, form_last: int, form: Form, index: Index) -> bool:
     """Whether a right answer stands in the words after the run where a listing of the choices would."""
     rest = len(form.words) - form_last
-    found = _after(data, run.end, min(_LONGEST_REACH, index.reach[form.reference] + rest))
+    found = _words_after(data, run.end, min(_LONGEST_REACH, index.reach[form.reference] + rest))
     return any(_contains(found, answer) for answer in index.answers[form.reference])
 
 
@@ -291,7 +354,8 @@ def _contains(sequence: Sequence[str], part: tuple[str, ...]) -> bool:
 def _overlap(data: np.ndarray, number: int, found: _Evidence, index: Index) -> Overlap:
     form = index.forms[number]
     count, asked = len(form.words), form.question_words
-    in_form, in_document = set(), set()
+    in_form: set[int] = set()
+    in_document: set[int] = set()
     for run in found.runs:
         in_form.update(range(run.form_word, run.form_word + run.length))
         in_document.update(range(run.word, run.word + run.length))
@@ -320,7 +384,7 @@ def _overlap(data: np.ndarray, number: int, found: _Evidence, index: Index) -> O
         start=longest.start,
         end=longest.end,
         form_word=longest.form_word,
-        template=not (short or found.tells or _is_whole(form, coverage, of_question, answer, index)),
+        template=not (short or found.distinctive or _is_whole(form, coverage, of_question, answer, index)),
     )
 
 

@@ -1,19 +1,20 @@
 """The compiled inner loop: words and their n-gram hashes straight from UTF-8 bytes, looked up in a table.
 
 * One pass, no copies: a document costs its bytes and nothing else, however long its lines are.
-* A hash only proposes. Every hit is compared word for word by `eval/contamination/matching.py`, and equal words always
+* A hash only proposes. Every hit is compared word for word by `eval/contamination/match.py`, and equal words always
   have equal hashes, so nothing is missed and nothing is invented.
 * Every character stands for itself (`eval/contamination/words.py`), so a table says what it contributes. One that
   contributes nothing, such as a soft hyphen, costs no more than a letter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numba
 import numpy as np
 
-from eval.contamination.renderings import MARKS, may_begin
+from eval.contamination.renderings import MARKS, may_begin_mark
 from eval.contamination.words import folding_tables
 
 _BLOCK = 256
@@ -70,7 +71,7 @@ def build_table(
         total += len(distinct)
     hashes = np.concatenate(unique)
     slots = np.full(1 << max(4, int(np.ceil(np.log2(2 * total + 1)))), -1, np.int32)
-    _fill(hashes, slots)
+    _fill_slots(hashes, slots)
     table = NgramTable(
         lengths=np.array(lengths, np.int64),
         powers=np.array([pow(int(_STEP), length, 1 << 64) for length in lengths], np.uint64),
@@ -101,7 +102,7 @@ def _may_hold(bitmap: np.ndarray, ngram: np.uint64) -> bool:
 
 
 @numba.njit(cache=True)
-def _fill(hashes: np.ndarray, slots: np.ndarray) -> None:
+def _fill_slots(hashes: np.ndarray, slots: np.ndarray) -> None:
     mask = np.uint64(len(slots) - 1)
     for number in range(len(hashes)):
         place = (hashes[number] >> _HALF) & mask
@@ -157,11 +158,12 @@ def scan(data: np.ndarray, offsets: np.ndarray, table: NgramTable) -> Hits:
             marked,
         )
         if count <= capacity:
-            return Hits(*found[:count].T, words=word_counts, marked=marked)
+            document, word, ngram, start, end = found[:count].T
+            return Hits(document, word, ngram, start, end, word_counts, marked)
         capacity = count
 
 
-def word_hashes(sequence: list[str]) -> np.ndarray:
+def word_hashes(sequence: Sequence[str]) -> np.ndarray:
     """The hash of every word, as the scan has it."""
     joined = " ".join(sequence)
     data = np.frombuffer(joined.encode("utf-8"), np.uint8)
@@ -192,7 +194,7 @@ def lookup(hashes: np.ndarray, length: int, table: NgramTable) -> np.ndarray:
 
 
 @numba.njit(inline="always")
-def _letter(word: np.uint64, code: int) -> np.uint64:
+def _letter(word: np.uint64, code: int | np.int64) -> np.uint64:
     return (word ^ np.uint64(code)) * _PRIME
 
 
@@ -203,7 +205,7 @@ def _finished(word: np.uint64) -> np.uint64:
 
 
 @numba.njit(inline="always")
-def _decode(data: np.ndarray, i: int, end: int) -> tuple[int, int]:
+def _decode(data: np.ndarray, i: int, end: int) -> tuple[int | np.int64, int]:
     """(code point, bytes) at i; a byte that starts no valid character is U+FFFD, as in bytes.decode."""
     lead = np.int64(data[i])
     if lead < 0x80:
@@ -233,7 +235,7 @@ def _decode(data: np.ndarray, i: int, end: int) -> tuple[int, int]:
 
 
 @numba.njit(cache=True)
-def _place(hashes: np.ndarray, slots: np.ndarray, ngram: np.uint64) -> int:
+def _find_ngram(hashes: np.ndarray, slots: np.ndarray, ngram: np.uint64) -> int:
     """Number of the n-gram with this hash, or -1."""
     mask = np.uint64(len(slots) - 1)
     place = (ngram >> _HALF) & mask
@@ -312,7 +314,7 @@ def _scan(
             part, parts = 0, 1
             if code < 0:
                 part, parts = expansion_first[-1 - code], expansion_first[-code]
-                marked[document] |= may_begin(data, i, first, end)
+                marked[document] |= may_begin_mark(data, i, first, end)
             while part < parts:
                 if code < 0 and expansion[part] > 0:
                     if start < 0:
@@ -413,7 +415,7 @@ def _look_up(
             length = lengths[number]
             if after < length:
                 continue
-            place = _place(hashes, slots, _ngram(prefix, after, length, powers[number]))
+            place = _find_ngram(hashes, slots, _ngram(prefix, after, length, powers[number]))
             if place >= 0:
                 if hit_count < len(found):
                     begin, last = starts[(after - length) & (_RING - 1)], ends[(after - 1) & (_RING - 1)]

@@ -11,12 +11,12 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from eval.contamination.document_reader import from_texts
 from eval.contamination.index import Index
-from eval.contamination.matching import find_all
+from eval.contamination.match import find_overlaps
 from eval.contamination.references import Reference, Severity
 from eval.contamination.verdicts import ContaminationConfig
 from eval.contamination.words import words
+from eval.document_parquet import from_texts
 
 _WRAPPED_WORDS = 8
 _GAP = re.compile("_+")
@@ -107,14 +107,18 @@ LEAST_RECALL = {
 def full_text(item: Reference) -> str:
     """Question and right answer as the benchmark prints them."""
     if item.suite == "winogrande":
-        return _GAP.sub(lambda _: item.answers[0], item.question, count=1)
+        return _filled(item.question, item.answers[0])
     return f"{item.question} {item.answers[0]}"
+
+
+def _filled(sentence: str, option: str) -> str:
+    return _GAP.sub(lambda _: option, sentence, count=1)
 
 
 def variants(item: Reference) -> list[str]:
     """Other texts of the item that are as much a leak: another right answer, either option, no marks."""
     if item.suite == "winogrande":
-        return [_GAP.sub(lambda _, filled=other: filled, item.question, count=1) for other in item.others]
+        return [_filled(item.question, other) for other in item.others]
     if item.suite == "hellaswag":
         unmarked = re.sub(r"\[[^\]]*\]", " ", full_text(item))
         return [unmarked] if "[" in item.question else []
@@ -130,7 +134,7 @@ def plant(item: Reference, form: str, hosts: list[str], generator: np.random.Gen
     return f"{host[:place]}{planted}{host[place:]}"
 
 
-def suits(item: Reference, form: str, n: int) -> bool:
+def can_plant(item: Reference, form: str, n: int) -> bool:
     """Whether an item that is planted in this form is to be found at all; see "What is not found" in the docs."""
     text = full_text(item)
     match form:
@@ -146,7 +150,9 @@ def suits(item: Reference, form: str, n: int) -> bool:
             return True
 
 
-def found_in(texts: Iterable[str], items: list[Reference], index: Index, config: ContaminationConfig) -> list[set[int]]:
+def contaminated_items(
+    texts: Iterable[str], items: list[Reference], index: Index, config: ContaminationConfig
+) -> list[set[int]]:
     """For every text the scored items that it contaminates."""
     documents = from_texts((str(number), text.encode("utf-8", "replace")) for number, text in enumerate(texts))
     return [
@@ -157,5 +163,5 @@ def found_in(texts: Iterable[str], items: list[Reference], index: Index, config:
             and config.contaminates(overlap)
             and not config.is_template(overlap)
         }
-        for found in find_all(documents.data, documents.offsets, index)
+        for found in find_overlaps(documents.data, documents.offsets, index)
     ]

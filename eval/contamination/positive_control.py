@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from eval.contamination.canaries import Canary, draw_canaries
 from eval.contamination.index import SHORTEST
 from eval.contamination.passages import PASSAGES
-from eval.contamination.planted_items import FORMS, plant, suits
+from eval.contamination.planted_items import FORMS, can_plant, plant
 from eval.contamination.probes import Probe, probes
 from eval.contamination.references import Reference, Severity
 from eval.contamination.verdicts import ContaminationConfig, ContaminationError
@@ -140,7 +140,7 @@ def _chosen(items: list[Reference], config: ContaminationConfig, generator: np.r
         for form in FORMS:
             left, order = config.control_items, generator.permutation(numbers).tolist()
             for number in order:
-                if left and suits(items[number], form, config.ngram):
+                if left and can_plant(items[number], form, config.ngram):
                     left -= 1
                     yield form, number
     for numbers in suites.values():

@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from eval.contamination.document_reader import RowGroup
 from eval.contamination.references import Reference, Severity
-from eval.contamination.renderings import readings
+from eval.contamination.renderings import text_and_renderings
 from eval.contamination.verdicts import ContaminationConfig, ContaminationError, Kind, Verdict
 from eval.contamination.words import words
+from eval.document_parquet import RowGroup
 
 Row = dict[str, Any]
 """One match, as a line of a result file."""
@@ -27,7 +27,7 @@ _NEARLY_WHOLE = 0.8
 _FEWEST_SHOWN = 200
 
 
-def failure(planted: str, came_back: str) -> ContaminationError:
+def control_failure(planted: str, came_back: str) -> ContaminationError:
     """The error of a control that failed, as one sentence for whoever runs the check."""
     return ContaminationError(
         f"positive control: {planted}, but {came_back}; no verdict of this scan was kept, because the scan or what it "
@@ -36,7 +36,7 @@ def failure(planted: str, came_back: str) -> ContaminationError:
 
 
 @dataclass(slots=True)
-class Sums:
+class ReferenceSums:
     """What all documents have of one reference."""
 
     documents: int = 0
@@ -52,7 +52,7 @@ class Sums:
 
 
 @dataclass
-class Account:
+class Recount:
     """Sums over the result files of one part of the scan: the real documents, or the planted ones."""
 
     config: ContaminationConfig
@@ -61,7 +61,7 @@ class Account:
     documents: int = 0
     bytes: int = 0
     words: int = 0
-    references: dict[int, Sums] = field(default_factory=dict)
+    references: dict[int, ReferenceSums] = field(default_factory=dict)
     reaching: dict[tuple[str, str, int], tuple[bool, Places]] = field(default_factory=dict)
     """(document, file, reference) of every match that reaches a threshold: whether it is whole, and its places."""
 
@@ -72,18 +72,20 @@ class Account:
         where = f"row group {group.group} of {group.path.name}"
         rows_there = pq.read_metadata(group.path).row_group(group.group).num_rows
         if (head["file"], head["group"], head["index"]) != (group.path.name, group.group, self.fingerprint):
-            raise failure(f"{where} was scanned", f"{result.name} is the result of another scan or another file")
+            raise control_failure(
+                f"{where} was scanned", f"{result.name} is the result of another scan or another file"
+            )
         if head["documents"] != rows_there or head["matches"] != len(rows):
-            raise failure(
+            raise control_failure(
                 f"{where} has {rows_there} documents",
                 f"{head['documents']} were scanned, and {len(rows)} of {head['matches']} matches are in the result",
             )
         for row in rows:
             file_number, group_number, number = row["place"]
             if (row["file"], file_number, group_number) != (group.path.name, group.file, group.group):
-                raise failure(f"{where} was scanned", f"a match names row {row['place']} of {row['file']}")
+                raise control_failure(f"{where} was scanned", f"a match names row {row['place']} of {row['file']}")
             if not 0 <= number < rows_there:
-                raise failure(f"{where} has {rows_there} documents", f"a match names its document {number}")
+                raise control_failure(f"{where} has {rows_there} documents", f"a match names its document {number}")
         self.documents += head["documents"]
         self.bytes += head["bytes"]
         self.words += head["words"]
@@ -92,7 +94,7 @@ class Account:
     def count(self, row: Row) -> None:
         """Adds one match."""
         overlap = row["overlap"]
-        sums = self.references.setdefault(overlap["reference"], Sums())
+        sums = self.references.setdefault(overlap["reference"], ReferenceSums())
         reaches = overlap["run"] >= self.config.run or overlap["coverage"] >= self.config.coverage
         whole = reaches and overlap["question"] and overlap["answer"] and overlap["coverage"] >= _NEARLY_WHOLE
         sums.documents += 1
@@ -109,18 +111,20 @@ class Account:
             self.reaching[row["document"], row["file"], overlap["reference"]] = (whole, places)
 
 
-def check_findings(folder: Path, account: Account, items: Sequence[Reference]) -> None:
+def check_result_files(folder: Path, account: Recount, items: Sequence[Reference]) -> None:
     """Raises `ContaminationError` unless the files with the findings say what the account does."""
     verdicts = pq.read_table(folder / "verdicts.parquet").to_pylist()
     named = [(row["suite"], row["item"]) for row in verdicts]
     if named != [(item.suite, item.item) for item in items]:
-        raise failure(f"{len(items)} items were looked for", f"verdicts.parquet has {len(named)} rows, or other items")
+        raise control_failure(
+            f"{len(items)} items were looked for", f"verdicts.parquet has {len(named)} rows, or other items"
+        )
     for number, row in enumerate(verdicts):
-        _check_verdict(row, account.references.get(number, Sums()))
+        _check_verdict(row, account.references.get(number, ReferenceSums()))
     _check_flagged(folder, account, verdicts, items)
     coverage = json.loads((folder / "coverage.json").read_text())
     if (coverage["documents"], coverage["words"]) != (account.documents, account.words):
-        raise failure(
+        raise control_failure(
             f"{account.documents} documents of {account.words} words were scanned",
             f"coverage.json has {coverage['documents']} of {coverage['words']}",
         )
@@ -129,28 +133,30 @@ def check_findings(folder: Path, account: Account, items: Sequence[Reference]) -
     _check_matches(folder, verdicts)
 
 
-def _check_verdict(row: Row, sums: Sums) -> None:
-    name = _named(row)
+def _check_verdict(row: Row, sums: ReferenceSums) -> None:
+    name = _item_name(row)
     found = (row["documents"], row["longest_run"], row["coverage"])
     if found != (sums.documents, sums.run, sums.coverage):
-        raise failure(
+        raise control_failure(
             f"{sums.documents} documents have words of {name}, {sums.run} in a row and {sums.coverage:.3f} of it",
             f"its verdict has {found[0]} documents, {found[1]} in a row and {found[2]:.3f}",
         )
     if sums.best is not None and (row["document"], row["file"]) != sums.best[-2:]:
-        raise failure(f"document {sums.best[-2]} has the most of {name}", f"document {row['document']} is shown for it")
+        raise control_failure(
+            f"document {sums.best[-2]} has the most of {name}", f"document {row['document']} is shown for it"
+        )
     verdict, kind = Verdict(row["verdict"]), Kind(row["kind"])
     dirty = verdict is Verdict.CONTAMINATED
     harmless = kind is Kind.BOILERPLATE if sums.contaminating else kind in (Kind.CLEAN, Kind.UNCHECKABLE)
     consistent = dirty == (kind not in (Kind.BOILERPLATE, Kind.CLEAN, Kind.UNCHECKABLE)) and (dirty or harmless)
     if not consistent or (dirty and not sums.contaminating) or (sums.whole and not dirty):
-        raise failure(
+        raise control_failure(
             f"{sums.contaminating} documents reach a threshold of {name}, {sums.whole} with all of it",
             f"its verdict is {verdict}, of kind {kind}",
         )
 
 
-def _check_flagged(folder: Path, account: Account, verdicts: list[Row], items: Sequence[Reference]) -> None:
+def _check_flagged(folder: Path, account: Recount, verdicts: list[Row], items: Sequence[Reference]) -> None:
     numbers = {(item.suite, item.item): number for number, item in enumerate(items)}
     rows = pq.read_table(folder / "flagged.parquet").to_pylist()
     flagged = {(row["document"], row["file"], numbers[row["suite"], row["item"]]) for row in rows}
@@ -160,23 +166,29 @@ def _check_flagged(folder: Path, account: Account, verdicts: list[Row], items: S
         if row["verdict"] == Verdict.CONTAMINATED and items[number].severity is Severity.TEST
     }
     for document, _, number in flagged - account.reaching.keys():
-        raise failure(f"document {document} has little of {_named(verdicts[number])}", "it is to be dropped")
+        raise control_failure(
+            f"document {document} has little of {_item_name(verdicts[number])}", "it is to be dropped"
+        )
     for (document, file, number), (whole, _) in account.reaching.items():
         if whole and items[number].severity is Severity.TEST and (document, file, number) not in flagged:
-            raise failure(f"document {document} has all of {_named(verdicts[number])}", "it is not to be dropped")
+            raise control_failure(
+                f"document {document} has all of {_item_name(verdicts[number])}", "it is not to be dropped"
+            )
     if {number for _, _, number in flagged} != dirty:
-        raise failure(f"{len(dirty)} items are contaminated", "the documents to be dropped are those of other items")
+        raise control_failure(
+            f"{len(dirty)} items are contaminated", "the documents to be dropped are those of other items"
+        )
     for number in dirty:
         best = verdicts[number]
         key, places = (best["document"], best["file"], number), (best["start"], best["end"])
         if key not in flagged or account.reaching[key][1] != (*places, best["start_byte"], best["end_byte"]):
-            raise failure(
-                f"document {best['document']} contaminates {_named(best)}",
+            raise control_failure(
+                f"document {best['document']} contaminates {_item_name(best)}",
                 f"it is not to be dropped or stands elsewhere than at characters {places}",
             )
 
 
-def _named(row: Row) -> str:
+def _item_name(row: Row) -> str:
     return f"{row['suite']}:{row['item']}"
 
 
@@ -206,25 +218,29 @@ def _check_suites(coverage: Row, verdicts: list[Row], items: Sequence[Reference]
             part[row["verdict"]] += 1
     for suite, part in expected.items():
         if coverage["suites"].get(suite) != part:
-            raise failure(f"the verdicts of {suite} are {part}", f"coverage.json has {coverage['suites'].get(suite)}")
+            raise control_failure(
+                f"the verdicts of {suite} are {part}", f"coverage.json has {coverage['suites'].get(suite)}"
+            )
     if set(coverage["suites"]) != set(expected):
-        raise failure(f"the suites {sorted(expected)} were scanned", f"coverage.json has {sorted(coverage['suites'])}")
-    header, *body = _cells(verdict_table(coverage))
+        raise control_failure(
+            f"the suites {sorted(expected)} were scanned", f"coverage.json has {sorted(coverage['suites'])}"
+        )
+    header, *body = _table_cells(verdict_table(coverage))
     for line in body:
         part = expected[line[0]]
         shown = dict(zip(header[1:], (int(cell.replace(",", "")) for cell in line[1:]), strict=True))
         counts = {name: part[name] for name in ("items", "checkable", "clean", "contaminated")}
         if shown != {**{kind: part["by_kind"].get(kind, 0) for kind in shown}, **counts}:
-            raise failure(f"the verdicts of {line[0]} are {part}", f"the report's table has {shown}")
+            raise control_failure(f"the verdicts of {line[0]} are {part}", f"the report's table has {shown}")
     if len(body) != len(expected):
-        raise failure(f"{len(expected)} suites were scanned", f"the report's table has {len(body)}")
-    for suite, *line in _cells(control_table(coverage))[1:]:
+        raise control_failure(f"{len(expected)} suites were scanned", f"the report's table has {len(body)}")
+    for suite, *line in _table_cells(control_table(coverage))[1:]:
         recall = [f"{count['found']} of {count['planted']}" for count in control_suites(coverage)[suite].values()]
         if [cell for cell in line if cell != "–"] != recall:
-            raise failure(f"of planted items of {suite} were found {recall}", f"the report's table has {line}")
+            raise control_failure(f"of planted items of {suite} were found {recall}", f"the report's table has {line}")
 
 
-def _cells(table: str) -> list[list[str]]:
+def _table_cells(table: str) -> list[list[str]]:
     """Cells of a Markdown table, the header first."""
     header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     return [header, *body]
@@ -241,9 +257,11 @@ def _check_sweep(sweep: list[Row], verdicts: list[Row], items: Sequence[Referenc
         name, least = ("longest_run", entry["run"]) if "run" in entry else ("coverage", entry["coverage"])
         count = sum(row[name] >= least for row in kept)
         if count != entry["contaminated"]:
-            raise failure(f"{count} items of {entry['suite']} have a {name} of {least}", f"sweep.json has {entry}")
+            raise control_failure(
+                f"{count} items of {entry['suite']} have a {name} of {least}", f"sweep.json has {entry}"
+            )
     if {entry["suite"] for entry in sweep} != scored:
-        raise failure(f"the suites {sorted(scored)} are scored", "sweep.json has others")
+        raise control_failure(f"the suites {sorted(scored)} are scored", "sweep.json has others")
 
 
 def _check_matches(folder: Path, verdicts: list[Row]) -> None:
@@ -255,19 +273,23 @@ def _check_matches(folder: Path, verdicts: list[Row]) -> None:
         verdict = by_item[match["suite"], match["item"]]
         shown[match["suite"], match["item"], match["document"], match["file"]] = tuple(match[name] for name in _PLACES)
         if (match["verdict"], match["kind"]) != (verdict["verdict"], verdict["kind"]):
-            raise failure(f"{_named(match)} is {verdict['verdict']}", f"a match says {match['verdict']}")
+            raise control_failure(f"{_item_name(match)} is {verdict['verdict']}", f"a match says {match['verdict']}")
         text, item = match["document_text"]["match"], match["item_text"]["match"]
-        if "…" not in text + item and not any(in_order(words(item), words(reading)) for reading in readings(text)):
-            raise failure(f"“{item}” of {_named(match)} is in document {match['document']}", f"“{text}” is shown")
+        if "…" not in text + item and not any(
+            is_subsequence(words(item), words(reading)) for reading in text_and_renderings(text)
+        ):
+            raise control_failure(
+                f"“{item}” of {_item_name(match)} is in document {match['document']}", f"“{text}” is shown"
+            )
     if len(lines) < min(_FEWEST_SHOWN, total):
-        raise failure(f"{total} matches were found", f"matches.jsonl has {len(lines)}")
+        raise control_failure(f"{total} matches were found", f"matches.jsonl has {len(lines)}")
     for row in verdicts:
         place = shown.get((row["suite"], row["item"], row["document"], row["file"]))
         if row["verdict"] == Verdict.CONTAMINATED and place != tuple(row[name] for name in _PLACES):
-            raise failure(f"{_named(row)} is contaminated", f"matches.jsonl shows it at {place}")
+            raise control_failure(f"{_item_name(row)} is contaminated", f"matches.jsonl shows it at {place}")
 
 
-def in_order(expected: Sequence[str], found: Iterable[str]) -> bool:
+def is_subsequence(expected: Sequence[str], found: Iterable[str]) -> bool:
     """Whether the expected words are among those that were found, in their order."""
     left = iter(found)
     return all(word in left for word in expected)

@@ -69,7 +69,7 @@ class Rendering:
     """The same in the text that was rendered."""
     source_end: np.ndarray
     """Where a segment that replaces something ends there; -1 for one that was copied."""
-    of: "Rendering | None"
+    parent: "Rendering | None"
     """The rendering that was rendered again; None for the document."""
 
     def span(self, start: int, end: int) -> tuple[int, int]:
@@ -83,24 +83,25 @@ class Rendering:
             end += int(self.source_first[tail] - self.first[tail])
         else:
             end = int(self.source_end[tail])
-        return self.of.span(start, end) if self.of else (start, end)
+        return self.parent.span(start, end) if self.parent else (start, end)
 
 
 def renderings(data: np.ndarray) -> Iterator[Rendering]:
     """Every rendering of a document, UTF-8 as uint8, that differs from it."""
-    todo: list[tuple[np.ndarray, Rendering | None]] = [(data, None)]
+    texts: list[tuple[np.ndarray, Rendering | None]] = [(data, None)]
     for _ in range(_MOST_PASSES):
-        todo = [(rendering.data, rendering) for text, of in todo for rendering in _rendered(text.tobytes(), of)]
-        yield from (rendering for _, rendering in todo)
+        rendered = [rendering for text, parent in texts for rendering in _render(text.tobytes(), parent)]
+        yield from rendered
+        texts = [(rendering.data, rendering) for rendering in rendered]
 
 
-def readings(text: str) -> list[str]:
+def text_and_renderings(text: str) -> list[str]:
     """The text as it stands, and all its renderings."""
     data = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
     return [text, *(rendering.data.tobytes().decode("utf-8", "replace") for rendering in renderings(data))]
 
 
-def _rendered(text: bytes, of: Rendering | None) -> Iterator[Rendering]:
+def _render(text: bytes, parent: Rendering | None) -> Iterator[Rendering]:
     """The text without its marks, and again if some stand inside of what may be one word, where they separate at first
     and then join; and what tags, comments, scripts and styles hold, if there are marks in it."""
     cuts, hidden = array("q"), array("q")  # first byte and end of each
@@ -109,7 +110,7 @@ def _rendered(text: bytes, of: Rendering | None) -> Iterator[Rendering]:
     """Numbers of the replacements that may join."""
     copied, joints = 0, False
     closed: dict[bytes, bool] = {}
-    for place in _places(np.frombuffer(text, np.uint8)).tolist():
+    for place in _mark_positions(np.frombuffer(text, np.uint8)).tolist():
         found = _MARK.match(text, place) if place >= copied else None
         if found is None:
             continue
@@ -123,9 +124,9 @@ def _rendered(text: bytes, of: Rendering | None) -> Iterator[Rendering]:
                 closed[element] = close is not None
                 end = close.start() if close else end
         elif name == "comment":
-            close = text.find(b"-->", end) if closed.get(b"--", True) else -1
-            closed[b"--"] = close >= 0
-            end, replacement = (close + 3, b" ") if close >= 0 else (end, None)
+            last = text.find(b"-->", end) if closed.get(b"--", True) else -1
+            closed[b"--"] = last >= 0
+            end, replacement = (last + 3, b" ") if last >= 0 else (end, None)
         elif name == "backspace":
             start = max(copied, start - 1)
         if replacement is None:
@@ -134,8 +135,8 @@ def _rendered(text: bytes, of: Rendering | None) -> Iterator[Rendering]:
         joints = joints or (joins and _is_joint(text, start, end))
         if replacement == b" " and end - start >= _FEWEST_HIDDEN and _HIDDEN_MARK.search(text, start + 1, end):
             hidden.extend((start + 1, end - 1))
-        last = bool(joining) and joining[-1] == len(replacements) - 1
-        repeats = start == copied and replacements and replacements[-1] == replacement and joins == last
+        joined = bool(joining) and joining[-1] == len(replacements) - 1
+        repeats = start == copied and replacements and replacements[-1] == replacement and joins == joined
         if repeats and replacement in (b" ", b""):
             cuts[-1] = end
         else:
@@ -146,17 +147,17 @@ def _rendered(text: bytes, of: Rendering | None) -> Iterator[Rendering]:
         copied = end
     if not copied:
         return
-    yield _assembled(text, of, cuts, replacements)
+    yield _replace_cuts(text, parent, cuts, replacements)
     if joints:
         for number in joining:
             replacements[number] = b""
-        yield _assembled(text, of, cuts, replacements)
+        yield _replace_cuts(text, parent, cuts, replacements)
     if hidden:
         gaps = array("q", (0, *hidden, len(text)))
-        yield _assembled(text, of, gaps, [b" "] * (len(gaps) // 2))
+        yield _replace_cuts(text, parent, gaps, [b" "] * (len(gaps) // 2))
 
 
-def _assembled(text: bytes, of: Rendering | None, cuts: array, replacements: list[bytes]) -> Rendering:
+def _replace_cuts(text: bytes, parent: Rendering | None, cuts: array, replacements: list[bytes]) -> Rendering:
     """The text with every cut replaced."""
     starts, ends = np.array(cuts, np.int64).reshape(-1, 2).T
     copies = np.append(0, ends)  # where the copied segments begin
@@ -171,10 +172,10 @@ def _assembled(text: bytes, of: Rendering | None, cuts: array, replacements: lis
     parts[::2] = [text[first:last] for first, last in bounds]
     parts[1::2] = replacements
     first = np.cumsum(sizes) - sizes
-    return Rendering(np.frombuffer(b"".join(parts), np.uint8), first, *source, of)
+    return Rendering(np.frombuffer(b"".join(parts), np.uint8), first, source[0], source[1], parent)
 
 
-def _replacement(found: re.Match[bytes], name: str) -> bytes | None:
+def _replacement(found: re.Match[bytes], name: str | None) -> bytes | None:
     """What a reader sees in place of a mark; None where it is no mark."""
     if name == "tag":  # most are
         return b" "
@@ -220,7 +221,7 @@ def _is_letter(byte: int) -> bool:
 
 
 @numba.njit(inline="always")
-def may_begin(text: np.ndarray, i: int, first: int, end: int) -> bool:
+def may_begin_mark(text: np.ndarray, i: int, first: int, end: int) -> bool:
     """Whether a mark may begin at byte i of the document text[first:end]; it begins with one of `MARKS`."""
     byte = text[i]
     before = text[i - 1] if i > first else 32
@@ -249,12 +250,12 @@ def may_begin(text: np.ndarray, i: int, first: int, end: int) -> bool:
 
 
 @numba.njit(cache=True)
-def _places(text: np.ndarray) -> np.ndarray:
+def _mark_positions(text: np.ndarray) -> np.ndarray:
     """Where marks may begin."""
     found = np.empty(1024, np.int64)
     count = 0
     for i in range(len(text)):
-        if may_begin(text, i, 0, len(text)):
+        if may_begin_mark(text, i, 0, len(text)):
             if count == len(found):
                 found = np.concatenate((found, np.empty(count, np.int64)))
             found[count] = i

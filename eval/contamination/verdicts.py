@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,11 +20,12 @@ from eval.contamination.match import Overlap
 from eval.contamination.references import Reference, Severity
 from eval.contamination.words import located_words, words
 from model.errors import DailyTrainError
+from model.parsing import Bounds, check_fields, require
 
 _AROUND, _LONGEST_SNIPPET = 120, 600  # characters shown beside and of a match
 _CHARACTER_BYTES = 4
 _KEPT_MATCHES = 200
-MOST_RUN, LEAST_COVERAGE = 200, 0.01
+MOST_RUN, LEAST_COVERAGE = 200, 0.01  # the positive control invents items of so many words
 _SWEEP_RUNS, _SWEEP_COVERAGES = range(8, 41), [tenths / 10 for tenths in range(1, 11)]
 RESULT_FILES = ("verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json")
 VERDICTS_SCHEMA = pa.schema(
@@ -81,22 +83,18 @@ _KINDS = list(Kind)
 class ContaminationConfig:
     """When an item counts as contaminated."""
 
-    ngram: int = 8
+    ngram: Annotated[int, Bounds(ge=5, le=32)] = 8
     """Shortest run of words in common that counts at all."""
-    run: int = 13
+    run: Annotated[int, Bounds(ge=5, le=MOST_RUN)] = 13
     """Words in one run from which an item is contaminated."""
-    coverage: float = 0.5
+    coverage: Annotated[float, Bounds(ge=LEAST_COVERAGE, le=1)] = 0.5
     """Share of an item's words, or of its question's, in runs within one document, from which it is contaminated."""
-    control_items: int = 20
+    control_items: Annotated[int, Bounds(ge=1)] = 20
     """Items of every suite and form that the positive control plants."""
 
     def __post_init__(self) -> None:
-        if not (5 <= self.ngram <= self.run and self.ngram <= 32 and 0 < self.coverage <= 1):
-            raise ContaminationError(f"expected 5 <= ngram <= run, ngram <= 32 and 0 < coverage <= 1, found {self}")
-        if self.run > MOST_RUN or self.coverage < LEAST_COVERAGE:  # the control invents items of so many words
-            raise ContaminationError(f"expected run <= {MOST_RUN} and coverage >= {LEAST_COVERAGE}, found {self}")
-        if self.control_items < 1:
-            raise ContaminationError(f"expected control_items >= 1, found {self}")
+        check_fields(self)
+        require(self.ngram <= self.run, "ngram", self.ngram, f"at most run, {self.run}")
 
     def contaminates(self, found: Overlap) -> bool:
         """Whether one document's overlap contaminates its item, unless it is a template."""
@@ -214,7 +212,7 @@ class Tally:
             return Kind.EXACT if found.exact else Kind.ANSWER_AND_CONTEXT
         return Kind.SOURCE if self._references[found.reference].has_context else Kind.QUESTION
 
-    def findings(self) -> ContaminationResult:
+    def result(self) -> ContaminationResult:
         verdicts = [self._verdict(number) for number in range(len(self._references))]
         contaminated = {number for number, found in enumerate(verdicts) if found.verdict is Verdict.CONTAMINATED}
         kept = {(match.place, match.reference): match for match in self._strongest}
@@ -264,20 +262,20 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def write_result(out: Path, findings: ContaminationResult, control: dict, config: ContaminationConfig) -> None:
+def write_result(out: Path, result: ContaminationResult, control: dict, config: ContaminationConfig) -> None:
     """Writes `RESULT_FILES`; equal findings give equal bytes."""
     out.mkdir(parents=True, exist_ok=True)
-    rows = [_verdict_row(found) for found in findings.verdicts]
+    rows = [_verdict_row(found) for found in result.verdicts]
     pq.write_table(pa.Table.from_pylist(rows, schema=VERDICTS_SCHEMA), out / "verdicts.parquet")
     flagged = []
-    for document, file, number in findings.flagged:
-        reference = findings.verdicts[number].reference
+    for document, file, number in result.flagged:
+        reference = result.verdicts[number].reference
         flagged.append({"document": document, "file": file, "suite": reference.suite, "item": reference.item})
     pq.write_table(pa.Table.from_pylist(flagged, schema=FLAGGED_SCHEMA), out / "flagged.parquet")
-    lines = [json.dumps(_match_row(match, findings, config), ensure_ascii=False) for match in findings.matches]
+    lines = [json.dumps(_match_row(match, result, config), ensure_ascii=False) for match in result.matches]
     (out / "matches.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    (out / "coverage.json").write_text(json.dumps(_coverage(findings, control, config), indent=2) + "\n")
-    (out / "sweep.json").write_text(json.dumps(list(_sweep(findings))) + "\n")
+    (out / "coverage.json").write_text(json.dumps(_coverage(result, control, config), indent=2) + "\n")
+    (out / "sweep.json").write_text(json.dumps(list(_sweep(result))) + "\n")
 
 
 def _verdict_row(found: ItemVerdict) -> dict:
@@ -300,9 +298,9 @@ def _verdict_row(found: ItemVerdict) -> dict:
     }
 
 
-def _match_row(match: Match, findings: ContaminationResult, config: ContaminationConfig) -> dict:
+def _match_row(match: Match, result: ContaminationResult, config: ContaminationConfig) -> dict:
     """One match with both texts as {before, match, after}."""
-    overlap, verdict = match.overlap, findings.verdicts[match.reference]
+    overlap, verdict = match.overlap, result.verdicts[match.reference]
     reference = verdict.reference
     text = reference.forms[overlap.form].text
     located = located_words(text)
@@ -330,9 +328,9 @@ def _match_row(match: Match, findings: ContaminationResult, config: Contaminatio
     }
 
 
-def _coverage(findings: ContaminationResult, control: dict, config: ContaminationConfig) -> dict:
+def _coverage(result: ContaminationResult, control: dict, config: ContaminationConfig) -> dict:
     suites: dict[str, dict] = {}
-    for found in findings.verdicts:
+    for found in result.verdicts:
         counts = {"items": 0, "checkable": 0, "uncheckable": [], "clean": 0, "contaminated": 0, "by_kind": {}}
         severity = found.reference.severity.value
         suite = suites.setdefault(found.reference.suite, {"severity": severity} | counts)
@@ -344,18 +342,18 @@ def _coverage(findings: ContaminationResult, control: dict, config: Contaminatio
             suite["checkable"] += 1
             suite[found.verdict.value] += 1
     return {
-        "documents": findings.documents,
-        "words": findings.words,
+        "documents": result.documents,
+        "words": result.words,
         "config": asdict(config),
         "suites": suites,
         "control": control,
     }
 
 
-def _sweep(findings: ContaminationResult) -> Iterator[dict]:
+def _sweep(result: ContaminationResult) -> Iterator[dict]:
     """Contaminated items of every scored suite if a run of so many words, or such a coverage, alone decided."""
     by_suite: dict[str, list[ItemVerdict]] = {}
-    for found in findings.verdicts:
+    for found in result.verdicts:
         if found.reference.severity is Severity.TEST:
             kept = by_suite.setdefault(found.reference.suite, [])
             if found.kind is not Kind.BOILERPLATE:

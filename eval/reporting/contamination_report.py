@@ -5,11 +5,10 @@ Every word of a document or an item is untrusted here and escaped.
 
 from typing import Any
 
-from eval.reporting.markdown import CONTROL, markdown_table, untrusted
-from eval.reporting.run_comparison import interval_text
+from eval.reporting.markdown import markdown_table, replace_control_characters, untrusted
+from eval.reporting.score_table import interval_text
 
 SHOWN_MATCHES = 10
-HIDDEN = "\N{REPLACEMENT CHARACTER}"
 
 
 def contamination_section(found: dict[str, Any]) -> str:
@@ -107,7 +106,7 @@ def explain(match: dict[str, Any], where: str) -> str:
         "item",
         f"  {_plain(match['item_text'])}",
         "",
-        f"training text: document {CONTROL.sub(HIDDEN, match['document'])}, characters {match['start']:,} to "
+        f"training text: document {replace_control_characters(match['document'])}, characters {match['start']:,} to "
         f"{match['end']:,}, in {where}",
         f"  {_plain(match['document_text'])}",
     ]
@@ -115,7 +114,7 @@ def explain(match: dict[str, Any], where: str) -> str:
 
 
 def _plain(text: dict[str, str]) -> str:
-    parts = (CONTROL.sub(HIDDEN, text[part]).replace("\n", " ") for part in ("before", "match", "after"))
+    parts = (replace_control_characters(text[part]).replace("\n", " ") for part in ("before", "match", "after"))
     before, run, after = parts
     return f"{before}»{run}«{after}"
 

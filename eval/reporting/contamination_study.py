@@ -14,11 +14,13 @@ import pyarrow as pa
 
 from eval.reporting.markdown import markdown_table
 from eval.reporting.stats import DIFFERENCES, difference_of_means, interval
+from eval.suites.suites import Metric
 
 PLANTED, REST = "planted items", "rest of their suite"
 MEASURES = {"gold_bits_per_byte": None, "accuracy": DIFFERENCES}
 """Bits per byte of the right answers, where a gain is a reduction, and the task's first metric, with their bounds."""
-_METRICS = ("acc", "mc1", "mc2")
+_FIRST_METRICS = (Metric.ACC, Metric.MC1, Metric.MC2)
+"""The first metric of each task."""
 
 Gain = tuple[float, str]
 """Gain of one item and the cluster it belongs to."""
@@ -37,7 +39,7 @@ def gains(with_copies: Sequence[pa.Table], without: Sequence[pa.Table]) -> dict[
             found = sums.setdefault(item, {measure: [] for measure in MEASURES})
             nats = before["gold_logprob"] - after["gold_logprob"]
             found["gold_bits_per_byte"].append(-nats / (math.log(2) * after["gold_bytes"]))
-            metric = next(name for name in _METRICS if after[name] is not None)
+            metric = next(name for name in _FIRST_METRICS if after[name] is not None)
             found["accuracy"].append(after[metric] - before[metric])
     return {
         item: {measure: (float(np.mean(values)), cluster[item]) for measure, values in found.items()}

@@ -45,7 +45,7 @@ def score_figure(scores: list[dict[str, Any]]) -> bytes:
     """Scores with 95 % intervals beside the chance level of the same items and published scores of public models."""
     figure = Figure(figsize=(8, 0.5 * len(scores) + 1.8), dpi=110, layout="constrained")
     axes = figure.subplots()
-    models = list(dict.fromkeys(anchor.model for anchor in PUBLISHED_SCORES))
+    models = list(dict.fromkeys(published.model for published in PUBLISHED_SCORES))
     shown = set()
     for row, score in enumerate(scores):
         fill, label = "full", "this run, 95 % interval"
@@ -57,12 +57,12 @@ def score_figure(scores: list[dict[str, Any]]) -> bytes:
         shown.add(label)
         chance = 100 * score["chance"]
         axes.plot([chance] * 2, [row - 0.3, row + 0.3], color=GREY, linestyle="--", label=None if row else "chance")
-        for anchor in PUBLISHED_SCORES:
-            if (anchor.suite, anchor.metric) == (score["suite"], score["metric"]):
-                label = None if anchor.model in shown else anchor.model
-                shown.add(anchor.model)
-                marker = "D^sv"[models.index(anchor.model)]
-                axes.plot(100 * anchor.value, row + 0.24, marker, color=ORANGE, fillstyle="none", label=label)
+        for published in PUBLISHED_SCORES:
+            if (published.suite, published.metric) == (score["suite"], score["metric"]):
+                name = None if published.model in shown else published.model
+                shown.add(published.model)
+                marker = "D^sv"[models.index(published.model)]
+                axes.plot(100 * published.value, row + 0.24, marker, color=ORANGE, fillstyle="none", label=name)
     axes.set_yticks(range(len(scores)), [f"{score['suite']} {score['metric']}" for score in scores])
     axes.set_ylim(len(scores) - 0.5, -0.5)
     highest = [max([score["value"], *(score["interval"] or [])]) for score in scores]
@@ -82,7 +82,7 @@ def sweep_figure(sweep: list[dict[str, Any]], run: int) -> bytes:
         axes.plot([row["run"] for row in rows], [row["contaminated"] for row in rows], label=suite)
     axes.axvline(run, color=GREY, linestyle="--", label="threshold of this run")
     axes.set_ylim(bottom=0)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.set_xlabel("longest run of words in common, from which an item counts")
     axes.set_ylabel("contaminated items")
     axes.grid(alpha=0.25)

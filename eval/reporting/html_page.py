@@ -11,6 +11,7 @@ from itertools import pairwise
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --page: #ffffff; --soft: #f4f6f8; --line: #d5dae0; --link: #0b57d0;
@@ -87,11 +88,11 @@ def page(markdown: str, images: dict[str, bytes]) -> str:
     )
 
 
-def _open_table(self: RendererHTML, tokens: list[Token], place: int, options: object, _: object) -> str:
+def _open_table(self: RendererHTML, tokens: list[Token], place: int, options: OptionsDict, _: EnvType) -> str:
     rows = tokens[place].meta.get("rows")
     fold = f"<details><summary>{rows} rows</summary>" if rows else "<details open><summary></summary>"
     return f'{fold}<div class="table">{self.renderToken(tokens, place, options, {})}'
 
 
-def _close_table(self: RendererHTML, tokens: list[Token], place: int, options: object, _: object) -> str:
+def _close_table(self: RendererHTML, tokens: list[Token], place: int, options: OptionsDict, _: EnvType) -> str:
     return self.renderToken(tokens, place, options, {}) + "</div></details>"

@@ -5,7 +5,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -35,28 +36,33 @@ def show(value: object) -> str:
             return re.sub(r"(?<!\\)\|", r"\\|", str(value)).replace("\n", " ")
 
 
+def replace_control_characters(text: str) -> str:
+    """The text with `REPLACEMENT` for all that a terminal or a page would act on, but for tabs and ends of lines."""
+    return _CONTROL.sub(REPLACEMENT, text)
+
+
 def untrusted(text: str) -> str:
     """Text from a document or a model as inline Markdown that shows exactly that text and nothing more."""
-    visible = html.escape(CONTROL.sub("\N{REPLACEMENT CHARACTER}", text), quote=False)
+    visible = html.escape(replace_control_characters(text), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|~>])", r"\\\1", visible).replace("\n", " ")
 
 
 def sentence(text: str) -> str:
     """A sentence of ours with foreign words in it, such as the reason of an error: no link, image, code, emphasis or
     HTML comes of it, and in a terminal it can still be read."""
-    return re.sub(r"([\\`*\[\]<|])", r"\\\1", CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)).replace("\n", " ")
+    return re.sub(r"([\\`*\[\]<|])", r"\\\1", replace_control_characters(text)).replace("\n", " ")
 
 
 def code_block(text: str) -> str:
     """Text from anywhere as a fenced block; the fence is longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{CONTROL.sub(chr(0xFFFD), text)}\n{fence}"
+    return f"{fence}text\n{replace_control_characters(text)}\n{fence}"
 
 
 def passage(text: str) -> str:
     """A piece of prose as a block whose long lines are broken, so that a page need not be scrolled sideways."""
-    lines = CONTROL.sub(chr(0xFFFD), text).split("\n")
+    lines = replace_control_characters(text).split("\n")
     return code_block("\n".join(textwrap.fill(line, 88) for line in lines))
 
 
@@ -64,4 +70,4 @@ def code(text: str) -> str:
     """Text from anywhere as inline code, for a cell of a table."""
     fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
     edge = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{edge}{CONTROL.sub(chr(0xFFFD), text) or ' '}{edge}{fence}"
+    return f"{fence}{edge}{replace_control_characters(text) or ' '}{edge}{fence}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from eval.reporting.contamination_report import control_suites, verdict_table
 from eval.reporting.markdown import code_block, markdown_table, sentence
-from eval.reporting.run_comparison import interval_text
+from eval.reporting.score_table import model_card_scores
 from eval.scoring.precision import precision_of
 
 UNRECORDED = "Not recorded: this model was exported from a folder, without its run's report."
@@ -96,29 +96,17 @@ def _training(facts: dict[str, Any]) -> list[list[object]]:
 
 def _scores(report: dict[str, Any]) -> list[str]:
     how = report.get("evaluation", {})
-    header = ["suite", "metric", "few-shot examples", "n", "score, %", "95 % interval, %", "chance, %"]
-    rows, lines = [], []
-    for score in report["scores"]:
-        if score["value"] is None:
-            lines.append(f"{score['suite']} was not scored. {sentence(score['not_scored'])}.")
-            continue
-        rows.append(
-            [
-                score["suite"],
-                score["metric"],
-                how.get("num_fewshot", {}).get(score["task"]),
-                f"{score['n']:,} of {score['n_total']:,}",
-                f"{100 * score['value']:.2f}",
-                interval_text(score),
-                f"{100 * score['chance']:.2f}",
-                score["gold_bits_per_byte"],
-            ]
-        )
-    told = (
+    lines = [
+        f"{score['suite']} was not scored. {sentence(score['not_scored'])}."
+        for score in report["scores"]
+        if score["value"] is None
+    ]
+    scored = [score for score in report["scores"] if score["value"] is not None]
+    method = (
         f"By lm-eval's task definitions, version {how.get('lm_eval', 'not recorded')}, in {precision_of(how)}; "
         "n: items that were scored."
     )
-    return [told, markdown_table([*header, "gold bits per byte"], rows), *lines]
+    return [method, model_card_scores(scored, how.get("num_fewshot", {})), *lines]
 
 
 def _contamination(coverage: dict[str, Any]) -> list[str]:

@@ -31,19 +31,25 @@ class Training:
 def compare(baseline: list[Training], candidate: list[Training]) -> dict[str, Any]:
     """The paired difference at the preset's budget (negative: the candidate is better) and the compute multiplier."""
     at_one = {run.seed: run.bits_per_byte for run in baseline if run.budget == 1}
-    multipliers, outside = [], []
+    log_multipliers: list[float] = []
+    outside = 0
     for run in candidate:
         curve = sorted((b.flops, b.bits_per_byte) for b in baseline if b.seed == run.seed)
         found = _reached(run.bits_per_byte, curve)
-        (outside if found is None else multipliers).append(None if found is None else math.log(found / run.flops))
+        if found is None:
+            outside += 1
+        else:
+            log_multipliers.append(math.log(found / run.flops))
     return {
         "baseline": [asdict(run) for run in baseline],
         "candidate": [asdict(run) for run in candidate],
         "difference": _mean([run.bits_per_byte - at_one[run.seed] for run in candidate]),
         "multiplier": None
         if outside
-        else {name: value if value is None else np.exp(value).tolist() for name, value in _mean(multipliers).items()},
-        "outside": len(outside),
+        else {
+            name: value if value is None else np.exp(value).tolist() for name, value in _mean(log_multipliers).items()
+        },
+        "outside": outside,
     }
 
 

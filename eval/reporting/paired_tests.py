@@ -7,13 +7,14 @@ out, by name.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import stdtr, stdtrit
+from scipy.special import bdtr, stdtr, stdtrit
 
 from eval.reporting.stats import DIFFERENCES, FEWEST_ITEMS, changes, interval, quantile, require_score, spread
 from eval.scoring.precision import precision_of
@@ -22,7 +23,7 @@ from eval.suites.suites import METRIC_VERSIONS, Metric
 LEVEL = 0.05
 """False-alarm rate of every test, and of all tests against one earlier run together in its verdict."""
 POWER = 0.8
-GOLD = "gold_probability"
+GOLD_PROBABILITY = "gold_probability"
 
 
 PerItem = dict[tuple[str, str, str], dict[int, tuple[float, str]]]
@@ -61,7 +62,7 @@ class Evaluation:
 
 def num_fewshot(scores: dict[str, Any], task: str) -> int:
     """Solved examples before each item of a task, from scores.json: with the score, or once for all in older ones."""
-    row = next((score for score in scores.get("scores", []) if score["task"] == task), {})
+    row: dict[str, Any] = next((score for score in scores.get("scores", []) if score["task"] == task), {})
     return row["num_fewshot"] if "num_fewshot" in row else scores["num_fewshot"]
 
 
@@ -76,7 +77,7 @@ def per_item(samples: pa.Table) -> PerItem:
     found: PerItem = {}
     for row in samples.to_pylist():
         values = {metric.value: row[metric.value] for metric in Metric}
-        values[GOLD] = gold_probability(row["choice_logprobs"], row["gold"])
+        values[GOLD_PROBABILITY] = gold_probability(row["choice_logprobs"], row["gold"])
         for metric, value in values.items():
             if value is not None:
                 require_score(row, metric, value)
@@ -86,14 +87,10 @@ def per_item(samples: pa.Table) -> PerItem:
 
 def mcnemar(better: int, worse: int) -> float:
     """Exact two-sided p of McNemar's test: `better` and `worse` count the items whose answer changed."""
-    n, tail, term = better + worse, 0, 1
-    for count in range(min(better, worse) + 1):
-        tail += term
-        term = term * (n - count) // (count + 1)  # the next binomial coefficient
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))  # the binomial distribution
 
 
-def paired(differences: list[float], clusters: list[str], yes_no: bool = False) -> dict[str, Any]:
+def paired(differences: list[float], clusters: Sequence[Any], yes_no: bool = False) -> dict[str, Any]:
     """n, mean difference, standard_error, interval (or None, with the reason in `no_interval`), p by Student's t and
     the smallest `detectable` difference: what a two-sided 5 % test would have seen in 80 of 100 repetitions.
 
@@ -103,7 +100,7 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
     """
     found = spread(differences, clusters)
     limits, reason = interval(differences, clusters, DIFFERENCES)
-    row = {
+    row: dict[str, Any] = {
         "n": len(differences),
         "difference": found.mean,
         "standard_error": found.error,
@@ -114,10 +111,10 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
     }
     if limits is None:
         return row
-    mean, error, n, degrees = found.mean, found.error, found.effective, found.degrees
+    mean, error, n, degrees = found.mean, found.known_error, found.effective, found.degrees
     if found.constant:
         # of signs: all clusters are on one side
-        p, degrees, error = 1.0 if limits[0] <= 0 <= limits[1] else 2 * 0.5**n, math.inf, None
+        p, degrees = 1.0 if limits[0] <= 0 <= limits[1] else 2 * 0.5**n, math.inf
     else:
         if yes_no:
             mean, error, n = changes(differences, found)
@@ -126,7 +123,7 @@ def paired(differences: list[float], clusters: list[str], yes_no: bool = False) 
     if yes_no:
         changed, per_answer = float(np.mean(np.square(differences))), n / errors**2 + 1
         return row | {"p": p, "detectable": min(1.0, (1 + math.sqrt(1 + 4 * changed * per_answer)) / (2 * per_answer))}
-    return row | {"p": p, "detectable": None if error is None else errors * error}
+    return row | {"p": p, "detectable": None if found.constant else errors * error}
 
 
 def compare(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:

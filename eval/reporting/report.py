@@ -11,9 +11,11 @@ import numpy as np
 
 from eval.reporting.contamination_report import contamination_section, effects_section
 from eval.reporting.markdown import code, markdown_table, passage, sentence
-from eval.reporting.paired_tests import GOLD, PerItem
+from eval.reporting.paired_tests import GOLD_PROBABILITY, PerItem
 from eval.reporting.published_scores import published_scores_note
-from eval.reporting.run_comparison import comparison_section, interval_text
+from eval.reporting.run_comparison import comparison_section
+from eval.reporting.score_table import report_scores
+from eval.reporting.stats import ItemSet
 
 Report = dict[str, Any]
 
@@ -23,7 +25,6 @@ FIGURES = {
     "sweep.png": "contaminated items by threshold",
 }
 """Figures that lie beside the report, with what they show."""
-ITEM_SETS = ("all", "clean", "contaminated")
 
 
 def joined_scores(
@@ -43,9 +44,10 @@ def joined_scores(
     rows = []
     for score in scores:
         row = dict(score)
-        row |= {name: parts[score["task"], score["metric"], "all"][name] for name in ("interval", "no_interval")}
-        row[GOLD] = float(np.mean([value for value, _ in items[score["suite"], score["task"], GOLD].values()]))
-        for name in ITEM_SETS[1:]:
+        row |= {name: parts[score["task"], score["metric"], ItemSet.ALL][name] for name in ("interval", "no_interval")}
+        probabilities = items[score["suite"], score["task"], GOLD_PROBABILITY]
+        row[GOLD_PROBABILITY] = float(np.mean([value for value, _ in probabilities.values()]))
+        for name in (ItemSet.CLEAN.value, ItemSet.CONTAMINATED.value):
             part = parts[score["task"], score["metric"], name]
             row[name] = {field: part[field] for field in ("n", "value", "standard_error", "too_few")}
             row[f"{name}_items"] = coverage[score["suite"]][name]
@@ -54,40 +56,6 @@ def joined_scores(
     empty = dict.fromkeys(("metric", "n", "value", "standard_error", "chance", "gold_bits_per_byte"))
     rows += [{"suite": suite, **empty, "not_scored": reason} for suite, reason in missing.items()]
     return rows
-
-
-def score_table(scores: list[dict[str, Any]]) -> str:
-    """What a reader looks at first: the scores, then the right answers and what contamination has to do with them.
-
-    Two tables, because one of all columns is wider than the UI's page of an artifact.
-    """
-    rows, more = [], []
-    for score in scores:
-        if score["value"] is None:
-            rows.append([score["suite"], "not scored", None, None, None, None])
-            continue
-        name = [score["suite"], score["metric"]]
-        rows.append(
-            [
-                *name,
-                f"{score['n']:,}" + (f" of {score['n_total']:,}" if score["subset"] else ""),
-                _with_error(score),
-                interval_text(score),
-                f"{100 * score['chance']:.2f}",
-            ]
-        )
-        more.append(
-            [
-                *name,
-                f"{100 * score[GOLD]:.2f}",
-                score["gold_bits_per_byte"],
-                f"{score['clean_items']:,} / {score['contaminated_items']:,}",
-                f"{_part(score['clean'])} / {_part(score['contaminated'])}",
-            ]
-        )
-    header = ["suite", "metric", "n", "score ± SE, %", "95 % interval, %", "chance, %"]
-    other = ["suite", "metric", "gold prob., %", "gold bits/byte", "clean / leaked", "score on each, %"]
-    return "\n\n".join([markdown_table(header, rows), *([markdown_table(other, more)] if more else [])])
 
 
 def notes(scores: list[dict[str, Any]]) -> list[str]:
@@ -124,7 +92,7 @@ def render(report: Report) -> str:
         f"# {report['preset']} run {report['run'][:12]}",
         f"Finished {report['finished']}, commit `{report['commit']}`.",
         "## Scores",
-        score_table(report["scores"]),
+        report_scores(report["scores"]),
         *notes(report["scores"]),
         _figure("scores.png"),
         "## Against earlier runs",
@@ -204,14 +172,3 @@ def _samples(samples: list[dict[str, str]]) -> list[str]:
         lines += ["Untrained:", passage(sample["prompt"] + sample["untrained"])]
         lines += ["Trained:", passage(sample["prompt"] + sample["trained"])]
     return lines
-
-
-def _with_error(score: dict[str, Any]) -> str:
-    error = score["standard_error"]
-    return f"{100 * score['value']:.2f}" + (" ± –" if error is None else f" ± {100 * error:.2f}")
-
-
-def _part(part: dict[str, Any]) -> str:
-    if part["n"] == 0:
-        return "none"
-    return f"too few ({part['n']})" if part["too_few"] else f"{100 * part['value']:.2f}"

@@ -4,6 +4,7 @@ from typing import Any
 
 from eval.reporting.markdown import markdown_table
 from eval.reporting.paired_tests import POWER, detectable_alone
+from eval.reporting.score_table import interval_text
 
 
 def comparison_section(against: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[str]:
@@ -27,14 +28,6 @@ def alone(scores: list[dict[str, Any]]) -> str:
     if not told:
         return ""
     return f"Each score could have seen a distance from chance of so many points ({_power()}): {', '.join(told)}."
-
-
-def interval_text(row: dict[str, Any], sign: str = "", interval: str = "interval") -> str:
-    """The `interval` of a row in per cent, or that there is none and why."""
-    if row.get(interval):
-        low, high = (100 * limit for limit in row[interval])
-        return f"{low:{sign}.2f} to {high:{sign}.2f}"
-    return f"cannot be given: {row['no_interval']}" if row.get("no_interval") else "cannot be given"
 
 
 def _compared(entry: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from scipy.optimize import brentq
 from scipy.special import betainc, stdtrit
 
+from eval.suites.suites import Metric
 from model.errors import DailyTrainError
 
 FEWEST_ITEMS = 30
@@ -32,7 +33,7 @@ DIFFERENCES = (-1.0, 1.0)
 """Bounds of differences of scores."""
 _RANDOM_SUBSETS = 1000
 _MANY = 1000
-_METRICS = ("acc", "acc_norm", "mc1", "mc2")
+_METRICS = tuple(metric.value for metric in Metric)
 
 
 class StatsError(DailyTrainError):
@@ -68,6 +69,13 @@ class Spread:
         """Whether all clusters have one mean, so that their spread is not known."""
         return self.error is not None and self.error < 1e-9
 
+    @property
+    def known_error(self) -> float:
+        """The standard error; raises `StatsError` for a single cluster."""
+        if self.error is None:
+            raise StatsError(f"the {self.items:,} items are one cluster: their mean has no standard error")
+        return self.error
+
 
 def spread(values: Sequence[float], clusters: Sequence) -> Spread:
     """Mean and error of one or more `values`, of which those of one cluster are dependent. Raises `StatsError`.
@@ -88,26 +96,26 @@ def spread(values: Sequence[float], clusters: Sequence) -> Spread:
     number, groups, n = [names[name] for name in clusters], len(names), len(x)
     sizes = np.bincount(number, minlength=groups)
     share = sizes / n
-    facts = {
-        "mean": float(x.mean()),
-        "items": n,
-        "clusters": groups,
-        "largest": float(share.max()),
-        "effective": float(1 / (share @ share)),
-    }
-    if groups < 2:
-        return Spread(**facts, error=None, degrees=0.0, carriers=0.0)
-    sums = np.bincount(number, weights=x - x.mean(), minlength=groups) / (1 - share)
-    squares, cubes = float(sums @ sums), float((sums**3).sum())
-    weights = sizes / (1 - share) ** 2
-    # of independent items: the expectation of `squares`, and half its variance
-    expected = float(weights @ (1 - share))
-    variance = float(weights**2 @ (1 - 2 * share) + (weights @ share) ** 2)
+    error, degrees, carriers = None, 0.0, 0.0
+    if groups > 1:
+        sums = np.bincount(number, weights=x - x.mean(), minlength=groups) / (1 - share)
+        squares, cubes = float(sums @ sums), float((sums**3).sum())
+        weights = sizes / (1 - share) ** 2
+        # of independent items: the expectation of `squares`, and half its variance
+        expected = float(weights @ (1 - share))
+        variance = float(weights**2 @ (1 - 2 * share) + (weights @ share) ** 2)
+        error = math.sqrt((groups - 1) / groups * squares) / n
+        degrees = expected**2 / variance
+        carriers = squares**3 / cubes**2 if cubes else math.inf
     return Spread(
-        **facts,
-        error=math.sqrt((groups - 1) / groups * squares) / n,
-        degrees=expected**2 / variance,
-        carriers=squares**3 / cubes**2 if cubes else math.inf,
+        mean=float(x.mean()),
+        items=n,
+        clusters=groups,
+        error=error,
+        degrees=degrees,
+        effective=float(1 / (share @ share)),
+        largest=float(share.max()),
+        carriers=carriers,
     )
 
 
@@ -198,7 +206,7 @@ def interval(
     alone = found.clusters == found.items
     if reason := _unknown(found, bounds):
         return None, reason
-    if found.constant:
+    if bounds and found.constant:
         return list(constant_interval(found.mean, found.effective, bounds)), None
     if _whole(values) and bounds == DIFFERENCES:
         mean, error, _ = changes(values, found)
@@ -209,9 +217,9 @@ def interval(
     if not (_whole(values) and bounds) and min(found.clusters, found.carriers) < FEWEST_CARRIERS:
         return None, f"a few of the {found.clusters:,} {'items' if alone else 'clusters'} decide the mean"
     if bounds == SCORES:
-        n = found.mean * (1 - found.mean) / found.error**2 * (quantile(0.95) / quantile(0.95, found.degrees)) ** 2
+        n = found.mean * (1 - found.mean) / found.known_error**2 * (quantile(0.95) / quantile(0.95, found.degrees)) ** 2
         return list(share_interval(min(found.mean * n, n), n)), None
-    half = quantile(0.95, found.degrees) * found.error
+    half = quantile(0.95, found.degrees) * found.known_error
     return [found.mean - half, found.mean + half], None
 
 
@@ -237,7 +245,7 @@ def changes(values: Sequence[float], found: Spread) -> tuple[float, float, float
     turned wrong (Bonett and Price 2012, Statistical Methods in Medical Research 21): of as many independent answers
     as would have the error of `found`, which is the third value. Of few changes Student's t alone knows too little."""
     square = float(np.mean(np.square(values)))
-    n = (square - found.mean**2) / found.error**2 * found.clusters / (found.clusters - 1)
+    n = (square - found.mean**2) / found.known_error**2 * found.clusters / (found.clusters - 1)
     n = min(n, found.items)
     mean = found.mean * n / (n + 2)
     return mean, math.sqrt(((square * n + 2) / (n + 2) - mean**2) / (n + 2)), n
@@ -247,7 +255,7 @@ def summary(values: Sequence[float], clusters: Sequence) -> dict[str, Any]:
     """n, value, standard_error, interval [low, high] or None with the reason in `no_interval`, and whether there are
     too few items to say."""
     n = len(values)
-    row = {"n": n, "value": None, "standard_error": None, "too_few": n < FEWEST_ITEMS}
+    row: dict[str, Any] = {"n": n, "value": None, "standard_error": None, "too_few": n < FEWEST_ITEMS}
     row["interval"], row["no_interval"] = interval(values, clusters, SCORES)
     if n:
         found = spread(values, clusters)
@@ -313,9 +321,9 @@ def leak_effects(samples: pa.Table, verdicts: pa.Table, seed: int = 0) -> list[d
     for (suite, task, metric), scores in _joined(samples, verdicts).items():
         clean = [score for score in scores if score[2] == ItemSet.CLEAN]
         leaked = [score for score in scores if score[2] == ItemSet.CONTAMINATED]
-        if not clean or not leaked:
-            continue
         difference, limits, reason = difference_of_means(leaked, clean, SCORES)
+        if difference is None:
+            continue
         share = len(leaked) / (len(leaked) + len(clean))
         values = np.array([score[0] for score in [*leaked, *clean]])
         draws = [generator.permutation(values) for _ in range(_RANDOM_SUBSETS)]
@@ -355,7 +363,7 @@ def difference_of_means(
         values = [entry[0] for entry in part]
         means.append(float(np.mean(values)))
         found, reason = interval(values, [entry[1] for entry in part], bounds)
-        limits.append(found)
+        limits += [] if found is None else [found]
         reasons += [] if reason is None else [reason]
     difference = means[0] - means[1]
     if reasons:

@@ -46,7 +46,7 @@ from eval.command import Progress, emit, run
 from eval.scoring.arithmetic import computed_in, set_products
 from eval.scoring.precision import Precision
 from eval.scoring.samples import SAMPLES_SCHEMA, sample_rows, score_rows
-from eval.scoring.scorer import Score, Scorer
+from eval.scoring.scorer import RequestScorer, Score, Scorer
 from eval.scoring.trained_model import Checkpoint
 from eval.suites.suites import (
     METRIC_VERSIONS,
@@ -123,7 +123,7 @@ class AnswerModel(TemplateLM):
     """
 
     def __init__(
-        self, scorer: Scorer, encode: Encode, prefix_token: int, origin: dict[str, str | None] | None = None
+        self, scorer: RequestScorer, encode: Encode, prefix_token: int, origin: dict[str, str | None] | None = None
     ) -> None:
         """`encode(texts, add_special_tokens)` gives token ids, and `prefix_token` stands for an empty context.
         `origin`: id, revision and commit on the hub, for the report."""
@@ -196,7 +196,7 @@ class AnswerModel(TemplateLM):
     def _input(self, number: int, context: list[int], continuation: list[int]) -> tuple[int, ...]:
         """Tokens to run: as the hf backend, cut on the left to the model's length, last token not run."""
         task, item = self._items[number]
-        most = self.scorer.network.max_length
+        most = self.scorer.max_length
         if not 0 < len(continuation) <= most:  # lm-eval's hf backend asserts the same, it cuts contexts alone
             raise HarnessError(
                 f"an answer of {task}, item {item}, has {len(continuation)} tokens: "
@@ -269,17 +269,16 @@ def load_model(config: HarnessConfig) -> AnswerModel:
     require_finite(final.model.named_parameters(), config.checkpoint / "model.safetensors")
     tokenizer = Tokenizer.from_str(definition.decode())
     require_steady(tokenizer, config.tokenizer)
-    if tokenizer.get_vocab_size() > final.model.config.vocab_size:
+    network = Checkpoint(final, device, config.precision)
+    if tokenizer.get_vocab_size() > network.vocab_size:
         raise HarnessError(
-            f"{config.tokenizer}: {tokenizer.get_vocab_size()} tokens, "
-            f"but the model predicts {final.model.config.vocab_size}"
+            f"{config.tokenizer}: {tokenizer.get_vocab_size()} tokens, but the model predicts {network.vocab_size}"
         )
 
     def encode(texts: list[str], add_special_tokens: bool | None) -> list[list[int]]:
         with tokenized_on_all_threads():
             return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    network = Checkpoint(final, device, config.precision)
     return AnswerModel(Scorer(network, device, config.execution.batch_tokens), encode, final.eot_token)
 
 

@@ -80,8 +80,13 @@ def row_of(sequences: list[Sequence]) -> Row:
         paths[sequence] = path
         before = sequence
     ends.update(dict.fromkeys(path.tolist(), len(tokens)))
-    columns = (tokens, positions, parents, [ends[place] for place in range(len(tokens))])
-    return Row(*(np.array(column, np.int64) for column in columns), paths)
+    return Row(
+        tokens=np.array(tokens, np.int64),
+        positions=np.array(positions, np.int64),
+        parents=np.array(parents, np.int64),
+        ends=np.array([ends[place] for place in range(len(tokens))], np.int64),
+        paths=paths,
+    )
 
 
 def common(one: Sequence, other: Sequence) -> int:

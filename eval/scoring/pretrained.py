@@ -14,6 +14,7 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # read when a model is loaded: a thread of the library would ask a service of the hub to convert its weights
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -60,7 +61,7 @@ class Pretrained:
     def __init__(self, model: PreTrainedModel, max_length: int) -> None:
         self.model, self._device = model, model.device
         self.max_length = max_length
-        embedding = model.get_input_embeddings().weight
+        embedding = _embedding(model)
         self.width = embedding.size(1)
         sample = torch.arange(8, device=model.device)[None] * (len(embedding) // 8)
         head = model.get_output_embeddings()
@@ -85,7 +86,7 @@ class Pretrained:
             positions_BT, ends_BT = (on_device(array, self._device) for array in (batch.positions, batch.ends))
             place_T = torch.arange(ends_BT.size(1), device=self._device)
             seen_BTT = (place_T <= place_T[:, None]) & (place_T[:, None] < ends_BT[:, None, :])
-            dtype = self.model.get_input_embeddings().weight.dtype
+            dtype = _embedding(self.model).dtype
             mask_B1TT = torch.zeros_like(seen_BTT, dtype=dtype).masked_fill_(~seen_BTT, torch.finfo(dtype).min)[:, None]
             tree = {"position_ids": positions_BT, "attention_mask": mask_B1TT}
         tokens_BT = on_device(batch.tokens, self._device)
@@ -94,7 +95,15 @@ class Pretrained:
         return at_places(self.model(tokens_BT, use_cache=False, **tree).logits, read_BR)
 
     def project(self, h_UD: Tensor) -> Tensor:
-        return (self._head(h_UD) if self.head_apart else h_UD).float()
+        return (self._head(h_UD) if self._head is not None and self.head_apart else h_UD).float()
+
+
+def _embedding(model: PreTrainedModel) -> Tensor:
+    """Weights of the input embedding, a row a token."""
+    weight = model.get_input_embeddings().weight
+    if not isinstance(weight, Tensor):
+        raise HarnessError(f"{type(model).__name__}: its input embedding has no tensor of weights")
+    return weight
 
 
 def _agree(parts: Tensor, whole: Tensor) -> bool:
@@ -112,13 +121,15 @@ def _has_windows(config: object) -> bool:
 def load_pretrained(config: PretrainedConfig) -> AnswerModel:
     """The model, checked: weights finite, tokenizer not larger than the vocabulary. Raises `HarnessError`."""
     device = prepare(config)
-    source, options = config.model, {"trust_remote_code": config.trust_code}
+    source, file = config.model, "config.json"
+    options: dict[str, Any] = {"trust_remote_code": config.trust_code}
     if source.endswith(".gguf"):
-        source, options["gguf_file"] = str(Path(source).parent), Path(source).name
+        source, file = str(Path(source).parent), Path(source).name
+        options["gguf_file"] = file
     origin = None
     try:
         if not Path(source).exists():
-            found = cached_file(source, options.get("gguf_file", "config.json"), revision=config.revision)
+            found = cached_file(source, file, revision=config.revision)
             commit = extract_commit_hash(found, None)  # for all that is loaded; another repository has no such commit
             origin = {"id": config.model, "revision": config.revision, "commit": commit}
             options |= {"revision": commit, "code_revision": commit}
@@ -130,12 +141,13 @@ def load_pretrained(config: PretrainedConfig) -> AnswerModel:
     require_finite(model.named_parameters(), config.model)
     if tokenizer.is_fast:
         require_steady(tokenizer.backend_tokenizer, config.model)
-    vocabulary = model.get_input_embeddings().weight.size(0)
+    vocabulary = _embedding(model).size(0)
     if len(tokenizer) > vocabulary:
         raise HarnessError(f"{config.model}: its tokenizer has {len(tokenizer)} tokens, its model {vocabulary}")
-    network = Pretrained(model.to(device).eval(), _max_length(model, tokenizer))
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method in one of another signature
+    network = Pretrained(model.eval(), _max_length(model, tokenizer))
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    prefix_text = tokenizer.decode(prefix)
+    prefix_text = str(tokenizer.decode(prefix))
 
     def encode(texts: list[str], add_special_tokens: bool | None) -> list[list[int]]:
         ids: dict[str, list[int]] = {}

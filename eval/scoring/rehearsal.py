@@ -26,14 +26,13 @@ class RehearsalConfig(ScoringConfig):
 
 
 class Untrained:
-    """A scorer and the network that it does not have."""
+    """A scorer without a network."""
 
     device = torch.device("cpu")
     tokens = 0
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
-        self.network = self
 
     def __call__(self, inputs: list[Sequence], answers: list[list[int]], report: Callable[[int], None]) -> list[Score]:
         return [(0.0, False)] * len(inputs)

@@ -17,10 +17,7 @@ SAMPLES_SCHEMA = pa.schema(
         ("suite", pa.string()),
         ("task", pa.string()),
         ("item", pa.int32()),  # row of the suite, lm-eval's doc_id
-        ("acc", pa.float64()),  # null where the task has no such metric
-        ("acc_norm", pa.float64()),
-        ("mc1", pa.float64()),
-        ("mc2", pa.float64()),
+        *((metric.value, pa.float64()) for metric in Metric),  # null where the task has no such metric
         ("gold_logprob", pa.float64()),  # nats, summed over all right answers
         ("gold_bytes", pa.int64()),  # UTF-8 bytes of the same text, with the delimiter that was scored
         ("choice_logprobs", pa.list_(pa.float64())),  # nats

@@ -60,6 +60,23 @@ class Network(Protocol):
         """fp32 logits_UV."""
 
 
+class RequestScorer(Protocol):
+    """What `AnswerModel` needs: `Scorer`, or what stands in for it when there is no network yet."""
+
+    device: torch.device
+    tokens: int
+    """Tokens run so far."""
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a sequence."""
+
+    def __call__(
+        self, inputs: list[Sequence], answers: list[list[int]], report: Callable[[int], None], /
+    ) -> list[Score]:
+        """See `Scorer.__call__`."""
+
+
 def at_places(h_BTD: Tensor, read_BR: Tensor) -> Tensor:
     """h_BRD."""
     return h_BTD[torch.arange(len(h_BTD), device=h_BTD.device)[:, None], read_BR]
@@ -109,6 +126,10 @@ class Scorer:
         self.tokens = 0
         """Tokens run through the network by all processes, without padding."""
         self.shares_beginnings = network.shares_beginnings
+
+    @property
+    def max_length(self) -> int:
+        return self.network.max_length
 
     def __call__(self, inputs: list[Sequence], answers: list[list[int]], report: Callable[[int], None]) -> list[Score]:
         """Scores of `answers[i]`, read from the last positions of `inputs[i]` (which lacks the last token).
@@ -169,8 +190,9 @@ class Scorer:
         """Whether the longest row, and the one of the longest sequence, give each of their sequences the logits it
         has alone, at its last token."""
         branched = [row for row in rows if row.branched]
-        longest = max(branched, key=lambda row: max(map(len, row.paths)), default=None)
-        for row in [*branched[:1], longest] if branched else []:
+        if not branched:
+            return True
+        for row in (branched[0], max(branched, key=lambda row: max(map(len, row.paths)))):
             ends_1R = torch.tensor([[path[-1] for path in row.paths.values()]], device=self.device)
             h_RD = self.network.hidden(batch_of([row]), ends_1R)[0]
             for number, sequence in enumerate(row.paths):
@@ -207,17 +229,22 @@ class Scorer:
         starts = range(0, len(place_U), step)
         bounds = np.searchsorted(where_P, [*starts, len(place_U)]).tolist()
         target_P = on_device(np.concatenate(answers)[order_P], self.device)
-        where_P = on_device(where_P, self.device)
+        number_P = on_device(where_P, self.device)
         logprob_P, greedy_P = [], []
         for start, first, last in zip(starts, bounds, bounds[1:]):
             logits_uV = self.network.project(h_UD[start : start + step])
-            row_p, target_p = where_P[first:last] - start, target_P[first:last]
+            row_p, target_p = number_P[first:last] - start, target_P[first:last]
             greedy_P.append(_greedy(logits_uV, row_p, target_p))
             logprob_P.append(logits_uV.log_softmax(-1)[row_p, target_p])
         # queued right behind this batch, into pinned memory: read later, they would wait for the next batch as well
-        found = [torch.cat(parts).to("cpu", non_blocking=True) for parts in (logprob_P, greedy_P)]
-        requests, lengths = [number for _, number in numbers], [len(answer) for answer in answers]
-        return _Launched(requests, lengths, order_P, *found, _recorded(self.device))
+        return _Launched(
+            numbers=[number for _, number in numbers],
+            lengths=[len(answer) for answer in answers],
+            order_P=order_P,
+            logprob_P=torch.cat(logprob_P).to("cpu", non_blocking=True),
+            greedy_P=torch.cat(greedy_P).to("cpu", non_blocking=True),
+            done=_recorded(self.device),
+        )
 
 
 def _recorded(device: torch.device) -> torch.cuda.Event | None:

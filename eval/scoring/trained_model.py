@@ -1,8 +1,10 @@
 """A finished model of ours as `eval/scoring/scorer.py` sees it. Needs torch, numpy and safetensors alone."""
 
+from contextlib import AbstractContextManager
+
 import torch
 
-from eval.scoring.arithmetic import round_weights
+from eval.scoring.arithmetic import in_fp32, round_weights
 from eval.scoring.precision import Precision
 from eval.scoring.prefix_rows import Batch
 from eval.scoring.scorer import at_places, on_device
@@ -18,6 +20,7 @@ class Checkpoint:
 
     def __init__(self, final: FinalModel, device: torch.device, precision: Precision = Precision.FP32) -> None:
         config = final.model.config
+        assert config.vocab_size is not None  # no network is built without
         self.width, self.vocab_size, self.max_length = config.width, config.vocab_size, config.sequence_length
         self.shares_beginnings = final.model.shares_beginnings
         self.project = final.model.project
@@ -27,10 +30,15 @@ class Checkpoint:
         # on a GPU, Documents compiles FlexAttention anew for every length of a row; a tree masks the same
         self._always_tree = device.type == "cuda" and self._eot is not None and self.shares_beginnings
 
+    def in_fp32(self) -> AbstractContextManager[None]:
+        return in_fp32(self._model)
+
     def hidden(self, batch: Batch, read_BR: torch.Tensor) -> torch.Tensor:
         tokens_BT = on_device(batch.tokens, self._device)
         if not batch.branched and not self._always_tree:
             return at_places(self._model.hidden(tokens_BT), read_BR)
-        tree = (on_device(array, self._device) for array in (batch.positions, batch.parents, batch.ends))
+        positions_BT, parents_BT = on_device(batch.positions, self._device), on_device(batch.parents, self._device)
+        ends_BT = on_device(batch.ends, self._device)
         longest = int(batch.positions.max()) + 1
-        return self._model.hidden(tokens_BT, Tree(tokens_BT, *tree, self._eot, longest), read_BR)
+        tree = Tree(tokens_BT, positions_BT, parents_BT, ends_BT, self._eot, longest)
+        return self._model.hidden(tokens_BT, tree, read_BR)

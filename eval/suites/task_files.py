@@ -27,7 +27,7 @@ class Rows(Dataset):
     """A dataset that is prepared once: lm-eval prepares HellaSwag's, by an equal function, each time it asks."""
 
     def map(self, function: Callable[[dict], dict]) -> Dataset:
-        known = vars(self).setdefault("_prepared", {})
+        known = self.__dict__.setdefault("_prepared", {})
         if function.__code__ not in known:
             known[function.__code__] = super().map(function)
         return known[function.__code__]
@@ -46,7 +46,7 @@ def load_rows(folder: Path, files: dict[str, str], **_: object) -> dict[str, Row
 def write_tasks(suites: list[Suite], benchmarks: Path, directory: Path, shots: Shots = ZERO_SHOT) -> None:
     """One YAML per task: lm-eval's own, included, with the data replaced by the local files."""
     (directory / "rows.py").write_text(LOADER)
-    _link(directory / "official", Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks")
+    _link(directory / "official", _official_tasks())
     for suite in suites:
         splits = {suite.split: Split.ITEMS}
         if shots.of(suite):
@@ -68,6 +68,14 @@ def write_tasks(suites: list[Suite], benchmarks: Path, directory: Path, shots: S
             } | {f"{suite.split}_split": suite.split}
             text = f"include: official/{task.definition}\ncustom_dataset: !function rows.load\n"
             (directory / f"{task.name}.yaml").write_text(text + yaml.safe_dump(definition))
+
+
+def _official_tasks() -> Path:
+    """The task definitions in the installed lm-eval, which is not imported for them."""
+    package = importlib.util.find_spec("lm_eval")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("lm_eval is not installed")
+    return Path(package.origin).parent / "tasks"
 
 
 def _link(link: Path, target: Path) -> None:

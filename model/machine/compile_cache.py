@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from model.files import file_sha256, write_json
-from model.network.config import Precision
+from model.training.config import Precision
 
 KEPT_FOLDERS = 4
 """Folders; those whose use began the longest ago are deleted."""

@@ -1,4 +1,4 @@
-"""The choices of GPTConfig and TrainConfig; the fields in model.config say what each one does."""
+"""The choices of GPTConfig; its fields say what each one does."""
 
 from enum import StrEnum
 
@@ -51,26 +51,3 @@ class MLPKind(StrEnum):
 class Balance(StrEnum):
     BIAS = "bias"
     LOSS = "loss"
-
-
-class OptimizerName(StrEnum):
-    MUON = "muon"
-    PSGD = "psgd"
-    ADAMW = "adamw"
-
-
-class Schedule(StrEnum):
-    WSD = "wsd"
-    COSINE = "cosine"
-
-
-class Rows(StrEnum):
-    STREAM = "stream"
-    DOCUMENTS = "documents"
-
-
-class Precision(StrEnum):
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP8 = "fp8"

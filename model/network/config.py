@@ -1,11 +1,11 @@
-"""What a network and its training are: two frozen dataclasses, checked when they are built.
+"""What a network is: a frozen dataclass, checked when it is built.
 
 A value that makes no sense is refused here, by name, before a shard is read or a GPU is touched.
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from model.network.choices import (
     Activation,
@@ -14,59 +14,37 @@ from model.network.choices import (
     DocumentMask,
     MLPKind,
     Norm,
-    OptimizerName,
     Position,
-    Precision,
-    Rows,
-    Schedule,
     Smear,
     Window,
 )
-from model.parsing import ConfigError, coerce_choices, require, require_each
+from model.parsing import Bounds, ConfigError, check_fields, require
 from model.parsing import parse as parse
 
 MAX_VOCABULARY = 65_536  # tokens are stored as uint16
-LARGEST = {
-    "depth": 10_000,
-    "width": 2**20,
-    "heads": 2**20,
-    "mlp_ratio": 2**10,
-    "sequence_length": 2**24,
-    "vocab_multiple": MAX_VOCABULARY,
-    "latent_size": 2**20,
-    "short_window": 2**24,
-    "sparse_block": 2**24,
-    "sparse_blocks": 2**24,
-    "experts": 2**16,
-    "experts_per_token": 2**16,
-    "shared_experts": 2**16,
-    "expert_hidden": 2**20,
-}
-"""Sizes over these are mistakes that would fill the memory before anything could be said about them."""
-BUDGETS = ("tokens", "flops", "gpu_hours", "usd")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """One GPT network. The defaults are the modern block; every field can be set to GPT-2's choice."""
 
-    depth: int
+    depth: Annotated[int, Bounds(ge=1, le=10_000)]
     """Number of transformer blocks."""
-    width: int
+    width: Annotated[int, Bounds(ge=1, le=2**20)]
     """Size of the residual stream."""
-    heads: int
+    heads: Annotated[int, Bounds(ge=1, le=2**20)]
     """Attention heads a block; width / heads is the size of a head."""
-    kv_heads: int | None = None
+    kv_heads: Annotated[int | None, Bounds(ge=1)] = None
     """Heads of keys and values, each shared by heads / kv_heads queries (GQA); null: as many as heads."""
-    mlp_ratio: int = 4
+    mlp_ratio: Annotated[int, Bounds(ge=1, le=2**10)] = 4
     """Hidden size of the feed-forward layer, in widths."""
-    sequence_length: int
+    sequence_length: Annotated[int, Bounds(ge=1, le=2**24)]
     """Tokens the network sees at once; the table size of learned and rotary positions."""
-    vocab_size: int | None = None
+    vocab_size: Annotated[int | None, Bounds(ge=2, le=MAX_VOCABULARY)] = None
     """Distinct tokens; null takes the number from the shards."""
-    eot_token: int | None = None
+    eot_token: Annotated[int | None, Bounds(ge=0, lt=MAX_VOCABULARY)] = None
     """The token every document starts with; null takes it from the shards."""
-    vocab_multiple: int = 64
+    vocab_multiple: Annotated[int, Bounds(ge=1, le=MAX_VOCABULARY)] = 64
     """Rows of embedding and head are rounded up to a multiple of this (GEMM alignment); GPT-2 has 1."""
     norm: Norm = Norm.RMS
     """rms: without weights, also after the embedding; layer: LayerNorm with weights."""
@@ -74,17 +52,17 @@ class GPTConfig:
     """How a token knows where it stands."""
     attention: AttentionKind = AttentionKind.MHA
     """mha: keys and values straight from the stream; mla: through a shared low-rank latent."""
-    latent_size: int | None = None
+    latent_size: Annotated[int | None, Bounds(ge=1, le=2**20)] = None
     """Size of the latent of mla; null: width / 4."""
-    window_pattern: str = "L"
+    window_pattern: Annotated[str, Bounds(pattern="^[LSN]+$")] = "L"
     """One letter a layer, repeated over the depth: L full, S short window, N native sparse attention."""
-    short_window: int | None = None
+    short_window: Annotated[int | None, Bounds(ge=1, le=2**24)] = None
     """Tokens a query of an S layer sees, itself included; null: sequence_length / 4."""
     document_mask: DocumentMask = DocumentMask.NONE
     """none: a token sees its whole row; own: only its own document, in attention, smear and key offset."""
-    sparse_block: int = 16
+    sparse_block: Annotated[int, Bounds(ge=1, le=2**24)] = 16
     """Tokens a block of an N layer."""
-    sparse_blocks: int = 4
+    sparse_blocks: Annotated[int, Bounds(ge=1, le=2**24)] = 4
     """Earlier blocks a query of an N layer reads in full."""
     attention_gate: bool = False
     """Every head's output is scaled by a gate read from the layer's input."""
@@ -92,25 +70,25 @@ class GPTConfig:
     """relu2: squared ReLU; gelu: the tanh approximation GPT-2 used; swiglu: gated, with a third matrix."""
     mlp: MLPKind = MLPKind.DENSE
     """dense: one feed-forward layer; moe: a router sends each token to a few of many small ones."""
-    experts: int = 16
+    experts: Annotated[int, Bounds(ge=1, le=2**16)] = 16
     """Routed experts of moe."""
-    experts_per_token: int = 3
+    experts_per_token: Annotated[int, Bounds(ge=1, le=2**16)] = 3
     """Routed experts that work on a token."""
-    shared_experts: int = 1
+    shared_experts: Annotated[int, Bounds(ge=0, le=2**16)] = 1
     """Experts that work on every token."""
-    expert_hidden: int | None = None
+    expert_hidden: Annotated[int | None, Bounds(ge=1, le=2**20)] = None
     """Hidden size of one expert, a multiple of 8; null: a token costs about as much as with dense."""
     balance: Balance = Balance.BIAS
     """How routers spread load: bias moves their choice, not their weights; loss is an added loss."""
-    balance_rate: float = 0.001
+    balance_rate: Annotated[float, Bounds(ge=0)] = 0.001
     """bias: step of the bias a weight update; loss: weight of the loss."""
     qk_norm: bool = True
     """RMS-normalise queries and keys, which bounds the attention logits."""
-    qk_scale: float = 1.0
+    qk_scale: Annotated[float, Bounds(gt=0)] = 1.0
     """Factor on queries and on keys after qk_norm; over 1 sharpens attention."""
-    rotary_base: float = 10_000.0
+    rotary_base: Annotated[float, Bounds(gt=1)] = 10_000.0
     """Longest rotary wavelength, in tokens / 2 pi."""
-    rotary_fraction: float = 1.0
+    rotary_fraction: Annotated[float, Bounds(gt=0, le=1)] = 1.0
     """Share of a head that is rotated; mla takes at most half."""
     partial_key_offset: bool = False
     """In L layers the dimensions that are not rotated take the key of the token before."""
@@ -130,34 +108,11 @@ class GPTConfig:
     """Biases in linear layers and in LayerNorm."""
     zero_init_projections: bool = True
     """Blocks start as the identity; false: GPT-2's normal(0, 0.02 / sqrt(2 depth))."""
-    softcap: float | None = None
+    softcap: Annotated[float | None, Bounds(gt=0)] = None
     """Logits become softcap * tanh(logits / softcap), 15 is usual; null: not capped, faster on a CPU."""
 
     def __post_init__(self) -> None:
-        coerce_choices(self)
-        sizes = (
-            "depth width heads mlp_ratio sequence_length vocab_multiple sparse_block sparse_blocks experts "
-            "experts_per_token"
-        )
-        require_each(self, sizes, lambda value: value >= 1, "at least 1")
-        require_each(
-            self, "kv_heads latent_size short_window expert_hidden", lambda value: value >= 1, "at least 1", null=True
-        )
-        for name, most in LARGEST.items():
-            require(
-                getattr(self, name) is None or getattr(self, name) <= most, name, getattr(self, name), f"at most {most}"
-            )
-        require_each(self, "shared_experts balance_rate", lambda value: value >= 0, "at least 0")
-        require_each(self, "rotary_base", lambda value: value > 1, "over 1")
-        require_each(self, "qk_scale", lambda value: value > 0, "positive")
-        require_each(self, "softcap", lambda value: value > 0, "positive", null=True)
-        require_each(self, "rotary_fraction", lambda value: 0 < value <= 1, "in (0, 1]")
-        require(
-            self.window_pattern and set(self.window_pattern) <= set(Window),
-            "window_pattern",
-            self.window_pattern,
-            f"letters out of {', '.join(Window)}",
-        )
+        check_fields(self)
         require(
             self.experts_per_token <= self.experts,
             "experts_per_token",
@@ -183,20 +138,12 @@ class GPTConfig:
             raise ConfigError(
                 f"grouped products need multiples of 8: width is {self.width}, expert_hidden {self.expert_size}"
             )
-        if self.vocab_size is not None:
-            require(
-                1 < self.vocab_size <= MAX_VOCABULARY,
-                "vocab_size",
-                self.vocab_size,
-                f"from 2 to {MAX_VOCABULARY} (tokens are stored as uint16)",
-            )
-        if self.eot_token is not None:
-            require(
-                0 <= self.eot_token < (self.vocab_size or MAX_VOCABULARY),
-                "eot_token",
-                self.eot_token,
-                "a token below vocab_size",
-            )
+        require(
+            self.eot_token is None or self.eot_token < (self.vocab_size or MAX_VOCABULARY),
+            "eot_token",
+            self.eot_token,
+            "a token below vocab_size",
+        )
 
     @property
     def head_size(self) -> int:
@@ -252,125 +199,3 @@ class GPTConfig:
             raise ConfigError(f"eot_token is {self.eot_token}, but documents of the shards start with {eot_token}")
         eot_token = self.eot_token if eot_token is None else eot_token
         return dataclasses.replace(self, vocab_size=vocab_size, eot_token=eot_token)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a network is trained. There is no default seed and no default budget."""
-
-    seed: int
-    """Decides the initial weights and the order of the windows."""
-    tokens: int | None = None
-    """Budget in training tokens; exactly one of tokens, flops, gpu_hours and usd is given."""
-    flops: float | None = None
-    """Budget in training FLOPs, counted as in model.cost."""
-    gpu_hours: float | None = None
-    """Budget in hours times processes; becomes steps by a short timing on the machine."""
-    usd: float | None = None
-    """Budget in US dollars of this machine; becomes hours by its price, then steps."""
-    tokens_per_step: int
-    """Tokens a weight update sees, over all micro-batches and processes."""
-    micro_batch_sequences: int | None = None
-    """Sequences in one forward pass of a process; the rest of a step is gradient accumulation. null: the most that fit
-    in the memory of the GPU, on a CPU 2,048 tokens. Another number changes how results are rounded."""
-    rows: Rows = Rows.STREAM
-    """What a training sequence is: stream, the next tokens wherever documents end; documents, whole documents
-    packed to start at its start, what is too long or does not fit cropped (validation always reads the stream)."""
-    optimizer: OptimizerName = OptimizerName.MUON
-    """muon, psgd: that for hidden matrices and AdamW for the rest; adamw: AdamW for everything."""
-    learning_rate: float
-    """Peak rate of the hidden matrices: the one dial."""
-    embedding_learning_rate: float | None = None
-    """Peak AdamW rate of embeddings; null: learning_rate (adamw only, the others need a value)."""
-    head_learning_rate: float | None = None
-    """Peak AdamW rate of the untied head; null as above."""
-    scalar_learning_rate: float | None = None
-    """Peak AdamW rate of norms, biases, gates and lambdas; null as above."""
-    weight_decay: float = 0.0
-    """Decoupled decay times the rate; muon, psgd: hidden matrices, adamw: every parameter of 2 dimensions."""
-    cautious_decay: bool = False
-    """Muon and PSGD decay only weights that its update also moves towards 0, and fades decay with the schedule."""
-    adam_beta1: float = 0.9
-    """Decay a step of AdamW's first moment."""
-    adam_beta2: float = 0.95
-    """Decay a step of AdamW's second moment."""
-    adam_epsilon: float = 1e-8
-    """Added to AdamW's denominator."""
-    momentum: float = 0.95
-    """Nesterov momentum of Muon; of PSGD, plain."""
-    momentum_warmup_steps: int = 0
-    """Steps in which Muon's momentum rises from 0.85."""
-    momentum_final: float | None = None
-    """Momentum of Muon at the end of the cooldown; null: as before it."""
-    muon_beta2: float | None = None
-    """Decay a step of the second moment of each row of Muon's update (NorMuon); null: not normalised."""
-    schedule: Schedule = Schedule.WSD
-    """wsd: warm-up, stable, linear cooldown; cosine: warm-up, then half a cosine."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up."""
-    cooldown_fraction: float = 0.5
-    """Share of all steps spent in the linear cooldown (wsd only)."""
-    final_lr_fraction: float = 0.0
-    """Share of the peak rate that the schedule ends on."""
-    grad_clip: float | None = None
-    """Largest global gradient norm; null: not clipped."""
-    spike_deviations: float | None = 8.0
-    """A loss this many standard deviations over its running mean is a spike; null: no guard."""
-    spike_steps: int = 20
-    """Spikes in a row that stop the run."""
-    precision: Precision = Precision.FP32
-    """bf16: autocast with fp32 master weights; fp16: the same, with a dynamic loss scale; fp8: bf16, and in training
-    large linear layers of the blocks multiply in fp8."""
-    fp8_smallest_size: int = 1024
-    """fp8: linear layers with inputs and outputs of at least this size multiply in fp8."""
-    validation_every_steps: int
-    """Steps between validations; step 0 and the last step are always validated."""
-    validation_tokens: int
-    """Tokens of the validation split that are read, from its start; all of it where it has fewer."""
-    checkpoint_every_steps: int
-    """Steps between checkpoints."""
-    log_every_steps: int = 10
-    """Steps between metric lines."""
-    sample_tokens: int = 64
-    """Tokens generated for each sample prompt, before and after training."""
-
-    def __post_init__(self) -> None:
-        coerce_choices(self)
-        given = [name for name in BUDGETS if getattr(self, name) is not None]
-        if len(given) != 1:
-            what = f"{' and '.join(given)} are both" if given else f"neither {' nor '.join(BUDGETS)} is"
-            raise ConfigError(f"a run has exactly one budget, but {what} given")
-        require_each(self, given[0], lambda value: value > 0, "positive")
-        require_each(
-            self,
-            "tokens_per_step validation_every_steps validation_tokens checkpoint_every_steps "
-            "log_every_steps spike_steps fp8_smallest_size",
-            lambda value: value >= 1,
-            "at least 1",
-        )
-        require_each(self, "micro_batch_sequences", lambda value: value >= 1, "at least 1", null=True)
-        require_each(self, "learning_rate adam_epsilon", lambda value: value > 0, "positive")
-        require_each(
-            self,
-            "weight_decay warmup_steps sample_tokens momentum_warmup_steps",
-            lambda value: value >= 0,
-            "at least 0",
-        )
-        require_each(self, "adam_beta1 adam_beta2 momentum", lambda value: 0 <= value < 1, "in [0, 1)")
-        require_each(self, "muon_beta2 momentum_final", lambda value: 0 <= value < 1, "in [0, 1)", null=True)
-        require_each(self, "cooldown_fraction final_lr_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
-        require_each(self, "grad_clip spike_deviations", lambda value: value > 0, "positive", null=True)
-        for name in ("embedding_learning_rate", "head_learning_rate", "scalar_learning_rate"):
-            value = getattr(self, name)
-            if value is None and self.optimizer is not OptimizerName.ADAMW:
-                raise ConfigError(
-                    f"{name} must be given when optimizer is {self.optimizer.value!r}, whose own rate "
-                    f"is not comparable with AdamW's"
-                )
-            require(value is None or 0 < value < math.inf, name, value, "positive")
-
-    @property
-    def budget_unit(self) -> str:
-        """The one budget that is given."""
-        return next(name for name in BUDGETS if getattr(self, name) is not None)

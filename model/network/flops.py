@@ -1,4 +1,4 @@
-"""What a network costs in parameters and FLOPs, and how a budget becomes a number of steps.
+"""What a network costs in parameters and FLOPs.
 
 FLOPs follow the convention of PaLM (arXiv 2204.02311, appendix B) and nanoGPT: 6 for each weight of
 a matrix multiplication (2 forward, 4 backward) plus 12 * width * span for the attention of a layer,
@@ -15,7 +15,7 @@ from functools import cache
 import torch
 
 from model.network.attention_variants import attention_layers
-from model.network.config import ConfigError, GPTConfig, TrainConfig
+from model.network.config import GPTConfig
 from model.network.gpt import GPT
 
 ROLES = ("embedding", "position", "tables", "matrices", "experts", "gates", "head", "scalars")
@@ -66,57 +66,3 @@ def visible_flops_per_token(config: GPTConfig, sequence_length: int) -> float:
     """The same with the scores that a query sees instead of its span: an MFU by it flatters no kernel."""
     hidden = sum(counted_keys(config, sequence_length)) - sum(visible_keys(config, sequence_length))
     return flops_per_token(config, sequence_length) - 12 * config.width * hidden
-
-
-def sequences_per_step(train: TrainConfig, model: GPTConfig) -> int:
-    """Sequences a weight update sees; refuses a step that is not whole micro-batches, or not whole sequences."""
-    length, micro_batch = model.sequence_length, train.micro_batch_sequences
-    if micro_batch is None and train.tokens_per_step % length:
-        raise ConfigError(f"tokens_per_step {train.tokens_per_step} must be a multiple of sequence_length {length}")
-    if micro_batch is not None and train.tokens_per_step % (micro_batch * length):
-        raise ConfigError(
-            f"tokens_per_step {train.tokens_per_step} must be a multiple of micro_batch_sequences x "
-            f"sequence_length = {micro_batch} x {length} = {micro_batch * length}"
-        )
-    return train.tokens_per_step // length
-
-
-def resolve_steps(
-    train: TrainConfig,
-    model: GPTConfig,
-    *,
-    processes: int = 1,
-    seconds_per_step: float | None = None,
-    fixed_seconds: float = 0.0,
-    usd_per_hour: float | None = None,
-) -> int:
-    """The number of steps that the budget pays for; the budget is never exceeded.
-
-    Hours and dollars need the measured seconds a step, and are charged for `fixed_seconds` that do not depend on the
-    number of steps; `usd_per_hour` is the price of all processes.
-    """
-    unit = train.budget_unit
-    budget, fixed_cost = getattr(train, unit), 0.0
-    step_cost: float
-    if unit == "tokens":
-        step_cost = train.tokens_per_step
-    elif unit == "flops":
-        step_cost = flops_per_token(model, model.sequence_length) * train.tokens_per_step
-    elif seconds_per_step is None:
-        raise ConfigError(f"a budget in {unit} needs a timing on the machine")
-    elif unit == "gpu_hours":
-        step_cost, fixed_cost = (seconds * processes / 3600 for seconds in (seconds_per_step, fixed_seconds))
-    else:
-        step_cost, fixed_cost = (dollars(seconds, usd_per_hour) for seconds in (seconds_per_step, fixed_seconds))
-    steps = int((budget - fixed_cost) // step_cost)
-    if steps < 1:
-        fixed = f" after {fixed_cost:.6g} for starting, validating and saving" if fixed_cost else ""
-        raise ConfigError(f"the budget of {budget} {unit} is less than one step of {step_cost:.6g}{fixed}")
-    return steps
-
-
-def dollars(seconds: float, usd_per_hour: float | None) -> float:
-    """Price of a time on this machine."""
-    if usd_per_hour is None:
-        raise ConfigError("dollars need the price of the machine: execution.usd_per_hour is null")
-    return seconds / 3600 * usd_per_hour

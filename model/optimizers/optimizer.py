@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from model.machine.parallel import assign_
-from model.network.config import ConfigError, OptimizerName, Precision, TrainConfig
+from model.network.config import ConfigError
 from model.optimizers.muon import Muon
 from model.optimizers.psgd import PSGD
+from model.training.config import OptimizerName, Precision, TrainConfig
 
 _PRODUCTS = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}  # else bf16
 

@@ -2,7 +2,7 @@
 
 import math
 
-from model.network.config import Schedule, TrainConfig
+from model.training.config import Schedule, TrainConfig
 
 FIRST_MOMENTUM = 0.85
 

@@ -24,11 +24,12 @@ from torch.overrides import TorchFunctionMode
 
 from model.kernels.attention_kernels import WindowKernel, attention_kernels, set_attention_kernels
 from model.network.attention_variants import ATTENTION_LAYERS
-from model.network.config import GPTConfig, Precision, TrainConfig
+from model.network.config import GPTConfig
 from model.network.fp8 import use_fp8
 from model.network.gpt import GPT
 from model.optimizers.optimizer import Optimizer
 from model.planning.allocations import Allocations, by_sequence, graph_timeline, nbytes, storages
+from model.training.config import Precision, TrainConfig
 from model.training.precision import TYPES, autocast
 
 PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)

@@ -9,8 +9,10 @@ from dataclasses import replace
 
 from model.machine.hardware import Hardware
 from model.network import flops
-from model.network.config import ConfigError, GPTConfig, Precision, TrainConfig
+from model.network.config import ConfigError, GPTConfig
 from model.planning.memory_use import network_memory, optimizer_bytes
+from model.training.config import Precision, TrainConfig
+from model.training.steps import dollars, resolve_steps, sequences_per_step
 
 MARGIN = 0.1  # of a GPU's memory, not planned with: CUDA's context, workspaces of kernels, fragments
 CPU_TOKENS = 2048  # of a micro-batch on a CPU, where more is not faster; fixed, so that machines round alike
@@ -80,12 +82,12 @@ def plan(model: GPTConfig, train: TrainConfig, hardware: Hardware, mfu: float | 
     mfu = mfu or (hardware.fp8_mfu if train.precision is Precision.FP8 else None) or hardware.mfu
     if model.vocab_size is None:
         raise ConfigError("vocab_size is null: without shards a dry run needs the number")
-    sequences = flops.sequences_per_step(train, model)
+    sequences = sequences_per_step(train, model)
     largest = choose_micro_batch(model, train, sequences, hardware.memory_bytes)
     train = replace(train, micro_batch_sequences=train.micro_batch_sequences or largest or 1)
     flops_per_token = flops.flops_per_token(model, model.sequence_length)
     tokens_per_second = mfu * hardware.peak_flops / flops_per_token
-    steps = flops.resolve_steps(
+    steps = resolve_steps(
         train, model, seconds_per_step=train.tokens_per_step / tokens_per_second, usd_per_hour=hardware.usd_per_hour
     )
     seconds = steps * train.tokens_per_step / tokens_per_second
@@ -105,5 +107,5 @@ def plan(model: GPTConfig, train: TrainConfig, hardware: Hardware, mfu: float | 
         "flops": steps * train.tokens_per_step * flops_per_token,
         "tokens_per_second": round(tokens_per_second),
         "gpu_hours": round(seconds / 3600, 4),
-        "usd": round(flops.dollars(seconds, hardware.usd_per_hour), 4),
+        "usd": round(dollars(seconds, hardware.usd_per_hour), 4),
     }

@@ -24,11 +24,13 @@ from model.errors import tell_error
 from model.machine.hardware import known_hardware
 from model.machine.parallel import Parallelism
 from model.network import flops
-from model.network.config import GPTConfig, Precision, TrainConfig
+from model.network.config import GPTConfig
 from model.parsing import parse
 from model.planning.plan import choose_micro_batch, memory_bytes, usable_bytes
+from model.training.config import Precision, TrainConfig
 from model.training.precision import TYPES
 from model.training.run import Execution
+from model.training.steps import resolve_steps, sequences_per_step
 
 MFU = 0.35  # of a known GPU: networks of 100 M weights and more reach it
 PRODUCT_SHARE = 0.6  # of what a matrix product reaches on any other device: a step is not products alone
@@ -63,14 +65,12 @@ def hours(
 ) -> float | None:
     """Of a training on this machine: its budget in hours or dollars, else FLOPs over the rate of the device, or of one
     GPU for each process. On a CPU the processes share its threads."""
-    flops.sequences_per_step(train, model)
+    sequences_per_step(train, model)
     if train.gpu_hours is not None:
         return train.gpu_hours / processes
     if train.usd is not None:
         return train.usd / usd_per_hour if usd_per_hour else None
-    total = (
-        flops.resolve_steps(train, model) * train.tokens_per_step * flops.flops_per_token(model, model.sequence_length)
-    )
+    total = resolve_steps(train, model) * train.tokens_per_step * flops.flops_per_token(model, model.sequence_length)
     hardware = known_hardware(machine.get("name", ""))
     rate = MFU * hardware.peak_flops if hardware else PRODUCT_SHARE * product_flops(machine["device"], train.precision)
     if machine["device"] == "cuda" and processes > 1:
@@ -99,7 +99,7 @@ def memory(
     parallelism: Parallelism = Parallelism.DDP,
 ) -> dict:
     """The memory of a training on a GPU, and the micro-batch that fits into it."""
-    share = flops.sequences_per_step(train, model) // processes
+    share = sequences_per_step(train, model) // processes
     sharers = processes if parallelism is Parallelism.FSDP else 1
     fitting = choose_micro_batch(model, train, share, device_bytes, sharers)
     sequences = min(train.micro_batch_sequences or fitting or 1, share)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from model.errors import DailyTrainError
-from model.network.config import TrainConfig
+from model.training.config import TrainConfig
 from model.training.loss_scale import SMALLEST_SCALE, LossScale
 
 MEMORY = 0.98  # of the running mean and variance, a step: they see about the last 50 steps

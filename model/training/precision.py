@@ -2,7 +2,7 @@
 
 import torch
 
-from model.network.config import Precision
+from model.training.config import Precision
 
 TYPES = {
     Precision.FP32: torch.float32,

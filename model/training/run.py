@@ -9,23 +9,26 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 from model.data.loader import validation_windows
 from model.data.shards import Dataset, ShardSet
 from model.errors import reason_of
 from model.machine.parallel import Parallelism
 from model.network import flops
-from model.network.config import ConfigError, GPTConfig, TrainConfig
-from model.parsing import parse, require, require_each
+from model.network.config import ConfigError, GPTConfig
+from model.parsing import Bounds, check_fields, read_json, require
+from model.training.config import TrainConfig
+from model.training.steps import resolve_steps, sequences_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """How the run is executed. It is no part of what the run is; threads and device change results by rounding."""
 
-    device: str | None = None
+    device: Literal["cpu", "cuda"] | None = None
     """cpu or cuda; null takes cuda when there is one."""
-    threads: int | None = None
+    threads: Annotated[int | None, Bounds(ge=1)] = None
     """CPU threads; null leaves torch's choice. A resumed run keeps the number it began with."""
     deterministic: bool = False
     """On a GPU, take the algorithms that give the same bytes in every run and after every resume; slower. A resumed run
@@ -40,22 +43,19 @@ class Execution:
     one GPU cannot hold."""
     hellaswag: str | None = None
     """JSON file of encoded items (model.multiple_choice) that are scored with every validation; null: none."""
-    checkpoint_every_minutes: float = 10.0
+    checkpoint_every_minutes: Annotated[float, Bounds(gt=0)] = 10.0
     """A checkpoint is also begun when the last one was begun so long ago, beside train.checkpoint_every_steps."""
-    sample_every_steps: int | None = None
+    sample_every_steps: Annotated[int | None, Bounds(ge=1)] = None
     """Steps between samples during training, written to the metrics; null: only before and after it."""
-    peak_flops: float | None = None
+    peak_flops: Annotated[float | None, Bounds(gt=0)] = None
     """Peak FLOP/s of one device that MFU divides by; null looks it up in model.hardware."""
-    usd_per_hour: float | None = None
+    usd_per_hour: Annotated[float | None, Bounds(gt=0)] = None
     """Price of this machine, all processes together; null: list price of its GPUs."""
-    usd_limit: float | None = None
+    usd_limit: Annotated[float | None, Bounds(gt=0)] = None
     """A new run that is projected to cost more is refused; null: no limit."""
 
     def __post_init__(self) -> None:
-        require(self.device in (None, "cpu", "cuda"), "device", self.device, "cpu, cuda or null")
-        require_each(self, "threads sample_every_steps", lambda value: value >= 1, "at least 1", null=True)
-        require_each(self, "checkpoint_every_minutes", lambda value: value > 0, "positive")
-        require_each(self, "peak_flops usd_per_hour usd_limit", lambda value: value > 0, "positive", null=True)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,30 +70,18 @@ class RunConfig:
     """Directory of token shards with shards.json; without one, model.vocab_size and model.eot_token are given."""
     run_dir: str
     """Directory that receives everything the run writes; an unfinished run there is resumed."""
-    sample_prompts: list[list[int]]
+    sample_prompts: list[Annotated[list[int], Bounds(min_length=1)]]
     """Token ids that the untrained and the trained model continue."""
     execution: Execution = Execution()
     """Device, threads and the like."""
 
     def __post_init__(self) -> None:
-        for prompt in self.sample_prompts:
-            require(
-                isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt),
-                "sample_prompts",
-                prompt,
-                "lists of at least one token id",
-            )
+        check_fields(self)
 
 
 def read_config(path: Path) -> RunConfig:
     """The configuration in a JSON file."""
-    try:
-        values = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not JSON: {reason_of(error)}") from None
-    return parse(RunConfig, values, str(path))
+    return read_json(Path(path), RunConfig)
 
 
 def literals(config: RunConfig, vocab_size: int, eot_token: int) -> dict:
@@ -126,7 +114,7 @@ def resolve(
             f"token ids below {dataset.vocab_size}",
         )
     if steps is None:
-        steps = flops.resolve_steps(
+        steps = resolve_steps(
             train,
             model,
             processes=processes,
@@ -149,7 +137,7 @@ def resolve(
         "steps": steps,
         "tokens": tokens,
         "tokens_per_step": train.tokens_per_step,
-        "sequences_per_step": flops.sequences_per_step(train, model),
+        "sequences_per_step": sequences_per_step(train, model),
         "validation_tokens": windows * model.sequence_length,
         "parameters": flops.parameters(model),
         "flops_per_token": flops_per_token,

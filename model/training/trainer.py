@@ -24,8 +24,7 @@ from model.machine.compile_cache import CompiledCode
 from model.machine.device import free_bytes, prepare_device
 from model.machine.hardware import known_hardware
 from model.machine.parallel import Parallelism, full_tensor, load_weights, micro_batches_in_step
-from model.network import flops
-from model.network.config import ConfigError, MLPKind, Precision, Rows
+from model.network.config import ConfigError, MLPKind
 from model.network.experts import mixtures, rebalance
 from model.network.fp8 import use_fp8
 from model.network.generate import generate
@@ -35,6 +34,7 @@ from model.optimizers.optimizer import Optimizer
 from model.optimizers.schedule import learning_rate_multiplier, muon_momentum
 from model.planning.plan import choose_micro_batch
 from model.training import checkpoint
+from model.training.config import Precision, Rows
 from model.training.loss_guard import LossGuard, TrainingError, reason_to_stop
 from model.training.loss_scale import LossScale
 from model.training.metrics import EventLog, Events
@@ -42,6 +42,7 @@ from model.training.multiple_choice import accuracy, read_items
 from model.training.out_of_memory import all_or_nothing, within_memory
 from model.training.precision import TYPES, autocast
 from model.training.run import RunConfig, check_same_run, continued, recorded_run, resolve
+from model.training.steps import dollars, sequences_per_step
 from model.training.timing import TIMED_STEPS, UNTIMED_STEPS, Timing, measure
 from model.training.validation import Validation, validate
 
@@ -101,7 +102,7 @@ class Trainer:
         self.packing: Packing | None = None
         if config.train.rows is Rows.DOCUMENTS:
             self.packing = pack_documents(self.shards["train"], model.sequence_length)
-        self.sequences = flops.sequences_per_step(config.train, model)
+        self.sequences = sequences_per_step(config.train, model)
 
     def _prepare_device(self, executed: dict) -> None:
         """The device, the processes that train together, whether code is compiled, and what the machine costs.
@@ -213,7 +214,7 @@ class Trainer:
         )
         check_same_run(path, run)
         if self.timing and limit is not None:
-            projected = flops.dollars(self.timing.seconds(run["steps"]), self.usd_per_hour)
+            projected = dollars(self.timing.seconds(run["steps"]), self.usd_per_hour)
             if projected > limit:
                 raise ConfigError(
                     f"the run is projected to cost {projected:.2g} usd, over usd_limit {limit:.2g}: "

@@ -32,19 +32,15 @@ def end_with_parent(parent: int, by: signal.Signals) -> None:
         os.kill(os.getpid(), by)
 
 
-def _unwind(number: int, _: object) -> None:
-    for each in (signal.SIGTERM, signal.SIGINT):  # another one would interrupt what the first one has begun
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 def _main(arguments: Sequence[str]) -> None:
     parent, by, module, *rest = arguments
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # not this folder, nor that of whoever uses the command
+    from model.machine.termination import unwind  # noqa: PLC0415 (only found from here on)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _unwind)
+            signal.signal(number, unwind)
     end_with_parent(int(parent), signal.Signals[by])
-    sys.path[0] = str(Path(__file__).resolve().parents[2])  # not this folder, nor that of whoever uses the command
     sys.argv = [module, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

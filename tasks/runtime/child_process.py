@@ -48,14 +48,14 @@ def run_module(
     config_file = work / f"{module.rsplit('.', 1)[-1]}.json"
     config_file.write_text(json.dumps(config, indent=1))
     checkpoint_bytes = 0
-    with _held(lock, on_event) as descriptors:
+    with _device_lock(lock, on_event) as descriptors:
         prepare()
         child = Ranks(module, config_file, processes, descriptors)
         try:
             watch = LivenessWatch()
             for line in child.stdout:
                 if watch.cancelled():
-                    _end(child, checkpoint_bytes, on_event)
+                    _end_child(child, checkpoint_bytes, on_event)
                     watch.leave()
                 if line.startswith("{"):
                     event = _event(module, line)
@@ -65,7 +65,7 @@ def run_module(
                     on_event({"event": "output", "line": line.rstrip()})
             code = child.wait()
         except BaseException:
-            _end(child, checkpoint_bytes, on_event)
+            _end_child(child, checkpoint_bytes, on_event)
             raise
     if code:
         raise ProcessError(_last_words(module, code, child.words))
@@ -80,7 +80,7 @@ def _event(module: str, line: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _held(lock: Path | None, on_event: Callable[[dict[str, Any]], None]) -> Iterator[tuple[int, ...]]:
+def _device_lock(lock: Path | None, on_event: Callable[[dict[str, Any]], None]) -> Iterator[tuple[int, ...]]:
     """Hold a lock file; gives the descriptor that a child inherits, since the child may outlive this process."""
     if lock is None:
         yield ()
@@ -89,7 +89,7 @@ def _held(lock: Path | None, on_event: Callable[[dict[str, Any]], None]) -> Iter
         yield (descriptor,)
 
 
-def _end(child: Ranks, checkpoint_bytes: int, on_event: Callable[[dict[str, Any]], None]) -> None:
+def _end_child(child: Ranks, checkpoint_bytes: int, on_event: Callable[[dict[str, Any]], None]) -> None:
     """Ask the child to end and wait. Nobody reads its output any more: it is closed, so that no full pipe holds it."""
     if child.ended():
         return

@@ -3,7 +3,8 @@
 import subprocess
 from functools import cache
 
-from model.network.config import ConfigError, GPTConfig, TrainConfig
+from model.network.config import ConfigError, GPTConfig
+from model.training.config import TrainConfig
 from tasks.runtime.child import child_command
 from tasks.store import provenance
 from tasks.store.context import RunContext
@@ -22,13 +23,13 @@ def scoring_processes(context: RunContext) -> int:
     driver = None if context.device == "cpu" else provenance.gpu_driver()
     if driver is None or wanted == 1 or (wanted is None and len(provenance.hardware()["gpus"]) == 1):
         return wanted or 1  # without asking torch
-    found = gpu_count()
-    if found and wanted and wanted > found:
+    gpus = gpu_count()
+    if gpus and wanted and wanted > gpus:
         raise ConfigError(
-            f"execution.processes is {wanted}, but torch finds {found} GPU{'s' if found > 1 else ''} on "
-            f"this machine; set it to at most {found}, or leave it empty for one process a GPU"
+            f"execution.processes is {wanted}, but torch finds {gpus} GPU{'s' if gpus > 1 else ''} on "
+            f"this machine; set it to at most {gpus}, or leave it empty for one process a GPU"
         )
-    return wanted or found or 1
+    return wanted or gpus or 1
 
 
 def training_processes(model: GPTConfig, train: TrainConfig, context: RunContext) -> int:
@@ -44,6 +45,6 @@ def training_processes(model: GPTConfig, train: TrainConfig, context: RunContext
     return most
 
 
-def threads_of_each(processes: int, context: RunContext) -> int:
+def threads_per_process(processes: int, context: RunContext) -> int:
     """CPU threads of one of several processes, which share the workers."""
     return max(1, context.workers // processes)

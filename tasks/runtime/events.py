@@ -18,8 +18,8 @@ def emit_run_finished(report: dict[str, Any], report_path: str) -> None:
 
 def _emit(event: str, report: dict[str, Any], subject: str, body: str, against: list[dict[str, Any]]) -> None:
     resource = {"prefect.resource.id": f"daily-train.report.{report['run']}", "prefect.resource.name": report["preset"]}
-    told = {"subject": subject, "body": body, "run": report["run"], "commit": report["commit"], "against": against}
-    emit_event(event, resource, payload=told)
+    payload = {"subject": subject, "body": body, "run": report["run"], "commit": report["commit"], "against": against}
+    emit_event(event, resource, payload=payload)
 
 
 def _finished(report: dict[str, Any], report_path: str) -> str:

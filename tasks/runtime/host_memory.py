@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from model.network.choices import MLPKind, Position
-from model.network.config import GPTConfig, TrainConfig
+from model.network.config import GPTConfig
+from model.training.config import TrainConfig
 
 BYTES_A_WEIGHT = 12
 BYTES_A_LOGIT = 8
@@ -34,13 +35,13 @@ def host_bytes() -> int:
     return min(machine, int(limit)) if limit.isdigit() else machine
 
 
-def too_large(model: GPTConfig, train: TrainConfig) -> str | None:
+def why_too_large(model: GPTConfig, train: TrainConfig) -> str | None:
     """Why the training cannot fit, in one sentence; None: perhaps it can."""
-    needed, there = smallest_bytes(model, train), host_bytes()
-    if needed <= there:
+    needed, available = smallest_bytes(model, train), host_bytes()
+    if needed <= available:
         return None
     return (
         f"the training needs at least {needed / 1e9:,.1f} GB of memory on a CPU, but this machine has "
-        f"{there / 1e9:,.1f} GB; set a smaller model.width ({model.width}), model.depth ({model.depth}), "
+        f"{available / 1e9:,.1f} GB; set a smaller model.width ({model.width}), model.depth ({model.depth}), "
         f"model.sequence_length ({model.sequence_length}) or train.micro_batch_sequences"
     )

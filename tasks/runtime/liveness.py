@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 from uuid import UUID
 
 from httpx import HTTPError
@@ -21,7 +21,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Cancelled, Running
+from prefect.states import Cancelled, Running, State
 
 SECONDS_BETWEEN_LOOKS = 5.0
 DID_NOT_ANSWER = "The run did not answer"
@@ -37,7 +37,7 @@ class LivenessWatch:
         self.looked = -math.inf
         for handler in logging.getLogger().handlers:
             if isinstance(handler, PrefectConsoleHandler):
-                handler.console.on_broken_pipe = _print_nowhere
+                handler.console.on_broken_pipe = _print_nowhere  # type: ignore[method-assign]  # rich takes no callback
 
     def cancelled(self) -> bool:
         """Once orphaned: print nowhere, and say whether this run is to be cancelled."""
@@ -58,9 +58,10 @@ class LivenessWatch:
 
     def leave(self) -> NoReturn:
         """End this process as cancelled, without a word of its own, which the server would take for a crash."""
+        assert self.run is not None  # only one that is `cancelled` leaves
         with get_client(sync_client=True) as client:
-            told = Cancelled(message="The run had lost its worker and stopped itself.")
-            client.set_flow_run_state(self.run, told)
+            state: State[Any] = Cancelled(message="The run had lost its worker and stopped itself.")
+            client.set_flow_run_state(self.run, state)
         os._exit(128 + signal.SIGTERM)
 
 
@@ -71,12 +72,13 @@ def report_running() -> None:
     client = get_client(sync_client=True)
     state = client.read_flow_run(context.flow_run.id).state
     if state is not None and state.is_crashed() and (state.message or "").startswith(DID_NOT_ANSWER):
-        told = Running(message="The server had heard nothing of the run, which went on.")
-        client.set_flow_run_state(context.flow_run.id, told, force=True)
+        running: State[Any] = Running(message="The server had heard nothing of the run, which went on.")
+        client.set_flow_run_state(context.flow_run.id, running, force=True)
 
 
 def _print_nowhere() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.__stdout__, sys.__stderr__):
-        os.dup2(nowhere, stream.fileno())
+        if stream is not None:
+            os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

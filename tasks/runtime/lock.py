@@ -25,7 +25,7 @@ def locked(path: Path, waiting: Callable[[str], None]) -> Iterator[int]:
             return
 
 
-def is_free(path: Path) -> bool:
+def is_unlocked(path: Path) -> bool:
     """Whether nobody holds the lock now."""
     with suppress(OSError), path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,8 +45,8 @@ def _holder(path: Path) -> str:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # of another user, or ended meanwhile
             for descriptor in (process / "fd").iterdir():
-                found = descriptor.stat()
-                same = (found.st_dev, found.st_ino) == (file.st_dev, file.st_ino)
+                opened = descriptor.stat()
+                same = (opened.st_dev, opened.st_ino) == (file.st_dev, file.st_ino)
                 if same and "FLOCK" in (process / "fdinfo" / descriptor.name).read_text():
                     command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     return f"process {process.name}: {command.strip()[:200]}"

@@ -3,11 +3,12 @@
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import get_client
 from prefect.artifacts import (
@@ -23,12 +24,16 @@ from eval.reporting.figures import inline, loss_figure
 from model.training.metrics import read_lines
 from model.training.progress_bar import ProgressBar, seconds_left
 from tasks.runtime.liveness import SECONDS_BETWEEN_LOOKS, report_running
-from tasks.store.stage import logger
+from tasks.runtime.logs import logger
+from tasks.runtime.sample_prompts import PROMPTS
 
 SECONDS_BETWEEN_LOG_LINES = (5.0, 60.0)  # at first, and after a while
 SECONDS_BETWEEN_FIGURES = 60.0
-PROMPTS = ("My fellow citizens,", "The state of our Union is", "The people of the United States")
-"""What the untrained and the trained model continue."""
+
+
+def artifact_id(created: UUID | Coroutine[Any, Any, UUID]) -> UUID:
+    """The id of an artifact that was created. Prefect's functions give a coroutine only where one calls them."""
+    return cast(UUID, created)
 
 
 class ServerUpdates:
@@ -80,9 +85,11 @@ class TrainingProgress:
         self.bar = ProgressBar(sys.stderr) if sys.stderr.isatty() else None
         self.began, self.logged, self.drawn = time.monotonic(), -math.inf, -math.inf
         self.context = TaskRunContext.get()
-        self.figure = None
+        self.figure: UUID | None = None
         if self.context is not None:
-            self.artifact = create_progress_artifact(0.0, key="training-progress", description="Training progress")
+            self.artifact = artifact_id(
+                create_progress_artifact(0.0, key="training-progress", description="Training progress")
+            )
 
     def __call__(self, event: dict[str, Any]) -> None:
         if self.bar is not None:
@@ -130,18 +137,20 @@ class TrainingProgress:
             left,
         )
         if self.context is not None:
-            told = (
+            description = (
                 f"step {event['step']:,} of {event['steps']:,}, loss {event['loss']:.3f}, "
                 f"{event['tokens_per_second']:,} tokens/s, {left:.0f} s left"
             )
             done = 100 * event["step"] / event["steps"]
-            self.tell("progress", lambda: update_progress_artifact(self.artifact, done, told))
+            self.tell("progress", lambda: update_progress_artifact(self.artifact, done, description))
 
     def _draw(self) -> None:
         """The loss so far as an artifact: one a run, drawn anew at checkpoints."""
         markdown = inline("loss so far", loss_figure(read_lines(self.run_dir / "metrics.jsonl")))
         if self.figure is None:
-            told = "Loss so far, drawn at checkpoints"
-            self.figure = create_markdown_artifact(key="loss-so-far", description=told, markdown=markdown)
+            description = "Loss so far, drawn at checkpoints"
+            self.figure = artifact_id(
+                create_markdown_artifact(key="loss-so-far", description=description, markdown=markdown)
+            )
         else:
             get_client(sync_client=True).update_artifact(self.figure, ArtifactUpdate(data=markdown))

@@ -50,7 +50,9 @@ class Ranks:
         with socket.create_server(("127.0.0.1", 0)) if count > 1 else nullcontext() as listening:
             for rank in range(count):
                 self.processes.append(self._start(command, rank, listening, descriptors))
-        self.stdout = self.processes[0].stdout
+        stdout = self.processes[0].stdout
+        assert stdout is not None  # a pipe
+        self.stdout = stdout
         self.watches = [threading.Thread(target=self._watch, args=(rank,), daemon=True) for rank in range(count)]
         for watch in self.watches:
             watch.start()

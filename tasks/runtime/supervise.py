@@ -25,10 +25,10 @@ from model.errors import tell_error
 from tasks.runtime.grace_period import seconds_to_save
 from tasks.runtime.ranks import SMALLER_MICRO_BATCH, Ranks
 from tasks.store.backends import open_store
-from tasks.store.checkpoints import Uploads
+from tasks.store.checkpoints import CheckpointUploads
 
 
-class Output:
+class EventPrinter:
     """Prints events, from any thread, as long as somebody reads them."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Output:
 class Supervisor:
     """The trainer as a child, of one or several processes, that SIGTERM to this process ends."""
 
-    def __init__(self, config: str, run_dir: Path, processes: int, output: Output) -> None:
+    def __init__(self, config: str, run_dir: Path, processes: int, output: EventPrinter) -> None:
         self.config, self.run_dir, self.processes = config, run_dir, processes
         self.output = output
         self.stopping = self.ended = False
@@ -82,7 +82,7 @@ class Supervisor:
             self.output.warning("the upload of the last checkpoint took too long; it is on this machine's disk")
             os._exit(1)
 
-    def follow(self, uploads: Uploads) -> int:
+    def follow(self, uploads: CheckpointUploads) -> int:
         """Pass events on until the trainer has ended and what it saved is uploaded; the trainer's exit code."""
         micro_batch = math.inf
         while True:
@@ -103,7 +103,7 @@ class Supervisor:
         signal.alarm(0)
         return code
 
-    def _pass_on(self, uploads: Uploads) -> None:
+    def _pass_on(self, uploads: CheckpointUploads) -> None:
         for line in self.trainer.stdout:
             self.output.line(line.rstrip("\n"))
             if line.startswith("{"):
@@ -126,8 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         [file] = sys.argv[1:] if argv is None else argv
         config = json.loads(Path(file).read_text())
-        run_dir, output = Path(config["run_dir"]), Output()
-        uploads = Uploads(config["key"], run_dir, open_store(config["store"]), output.warning)
+        run_dir, output = Path(config["run_dir"]), EventPrinter()
+        uploads = CheckpointUploads(config["key"], run_dir, open_store(config["store"]), output.warning)
         supervisor = Supervisor(config["config"], run_dir, config["processes"], output)
         code = supervisor.follow(uploads)
     except Exception as error:

@@ -62,8 +62,8 @@ def _check_wandb(server: SplitResult) -> None:
         socket.create_connection((server.hostname, port), WANDB_SECONDS).close()
     except OSError as error:
         if not any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")):
-            told = f"tracker wandb: {server.hostname} does not answer ({error})"
-            raise ConfigError(f"{told}; try later, {remedy}") from None
+            problem = f"tracker wandb: {server.hostname} does not answer ({error})"
+            raise ConfigError(f"{problem}; try later, {remedy}") from None
 
 
 def _has_netrc_entry(host: str) -> bool:
@@ -112,7 +112,7 @@ class Tracking:
     def __exit__(self, *exception: object) -> None:
         try:
             if self.tracker is Tracker.WANDB:
-                self.writer.build_or_skip()
+                self.writer.finish()
             elif self.tracker is Tracker.TENSORBOARD:
                 self.writer.close()
         except Exception as error:

@@ -40,7 +40,7 @@ class SourceError(DailyTrainError):
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderFile:
     """One file below a folder."""
 
     name: str
@@ -50,26 +50,26 @@ class Found:
     """Why it is left out; null: it holds documents."""
 
 
-def document_files(root: Path, patterns: tuple[str, ...], notes: tuple[str, ...]) -> list[Found]:
+def document_files(root: Path, patterns: tuple[str, ...], notes: tuple[str, ...]) -> list[FolderFile]:
     """All files below a folder in order, each with the reason if it is left out. `notes` are patterns of plain text
     files to leave out. A file that several links lead to is read once.
 
     Raises SourceError for a folder that cannot be listed, a link that leads nowhere, and when no file is left.
     """
-    found = sorted(_walk(root, os.path.realpath(root), "", patterns, notes, set()), key=lambda file: file.name)
-    chosen: dict[str, Found] = {}
-    for file in sorted(found, key=lambda file: (file.path.is_symlink(), file.name)):  # a link after what it leads to
+    files = sorted(_walk(root, os.path.realpath(root), "", patterns, notes, set()), key=lambda file: file.name)
+    chosen: dict[str, FolderFile] = {}
+    for file in sorted(files, key=lambda file: (file.path.is_symlink(), file.name)):  # a link after what it leads to
         if file.reason is None:
             chosen.setdefault(os.path.realpath(file.path), file)
     names = {file.name for file in chosen.values()}
     if not names:
-        reasons = "; ".join(left_out_sentences(found)) or "it is empty"
+        reasons = "; ".join(left_out_sentences(files)) or "it is empty"
         raise SourceError(f"{root}: no file of this folder holds documents: {reasons}")
     again = "leads to a file that is read already"
-    return [file if file.reason or file.name in names else Found(file.name, file.path, again) for file in found]
+    return [file if file.reason or file.name in names else FolderFile(file.name, file.path, again) for file in files]
 
 
-def left_out_sentences(files: list[Found]) -> list[str]:
+def left_out_sentences(files: list[FolderFile]) -> list[str]:
     """One sentence for each reason, with the first names."""
     return [
         f"{group['files']} left out, {group['reason']}: {', '.join(group['first'][:10])}"
@@ -78,7 +78,7 @@ def left_out_sentences(files: list[Found]) -> list[str]:
     ]
 
 
-def left_out(files: list[Found]) -> list[dict]:
+def left_out(files: list[FolderFile]) -> list[dict]:
     """The files that are left out by reason: how many, and the first of them by name."""
     reasons: dict[str, list[str]] = {}
     for file in files:
@@ -89,7 +89,7 @@ def left_out(files: list[Found]) -> list[dict]:
 
 def _walk(
     folder: Path, true: str, prefix: str, patterns: tuple[str, ...], notes: tuple[str, ...], seen: set[str]
-) -> Iterator[Found]:
+) -> Iterator[FolderFile]:
     """`true`: the folder's path without links. `seen`: those of the folders that were listed, so that a link to one of
     them ends there."""
     seen.add(true)
@@ -99,15 +99,15 @@ def _walk(
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             name, path = prefix + entry.name, Path(entry.path)
             if entry.name.startswith("."):
-                yield Found(name, path, "hidden")
+                yield FolderFile(name, path, "hidden")
             elif path.is_dir():
                 inside = os.path.realpath(path) if entry.is_symlink() else os.path.join(true, entry.name)
                 if inside in seen:
-                    yield Found(name, path, "leads to a folder that is read already")
+                    yield FolderFile(name, path, "leads to a folder that is read already")
                 else:
                     yield from _walk(path, inside, name + "/", patterns, notes, seen)
             else:
-                yield Found(name, path, _reason(name, path, patterns, notes))
+                yield FolderFile(name, path, _reason(name, path, patterns, notes))
     except OSError as error:
         raise SourceError(f"{error.filename}: cannot be read: {error.strerror}") from error
 

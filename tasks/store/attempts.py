@@ -34,7 +34,7 @@ UNKNOWN = "unknown-"
 """Instead of the attempt, of a manifest that cannot be read."""
 
 
-def verified(name: str, key: str, context: "RunContext") -> Manifest | None:
+def verified_manifest(name: str, key: str, context: "RunContext") -> Manifest | None:
     """The stage's manifest when it is valid and every output is as it says; else None, and a bad one is moved aside."""
     where, manifest = manifest_key(name, key), None
     content = context.store.read(where)
@@ -43,7 +43,7 @@ def verified(name: str, key: str, context: "RunContext") -> Manifest | None:
     try:
         manifest = parse_manifest(content, name, key)
         for output in manifest.outputs:
-            _require(context, manifest.location(output), output)
+            _require_output(context, manifest.location(output), output)
     except StageError as error:
         logger().warning(
             "%s/%s is not valid: %s; stage %s is built again%s",
@@ -51,30 +51,32 @@ def verified(name: str, key: str, context: "RunContext") -> Manifest | None:
             where,
             error,
             name,
-            withdraw(where, content, manifest, context),
+            withdraw_manifest(where, content, manifest, context),
         )
         return None
     return manifest
 
 
-def _require(context: "RunContext", where: str, output: Output) -> None:
+def _require_output(context: "RunContext", where: str, output: Output) -> None:
     """Raise StageError when the store does not hold the output; asked twice, since what follows costs a build. What
     another program brought there has no record of its SHA-256: then its bytes are read."""
     for again in (True, False):
-        found = context.store.digest(where)
-        if found == Digest(output.bytes, ""):
+        stored = context.store.digest(where)
+        if stored == Digest(output.bytes, ""):
             copy = context.cache / where
-            found = digest_file(copy if holds(copy, output.content) else context.store.get(where, context.cache))
-        if found == output.content:
+            stored = digest_file(
+                copy if matches_digest(copy, output.content) else context.store.get(where, context.cache)
+            )
+        if stored == output.content:
             return
         if again:
             time.sleep(SECONDS_BEFORE_JUDGING)
-    if found is None:
+    if stored is None:
         raise StageError(f"{output.path} is missing")
-    raise StageError(f"{output.path} is corrupted: it is {found}, expected {output.content}")
+    raise StageError(f"{output.path} is corrupted: it is {stored}, expected {output.content}")
 
 
-def withdraw(where: str, content: bytes | None, manifest: Manifest | None, context: "RunContext") -> str:
+def withdraw_manifest(where: str, content: bytes | None, manifest: Manifest | None, context: "RunContext") -> str:
     """Move a manifest aside, unless another has taken its place or the store is only read. How to say so."""
     if context.unwritable is not None or content is None or context.store.read(where) != content:
         return ""
@@ -85,20 +87,20 @@ def withdraw(where: str, content: bytes | None, manifest: Manifest | None, conte
     return f" (its manifest is kept as {aside})"
 
 
-def kept(stage: "Stage", context: "RunContext", work: Path) -> Manifest | None:
+def unpublished_build(stage: "Stage", context: "RunContext", work: Path) -> Manifest | None:
     """The manifest of a build that an earlier call completed and could not store, when each of its files is whole,
     here or in the store."""
     manifest = None
     try:
         manifest = parse_manifest((work / BUILT).read_bytes(), stage.name, stage.key)
         for output in manifest.outputs:
-            if not holds(work / "out" / output.path, output.content):
-                _require(context, manifest.location(output), output)
+            if not matches_digest(work / "out" / output.path, output.content):
+                _require_output(context, manifest.location(output), output)
     except FileNotFoundError:
         return None
     except (StageError, OSError) as error:
         logger().warning("stage %s: what was built in %s is not whole: %s; it is built again", stage.name, work, error)
-        remove(work / BUILT if work.is_dir() else work)
+        remove_path(work / BUILT if work.is_dir() else work)
         if manifest:
             context.store.clear(manifest.folder)
         return None
@@ -106,7 +108,7 @@ def kept(stage: "Stage", context: "RunContext", work: Path) -> Manifest | None:
     return manifest
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove what is there, whatever it is."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -114,7 +116,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def drop_kept(work: Path, done: Manifest, context: "RunContext") -> None:
+def discard_unpublished(work: Path, done: Manifest, context: "RunContext") -> None:
     """Another machine was faster, also than a process that was killed here while it built, or one was killed when its
     manifest had been published: leave nothing."""
     with suppress(StageError, OSError):
@@ -124,7 +126,7 @@ def drop_kept(work: Path, done: Manifest, context: "RunContext") -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def publish(manifest: Manifest, context: "RunContext", out: Path) -> Manifest:
+def publish_build(manifest: Manifest, context: "RunContext", out: Path) -> Manifest:
     """Store the outputs and then the manifest; gives that of another machine when it was faster."""
     where = manifest_key(manifest.stage, manifest.key)
     for _ in range(3):
@@ -132,9 +134,9 @@ def publish(manifest: Manifest, context: "RunContext", out: Path) -> Manifest:
             if context.store.digest(manifest.location(output)) != output.content:
                 context.store.put(manifest.location(output), out / output.path, output.content)
         ours = context.store.publish(where, manifest.content())
-        winner = verified(manifest.stage, manifest.key, context)
+        winner = verified_manifest(manifest.stage, manifest.key, context)
         if winner is not None and winner.attempt == manifest.attempt:
-            _sweep(winner, context)
+            _remove_other_attempts(winner, context)
             return winner
         if winner is not None:
             context.store.clear(manifest.folder)
@@ -145,7 +147,7 @@ def publish(manifest: Manifest, context: "RunContext", out: Path) -> Manifest:
     )
 
 
-def _sweep(done: Manifest, context: "RunContext") -> None:
+def _remove_other_attempts(done: Manifest, context: "RunContext") -> None:
     """Remove what other attempts left at a stage that is done, in this process or by a machine that was lost: whoever
     still writes there will be refused. What a manifest that was moved aside names stays."""
     folder = f"stages/{done.stage}/{done.key}/"
@@ -159,7 +161,7 @@ def _sweep(done: Manifest, context: "RunContext") -> None:
             context.store.clear(folder + name)
 
 
-def holds(path: Path, wanted: Digest) -> bool:
+def matches_digest(path: Path, wanted: Digest) -> bool:
     """Whether a local file is there with the wanted content."""
     try:
         return path.is_file() and digest_file(path) == wanted

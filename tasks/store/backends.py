@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from model.errors import expanded
-from tasks.store.objects import READ_BYTES, Digest, ReadOnlyStoreError, StoreError, check_key, digest_file, shown
-from tasks.store.probe import prove
+from tasks.store.objects import READ_BYTES, Digest, ReadOnlyStoreError, StoreError, check_key, digest_file, printable
+from tasks.store.probe import probe_store
 from tasks.store.s3 import S3Store
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
@@ -31,7 +31,7 @@ class Store(Protocol):
         """Fail now, in one sentence, when the store cannot be reached or lacks what runs need
         (`tasks/store/probe.py`)."""
 
-    def hurry(self) -> None:
+    def shorten_patience(self) -> None:
         """Somebody waits: give up soon when the store does not answer."""
 
     def put(self, key: str, path: Path, digest: Digest) -> None:
@@ -109,11 +109,13 @@ class LocalStore:
     def check(self) -> None:
         with self._explained(self.root):
             if os.path.lexists(self.root) and not self.root.is_dir():
-                raise StoreError(f"{shown(self.root)}: is no directory; a store is a directory or s3://bucket/prefix")
+                raise StoreError(
+                    f"{printable(self.root)}: is no directory; a store is a directory or s3://bucket/prefix"
+                )
             self.root.mkdir(parents=True, exist_ok=True)
-        prove(self)
+        probe_store(self)
 
-    def hurry(self) -> None:
+    def shorten_patience(self) -> None:
         pass
 
     def put(self, key: str, path: Path, digest: Digest) -> None:
@@ -149,10 +151,12 @@ class LocalStore:
         with self._explained(path):
             if not path.is_file():
                 if os.path.lexists(path):  # nothing could be published in its place
-                    raise StoreError(f"{shown(path)}: is a folder, a link that leads nowhere or the like, not a file")
+                    raise StoreError(
+                        f"{printable(path)}: is a folder, a link that leads nowhere or the like, not a file"
+                    )
                 return None
             if (size := path.stat().st_size) > most:
-                raise StoreError(f"{shown(path)}: is {size:,} bytes, expected at most {most:,}")
+                raise StoreError(f"{printable(path)}: is {size:,} bytes, expected at most {most:,}")
             return path.read_bytes()
 
     def publish(self, key: str, content: bytes) -> bool:
@@ -208,5 +212,5 @@ class LocalStore:
             yield
         except OSError as error:
             refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and self.root.is_dir()
-            made = ReadOnlyStoreError if refused else StoreError
-            raise made(f"{shown(path)}: {error.strerror or error}") from error
+            error_type = ReadOnlyStoreError if refused else StoreError
+            raise error_type(f"{printable(path)}: {error.strerror or error}") from error

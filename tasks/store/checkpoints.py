@@ -23,16 +23,16 @@ from typing import Any
 
 from model.errors import DailyTrainError
 from tasks.store.backends import Store
-from tasks.store.objects import Digest, StoreError, bad_name, digest_file, shown
-from tasks.store.retries import transient
+from tasks.store.objects import Digest, StoreError, digest_file, name_problem, printable
+from tasks.store.retries import is_transient
 
-KEPT = 2
-BESIDE = ("run.json", "metrics.jsonl", "samples.json")  # of the run: its resolved budget, its curve, first samples
-LAST = "uploaded.json"
+CHECKPOINTS_KEPT = 2
+RUN_FILES = ("run.json", "metrics.jsonl", "samples.json")  # of the run: its resolved budget, its curve, first samples
+UPLOAD_RECORD = "uploaded.json"
 Log = Logger | LoggerAdapter
 
 
-class Uploads:
+class CheckpointUploads:
     """Uploads what the trainer has saved, one checkpoint at a time in a thread.
 
     One that becomes old while it waits is dropped for the newer one, however slow the store is: at most two are held
@@ -70,7 +70,7 @@ class Uploads:
             staged.mkdir(parents=True)
             for path in (self.run_dir / "checkpoints" / name).iterdir():
                 os.link(path, staged / path.name)  # the trainer drops old checkpoints, a link keeps the bytes
-            for beside in BESIDE:
+            for beside in RUN_FILES:
                 shutil.copyfile(self.run_dir / beside, staged / beside)
         except OSError as error:
             self.warn(f"checkpoint {name} is not uploaded: {error}")
@@ -93,15 +93,15 @@ class Uploads:
             return
         store, folder = self.store, f"checkpoints/{self.key}/{staged.name}"
         try:
-            store.delete(f"{folder}/{LAST}")
+            store.delete(f"{folder}/{UPLOAD_RECORD}")
             known = json.loads((staged / "state.json").read_text())["files"]
             digests = {}
             for path in sorted(staged.iterdir()):
                 digest = Digest(**known[path.name]) if path.name in known else digest_file(path)
                 digests[path.name] = asdict(digest)
                 store.put(f"{folder}/{path.name}", path, digest)
-            store.publish(f"{folder}/{LAST}", json.dumps(digests).encode())
-            for old in _uploaded(self.key, store)[:-KEPT]:
+            store.publish(f"{folder}/{UPLOAD_RECORD}", json.dumps(digests).encode())
+            for old in _uploaded(self.key, store)[:-CHECKPOINTS_KEPT]:
                 _delete(f"checkpoints/{self.key}/{_name(old)}", store)
         except (StoreError, OSError, ValueError, KeyError) as error:
             self.warn(f"checkpoint {staged.name} is not uploaded: {error}")
@@ -109,11 +109,11 @@ class Uploads:
             shutil.rmtree(staged, ignore_errors=True)
 
 
-def restore(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> None:
+def restore_checkpoint(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> None:
     """Fetch the newest intact checkpoint of the store into `run_dir`, when it is newer than those there."""
     steps = _uploaded(key, store)
-    here = reversed(_local_steps(run_dir)) if steps else ()
-    newest_here = next((step for step in here if _is_intact(run_dir / "checkpoints" / _name(step))), -1)
+    local_steps = reversed(_local_steps(run_dir)) if steps else ()
+    newest_here = next((step for step in local_steps if _is_intact(run_dir / "checkpoints" / _name(step))), -1)
     for step in reversed(steps):
         if step <= newest_here:
             return
@@ -122,13 +122,13 @@ def restore(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> Non
         temporary.mkdir(parents=True)
         try:
             _download(folder, temporary, store, cache)
-            for beside in BESIDE:
+            for beside in RUN_FILES:
                 (temporary / beside).replace(run_dir / beside)
         except (StoreError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if not _is_damage(error):  # an older checkpoint would cost the steps between them
                 raise
-            log.warning("%s is passed over: %s", folder, shown(error))
+            log.warning("%s is passed over: %s", folder, printable(error))
             continue
         shutil.rmtree(run_dir / "checkpoints" / _name(step), ignore_errors=True)  # a damaged one
         temporary.replace(run_dir / "checkpoints" / _name(step))
@@ -141,7 +141,7 @@ def _is_damage(error: BaseException) -> bool:
     cause = error.__cause__ if isinstance(error, StoreError) else error
     if isinstance(cause, OSError):
         return cause.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
-    return not transient(error) and (cause is None or not isinstance(error, StoreError))
+    return not is_transient(error) and (cause is None or not isinstance(error, StoreError))
 
 
 def _is_intact(folder: Path) -> bool:
@@ -168,7 +168,7 @@ def discard_damaged(run_dir: Path, log: Log) -> None:
             if not finished:
                 continue
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-            log.warning("%s is damaged (%s) and made anew", path, shown(error))
+            log.warning("%s is damaged (%s) and made anew", path, printable(error))
         if path.exists() and name != "metrics.jsonl":  # of that the trainer keeps the lines before the damage
             path.replace(path.with_name(f"{name}.damaged"))
         shutil.rmtree(run_dir / "final", ignore_errors=True)
@@ -189,15 +189,15 @@ def _are_events(text: str, finished: bool) -> bool:
     return "done" in events or not finished
 
 
-def clear(key: str, store: Store) -> None:
+def delete_checkpoints(key: str, store: Store) -> None:
     """Remove the checkpoints of a finished stage from the store."""
     _delete(f"checkpoints/{key}", store)
 
 
 def _download(folder: str, target: Path, store: Store, cache: Path) -> None:
-    for name, fields in json.loads(store.read(f"{folder}/{LAST}") or b"{}").items():
-        if reason := bad_name(name) or ("it has parts" if "/" in name else None):
-            raise StoreError(f"file {shown(name)!r}: {reason}")
+    for name, fields in json.loads(store.read(f"{folder}/{UPLOAD_RECORD}") or b"{}").items():
+        if reason := name_problem(name) or ("it has parts" if "/" in name else None):
+            raise StoreError(f"file {printable(name)!r}: {reason}")
         path = store.get(f"{folder}/{name}", cache)
         if (found := digest_file(path)) != Digest(**fields):
             raise StoreError(f"{name} is corrupted: it is {found}, expected {Digest(**fields)}")
@@ -207,19 +207,19 @@ def _download(folder: str, target: Path, store: Store, cache: Path) -> None:
 
 def _delete(prefix: str, store: Store) -> None:
     for key in store.list(prefix):
-        if key.endswith(f"/{LAST}"):  # without that file the rest does not count
+        if key.endswith(f"/{UPLOAD_RECORD}"):  # without that file the rest does not count
             store.delete(key)
     store.clear(prefix)
 
 
 def _uploaded(key: str, store: Store) -> list[int]:
-    pattern = re.compile(rf"checkpoints/{re.escape(key)}/step_(\d{{9}})/{re.escape(LAST)}")
+    pattern = re.compile(rf"checkpoints/{re.escape(key)}/step_(\d{{9}})/{re.escape(UPLOAD_RECORD)}")
     return sorted(int(found[1]) for name in store.list(f"checkpoints/{key}") if (found := pattern.fullmatch(name)))
 
 
 def _local_steps(run_dir: Path) -> list[int]:
-    found = (re.fullmatch(r"step_(\d{9})", path.name) for path in (run_dir / "checkpoints").glob("step_*"))
-    return sorted(int(name[1]) for name in found if name)
+    names = (re.fullmatch(r"step_(\d{9})", path.name) for path in (run_dir / "checkpoints").glob("step_*"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def _name(step: int) -> str:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 from model.errors import expanded
+from model.parsing import Bounds, check_fields
 from tasks.runtime.tracking import Tracker, check_tracker
 from tasks.store import provenance
 from tasks.store.backends import LocalStore, Store, open_store
@@ -12,37 +14,65 @@ from tasks.store.objects import ReadOnlyStoreError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunContext:
-    """Where and how a run is executed: never part of any key. Workers, device and processes change rounding in
-    training and scoring."""
+class MachineUse:
+    """How a run uses this machine: what `Execution` asks for and `RunContext` holds alike."""
+
+    device: Literal["cpu", "cuda"] | None = None
+    """`cpu` or `cuda`. Empty: a GPU if any."""
+    processes: Annotated[int | None, Bounds(ge=1)] = None
+    """How many processes train and score together, each on a GPU of its own; they share the workers. Empty: one for
+    each GPU, as far as they can share the sequences of a step equally; one on a CPU."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes of a training share. `ddp`: each holds the whole network, and gradients are averaged.
+    `fsdp`: each holds a part of weights, gradients and optimizer state, for a network that one GPU cannot hold; more
+    traffic between them."""
+    deterministic: bool = False
+    """Train on a GPU with slower algorithms that give the same bytes every time. A CPU always does."""
+    checkpoint_every_minutes: Annotated[float, Bounds(gt=0)] = 10.0
+    """Longest time between checkpoints of a training, beside those by step."""
+    max_hours: Annotated[float, Bounds(gt=0)] = 48.0
+    """A run whose training is projected to take more hours on this machine is refused at its start."""
+    hellaswag_items: Annotated[int, Bounds(ge=0)] = 0
+    """HellaSwag items to score at each validation while training."""
+    sample_every_steps: Annotated[int | None, Bounds(ge=1)] = None
+    """Steps between samples in training. Empty: none."""
+    tracker: Tracker = Tracker.NONE
+    """Also tell the metrics of the training to this tool."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution(MachineUse):
+    """Where and how the run is executed; part of no stage's key. Workers, device and processes change results by
+    rounding only."""
+
+    store: str = ".daily-train"
+    """Where results are kept: a directory, or `s3://bucket/prefix`."""
+    cache: str | None = None
+    """Local folder for work and copies. Empty: `cache` in a local store."""
+    workers: Annotated[int | None, Bounds(ge=1)] = None
+    """Processes and threads. Empty: one for each core. A resumed training keeps its number."""
+    benchmarks_dir: str | None = None
+    """Folder with benchmark items as parquet, looked at first. Empty: `DAILY_TRAIN_BENCHMARKS`."""
+    usd_per_hour: Annotated[float | None, Bounds(ge=0)] = None
+    """Price of this machine. Empty: list price of its kind."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext(MachineUse):
+    """An execution whose store is open and whose empty settings are resolved: never part of any key."""
 
     store: Store
     cache: Path
     """Local folder for work in progress, downloads and copies of remote outputs."""
     workers: int
     """Threads, and processes on a CPU, that a stage may use; a resumed training keeps the number it began with."""
-    device: str | None = None
-    """`cpu`, `cuda`, or None for the best there is."""
-    processes: int | None = None
-    """Processes that train and score; None: one for each GPU, or one on a CPU."""
-    parallelism: str = "ddp"
-    """What several processes of a training share: `ddp`, gradients; `fsdp`, also weights and optimizer state."""
-    deterministic: bool = False
-    """Train on a GPU with algorithms that give the same bytes every time."""
     benchmarks_dir: Path | None = None
     """Folder with the benchmark items as parquet, looked at before any other source."""
     usd_per_hour: float = 0.0
     """What an hour on this machine costs."""
-    checkpoint_every_minutes: float = 10.0
-    """Minutes after which a training begins another checkpoint, beside those by step."""
-    max_hours: float = 48.0
-    """Hours that the trainings of a run may be projected to take together."""
-    hellaswag_items: int = 0
-    """HellaSwag items that are scored with every validation of a training."""
-    sample_every_steps: int | None = None
-    """Steps between samples during a training; None: only before and after it."""
-    tracker: Tracker = Tracker.NONE
-    """Who is told the metrics of a training beside the metrics file."""
     unwritable: str | None = None
     """Why nothing can be written to the store: a run in which everything is done needs no more than to read it."""
 
@@ -68,7 +98,7 @@ def open_context(
     check_tracker(training.get("tracker", Tracker.NONE))
     opened, unwritable = open_store(store), None
     if reading:
-        opened.hurry()
+        opened.shorten_patience()
         unwritable = f"{opened.url}: is opened for reading"
     else:
         try:

@@ -5,10 +5,11 @@ import re
 from typing import Any
 
 from eval.reporting.ledger import Row, parse_row
+from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
-from tasks.store.objects import StoreError, shown
-from tasks.store.retries import transient
-from tasks.store.stage import StageError, logger
+from tasks.store.objects import StoreError, printable
+from tasks.store.retries import is_transient
+from tasks.store.stage import StageError, StageResult, load
 
 
 def read_ledger(context: RunContext) -> list[Row]:
@@ -24,13 +25,13 @@ def _row(key: str, context: RunContext) -> Row | None:
         content = context.store.read(key)
         row = parse_row(content) if content is not None else None
         if row and key != f"ledger/{row['run']}.json":
-            raise ValueError(f"it is the row of run {shown(row['run'])}")
+            raise ValueError(f"it is the row of run {printable(row['run'])}")
         return row
     except (StoreError, ValueError) as error:
-        if transient(error):
+        if is_transient(error):
             raise
         logger().warning(
-            "%s/%s is no row of the ledger and passed over: %s", context.store.url, shown(key), shown(error)
+            "%s/%s is no row of the ledger and passed over: %s", context.store.url, printable(key), printable(error)
         )
         return None
 
@@ -53,10 +54,18 @@ def find_run(name: str, context: RunContext) -> dict[str, Any]:
     return max(rows, key=lambda row: row["finished"])
 
 
+def stage_of_run(stage: str, row: Row, context: RunContext) -> StageResult:
+    """A finished stage of a run in the ledger, by the run's row. Raises StageError when the store does not hold it."""
+    result = load(stage.partition(" ")[0], row["stages"].get(stage, ""), context)
+    if result is None:
+        raise StageError(f"{context.store.url}: stage {stage} of run {row['run'][:12]} is gone")
+    return result
+
+
 def report_pages(context: RunContext) -> dict[str, str]:
     """Where in the store the HTML report of each run lies, by the run's name."""
-    found = (
+    pages = (
         re.fullmatch(r"stages/report/([0-9a-f]{64})/[0-9a-f]+/report\.html", key)
         for key in context.store.list("stages/report")
     )
-    return {page[1]: page[0] for page in found if page}
+    return {page[1]: page[0] for page in pages if page}

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from model.errors import DailyTrainError
-from tasks.store.objects import Digest, bad_name, shown
+from tasks.store.objects import Digest, name_problem, printable
 
 Json = Any
 
@@ -95,9 +95,9 @@ def parse_manifest(content: bytes, name: str, key: str) -> Manifest:
         outputs = tuple(_output(**output) for output in fields.pop("outputs"))
         manifest = Manifest(**fields, outputs=outputs)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StageError(f"the manifest itself is corrupted ({shown(error)})") from error
+        raise StageError(f"the manifest itself is corrupted ({printable(error)})") from error
     if manifest.key != key or manifest.stage != name:
-        raise StageError(f"its key is {shown(manifest.key)} of stage {shown(manifest.stage)}")
+        raise StageError(f"its key is {printable(manifest.key)} of stage {printable(manifest.stage)}")
     _check(manifest)
     return manifest
 
@@ -109,17 +109,17 @@ def _output(*, recorded: bool = False, **fields: Json) -> Output:
 
 def _check(manifest: Manifest) -> None:
     """Refuse types that nothing here writes, and names that would lead out of the folder of the attempt."""
-    reason = bad_name(manifest.attempt) or ("it has parts" if "/" in manifest.attempt else None)
+    reason = name_problem(manifest.attempt) or ("it has parts" if "/" in manifest.attempt else None)
     if reason:
-        raise StageError(f"the manifest itself is corrupted: attempt {shown(manifest.attempt)!r}: {reason}")
+        raise StageError(f"the manifest itself is corrupted: attempt {printable(manifest.attempt)!r}: {reason}")
     names = [output.path for output in manifest.outputs]
     for output in manifest.outputs:
-        if reason := bad_name(output.path):
-            raise StageError(f"the manifest itself is corrupted: output {shown(output.path)!r}: {reason}")
+        if reason := name_problem(output.path):
+            raise StageError(f"the manifest itself is corrupted: output {printable(output.path)!r}: {reason}")
         size, digest = output.bytes, output.sha256
         known = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
         if type(size) is not int or size < 0 or not known or type(output.volatile) is not bool:
-            raise StageError(f"the manifest itself is corrupted: output {output.path!r}: {shown(output)}")
+            raise StageError(f"the manifest itself is corrupted: output {output.path!r}: {printable(output)}")
     if not names or len(set(names)) < len(names):
         raise StageError("the manifest itself is corrupted: it names no output, or one twice")
     mappings = (manifest.config, manifest.inputs, manifest.provenance)

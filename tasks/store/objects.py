@@ -14,6 +14,9 @@ LONGEST_KEY = 1024
 class StoreError(DailyTrainError):
     """The store cannot do what was asked; the message names the object and the reason."""
 
+    transient: bool | None = None
+    """Whether a retry may succeed; None: the error that caused this one says (tasks/store/retries.py)."""
+
 
 class ReadOnlyStoreError(StoreError):
     """The store can be read at most; the message says what was refused."""
@@ -33,7 +36,7 @@ def digest_file(path: Path) -> Digest:
         return Digest(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def bad_name(name: object) -> str | None:
+def name_problem(name: object) -> str | None:
     """Why a slash-separated name must not become a path below a folder, or None when it may."""
     if not isinstance(name, str):
         return "it is no text"
@@ -52,8 +55,8 @@ def bad_name(name: object) -> str | None:
 
 def check_key(key: str, *, empty: bool = False) -> str:
     """The key. Raises StoreError for one that would leave the store; `empty` stands for the store itself."""
-    if not (empty and not key.strip("/")) and (reason := bad_name(key.removesuffix("/"))):
-        raise StoreError(f"{shown(key)}: no name of an object: {reason}")
+    if not (empty and not key.strip("/")) and (reason := name_problem(key.removesuffix("/"))):
+        raise StoreError(f"{printable(key)}: no name of an object: {reason}")
     return key
 
 
@@ -63,7 +66,7 @@ def check_inside(path: Path, folder: Path) -> None:
         raise StoreError(f"{path}: a link leads from there to {path.parent.resolve()}, outside {folder}")
 
 
-def shown(name: object) -> str:
+def printable(name: object) -> str:
     """A name as text that can be printed, whatever its bytes are, and not longer than a line."""
     text = str(name).encode("utf-8", "backslashreplace").decode()
     text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tasks.store.backends import Store
 
 
-def prove(store: "Store") -> None:
+def probe_store(store: "Store") -> None:
     """Put, publish twice, read back, look up, list and delete. Raises StoreError with a sentence for the first of them
     that fails; ReadOnlyStoreError for a store that exists and refuses to be written."""
     folder = f"probe-{secrets.token_hex(8)}"
@@ -22,30 +22,30 @@ def prove(store: "Store") -> None:
         with tempfile.TemporaryDirectory(prefix="probe-") as temporary:
             file = Path(temporary) / "file"
             file.write_bytes(content)
-            with _asked(store, "be written"):
+            with _required(store, "be written"):
                 store.put(given, file, digest := digest_file(file))
-        with _asked(store, "be written only where nothing is (If-None-Match), which keeps two machines apart"):
+        with _required(store, "be written only where nothing is (If-None-Match), which keeps two machines apart"):
             if not store.publish(once, b"first"):
                 raise StoreError("refused although nothing was there")
             if store.publish(once, b"second"):
                 raise StoreError("the second of two was not refused")
-        with _asked(store, "be read"):
+        with _required(store, "be read"):
             if store.read(given) != content or store.read(once) != b"first":
                 raise StoreError("what was read is not what was written")
-        with _asked(store, "say what it holds"):
+        with _required(store, "say what it holds"):
             if (found := store.digest(given)) != digest:
                 raise StoreError(f"of an object of {digest} it said {found}")
-        with _asked(store, "be listed"):
+        with _required(store, "be listed"):
             if (names := list(store.list(folder))) != [once, given]:
                 raise StoreError(f"two objects were written and {len(names)} listed")
-        with _asked(store, "be deleted from"):
+        with _required(store, "be deleted from"):
             store.delete(given)
             store.delete(once)
             if store.exists(given):
                 raise StoreError("what was deleted is there still")
             store.clear(folder)
     except BaseException:
-        store.hurry()
+        store.shorten_patience()
         for key in (given, once):
             with contextlib.suppress(StoreError):
                 store.delete(key)
@@ -54,7 +54,7 @@ def prove(store: "Store") -> None:
         raise
 
 
-class _asked(contextlib.AbstractContextManager):
+class _required(contextlib.AbstractContextManager):
     """Says of a failure what was asked of the store."""
 
     def __init__(self, store: "Store", what: str) -> None:
@@ -64,7 +64,7 @@ class _asked(contextlib.AbstractContextManager):
         if isinstance(error, StoreError):
             reason = str(error).removeprefix(self.store.url).lstrip("/:")
             reason = reason.partition(": ")[2] if reason.startswith("probe-") else reason.strip()
-            made = StoreError
+            error_type = StoreError
             if isinstance(error, ReadOnlyStoreError) and self.what == "be written":
-                made = ReadOnlyStoreError
-            raise made(f"{self.store.url}: cannot {self.what}: {reason}") from error
+                error_type = ReadOnlyStoreError
+            raise error_type(f"{self.store.url}: cannot {self.what}: {reason}") from error

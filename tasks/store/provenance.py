@@ -52,22 +52,22 @@ def _cpu_name() -> str:
 
 
 def _gpu_names() -> tuple[str, ...]:
-    return _of_gpus("name")
+    return _query_gpus("name")
 
 
 @cache
 def gpu_driver() -> str | None:
     """Version of the NVIDIA driver, empty when nobody tells; None on a machine without a sign of an NVIDIA GPU."""
-    if versions := _of_gpus("driver_version"):
+    if versions := _query_gpus("driver_version"):
         return versions[0]
     try:
-        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+        number = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return "" if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") else None
-    return found.group() if found else ""
+    return number.group() if number else ""
 
 
-def _of_gpus(field: str) -> tuple[str, ...]:
+def _query_gpus(field: str) -> tuple[str, ...]:
     """A property of each GPU; empty when the driver's tool is absent or fails."""
     query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
@@ -81,7 +81,9 @@ def default_usd_per_hour() -> float:
     """List price of this machine: its GPUs where it has some (an unknown one as an H100), else its cores."""
     machine = hardware()
     if machine["gpus"]:
-        return sum((known_hardware(gpu) or known_hardware("H100")).usd_per_hour for gpu in machine["gpus"])
+        unknown = known_hardware("H100")
+        assert unknown is not None  # it is in the table
+        return sum((known_hardware(gpu) or unknown).usd_per_hour for gpu in machine["gpus"])
     return USD_PER_CPU_CORE_HOUR * machine["cores"]
 
 

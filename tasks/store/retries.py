@@ -92,7 +92,7 @@ ERRNOS = {
 }
 
 
-def transient(error: BaseException | None) -> bool:
+def is_transient(error: BaseException | None) -> bool:
     """Whether a retry may succeed: the error, or one that caused it, is of a network or of a busy server. Never so for
     bad input, refused credentials or a certificate that does not fit."""
     errors = list(_chain(error))
@@ -137,9 +137,9 @@ def _status(error: BaseException) -> int | None:
         answer = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
         answer = getattr(answer, "status_code", None)
-    for found in (answer, getattr(error, "status", None), getattr(error, "code", None)):
-        if isinstance(found, int) and 100 <= found < 600:
-            return found
+    for status in (answer, getattr(error, "status", None), getattr(error, "code", None)):
+        if isinstance(status, int) and 100 <= status < 600:
+            return status
     return None
 
 

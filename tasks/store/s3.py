@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,20 +26,29 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
+from model.errors import reason_of
 from tasks.store import s3_errors
 from tasks.store.objects import READ_BYTES, Digest, StoreError, check_inside, check_key, digest_file
-from tasks.store.probe import prove
+from tasks.store.probe import probe_store
 from tasks.store.s3_bodies import (
     SLOWEST,
-    known_sums,
+    call_with_deadline,
+    checksum_fields,
     md5_header,
-    read_whole,
+    read_body,
     require_unchanged,
     sha256_header,
     size_of,
-    within,
 )
-from tasks.store.s3_errors import UNREADABLE, UploadGoneError, code_of, failure, is_absent, may_pass, status_of
+from tasks.store.s3_errors import (
+    UNREADABLE,
+    UploadGoneError,
+    error_after_tries,
+    error_code_of,
+    is_absent,
+    is_retryable,
+    status_of,
+)
 
 MULTIPART_BYTES = 16 * 2**20
 PARTS_AT_ONCE = 8
@@ -70,7 +79,7 @@ class S3Store:
         self.prefix = check_key(prefix.strip("/"), empty=True)
         self.patience = patience
         self.read_seconds = READ_SECONDS
-        with s3_errors.configured(self.url):
+        with s3_errors.checked_aws_settings(self.url):
             self.session = boto3.Session()  # of its own: the default one remembers old credentials
         self.client = self._connect(self.read_seconds[0])
         self._patient: Any = None
@@ -79,7 +88,7 @@ class S3Store:
 
     def _connect(self, read_seconds: float) -> Any:
         own_endpoint = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
-        with s3_errors.configured(self.url):
+        with s3_errors.checked_aws_settings(self.url):
             return self.session.client(
                 "s3",
                 region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
@@ -103,14 +112,14 @@ class S3Store:
     def check(self) -> None:
         patience = self.patience
         try:
-            self.hurry()
+            self.shorten_patience()
             self._tried("", self._require_bucket)
             self.patience, self._patient = patience, None  # it answers, so the address is right
-            prove(self)
+            probe_store(self)
         finally:
             self.patience, self._patient = patience, None
 
-    def hurry(self) -> None:
+    def shorten_patience(self) -> None:
         self.patience = min(self.patience, SECONDS_TO_OPEN)
         self._patient = self.client
 
@@ -159,7 +168,7 @@ class S3Store:
                 answer = client.upload_part(
                     **where, UploadId=upload, PartNumber=number, Body=body, **self._checksum(body)
                 )
-                return {"PartNumber": number, "ETag": answer["ETag"]} | known_sums(answer)
+                return {"PartNumber": number, "ETag": answer["ETag"]} | checksum_fields(answer)
 
             try:
                 return self._tried(key, once, stop, size)
@@ -169,7 +178,8 @@ class S3Store:
             finally:
                 free.release()
 
-        size, measured, sending = max(MULTIPART_BYTES, -(-digest.bytes // MOST_PARTS)), hashlib.sha256(), []
+        size, measured = max(MULTIPART_BYTES, -(-digest.bytes // MOST_PARTS)), hashlib.sha256()
+        sending: list[Future[dict[str, Any]]] = []
         pool = ThreadPoolExecutor(PARTS_AT_ONCE)
         try:
             with self._explained(key), path.open("rb") as file:
@@ -194,8 +204,8 @@ class S3Store:
 
     def _abort_uploads(self, key: str) -> None:
         """Drop uploads in parts to this key, in one try."""
-        found = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self._name(key)).get("Uploads", [])
-        for upload in found:
+        uploads = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self._name(key)).get("Uploads", [])
+        for upload in uploads:
             if upload["Key"] == self._name(key):
                 self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
@@ -226,7 +236,7 @@ class S3Store:
             try:
                 content = self._tried(
                     key,
-                    lambda client: read_whole(
+                    lambda client: read_body(
                         client.get_object(Bucket=self.bucket, Key=self._name(key), **part),
                         self.read_seconds[0],
                         part.get("Range"),
@@ -266,7 +276,7 @@ class S3Store:
             if (size := size_of(answer)) > most:
                 answer["Body"].close()
                 raise StoreError(f"{self._where(key)}: is {size:,} bytes, expected at most {most:,}")
-            return read_whole(answer, self.read_seconds[0])
+            return read_body(answer, self.read_seconds[0])
 
         contents: dict[Digest, bytes] = {}
 
@@ -287,10 +297,10 @@ class S3Store:
         for _ in range(FETCHES):
             if (fetched := fetch()) is None:
                 return None
-            found, recorded = fetched
-            seen[found] += 1
-            if found.sha256 == recorded or not recorded or seen[found] == SAME:
-                return found
+            digest, recorded = fetched
+            seen[digest] += 1
+            if digest.sha256 == recorded or not recorded or seen[digest] == SAME:
+                return digest
         raise self._changed(key)
 
     def _changed(self, key: str) -> StoreError:
@@ -310,7 +320,7 @@ class S3Store:
             except ClientError as error:
                 if status_of(error) == 412:
                     return before and self.read(key) == content
-                if code_of(error) == "ConditionalRequestConflict" and self.exists(key):
+                if error_code_of(error) == "ConditionalRequestConflict" and self.exists(key):
                     return self.read(key) == content
                 raise
             return True
@@ -391,27 +401,27 @@ class S3Store:
         self, key: str, once: Callable[[Any], Answer], stop: threading.Event | None = None, size: int = 0
     ) -> Answer:
         """The answer to a request of so many bytes; tried again while its failures may pass and there is patience."""
-        began, told = time.monotonic(), False
+        began, warned = time.monotonic(), False
         for number in itertools.count(1):
             try:
                 client = self._client(number)
                 seconds = CONNECT_SECONDS + 2 * self.read_seconds[client is not self.client] + size / SLOWEST
-                return within(seconds, lambda: once(client))  # noqa: B023 (called here)
+                return call_with_deadline(seconds, lambda: once(client))  # noqa: B023 (called here)
             except (*CAUGHT, *UNREADABLE) as error:
                 pause = min(LONGEST_PAUSE, 0.05 * 2**number) * random.uniform(0.5, 1.0)
                 waited = time.monotonic() - began
-                again = may_pass(error)
+                again = is_retryable(error)
                 late = number >= 3 and waited + pause >= self.patience
                 if not again or late or (stop is not None and stop.is_set()):
                     raise self._error(key, error, waited, number) from error
-                if waited > 10 and not told:
-                    told = True
+                if waited > 10 and not warned:
+                    warned = True
                     logging.getLogger("daily_train").warning(
                         "%s: no answer for %.0f s, tried for up to %.0f s: %s",
                         self._where(key),
                         waited,
                         self.patience,
-                        s3_errors.one_line(error),
+                        reason_of(error),
                     )
                 time.sleep(pause) if stop is None else stop.wait(pause)
         raise AssertionError("unreachable")
@@ -424,5 +434,5 @@ class S3Store:
             raise self._error(key, error) from error
 
     def _error(self, key: str, error: BaseException, seconds: float = 0.0, tries: int = 1) -> StoreError:
-        no_bucket = self.bucket if not key or code_of(error) == "NoSuchBucket" else None
-        return failure(self._where(key), no_bucket, error, seconds, tries)
+        no_bucket = self.bucket if not key or error_code_of(error) == "NoSuchBucket" else None
+        return error_after_tries(self._where(key), no_bucket, error, seconds, tries)

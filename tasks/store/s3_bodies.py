@@ -19,7 +19,7 @@ SLOWEST = 100e3
 """Bytes a second below which a download is given up as one that stands still."""
 
 
-def read_whole(answer: dict[str, Any], seconds: float, part: str | None = None) -> tuple[bytes, str]:
+def read_body(answer: dict[str, Any], seconds: float, part: str | None = None) -> tuple[bytes, str]:
     """The whole body and the SHA-256 that was recorded with it, or "". Raises TimeoutError when it stands still, and
     StoreError when it is not the `part` (`bytes=0-9`) that was asked for."""
     size = size_of(answer)
@@ -46,7 +46,7 @@ def size_of(answer: dict[str, Any]) -> int:
     return answer["ContentLength"]
 
 
-def within(seconds: float, once: Callable[[], Answer]) -> Answer:
+def call_with_deadline(seconds: float, once: Callable[[], Answer]) -> Answer:
     """The answer, or TimeoutError: a byte now and then keeps every timeout of a socket from passing, so a thread asks,
     which is left alone when it takes longer."""
     answer: Future[Answer] = Future()
@@ -76,7 +76,7 @@ def md5_header(body: bytes) -> dict[str, str]:
     return {"ContentMD5": base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()}
 
 
-def known_sums(answer: dict[str, Any]) -> dict[str, str]:
+def checksum_fields(answer: dict[str, Any]) -> dict[str, str]:
     return {name: answer[name] for name in ("ChecksumSHA256",) if name in answer}
 
 

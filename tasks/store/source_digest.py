@@ -26,6 +26,7 @@ NOT_TRAINING = {
     "training/progress_bar.py": "the line in a terminal",
     "planning/projection.py": "whether a machine can train a run, before there is data",
     "network/scaling.py": "rules that carry a recipe to another size; what they gave is in the key",
+    "machine/termination.py": "how a process ends that is asked to",
     "machine/thread_waiting.py": "how long threads spin while they wait for each other",
 }
 """Files of model/ that do not decide what a training writes, up to rounding, and why."""
@@ -38,11 +39,13 @@ def model_source_digest(*besides: str, package: Path = PROJECT / "model") -> str
     if missing := {*NOT_TRAINING, *besides} - files.keys():
         raise ValueError(f"{package} has no files {sorted(missing)}")  # moved: what is left out or added would be wrong
     names = sorted(name for name in files if name not in NOT_TRAINING or name in besides)
-    return sha256_json([[name, hashlib.sha256(code_of(files[name].read_bytes())).hexdigest()] for name in names])
+    return sha256_json(
+        [[name, hashlib.sha256(code_without_comments(files[name].read_bytes())).hexdigest()] for name in names]
+    )
 
 
 @cache
-def code_of(source: bytes) -> bytes:
+def code_without_comments(source: bytes) -> bytes:
     """The bytes of a Python file without comments, docstrings and blank lines.
 
     Cut out are comments, statements that are nothing but a text, and lines that are empty, or become so. Strings that
@@ -53,6 +56,8 @@ def code_of(source: bytes) -> bytes:
     cut = [bytearray(line) for line in lines]  # 0 where a byte is cut: no source has one
     in_text: set[int] = set()  # lines that begin inside a string
     for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.expr | ast.stmt) or node.end_lineno is None or node.end_col_offset is None:
+            continue  # what has no place in the file
         if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno > node.lineno:
             in_text |= set(range(node.lineno, node.end_lineno))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):

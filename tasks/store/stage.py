@@ -25,13 +25,22 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
 from model.errors import reason_of
-from tasks.runtime.lock import is_free, locked
+from tasks.runtime.lock import is_unlocked, locked
 from tasks.runtime.logs import logger
 from tasks.store import provenance, retries
-from tasks.store.attempts import ATTEMPT_DIGITS, BUILT, drop_kept, holds, kept, publish, verified, withdraw
+from tasks.store.attempts import (
+    ATTEMPT_DIGITS,
+    BUILT,
+    discard_unpublished,
+    matches_digest,
+    publish_build,
+    unpublished_build,
+    verified_manifest,
+    withdraw_manifest,
+)
 from tasks.store.context import RunContext
 from tasks.store.manifest import Json, Manifest, Output, StageError, manifest_key, parse_manifest, sha256_json
-from tasks.store.objects import StoreError, digest_file, shown
+from tasks.store.objects import StoreError, digest_file, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class StageResult:
     """A finished stage as later stages see it."""
 
     manifest: Manifest
@@ -63,7 +72,9 @@ class Result:
         return self.manifest.digest
 
 
-def build_or_skip(stage: Stage, context: RunContext, build: Callable[[Path, Path], dict[str, Json] | None]) -> Result:
+def build_or_skip(
+    stage: Stage, context: RunContext, build: Callable[[Path, Path], dict[str, Json] | None]
+) -> StageResult:
     """Skip the stage when the store holds it whole, else build it and publish its manifest.
 
     `build(work, out)` leaves the outputs in `out`; `work` outlives a killed process, so that a stage can resume
@@ -72,30 +83,36 @@ def build_or_skip(stage: Stage, context: RunContext, build: Callable[[Path, Path
     """
     began = time.monotonic()
     work = context.cache / "work" / stage.name / stage.key
-    done = verified(stage.name, stage.key, context)
+    done = verified_manifest(stage.name, stage.key, context)
     if done is None and context.unwritable is not None:
         raise StoreError(f"{context.unwritable}; stage {stage.name} is not in the store and would have to be built")
-    if done is None or (work / BUILT).exists() or (work.exists() and is_free(work.with_suffix(".lock"))):
-        with _alone(work):
-            done = done or verified(stage.name, stage.key, context)  # another process built it while this one waited
+    if done is None or (work / BUILT).exists() or (work.exists() and is_unlocked(work.with_suffix(".lock"))):
+        with _work_lock(work):
+            done = done or verified_manifest(
+                stage.name, stage.key, context
+            )  # another process built it while this one waited
             if done is None:
-                manifest = publish(
-                    kept(stage, context, work) or _built(stage, context, work, build), context, work / "out"
+                manifest = publish_build(
+                    unpublished_build(stage, context, work) or _build(stage, context, work, build),
+                    context,
+                    work / "out",
                 )
                 shutil.rmtree(work, ignore_errors=True)  # whoever removed the cache loses nothing
-                return Result(manifest=manifest, skipped=False, seconds=time.monotonic() - began)
-            drop_kept(work, done, context)
-    return Result(manifest=done, skipped=True, seconds=time.monotonic() - began)
+                return StageResult(manifest=manifest, skipped=False, seconds=time.monotonic() - began)
+            discard_unpublished(work, done, context)
+    return StageResult(manifest=done, skipped=True, seconds=time.monotonic() - began)
 
 
-def load(name: str, key: str, context: RunContext) -> Result | None:
+def load(name: str, key: str, context: RunContext) -> StageResult | None:
     """A stage that was finished before, by its key; None when the store does not hold it whole. Only reads."""
     began = time.monotonic()
-    manifest = verified(name, key, replace(context, unwritable=context.unwritable or "only read"))
-    return manifest and Result(manifest=manifest, skipped=True, seconds=time.monotonic() - began)
+    manifest = verified_manifest(name, key, replace(context, unwritable=context.unwritable or "only read"))
+    if manifest is None:
+        return None
+    return StageResult(manifest=manifest, skipped=True, seconds=time.monotonic() - began)
 
 
-def fetch_outputs(result: Result, context: RunContext) -> Path:
+def fetch_outputs(result: StageResult, context: RunContext) -> Path:
     """A local folder with all outputs of a finished stage, each verified against the manifest.
 
     A local store is read in place; from a bucket each file is downloaded once into the cache, and again while its bytes
@@ -105,14 +122,14 @@ def fetch_outputs(result: Result, context: RunContext) -> Path:
     manifest = result.manifest
     for output in manifest.outputs:
         key, wanted = manifest.location(output), output.content
-        if holds(context.cache / key, wanted):
+        if matches_digest(context.cache / key, wanted):
             continue
         path = context.store.get(key, context.cache)
         if (found := digest_file(path)) != wanted and (found := digest_file(path)) != wanted:
             if path.is_relative_to(context.cache):
                 path.unlink()
             where = manifest_key(manifest.stage, manifest.key)
-            aside = withdraw(where, context.store.read(where), manifest, context)
+            aside = withdraw_manifest(where, context.store.read(where), manifest, context)
             raise StageError(
                 f"{context.store.url}/{key} is corrupted: {found.bytes} bytes with sha256 {found.sha256}, expected "
                 f"{wanted.bytes} bytes with {wanted.sha256}; run again to build stage {manifest.stage} anew{aside}"
@@ -122,7 +139,7 @@ def fetch_outputs(result: Result, context: RunContext) -> Path:
     return root / manifest.folder
 
 
-def read_json(result: Result, context: RunContext, path: str) -> Json:
+def read_json(result: StageResult, context: RunContext, path: str) -> Json:
     """One JSON output of a finished stage, verified."""
     output = result.manifest.output(path)
     content = context.store.read(result.manifest.location(output), most=output.bytes)
@@ -131,7 +148,7 @@ def read_json(result: Result, context: RunContext, path: str) -> Json:
     return json.loads(content)
 
 
-def finished(name: str, context: RunContext) -> Iterator[Manifest]:
+def finished_manifests(name: str, context: RunContext) -> Iterator[Manifest]:
     """Manifests of all stages of a name, without a look at their outputs; what is none is named and passed over."""
     for where in context.store.list(f"stages/{name}"):
         parts = where.split("/")
@@ -140,27 +157,27 @@ def finished(name: str, context: RunContext) -> Iterator[Manifest]:
                 if content := context.store.read(where):
                     yield parse_manifest(content, name, parts[2])
             except (StageError, StoreError) as error:
-                if retries.transient(error):
+                if retries.is_transient(error):
                     raise
-                logger().warning("%s/%s is passed over: %s", context.store.url, shown(where), shown(error))
+                logger().warning("%s/%s is passed over: %s", context.store.url, printable(where), printable(error))
 
 
-def transient(_task: object, _run: object, state: State) -> bool:
+def retry_condition(_task: object, _run: object, state: State) -> bool:
     """Whether a later attempt can mend a failure: somebody on the network did not answer. Never so for bad input."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, BaseException) and retries.transient(error)
+    return isinstance(error, BaseException) and retries.is_transient(error)
 
 
 STAGE_TASK: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "retries": 3,
     "retry_delay_seconds": [5, 15, 30],
-    "retry_condition_fn": transient,
+    "retry_condition_fn": retry_condition,
 }
 """How every stage is run as a Prefect task: kept by its own manifest, tried again when hub, store or server is away."""
 
 
-def _built(
+def _build(
     stage: Stage, context: RunContext, work: Path, build: Callable[[Path, Path], dict[str, Json] | None]
 ) -> Manifest:
     """Build the stage, and say in the work folder that this is done."""
@@ -172,7 +189,7 @@ def _built(
     try:
         facts = build(work, out) or {}
     except (OSError, MemoryError) as error:
-        if retries.transient(error):
+        if retries.is_transient(error):
             raise
         where = getattr(error, "filename", None) or out
         raise StageError(f"stage {stage.name}: {where}: {reason_of(error)}") from error
@@ -192,7 +209,7 @@ def _built(
             Output(path=name, bytes=digest.bytes, sha256=digest.sha256, volatile=name in stage.volatile)
             for name, digest in measured
         ),
-        provenance={**_circumstances(context, started, seconds), **facts},
+        provenance={**_provenance(context, started, seconds), **facts},
     )
     partial = work / f"{BUILT}.partial"
     partial.write_bytes(manifest.content())
@@ -200,7 +217,7 @@ def _built(
     return manifest
 
 
-def _circumstances(context: RunContext, started: datetime, seconds: float) -> dict[str, Json]:
+def _provenance(context: RunContext, started: datetime, seconds: float) -> dict[str, Json]:
     return {
         "commit": provenance.commit(),
         "packages": provenance.packages(),
@@ -213,7 +230,7 @@ def _circumstances(context: RunContext, started: datetime, seconds: float) -> di
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
+def _work_lock(work: Path) -> Iterator[None]:
     """Hold the machine-wide lock of one stage's work folder."""
     stage = f"stage {work.parent.name} {work.name[:12]}"
     with locked(work.with_suffix(".lock"), lambda message: logger().info("%s waits %s", stage, message)):

@@ -7,9 +7,9 @@ import pytest
 from benchmarks.gpu.day import CHECKPOINT_SECONDS, CHECKPOINT_STALL, SECONDS, Speed, main, simulate
 from flows.config import compose
 from model.machine.hardware import known_hardware
-from model.network.config import TrainConfig
 from model.network.scaling import learning_rates_for, sized
 from model.planning.plan import memory_bytes, plan
+from model.training.config import TrainConfig
 
 
 def test_the_day_of_daily_on_an_h100(capsys: pytest.CaptureFixture):

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.gpu.compiled_work import scores, work_of
 from benchmarks.gpu.forecast import COLUMNS, Counted, Rates, fitted, measured, table
 from flows.config import compose
-from model.network.config import Precision
 from model.network.fp8 import _Product as Product8
+from model.training.config import Precision
 
 TRUE = Rates(
     bf16=700e12,

@@ -25,8 +25,8 @@ from prefect.settings import (
 from starlette.types import Message, Receive, Scope, Send
 
 from deployments import access, server
-from deployments.access import FILE, AccessError, auth_string, require_own_server
-from deployments.cli.up import UpError, _hold
+from deployments.access import AUTH_FILE, AccessError, auth_string, require_own_server
+from deployments.cli.up import UpError, _hold_port
 from deployments.origin import HOSTS, OwnOrigin
 
 
@@ -52,15 +52,15 @@ def test_the_string_is_made_once_for_its_owner_alone_whatever_the_umask(home: Pa
     finally:
         os.umask(before)
     assert len(strings) == 8 and len(set(strings)) == 1 and len(strings[0]) > 40
-    assert os.listdir(home) == [FILE]
-    assert (home / FILE).stat().st_mode & 0o777 == 0o600 and home.stat().st_mode & 0o777 == 0o700
+    assert os.listdir(home) == [AUTH_FILE]
+    assert (home / AUTH_FILE).stat().st_mode & 0o777 == 0o600 and home.stat().st_mode & 0o777 == 0o700
     with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: "a string of one's own"}):
         assert auth_string() == "a string of one's own"
 
 
 def test_a_file_that_others_may_have_written_or_read_is_refused(home: Path, tmp_path: Path):
     auth_string()
-    file = home / FILE
+    file = home / AUTH_FILE
     for mode in (0o640, 0o604, 0o620):
         file.chmod(mode)
         with pytest.raises(AccessError, match=f"has mode {mode:o}: other users may know"):
@@ -83,14 +83,14 @@ def test_a_file_that_others_may_have_written_or_read_is_refused(home: Path, tmp_
 
 
 def test_a_ticket_is_worth_something_for_a_quarter_of_an_hour(monkeypatch: pytest.MonkeyPatch):
-    made = access.ticket("string")
-    assert access.valid_ticket(made, "string") and not access.valid_ticket(made, "other")
+    made = access.login_ticket("string")
+    assert access.is_valid_ticket(made, "string") and not access.is_valid_ticket(made, "other")
     until, rest = made.split(".", 1)
     for wrong in ("", ".", "..", "x.y.z", f"{int(until) + 1}.{rest}", made[:-1], "\x00.é.\N{REPLACEMENT CHARACTER}"):
-        assert not access.valid_ticket(wrong, "string"), wrong
+        assert not access.is_valid_ticket(wrong, "string"), wrong
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + access.SECONDS_TO_LOG_IN + 1)
-    assert not access.valid_ticket(made, "string")
+    assert not access.is_valid_ticket(made, "string")
 
 
 def test_somebody_elses_server_on_the_port_is_not_told_the_string(home: Path, monkeypatch: pytest.MonkeyPatch):
@@ -111,7 +111,7 @@ def test_somebody_elses_server_on_the_port_is_not_told_the_string(home: Path, mo
     try:
         with (
             pytest.raises(AccessError, match="is not a Daily Train server"),
-            access.connected(server.server_port, auth_string()),
+            access.connected_to_server(server.server_port, auth_string()),
         ):
             raise AssertionError("was connected")
         told = "".join(heard)
@@ -126,11 +126,15 @@ def test_somebody_elses_server_on_the_port_is_not_told_the_string(home: Path, mo
     finally:
         server.shutdown()
         server.server_close()
-    assert "/enter?challenge=" in told and auth_string() not in told and access.basic(auth_string()) not in told
+    assert (
+        "/enter?challenge=" in told
+        and auth_string() not in told
+        and access.basic_credentials(auth_string()) not in told
+    )
 
 
 def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(monkeypatch: pytest.MonkeyPatch):
-    names = (access.GIVEN, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
+    names = (access.AUTH_STRING_VARIABLE, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
     for name in (*names, "PREFECT_API_URL", "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "")  # to be put back
         monkeypatch.delenv(name)
@@ -138,7 +142,7 @@ def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(monkeypat
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     refresh_global_settings_context()
     try:
-        access.settle_server.__wrapped__()
+        access.choose_server.__wrapped__()
         assert all(map(proxy_bypass, ("127.0.0.1", "localhost", "example.org"))) and not proxy_bypass("example.com")
         # what Prefect starts its temporary server with, and what the clients of this process send
         environment = get_current_settings().to_environment_variables(exclude_unset=True)
@@ -146,7 +150,7 @@ def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(monkeypat
     finally:
         monkeypatch.undo()
         refresh_global_settings_context()
-    string = environment[access.GIVEN]
+    string = environment[access.AUTH_STRING_VARIABLE]
     assert len(string) > 40 and sent == string
     assert environment["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1"
 
@@ -160,8 +164,8 @@ def test_up_holds_its_port_for_localhost_too():
             pytest.skip("a machine without IPv6")
         port = other.getsockname()[1]
         with pytest.raises(UpError, match=f"port {port} of ::1 cannot be used"):
-            _hold(port)
-    held = _hold(port)
+            _hold_port(port)
+    held = _hold_port(port)
     with closing(socket(AF_INET6)) as other, pytest.raises(OSError, match="in use"):
         other.bind(("::1", port))
     for each in held:
@@ -179,7 +183,7 @@ def test_a_string_that_could_be_guessed_or_not_be_entered_is_refused(home: Path)
 
 
 def test_prefect_hears_the_right_string_or_none(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(server, "SECONDS_TO_SAY_IT", 0.05)
+    monkeypatch.setattr(server, "SECONDS_TO_AUTHENTICATE", 0.05)
     string, heard = "daily-train:a string", []
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,7 +198,7 @@ def test_prefect_hears_the_right_string_or_none(monkeypatch: pytest.MonkeyPatch)
         return heard.pop()
 
     async def every() -> None:
-        right = f"Basic {access.basic(string)}".encode()
+        right = f"Basic {access.basic_credentials(string)}".encode()
         assert (await ask("http", right))[b"authorization"] == right
         for header in (b"", b"Basic w6k=", b"Basic \xe9", right.lower(), right + b"=", b"Bearer x"):
             assert await ask("http", header) == {b"accept": b"*"}, header
@@ -212,7 +216,7 @@ def test_prefect_hears_the_right_string_or_none(monkeypatch: pytest.MonkeyPatch)
         )
         for message in (None, {"bytes": b"\xff"}, *({"text": text} for text in said)):
             given = message and {"type": "websocket.receive", **message}
-            assert await ask("websocket", message=given) == server.UNKNOWN, message
+            assert await ask("websocket", message=given) == server.REFUSED_LOGIN, message
 
     asyncio.run(every())
 

@@ -13,11 +13,11 @@ from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 from prefect.utilities.templating import apply_values, find_placeholders
 
 from deployments import init
-from deployments.access import GIVEN
-from deployments.cli.commands import _parser
+from deployments.access import AUTH_STRING_VARIABLE
+from deployments.cli.arguments import command_parser
 from flows.config import Preset, compose
 from model.network import flops
-from model.network.config import OptimizerName
+from model.training.config import OptimizerName
 from tasks.runtime.grace_period import seconds_to_end
 
 FOLDER = Path(__file__).resolve().parents[2] / "deployments"
@@ -38,10 +38,10 @@ def test_compose_names_only_what_it_defines():
     server, worker = (COMPOSE["services"][name] for name in ("server", "worker"))
     assert server["entrypoint"] == ["python", "-m", "deployments.server"]
     for service in (server, worker):  # nobody knows a string that compose does not give
-        assert service["environment"][GIVEN].startswith(f"${{{GIVEN}:?")
+        assert service["environment"][AUTH_STRING_VARIABLE].startswith(f"${{{AUTH_STRING_VARIABLE}:?")
     assert worker["build"]["target"].removeprefix("${TARGET:-").rstrip("}") in targets == {"base", "cpu", "cuda"}
     assert (FOLDER / worker["build"]["context"] / worker["build"]["dockerfile"]).is_file()
-    assert _parser().parse_args(worker["command"].split()).port == 4200
+    assert command_parser().parse_args(worker["command"].split()).port == 4200
     assert worker["environment"]["DAILY_TRAIN_STORE"].startswith("s3://daily-train/")
     assert "-bucket=daily-train" in COMPOSE["services"]["store"]["command"]
     gpu = yaml.safe_load((FOLDER / "compose.gpu.yaml").read_text())

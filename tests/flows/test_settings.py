@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from deployments.cli import commands
+from deployments.cli.arguments import changes_from
 from eval.suites.suites import ZERO_SHOT
 from flows.compare import compare_designs
 from flows.config import FORMS, Execution, Preset, RunConfig, changes_of, compose, context_of, forms_of
@@ -21,23 +22,17 @@ from flows.effects import ACTS_WHEN
 from flows.study import contamination_study
 from model.network.config import ConfigError
 from model.network.gpt import GPT, initialise
+from model.parsing import field_types, parse
 from tasks import contamination, download, evaluate, shard, tokenizer, train
 from tasks.benchmarks import Items
 from tasks.comparison import CompareConfig
-from tasks.settings import scalar_types
 from tasks.sources.document_sources import FilesSource, HubSource, WheelSource
-from tasks.store.stage import Manifest, Output, Result, Stage
+from tasks.store.stage import Manifest, Output, Stage, StageResult
 from tasks.study import StudyConfig
 from tasks.tokenizer import TokenizerError
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(RunConfig)}
-FIELDS = [
-    (section, name)
-    for section, kind in SECTIONS.items()
-    for name in get_type_hints(kind)
-    if name
-    in (kind.model_fields if hasattr(kind, "model_fields") else {field.name for field in dataclasses.fields(kind)})
-]
+FIELDS = [(section, name) for section, kind in SECTIONS.items() for name in field_types(kind)]
 SUITES = ["arc_easy", "hellaswag", "winogrande", "arc_challenge"]
 MOE, ADAMW = {"model.mlp": "moe"}, {"train.optimizer": "adamw"}
 
@@ -160,7 +155,7 @@ class Made(BaseException):
 
 
 OUTPUTS = ("tokenizer.json", "model.safetensors", "config.json")
-FINISHED = Result(
+FINISHED = StageResult(
     manifest=Manifest(
         key="",
         stage="",
@@ -183,7 +178,7 @@ def stage_of(section: str, run: RunConfig, monkeypatch: pytest.MonkeyPatch, fold
 
     for module in (contamination, download, evaluate, shard, tokenizer, train):
         monkeypatch.setattr(module, "build_or_skip", made)
-    monkeypatch.setattr(train, "in_tokens", lambda model, config, *_: config)
+    monkeypatch.setattr(train, "budget_in_tokens", lambda model, config, *_: config)
     done, items = FINISHED, Items(dict.fromkeys(run.evaluation.suites, FINISHED), {}, {})
     context = context_of(Execution(store=str(folder), device="cpu", workers=1), {})
     with pytest.raises(Made) as caught:
@@ -195,7 +190,7 @@ def stage_of(section: str, run: RunConfig, monkeypatch: pytest.MonkeyPatch, fold
             case "shard":
                 shard.build_shards.fn(run.shard, done, done, context)
             case "model" | "train":
-                train.finished_training(run.model, run.train, done, done, None, context)
+                train.training_stage(run.model, run.train, done, done, None, context)
             case "contamination":
                 contamination.check_contamination.fn(run.contamination, done, items, context)
             case "evaluation":
@@ -265,7 +260,7 @@ def test_null_takes_effect_or_is_refused(section: str, field: str):
     annotation = get_type_hints(SECTIONS[section])[field]
     optional, taken = type(None) in get_args(annotation), 0
     for preset in ("smoke", "daily", "gpt2-124m", "nanopoor"):
-        changes = commands._changes([f"{section}.{field}=null"])
+        changes = changes_from([f"{section}.{field}=null"])
         assert changes == {section: {field: None}}
         try:
             run = compose(preset, changes)
@@ -277,6 +272,16 @@ def test_null_takes_effect_or_is_refused(section: str, field: str):
         taken += 1
     needed = {"train.tokens", "tokenizer.vocab_size"}  # one budget there must be, and a size of a trained tokenizer
     assert taken or not optional or f"{section}.{field}" in needed
+
+
+def scalar_types(annotation: Any) -> set[type]:
+    """Which scalars an annotation takes, in its members and elements too; a choice of texts is text."""
+    if get_origin(annotation) is Literal:
+        return {str}
+    if arguments := get_args(annotation):
+        return set().union(*map(scalar_types, arguments))
+    known = [kind for kind in (bool, int, float, str) if isinstance(annotation, type) and issubclass(annotation, kind)]
+    return set(known[:1])  # a truth value is an int, too
 
 
 def wrong_values(annotation: Any) -> Iterator[Any]:
@@ -309,23 +314,25 @@ def test_settings_beside_a_run_refuse_the_same(kind, tmp_path: Path):
         HubSource: {"id": "a/b", "revision": "0" * 40},
         FilesSource: {"path": str(tmp_path)},
     }.get(kind, {})
-    kind(**whole)
-    for name, field in kind.model_fields.items():
-        for value in wrong_values(field.annotation):
-            if value != [] or "tuple" not in str(field.annotation):
-                with pytest.raises(ValidationError):
-                    kind(**whole | {name: value})
-    with pytest.raises(ValidationError):
-        kind(**whole, no_such_key=1)
+    parse(kind, whole, "settings")
+    for name in field_types(kind):
+        annotation = get_type_hints(kind)[name]
+        for value in wrong_values(annotation):
+            if value != [] or "tuple" not in str(annotation):
+                with pytest.raises(ConfigError) as caught:
+                    parse(kind, whole | {name: value}, "settings")
+                assert in_one_sentence(caught.value) and f"settings.{name}" in str(caught.value)
+    with pytest.raises(ConfigError, match="unknown key 'no_such_key'"):
+        parse(kind, whole | {"no_such_key": 1}, "settings")
 
 
-@pytest.mark.parametrize("name", sorted({*WheelSource.model_fields} | {*HubSource.model_fields}))
+@pytest.mark.parametrize("name", sorted(field_types(WheelSource) | field_types(HubSource)))
 def test_every_field_of_a_pinned_source_is_in_the_key(name: str, monkeypatch, tmp_path: Path):
     others = {"requirement": "a==2", "sha256": "1" * 64, "revision": "1" * 40, "max_documents": 5, "streaming": False}
     wheel = {"kind": "wheel", "requirement": "a==1", "sha256": "0" * 64, "members": "*"}
     hub = {"kind": "hub", "id": "a/b", "revision": "0" * 40}
     for kind, source in ((WheelSource, wheel), (HubSource, hub)):
-        if name in kind.model_fields and name != "kind":
+        if name in field_types(kind) and name != "kind":
             runs = [
                 compose("smoke", {"data": {"source": source | change}})
                 for change in ({}, {name: others.get(name, "c/d")})
@@ -418,7 +425,7 @@ def test_an_ablation_trains_without_what_it_leaves_out(monkeypatch: pytest.Monke
         (["run", "--set", "train=1", "--set", "train.seed=2"], "expected SECTION.FIELD=VALUE"),
         (["run", "--set", "data.source=1", "--set", "data.source.kind=hub"], "data.source is given already, as 1"),
         (["run", "--set", 'evaluation.num_fewshot={"arc_easy": 1, "arc_easy": 2}'], "'arc_easy' is given twice"),
-        (["run", "--set", "model.softcap="], "model: softcap must be of type float, but it is ''"),
+        (["run", "--set", "model.softcap="], "model.softcap must not be empty (Logits become"),
         (["run", "--set", "evaluation.num_fewshot.arc_esay=5"], "arc_esay"),
         (["run", "--set", "evaluation.num_fewshot.arc_easy=true"], "num_fewshot.arc_easy must be a whole number"),
         (

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from deployments.access import FILE, GIVEN, basic
+from deployments.access import AUTH_FILE, AUTH_STRING_VARIABLE, basic_credentials
 from tests.lingering import SITE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,11 +106,11 @@ class Up:
 
     @property
     def auth_string(self) -> str:
-        return (self.folder / "home" / FILE).read_text().strip()
+        return (self.folder / "home" / AUTH_FILE).read_text().strip()
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Basic {basic(self.auth_string)}"}
+        return {"Authorization": f"Basic {basic_credentials(self.auth_string)}"}
 
     @property
     def log(self) -> str:
@@ -246,7 +246,7 @@ def daily_train_up(folder: Path, credentials: dict[str, str], store: str) -> Ite
         "PREFECT_HOME": str(folder / "home"),
         "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}",
     }
-    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", GIVEN):
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", AUTH_STRING_VARIABLE):
         environment.pop(name, None)
     command = [sys.executable, "-m", "deployments.cli.commands", "up", "--port", str(port)]
     with (folder / "log").open("w") as log:

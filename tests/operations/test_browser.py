@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Response, StorageState, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from model.network.choices import OptimizerName
+from model.training.config import OptimizerName
 from tests.operations.live import CHROMIUM, ROOT, SECONDS, Up, free_port
 
 pytestmark = pytest.mark.skipif(

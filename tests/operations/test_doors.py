@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Playwright, StorageState, expect
 
-from deployments.access import FILE, basic, ticket
+from deployments.access import AUTH_FILE, basic_credentials, login_ticket
 from tests.operations.live import CHROMIUM, QUIET, Up
 
 chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium`")
@@ -78,10 +78,10 @@ def test_without_the_string_everything_but_the_health_check_answers_401(up: Up):
         assert plain.get(path).status_code == 401, path
         assert plain.get(path, headers={"Authorization": "Basic eDp5"}).status_code == 401, path
     assert plain.post("/enter", content="daily-train:").status_code == 401
-    assert plain.post("/enter", content=ticket("another string")).status_code == 401
+    assert plain.post("/enter", content=login_ticket("another string")).status_code == 401
     assert plain.get("/api/health").status_code == 200
     home = up.folder / "home"
-    for path in (home, *home.glob("prefect.db*"), home / FILE):
+    for path in (home, *home.glob("prefect.db*"), home / AUTH_FILE):
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
     for process in up.processes("daily-train|deployments|prefect"):
         with open(f"/proc/{process}/cmdline") as command:
@@ -133,7 +133,7 @@ def test_pages_from_elsewhere_change_and_learn_nothing(
     up: Up, browser: Browser, logged_in: StorageState, elsewhere: str, playwright: Playwright
 ):
     deployment = up.deployment("by-hand")
-    given = [up.url, basic(up.auth_string), up.auth_string, deployment["id"]]
+    given = [up.url, basic_credentials(up.auth_string), up.auth_string, deployment["id"]]
     page = browser.new_context(storage_state=logged_in).new_page()
     page.goto(elsewhere)
     refused = page.evaluate(ATTACKS, given)

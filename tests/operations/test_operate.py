@@ -17,7 +17,7 @@ import yaml
 from prefect import flow
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from deployments.access import FILE
+from deployments.access import AUTH_FILE
 from deployments.cli.notify import NotifyError, apprise_url
 from deployments.cli.up import UpError, deployments_yaml
 from tasks.runtime.events import emit_run_finished
@@ -190,7 +190,7 @@ def test_a_run_that_died_with_its_worker_is_shown_as_crashed(up: Up, lost: float
 def test_no_secret_is_written_anywhere(up: Up, s3_environment: dict[str, str]):
     secrets = [*SECRETS.values(), s3_environment["AWS_SECRET_ACCESS_KEY"], up.auth_string]
     objects = [content for contents in _objects(up).values() for content in contents]
-    files = [path.read_bytes() for path in up.folder.rglob("*") if path.is_file() and path.name != FILE]
+    files = [path.read_bytes() for path in up.folder.rglob("*") if path.is_file() and path.name != AUTH_FILE]
     assert any(b"SQLite format 3" in content for content in files) and len(objects) > 20
     for content in [*objects, *files]:
         for secret in secrets:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+from eval.document_parquet import document_files
 from model.data.shards import ShardSet, read_dataset, read_index
-from tasks.download import DataConfig, documents_files, is_validation, write_documents
+from tasks.download import DataConfig, is_validation, write_documents
 from tasks.shard import ShardConfig, write_shards
 from tasks.sources import pip_wheels
-from tasks.sources.document_sources import FilesSource, HubSource, SourceError, WheelSource, lock, read
+from tasks.sources.document_sources import FilesSource, HubSource, SourceError, WheelSource, read_documents, source_lock
 from tasks.token_bytes import END_OF_TEXT, TokenizerError, check_tokenizer, token_bytes
 from tasks.tokenizer import TokenizerConfig, load_tokenizer, train_bpe
 
@@ -31,7 +33,10 @@ def parquet(path: Path, column: str = "text", texts: list[str] = TEXTS) -> Path:
 
 
 def files(path: Path, **fields: str) -> list[tuple[str, str]]:
-    return [(document.id, document.text) for document in read(FilesSource(path=str(path), **fields), Path("unused"))]
+    return [
+        (document.id, document.text)
+        for document in read_documents(FilesSource(path=str(path), **fields), Path("unused"))
+    ]
 
 
 def test_parquet_jsonl_and_text_give_the_same_texts(tmp_path: Path):
@@ -55,8 +60,8 @@ def test_a_local_folder_in_hub_layout_reads_streaming_and_at_once(tmp_path: Path
     parquet(tmp_path / "train-00000-of-00001.parquet")
     for streaming in (True, False):
         source = HubSource(id=str(tmp_path), streaming=streaming, max_documents=7)
-        assert [document.text for document in read(source, tmp_path)] == TEXTS[:7]
-    assert lock(HubSource(id=str(tmp_path), streaming=True), tmp_path) == lock(
+        assert [document.text for document in read_documents(source, tmp_path)] == TEXTS[:7]
+    assert source_lock(HubSource(id=str(tmp_path), streaming=True), tmp_path) == source_lock(
         HubSource(id=str(tmp_path), streaming=False), tmp_path
     )
 
@@ -65,10 +70,10 @@ def test_the_lock_of_local_files_is_their_content_and_not_their_place(tmp_path: 
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         parquet(tmp_path / name / "a.parquet")
-    here, there = (lock(FilesSource(path=str(tmp_path / name)), tmp_path) for name in ("here", "there"))
+    here, there = (source_lock(FilesSource(path=str(tmp_path / name)), tmp_path) for name in ("here", "there"))
     assert here == there
     parquet(tmp_path / "there" / "a.parquet", texts=TEXTS[1:])
-    assert lock(FilesSource(path=str(tmp_path / "there")), tmp_path) != here
+    assert source_lock(FilesSource(path=str(tmp_path / "there")), tmp_path) != here
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "abc123"])
@@ -108,7 +113,7 @@ def test_a_lone_surrogate_is_named_with_its_document(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine", "id": "bad \\ud800"}\n')
     source = FilesSource(path=str(tmp_path / "a.jsonl"), id_column="id")
     with pytest.raises(SourceError, match="character 4 of its id is the lone surrogate"):
-        write_documents(config.model_copy(update={"source": source}), tmp_path, tmp_path)
+        write_documents(replace(config, source=source), tmp_path, tmp_path)
 
 
 @pytest.fixture
@@ -131,20 +136,20 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelSource:
 
 
 def test_a_wheel_is_fetched_by_pip_and_read_without_installing(wheel: WheelSource, tmp_path: Path):
-    assert [document.text for document in read(wheel, tmp_path)] == TEXTS
-    assert [document.id for document in read(wheel, tmp_path)][:2] == ["000.txt", "001.txt"]
+    assert [document.text for document in read_documents(wheel, tmp_path)] == TEXTS
+    assert [document.id for document in read_documents(wheel, tmp_path)][:2] == ["000.txt", "001.txt"]
 
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused(wheel: WheelSource, tmp_path: Path):
-    wrong = wheel.model_copy(update={"sha256": "0" * 64})
+    wrong = replace(wheel, sha256="0" * 64)
     with pytest.raises(pip_wheels.WheelError, match="pinned to 0000"):
-        list(read(wrong, tmp_path))
+        list(read_documents(wrong, tmp_path))
 
 
 def test_a_wheel_that_is_not_there_is_named(wheel: WheelSource, tmp_path: Path):
-    absent = wheel.model_copy(update={"requirement": "no-such-speeches==9.9"})
+    absent = replace(wheel, requirement="no-such-speeches==9.9")
     with pytest.raises(pip_wheels.WheelError, match=r"no-such-speeches==9\.9"):
-        list(read(absent, tmp_path))
+        list(read_documents(absent, tmp_path))
 
 
 def test_the_split_is_decided_by_the_text_alone(tmp_path: Path):
@@ -154,7 +159,7 @@ def test_the_split_is_decided_by_the_text_alone(tmp_path: Path):
         path = parquet(tmp_path / f"{name}.parquet", texts=texts)
         config = DataConfig(source=FilesSource(path=str(path)), validation_fraction=0.2)
         write_documents(config, tmp_path, tmp_path / name)
-        both[name] = set(pq.read_table(documents_files(tmp_path / name, "val")[0])["text"].to_pylist())
+        both[name] = set(pq.read_table(document_files(tmp_path / name, "val")[0])["text"].to_pylist())
     assert both["one"] == both["two"] - {"a new text"}
     assert both["one"] == {text for text in TEXTS if is_validation(text, 0.2)}
 

@@ -14,9 +14,10 @@ from deployments.cli.commands import main
 from flows.config import Execution, Preset, compose, context_of
 from flows.daily import daily_train
 from model.network import flops
-from model.network.config import ConfigError, GPTConfig, TrainConfig
+from model.network.config import ConfigError, GPTConfig
 from model.planning.plan import memory_bytes
 from model.planning.projection import memory
+from model.training.config import TrainConfig
 from tasks import feasibility
 from tasks.feasibility import FeasibilityError, most_flops, require_feasible
 from tasks.preflight import check_run
@@ -146,7 +147,7 @@ def test_a_gpu_that_torch_does_not_see_is_named_with_driver_and_wheel(tmp_path: 
     ],
 )
 def test_why_torch_sees_no_gpu(driver: str, cuda: str | None, advice: str):
-    assert advice in feasibility.missing_gpu({"torch": "2.13.0", "cuda": cuda}, driver)
+    assert advice in feasibility.why_no_gpu({"torch": "2.13.0", "cuda": cuda}, driver)
 
 
 def test_too_little_memory_is_refused_with_the_numbers_and_a_micro_batch(tmp_path: Path, gpu: dict):

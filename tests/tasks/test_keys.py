@@ -15,7 +15,7 @@ from flows.config import compose
 from tasks import budget, evaluate
 from tasks.store import source_digest
 from tasks.store.context import open_context
-from tasks.store.source_digest import NOT_TRAINING, code_of, model_source_digest
+from tasks.store.source_digest import NOT_TRAINING, code_without_comments, model_source_digest
 from tasks.store.stage import Stage
 from tests.flows.test_settings import FINISHED, Made, stage_of
 
@@ -136,10 +136,8 @@ def test_all_that_a_training_imports_is_in_the_digest_or_on_the_list_of_exclusio
     core += (
         " network/experts network/sparse_attention kernels/attention_kernels data/loader data/packing data/shards train"
     )
-    core += (
-        " training/checkpoint optimizers/muon optimizers/optimizer optimizers/psgd optimizers/schedule training/trainer"
-    )
-    core += " training/validation"
+    core += " optimizers/muon optimizers/optimizer optimizers/psgd optimizers/schedule training/config training/steps"
+    core += " training/checkpoint training/trainer training/validation"
     assert {f"{name}.py" for name in core.split()} <= set(digested)
     assert not set(digested) & set(NOT_TRAINING) and named == files(ROOT / "model").keys()
     assert all(len(reason.split()) > 3 for reason in NOT_TRAINING.values())
@@ -147,20 +145,22 @@ def test_all_that_a_training_imports_is_in_the_digest_or_on_the_list_of_exclusio
 
 def test_every_python_cuts_the_same_bytes():
     """A golden digest, which any Python that runs the tests must give, and the other ones that are installed."""
-    cut = code_of(HARD.encode())
+    cut = code_without_comments(HARD.encode())
     text = cut.decode()
     assert "whole\n\n  with its blank line and the spaces after it   \n" in text and 'rb"\\x00#"' in text
     assert not any(word in text for word in ("Of the", "why", "first", "between", "one line", "alone", "comment"))
     assert hashlib.sha256(cut).hexdigest() == "0a98eb7c360d368b4d5d4e32072db54904ebf85641a1b241e9c065e35fc5015b"
-    program = f"import ast, io, sys, tokenize\nfrom functools import cache\n{inspect.getsource(code_of)}\n"
-    program += "sys.stdout.buffer.write(code_of(sys.stdin.buffer.read()))"
+    program = (
+        f"import ast, io, sys, tokenize\nfrom functools import cache\n{inspect.getsource(code_without_comments)}\n"
+    )
+    program += "sys.stdout.buffer.write(code_without_comments(sys.stdin.buffer.read()))"
     for minor in {11, 12, 13, 14} - {sys.version_info.minor}:
         python = shutil.which(f"python3.{minor}")
         if python is None or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
             continue
         for content in (HARD.encode(), (ROOT / "model" / "network" / "gpt.py").read_bytes()):
             done = subprocess.run([python, "-c", program], input=content, capture_output=True, check=True)
-            assert done.stdout == code_of(content), python
+            assert done.stdout == code_without_comments(content), python
 
 
 def test_what_is_cut_out_changes_no_program():
@@ -179,7 +179,7 @@ def test_what_is_cut_out_changes_no_program():
                     )
                 ]
         if all(getattr(node, "body", True) for node in ast.walk(tree)):  # a class may have had nothing else
-            assert ast.dump(ast.parse(code_of(path.read_bytes()))) == ast.dump(tree), path
+            assert ast.dump(ast.parse(code_without_comments(path.read_bytes()))) == ast.dump(tree), path
 
 
 def key_of(section: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
@@ -211,7 +211,7 @@ def test_the_source_is_in_the_key_of_a_training_and_prices_in_that_of_a_budget_i
     def timed(**amount: float) -> str:
         run = compose("smoke", {"train": amount})
         with pytest.raises(Made) as caught:
-            budget.in_tokens(run.model, run.train, FINISHED, {}, 1, context)
+            budget.budget_in_tokens(run.model, run.train, FINISHED, {}, 1, context)
         return caught.value.args[0].inputs["model_source"]
 
     monkeypatch.setattr(budget, "build_or_skip", made)

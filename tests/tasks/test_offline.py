@@ -5,6 +5,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +19,7 @@ from huggingface_hub import constants
 from eval import hub as hub_module
 from eval.hub import HubError, load_dataset, load_file
 from tasks.sources import pip_wheels
-from tasks.sources.document_sources import HubSource, SourceError, read
+from tasks.sources.document_sources import HubSource, SourceError, read_documents
 from tasks.sources.pip_wheels import WheelError, fetch_wheel
 from tests.hub import Hub, serving, silent
 
@@ -99,7 +100,7 @@ def test_a_dataset_is_read_from_the_cache_at_its_commit_when_the_hub_says_nothin
             load_dataset("some/set", None, "train", "2" * 40)
         assert causes(no.value) == [], "not tried again"
         with pytest.raises(SourceError, match=r"hub dataset other/set@.*: the hub .* does not answer: .*, and the"):
-            list(read(HubSource(id="other/set", revision=COMMIT), Path()))
+            list(read_documents(HubSource(id="other/set", revision=COMMIT), Path()))
         with pytest.raises(HubError, match=r"does not answer: .*, and the cache holds no tokenizer.json of it"):
             load_file("other/model", "tokenizer.json", COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -111,10 +112,10 @@ def test_a_dataset_is_read_from_the_cache_at_its_commit_when_the_hub_says_nothin
 
 def test_a_stream_that_ends_early_is_no_shorter_corpus(hub: Hub):
     source = HubSource(id="some/set", revision=COMMIT)
-    assert len(list(read(source, Path()))) == 40
+    assert len(list(read_documents(source, Path()))) == 40
     pq.write_table(pa.table({"text": ["row"] * 39}), hub.folder / "train.parquet")
     with pytest.raises(SourceError, match="39 rows arrived, and its card says that train has 40"):
-        list(read(source.model_copy(update={"revision": "3" * 40}), Path()))
+        list(read_documents(replace(source, revision="3" * 40), Path()))
 
 
 class Index(BaseHTTPRequestHandler):

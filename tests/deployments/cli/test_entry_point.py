@@ -27,14 +27,14 @@ import itertools, os, subprocess, sys, threading, time
 from pathlib import Path
 from deployments.cli import entry_point
 entry_point.SECONDS_TO_UNWIND, entry_point.SECONDS_TO_END = 0.4, 0.3
-entry_point.go_on_in_child()
+entry_point.continue_in_child()
 from tasks.runtime.child import child_command
 folder, how = Path(sys.argv[1]), sys.argv[2]
 
 def main():
     child = subprocess.Popen(child_command(*sys.argv[3:], str(folder)), start_new_session=True)
     stopped = threading.Event()
-    entry_point.end_with(child, "the child", stopped)
+    entry_point.end_when_child_ends(child, "the child", stopped)
     if how == "stops it":
         stopped.set()
     while not (folder / "child").exists():
@@ -47,7 +47,7 @@ def main():
             if how == "unwinds":
                 return 130
 
-entry_point.run(main)
+entry_point.run_interruptibly(main)
 """
 CHILD = """
 import signal, sys, time

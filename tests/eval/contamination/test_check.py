@@ -19,7 +19,7 @@ import pytest
 from benchmarks.contamination.mutations import MUTATIONS
 from eval.contamination.audit import check_index, check_items
 from eval.contamination.canaries import draw_canaries
-from eval.contamination.check import CommandConfig, Counted, check, scan_files
+from eval.contamination.check import Counts, ScanConfig, check, scan_files
 from eval.contamination.index import build_index
 from eval.contamination.passages import PASSAGES
 from eval.contamination.planted_items import FORMS, LEAST_RECALL
@@ -37,11 +37,12 @@ from eval.contamination.verdicts import (
 )
 from eval.contamination.words import words
 from eval.suites.suites import SUITES, normalise, write_rows
+from model.parsing import ConfigError
 from tasks.store.objects import digest_file
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ContaminationConfig(control_items=6)
-FINDINGS = Tally.findings
+RESULT = Tally.result
 SUITE_NAMES = ("arc_challenge", "winogrande", "truthfulqa")
 
 
@@ -114,10 +115,10 @@ def _first(items: list[Reference], *texts: str) -> ItemVerdict:
 
 
 def test_clean_prose_has_no_hit(items):
-    findings = check([(str(seed), _prose(seed)) for seed in range(100, 130)], items, CONFIG)
-    assert findings.matches == findings.flagged == [] and findings.documents == 30
-    assert {found.verdict for found in findings.verdicts} == {Verdict.CLEAN, Verdict.UNCHECKABLE}
-    uncheckable = [found for found in findings.verdicts if found.verdict is Verdict.UNCHECKABLE]
+    result = check([(str(seed), _prose(seed)) for seed in range(100, 130)], items, CONFIG)
+    assert result.matches == result.flagged == [] and result.documents == 30
+    assert {found.verdict for found in result.verdicts} == {Verdict.CLEAN, Verdict.UNCHECKABLE}
+    uncheckable = [found for found in result.verdicts if found.verdict is Verdict.UNCHECKABLE]
     assert [(found.reference.suite, found.reference.item) for found in uncheckable] == [("arc_challenge", 1)]
 
 
@@ -135,9 +136,9 @@ def test_planted_items_are_found_where_they_stand(items, form):
     numbers = (0, 5, 1250, 2600)  # the first has four words, which only match as a whole
     planted = {number: form(items[number].forms[0].text) for number in numbers}
     texts = {str(number): f"{_prose(7)}\n\n{planted[number]}\n\n{_prose(8)}" for number in numbers}
-    findings = check([("clean", _prose(9)), *texts.items()], items, CONFIG)
-    assert sorted(findings.flagged) == sorted((str(number), "", number) for number in numbers)
-    dirty = [found for found in findings.verdicts if found.verdict is Verdict.CONTAMINATED]
+    result = check([("clean", _prose(9)), *texts.items()], items, CONFIG)
+    assert sorted(result.flagged) == sorted((str(number), "", number) for number in numbers)
+    dirty = [found for found in result.verdicts if found.verdict is Verdict.CONTAMINATED]
     assert [found.reference for found in dirty] == [items[number] for number in numbers]
     for number, found in zip(numbers, dirty, strict=True):
         best, text = found.best, texts[str(number)]
@@ -260,10 +261,10 @@ def test_filtering_drops_every_copy_of_every_question_of_a_page(items):
     page = "\n\n".join(f"{number}. {items[number].question}" for number in asked)
     texts = [page, _prose(50), *[f"{_prose(seed, 1)} {page}" for seed in range(51, 63)], f"{items[20].question} Yes."]
     leaked = [name for name in range(len(texts)) if name != 1]
-    findings = _check(items, *texts)
-    assert sorted({int(document) for document, _, _ in findings.flagged}) == leaked
-    assert {number for _, _, number in findings.flagged} == set(asked)
-    assert len(findings.flagged) == 13 * len(asked) + 1
+    result = _check(items, *texts)
+    assert sorted({int(document) for document, _, _ in result.flagged}) == leaked
+    assert {number for _, _, number in result.flagged} == set(asked)
+    assert len(result.flagged) == 13 * len(asked) + 1
     assert _check(items, texts[1]).flagged == []
 
 
@@ -326,13 +327,13 @@ def test_hostile_text(items):
         ("empty", ""),
         ("combining", "e" + "\u0301\u0327" * 500_000),
     ]
-    findings = check(documents, items, CONFIG)
-    found = findings.verdicts[20]
+    result = check(documents, items, CONFIG)
+    found = result.verdicts[20]
     assert found.verdict is Verdict.CONTAMINATED and found.documents == 6
     dirty = {"html", "markdown", "control", "surrogates", "line", "marks"}
-    assert {match.document for match in findings.matches} == dirty
+    assert {match.document for match in result.matches} == dirty
     texts = dict(documents)
-    for match in findings.matches:
+    for match in result.matches:
         json.dumps(match.snippet, ensure_ascii=False).encode()
         assert words(texts[match.document][match.start : match.end]) == words(text)
 
@@ -354,8 +355,8 @@ def documents(items, tmp_path_factory) -> list[Path]:
     return paths
 
 
-def _command(documents, benchmarks, out: Path, workers: int) -> CommandConfig:
-    return CommandConfig(
+def _command(documents, benchmarks, out: Path, workers: int) -> ScanConfig:
+    return ScanConfig(
         documents=tuple(documents),
         benchmarks=benchmarks,
         suites=SUITE_NAMES,
@@ -421,15 +422,15 @@ def _runs(process: int) -> bool:
 SLOW = """
 import sys, time
 if "spawn_main" in " ".join(sys.orig_argv):
-    from eval.contamination import document_reader
-    read, groups = document_reader.read_documents, []
+    from eval import document_parquet
+    read, groups = document_parquet.read_row_group, []
 
     def read_slowly(group):
         groups.append(group)
         time.sleep(2 * (len(groups) > 1))
         return read(group)
 
-    document_reader.read_documents = read_slowly
+    document_parquet.read_row_group = read_slowly
 """
 
 
@@ -514,7 +515,7 @@ def test_command_line(documents, benchmarks, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def kept(documents, benchmarks, tmp_path_factory) -> CommandConfig:
+def kept(documents, benchmarks, tmp_path_factory) -> ScanConfig:
     """A scan that passed, with the results of its row groups: the same command only adds them up again."""
     folder = tmp_path_factory.mktemp("kept")
     size = sum(len(text.encode()) for path in documents for text in pq.read_table(path)["text"].to_pylist())
@@ -523,13 +524,13 @@ def kept(documents, benchmarks, tmp_path_factory) -> CommandConfig:
         suites=("winogrande",),
         config=replace(CONFIG, control_items=5),
         resume=folder / "scanned",
-        counted=Counted(documents=40, bytes=size),
+        counted=Counts(documents=40, bytes=size),
     )
     scan_files(command)
     return command
 
 
-def _results(command: CommandConfig) -> list[Path]:
+def _results(command: ScanConfig) -> list[Path]:
     """Results of the row groups of documents, then those of the planted file."""
     return sorted(command.resume.glob("*/*.jsonl"))
 
@@ -541,7 +542,7 @@ def _change(path: Path, change: Callable[[list[dict]], None]) -> None:
     path.with_suffix(".sha256").write_text(digest_file(path).sha256)  # as if the scan had written this
 
 
-def test_results_that_were_damaged_since_are_scanned_again(kept: CommandConfig, tmp_path: Path):
+def test_results_that_were_damaged_since_are_scanned_again(kept: ScanConfig, tmp_path: Path):
     shutil.copytree(kept.resume, tmp_path / "scanned")
     command = replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out")
     whole = [result.read_bytes() for result in _results(command)]
@@ -585,7 +586,7 @@ def _swap_items(lines: list[dict]) -> None:
     ],
 )
 def test_a_scan_with_a_wrong_result_is_refused(
-    kept: CommandConfig, result: int, change: Callable, message: str, tmp_path: Path
+    kept: ScanConfig, result: int, change: Callable, message: str, tmp_path: Path
 ):
     shutil.copytree(kept.resume, tmp_path / "scanned")
     command = replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out")
@@ -600,11 +601,11 @@ def test_a_scan_with_a_wrong_result_is_refused(
     [
         (ContaminationConfig, "contaminates", lambda config, found: found.run > config.run, "back as “clean, clean, 1"),
         (ContaminationConfig, "is_template", lambda config, found: True, "back as “clean, boilerplate"),
-        (Tally, "findings", lambda tally: replace(FINDINGS(tally), flagged=[]), "items of winogrande were planted as"),
+        (Tally, "findings", lambda tally: replace(RESULT(tally), flagged=[]), "items of winogrande were planted as"),
     ],
 )
 def test_a_tally_that_is_wrong_is_refused(
-    kept: CommandConfig,
+    kept: ScanConfig,
     target: type,
     name: str,
     wrong: Callable,
@@ -636,9 +637,16 @@ def test_every_item_of_every_suite_is_looked_for(items, benchmarks):
         check_index(lost, few, lengths)
 
 
-@pytest.mark.parametrize("settings", [{"run": 10**18}, {"coverage": 1e-9}])
-def test_thresholds_for_which_the_control_would_invent_words_without_end_are_refused(settings: dict):
-    with pytest.raises(ContaminationError, match=r"expected run <= 200 and coverage >= 0\.01, found"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"run": 10**18}, "run must be from 5 to 200, but it is 1000000000000000000"),
+        ({"coverage": 1e-9}, r"coverage must be from 0\.01 to 1, but it is 1e-09"),
+        ({"ngram": 9, "run": 8}, "ngram must be at most run, 8, but it is 9"),
+    ],
+)
+def test_thresholds_for_which_the_control_would_invent_words_without_end_are_refused(settings: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
         ContaminationConfig(**settings)
 
 

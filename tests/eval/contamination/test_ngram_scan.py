@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.contamination.leaks import DISGUISES
-from eval.contamination.document_reader import read_documents, row_groups
 from eval.contamination.index import Index, build_index
-from eval.contamination.matching import Found, find_all
+from eval.contamination.match import DocumentOverlaps, find_overlaps
 from eval.contamination.ngram_scan import build_table, scan, word_hashes
 from eval.contamination.passages import PASSAGES
 from eval.contamination.references import Reference, Text
-from eval.contamination.renderings import readings, renderings
+from eval.contamination.renderings import renderings, text_and_renderings
 from eval.contamination.words import located_words, words
+from eval.document_parquet import read_row_group, row_groups
 
 _CHARACTERS = st.one_of(
     st.sampled_from("aB9 _-\n\x00'é\u00a0ßﬁ½…²™ŒİςΣ漢字한ｱ\u2028😀\U0001d400\U000e0041"),
@@ -36,12 +36,12 @@ def _reference(text: str, number: int = 0) -> Reference:
     return Reference("s", number, text, (), (), (Text(text, 0, None),))
 
 
-def find(data: bytes, index: Index) -> Found:
+def find(data: bytes, index: Index) -> DocumentOverlaps:
     """What one document, given as UTF-8, has in common with the items."""
-    return next(find_all(np.frombuffer(data, np.uint8), np.array([0, len(data)]), index))
+    return next(find_overlaps(np.frombuffer(data, np.uint8), np.array([0, len(data)]), index))
 
 
-def _scanned(data: bytes, expected: list[str]) -> tuple[int, list[tuple[int, int, int]]]:
+def _scan_in_workers(data: bytes, expected: list[str]) -> tuple[int, list[tuple[int, int, int]]]:
     """(words, hits) when the table has every expected word as an n-gram of one word."""
     table, _ = build_table({1: word_hashes(expected) if expected else np.zeros(0, np.uint64)}, np.zeros(0, np.uint64))
     hits = scan(np.frombuffer(data, np.uint8), np.array([0, len(data)]), table)
@@ -52,7 +52,7 @@ def _scanned(data: bytes, expected: list[str]) -> tuple[int, list[tuple[int, int
 @given(_TEXTS)
 def test_the_scan_has_the_words_of_the_text(text):
     data, expected = text.encode(), words(text)
-    count, hits = _scanned(data, expected)
+    count, hits = _scan_in_workers(data, expected)
     assert count == len(expected) == len(hits)
     for (number, start, end), word in zip(hits, expected):
         assert word in words(data[start:end].decode()), number
@@ -83,7 +83,7 @@ def test_characters_that_nobody_sees_are_no_part_of_a_word():
     seen = [chr(code) for first, last in DEFAULT_IGNORABLE for code in range(first, last + 1)]
     text = "".join(f"{mark}sil{mark}ver{mark} " for mark in seen)
     assert words(text) == ["silver"] * len(seen)
-    count, hits = _scanned(text.encode(), ["silver"])
+    count, hits = _scan_in_workers(text.encode(), ["silver"])
     assert count == len(hits) == len(seen)
 
 
@@ -142,7 +142,7 @@ def test_a_disguised_text_is_found_where_it_stands(disguise):
     ],
 )
 def test_renderings(text, seen):
-    assert readings(text)[:2] == [text, *([] if seen is None else [seen])]
+    assert text_and_renderings(text)[:2] == [text, *([] if seen is None else [seen])]
 
 
 _MARKS = ["<b>", "</p>", "<a b='", "'>", "&lt;", "&#8203;", "\\u00e9", "%20", "x", "\x08", "-\n", "é "]
@@ -164,7 +164,7 @@ def test_every_byte_of_a_rendering_comes_from_the_document(parts):
 @given(st.lists(st.one_of(st.binary(max_size=6), _TEXTS.map(str.encode))).map(b"".join))
 def test_any_bytes_have_the_words_of_their_decoded_text(data):
     expected = words(data.decode("utf-8", "replace"))
-    count, hits = _scanned(data, expected)
+    count, hits = _scan_in_workers(data, expected)
     assert count == len(expected) == len(hits)
 
 
@@ -234,7 +234,7 @@ def test_documents_do_not_touch():
     index = build_index([_reference(text)], 8)
     half = " ".join(text.split()[:4]).encode(), " ".join(text.split()[4:16]).encode()
     data = np.frombuffer(b"".join(half), np.uint8)
-    found = list(find_all(data, np.array([0, len(half[0]), len(data)]), index))
+    found = list(find_overlaps(data, np.array([0, len(half[0]), len(data)]), index))
     assert [each.words for each in found] == [4, 12] and found[0].overlaps == []
     assert found[1].overlaps[0].run == 12
 
@@ -244,7 +244,7 @@ def test_bytes_that_are_not_utf8_are_read(tmp_path):
     text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
     pq.write_table(pa.table({"id": ["a", "b", "c"], "text": text}), tmp_path / "d.parquet")
     groups, total = row_groups([tmp_path / "d.parquet"])
-    parts = [part for group in groups for part in read_documents(group)]
+    parts = [part for group in groups for part in read_row_group(group)]
     texts = [part.text(row).tobytes() for part in parts for row in range(len(part.ids))]
     assert texts == [b"caf\xff \xed\xa0\x80 ok", b"", b""] and total == 3
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.document_parquet import SCHEMA, document_files
 from eval.reporting.contamination_report import explain, match_lines
 from eval.reporting.markdown import code_block, markdown_table, untrusted
 from tasks.contamination import write_filtered
-from tasks.download import SCHEMA, documents_files
 from tasks.store.stage import StageError
 
 HOSTILE = [
@@ -84,7 +84,7 @@ def test_filtering_drops_the_flagged_documents_and_nothing_else(tmp_path: Path):
     (documents / "lock.json").write_text(json.dumps({"splits": {"train": train}}))
     flagged = pa.table({"file": ["train_000001.parquet", "train_000001.parquet"], "document": ["d1", "d3"]})
     write_filtered(documents, flagged, out)
-    kept = [pq.read_table(path)["text"].to_pylist() for path in documents_files(out, "train")]
+    kept = [pq.read_table(path)["text"].to_pylist() for path in document_files(out, "train")]
     assert kept == [[f"text 0 {row}" for row in range(5)], ["text 1 0", "text 1 2", "text 1 4"]]
     assert (out / "val_000000.parquet").read_bytes() == (documents / "val_000000.parquet").read_bytes()
     assert json.loads((out / "dropped.json").read_text()) == ["d1", "d3"]

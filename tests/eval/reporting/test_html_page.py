@@ -9,9 +9,9 @@ from eval.reporting.html_page import FOLDED_ROWS, page
 from eval.reporting.ledger import leaderboard_page
 from eval.reporting.markdown import code, markdown_table, passage, untrusted
 from eval.reporting.report import configuration_table, notes
-from flows.config import BOUNDS, FORMS, Execution, compose
+from flows.config import FORMS, Execution, compose
 from flows.daily import daily_train
-from model.network.config import BUDGETS, ConfigError
+from model.network.config import ConfigError
 
 PNG = b"\x89PNG\r\n\x1a\nnot looked at"
 HOSTILE = "</pre><script src='https://example.org/x.js'></script> `code` | cell\x1b[31m ![x](https://example.org/y.png)"
@@ -81,10 +81,19 @@ def test_the_form_shows_plain_fields_which_send_nothing_when_nobody_touches_them
     assert schema["properties"]["train"]["default"] == {}, "an untouched section changes nothing"
 
 
-@pytest.mark.parametrize("name", sorted(set(BOUNDS) - set(BUDGETS)))
-def test_what_the_form_refuses_the_trainer_refuses_too(name: str):
-    section = next(section for section in ("train", "model") if name in FORMS[section].model_fields)
-    for kind, bound in BOUNDS[name].items():
-        bad = {"gt": bound, "ge": bound - 1, "lt": bound, "le": bound + 1}[kind]
-        with pytest.raises(ConfigError, match=name):
-            compose("smoke", {section: {name: bad}})
+@pytest.mark.parametrize("section", FORMS)
+def test_what_the_form_refuses_the_command_line_refuses_too(section: str):
+    beyond = {"minimum": -1, "exclusiveMinimum": 0, "maximum": 1, "exclusiveMaximum": 0}
+    for name, field in FORMS[section].model_json_schema()["properties"].items():
+        for bound in beyond.keys() & field.keys():
+            with pytest.raises(ConfigError, match=rf"{section}\.{name} must be"):
+                compose("smoke", {section: {name: field[bound] + beyond[bound]}})
+
+
+def test_the_form_shows_the_bounds_of_the_fields():
+    """Of each kind one; what the form does not know, a person learns after the run was started."""
+    properties = {section: form.model_json_schema()["properties"] for section, form in FORMS.items()}
+    assert properties["model"]["depth"]["minimum"] == 1 and properties["model"]["depth"]["maximum"] == 10_000
+    assert properties["train"]["learning_rate"]["exclusiveMinimum"] == 0
+    assert properties["train"]["adam_beta1"]["exclusiveMaximum"] == 1
+    assert properties["model"]["norm"]["$ref"] and properties["train"]["grad_clip"]["exclusiveMinimum"] == 0

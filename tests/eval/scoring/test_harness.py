@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from eval.command import CommandError, parse, run
+from eval.command import run
 from eval.scoring.harness import (
     Execution,
     HarnessConfig,
@@ -36,6 +36,7 @@ from eval.scoring.trained_model import Checkpoint
 from eval.suites.suites import SUITES, Shots, SuiteError, chosen_items, write_rows
 from model.network.config import Activation, GPTConfig, Norm, Position
 from model.network.gpt import GPT, initialise
+from model.parsing import ConfigError, parse
 from model.training.checkpoint import FinalModel, load_final, publish_final
 from tasks.runtime.child_process import run_module
 
@@ -461,8 +462,8 @@ def test_errors_are_one_line(inputs, tmp_path, capsys):
     finally:
         signal.signal(signal.SIGTERM, handler)
     error = capsys.readouterr().err
-    assert error.startswith("error: config.json has the unknown key 'batch'") and error.count("\n") == 1
-    with pytest.raises(CommandError, match=r"^c\.precision must be one of fp32, tf32, bf16, found 'fp64'$"):
+    assert "config.json: the configuration has the unknown key 'batch'; known are" in error and error.count("\n") == 1
+    with pytest.raises(ConfigError, match=r"^c\.precision must be one of fp32, tf32, bf16, but it is 'fp64'$"):
         parse(
             HarnessConfig,
             {
@@ -489,8 +490,8 @@ def test_what_cannot_be_scored_is_refused(inputs, tmp_path):
     write_rows(pa.Table.from_pylist([], schema=SUITES["arc_easy"].schema), tmp_path / "empty" / "arc_easy.parquet")
     with pytest.raises(SuiteError, match=r"empty/arc_easy\.parquet: 0 rows found, 2376 expected for arc_easy"):
         evaluate_checkpoint(replace(inputs, benchmarks=tmp_path / "empty"))
-    with pytest.raises(SuiteError, match=r"num_fewshot\.arc_easy must be at least 0, found -1"):
-        Shots(arc_easy=-1)
+    with pytest.raises(ConfigError, match=r"num_fewshot\.arc_easy must be at least 0, but it is -1"):
+        parse(Shots, {"arc_easy": -1}, "num_fewshot")
     with pytest.raises(HarnessError, match="nowhere"):
         load_model(replace(inputs, checkpoint=tmp_path / "nowhere"))
     tokenizer = tmp_path / "tokenizer.json"

@@ -4,10 +4,9 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from deployments.cli.commands import main
-from deployments.cli.export import Finished, write
+from deployments.cli.export import FinishedModel, write_export
 from eval.scoring.precision import Precision
 from eval.scoring.scorer import Scorer
 from eval.suites.suites import SUITES, write_rows
@@ -157,10 +156,8 @@ def test_bf16_runs_the_weights_that_hf_would_load(folder, tmp_path):
 
 
 def test_a_model_too_large_for_fp32_is_scored_row_by_row(folder, tmp_path, monkeypatch):
-    @contextmanager
-    def too_large(model: torch.nn.Module) -> Iterator[None]:
+    def too_large(model: torch.nn.Module) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory")
-        yield
 
     monkeypatch.setattr("eval.scoring.pretrained.in_fp32", too_large)
     scorer = load_pretrained(_config(folder, tmp_path)).scorer
@@ -177,7 +174,9 @@ def test_an_exported_model_scores_what_the_original_scores(folder, tmp_path):
             parameter.add_(0.1 * torch.randn(parameter.shape))
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     publish_final(tmp_path / "final", network, 0, digest, {})
-    write(Finished(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported")
+    write_export(
+        FinishedModel(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported"
+    )
     config = replace(_config(tmp_path / "exported", tmp_path), trust_code=True)
     exported = load_pretrained(config).scorer
     original = load_model(
@@ -208,7 +207,9 @@ def test_an_export_that_hf_loads_in_bf16_is_the_checkpoint_in_bf16_to_the_bit(fo
             weight.add_(0.1 * torch.randn(weight.shape))
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     publish_final(tmp_path / "final", network, 0, digest, {})
-    write(Finished(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported")
+    write_export(
+        FinishedModel(model=tmp_path / "final", tokenizer=folder / "tokenizer.json", facts={}), tmp_path / "exported"
+    )
     exported = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "exported", dtype=torch.bfloat16, trust_remote_code=True
     )

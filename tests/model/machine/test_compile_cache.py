@@ -10,9 +10,10 @@ from torch import Tensor, fx
 import model.machine.compile_cache
 from model.kernels.attention_kernels import WindowKernel, set_attention_kernels
 from model.machine.compile_cache import KEPT_FOLDERS, CompiledCode
-from model.network.config import GPTConfig, Precision
+from model.network.config import GPTConfig
 from model.network.fp8 import use_fp8
 from model.network.gpt import GPT, initialise
+from model.training.config import Precision
 
 
 @pytest.fixture(autouse=True)

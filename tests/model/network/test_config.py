@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import model
-from model.network.config import ConfigError, GPTConfig, TrainConfig, parse
+from model.network.config import ConfigError, GPTConfig, parse
+from model.training.config import TrainConfig
 from model.training.run import RunConfig, read_config
 
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16}

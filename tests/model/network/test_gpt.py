@@ -7,9 +7,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.network import flops
-from model.network.config import Activation, ConfigError, GPTConfig, Norm, Position, TrainConfig
+from model.network.config import Activation, ConfigError, GPTConfig, Norm, Position
 from model.network.generate import generate
 from model.network.gpt import GPT, initialise
+from model.training.config import TrainConfig
+from model.training.steps import resolve_steps, sequences_per_step
 
 MODERN = dict(depth=2, width=32, heads=2, sequence_length=24, vocab_size=101, softcap=15.0)
 GPT2 = MODERN | dict(
@@ -174,16 +176,16 @@ def train_config(**settings) -> TrainConfig:
 
 def test_budget_becomes_steps_and_is_never_exceeded():
     model = GPTConfig(**MODERN)
-    assert flops.resolve_steps(train_config(tokens=1000), model) == 10
+    assert resolve_steps(train_config(tokens=1000), model) == 10
     budget = 10.9 * 96 * flops.flops_per_token(model, 24)
-    assert flops.resolve_steps(train_config(flops=budget), model) == 10
+    assert resolve_steps(train_config(flops=budget), model) == 10
     with pytest.raises(ConfigError, match="95 tokens"):
-        flops.resolve_steps(train_config(tokens=95), model)
+        resolve_steps(train_config(tokens=95), model)
 
 
 def test_a_step_is_whole_micro_batches():
     with pytest.raises(ConfigError, match="tokens_per_step 100"):
-        flops.sequences_per_step(train_config(tokens=1000, tokens_per_step=100), GPTConfig(**MODERN))
+        sequences_per_step(train_config(tokens=1000, tokens_per_step=100), GPTConfig(**MODERN))
 
 
 def test_generation_is_seeded_greedy_at_zero_and_stops():

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import fx
 
 from benchmarks.gpu.stages import zipf_shards
-from model.network.config import TrainConfig
 from model.network.scaling import learning_rates_for, sized
+from model.training.config import TrainConfig
 from model.training.metrics import NoLog
 from model.training.run import Execution, RunConfig
 from model.training.trainer import Trainer

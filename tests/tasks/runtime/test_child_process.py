@@ -18,9 +18,9 @@ from eval.reporting.multiplier import Training, compare, render_comparison
 from tasks.comparison import CompareConfig
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.runtime.progress import ServerUpdates
-from tasks.sources.document_sources import FilesSource, SourceError, read
+from tasks.sources.document_sources import FilesSource, SourceError, read_documents
 from tasks.store.backends import StoreError, open_store
-from tasks.store.stage import transient
+from tasks.store.stage import retry_condition
 
 SLOW = """
 import json, os, signal, sys, time
@@ -157,12 +157,12 @@ def bucket_that_does_not_answer(_: Path) -> None:
 
 
 def missing_file(folder: Path) -> None:
-    list(read(FilesSource(path=str(folder / "none.txt")), folder))
+    list(read_documents(FilesSource(path=str(folder / "none.txt")), folder))
 
 
 def bad_line(folder: Path) -> None:
     (folder / "bad.jsonl").write_text("{no json\n")
-    list(read(FilesSource(path=str(folder / "bad.jsonl")), folder))
+    list(read_documents(FilesSource(path=str(folder / "bad.jsonl")), folder))
 
 
 def dead_child(folder: Path) -> None:
@@ -189,7 +189,7 @@ def test_the_network_is_tried_again_and_bad_input_is_not(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     with pytest.raises(error) as raised:
         failure(tmp_path)
-    assert transient(None, None, Failed(data=raised.value)) is again
+    assert retry_condition(None, None, Failed(data=raised.value)) is again
 
 
 def arms(better: float) -> dict[str, list[Training]]:

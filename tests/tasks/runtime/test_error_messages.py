@@ -29,7 +29,7 @@ from model.network.gpt import GPT
 from tasks.download import SCHEMA, DataConfig, write_documents
 from tasks.feasibility import FeasibilityError, require_feasible
 from tasks.shard import ShardConfig, write_shards
-from tasks.sources.document_sources import HubSource, SourceError, read
+from tasks.sources.document_sources import HubSource, SourceError, read_documents
 from tasks.store.context import RunContext, open_context
 from tasks.store.stage import Stage, StageError, build_or_skip
 from tasks.token_bytes import TokenizerError, check_tokenizer
@@ -80,10 +80,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _download(made: Path, out: Path) -> None:
     source = {"kind": "files", "path": str(made), "patterns": ["*.parquet"], "id_column": None}
     write_documents(DataConfig(source=source, validation_fraction=0.4), out, out)
-
-
-def _tokenizer(made: Path, out: Path) -> None:
-    load_tokenizer(made / "tokenizer.json").save(str(out / "tokenizer.json"))
 
 
 def _shard(made: Path, out: Path) -> None:
@@ -262,7 +258,7 @@ def test_files_of_a_dataset_whose_unused_columns_differ_are_told(tmp_path: Path)
         rows = [{"text": f"text {number} {row}", "other": other} for row in range(3)]
         (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SourceError, match=r"hub dataset .*: all its files must|hub dataset .*; all its files must"):
-        list(read(HubSource(id=str(tmp_path)), tmp_path))
+        list(read_documents(HubSource(id=str(tmp_path)), tmp_path))
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -270,7 +266,7 @@ def test_a_dataset_with_one_column_more_in_its_second_file_is_told_by_column(str
     for number, more in enumerate(({}, {"other": 1})):
         pq.write_table(pa.Table.from_pylist([{"text": "a"} | more]), tmp_path / f"{number}.parquet")
     with pytest.raises(SourceError, match=r"hub dataset .*Couldn't cast text: string other: int64.*to \{'text'"):
-        list(read(HubSource(id=str(tmp_path), streaming=streaming), tmp_path))
+        list(read_documents(HubSource(id=str(tmp_path), streaming=streaming), tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tasks.runtime.child_process import ProcessError, run_module
 from tasks.runtime.devices import scoring_processes, training_processes
 from tasks.store import provenance
 from tasks.store.context import RunContext, open_context
-from tasks.store.stage import Result, fetch_outputs
+from tasks.store.stage import StageResult, fetch_outputs
 from tasks.train import read_metrics
 from tests.tasks.runtime.test_saving import wait_until
 from tests.tasks.store.test_checkpoints import MODEL, TRAIN, family, trained
@@ -103,7 +103,7 @@ def assert_over(context: RunContext, before: set[int]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def trained_until(when: Callable[[], object], act: Callable[[], None], context: RunContext) -> Result:
+def trained_until(when: Callable[[], object], act: Callable[[], None], context: RunContext) -> StageResult:
     """What becomes of a training in whose middle something is done."""
 
     def wait_and_act() -> None:

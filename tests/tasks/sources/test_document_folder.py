@@ -14,10 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from eval.document_parquet import SCHEMA, document_files
 from tasks.contamination import write_filtered
-from tasks.download import SCHEMA, DataConfig, documents_files, write_documents
+from tasks.download import DataConfig, write_documents
 from tasks.sources import document_sources
-from tasks.sources.document_sources import FilesSource, HubSource, SourceError, WheelSource, files_of, lock, read
+from tasks.sources.document_sources import (
+    FilesSource,
+    HubSource,
+    SourceError,
+    WheelSource,
+    files_of_source,
+    read_documents,
+    source_lock,
+)
 from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext
 from tasks.store.stage import StageError
@@ -52,7 +61,7 @@ def source(path: Path, **fields: object) -> FilesSource:
 
 
 def texts(path: Path, **fields: object) -> list[tuple[str, str]]:
-    return [(document.id, document.text) for document in read(source(path, **fields), path)]
+    return [(document.id, document.text) for document in read_documents(source(path, **fields), path)]
 
 
 @pytest.fixture
@@ -75,7 +84,7 @@ def test_subfolders_are_read_in_order_and_every_other_file_is_named_with_its_rea
         ("deep/er/c.md", "third"),
         ("z.jsonl:0", "fourth"),
     ]
-    reasons = {file.name: file.reason.partition(" (")[0] for file in files_of(source(folder)) if file.reason}
+    reasons = {file.name: file.reason.partition(" (")[0] for file in files_of_source(source(folder)) if file.reason}
     note, pattern = "a note about the corpus by its name", "matches no pattern"
     assert reasons == {
         **dict.fromkeys(("README.md", "deep/ReadMe.txt", "deep/NOTES.md", "LICENSE.txt"), note),
@@ -97,7 +106,7 @@ def test_patterns_and_notes_can_be_set(folder: Path):
 @pytest.mark.parametrize("kind", ["files", "hub"])
 def test_hidden_files_notes_and_times_are_no_part_of_a_corpus(kind: str, folder: Path, tmp_path: Path):
     def locked() -> dict:
-        return lock(source(folder) if kind == "files" else HubSource(id=str(folder)), tmp_path)
+        return source_lock(source(folder) if kind == "files" else HubSource(id=str(folder)), tmp_path)
 
     before = locked()
     write(folder, {".git/HEAD.txt": "y", ".cache/huggingface/b.metadata": "1", ".new": "x", "b.parquet.lock": "x"})
@@ -158,7 +167,7 @@ def test_links_to_nothing_and_files_without_permission_are_one_sentence(
     monkeypatch.setattr(document_sources.Path, "open", denied)  # root may read what it has no permission for
     write(tmp_path, {})
     with pytest.raises(SourceError, match=r"a\.parquet: cannot be read: Permission denied"):
-        lock(source(tmp_path), tmp_path)
+        source_lock(source(tmp_path), tmp_path)
 
 
 def rows(path: Path, ids: list[object]) -> Path:
@@ -174,16 +183,16 @@ def test_an_id_of_two_documents_is_refused(ids: list[object], tmp_path: Path, mo
         write_documents(DataConfig(source=source(path, id_column="id"), validation_fraction=0.3), tmp_path, tmp_path)
     config = DataConfig(source=source(rows(path, list(range(20))), id_column="id"), validation_fraction=0.3)
     write_documents(config, tmp_path, tmp_path)
-    assert sum(pq.read_metadata(file).num_rows for s in ("train", "val") for file in documents_files(tmp_path, s)) == 20
+    assert sum(pq.read_metadata(file).num_rows for s in ("train", "val") for file in document_files(tmp_path, s)) == 20
 
 
 def test_ids_of_a_local_hub_folder_are_those_of_its_column_wherever_it_lies(tmp_path: Path):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         rows(tmp_path / name / "train.jsonl", [0, None, 2])
-    here, there = (list(read(HubSource(id=str(tmp_path / name)), tmp_path)) for name in ("here", "there"))
+    here, there = (list(read_documents(HubSource(id=str(tmp_path / name)), tmp_path)) for name in ("here", "there"))
     assert here == there and [document.id for document in here] == ["0", "train:1", "2"]
-    by_row = read(HubSource(id=str(tmp_path / "here"), id_column=None), tmp_path)
+    by_row = read_documents(HubSource(id=str(tmp_path / "here"), id_column=None), tmp_path)
     assert [document.id for document in by_row] == ["train:0", "train:1", "train:2"]
 
 
@@ -239,7 +248,7 @@ def test_members_of_a_wheel_in_several_folders_have_ids_of_their_own(tmp_path: P
             archive.writestr(name, f"{MARK}text" if name.endswith("txt") else "")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     path.parent.rename(path.parent.with_name(digest))
-    found = list(read(WheelSource(requirement="x==1", sha256=digest, members="x/*"), tmp_path))
+    found = list(read_documents(WheelSource(requirement="x==1", sha256=digest, members="x/*"), tmp_path))
     assert [(document.id, document.text) for document in found] == [("one/a.txt", "text"), ("two/a.txt", "text")]
 
 
@@ -250,7 +259,7 @@ def test_names_of_a_wheel_from_a_root_and_from_none_are_one_sentence(tmp_path: P
     monkeypatch.setattr(document_sources, "fetch_wheel", lambda *_: tmp_path / "w.whl")
     source = WheelSource(requirement="w==1", sha256="0" * 64, members="*.txt")
     with pytest.raises(SourceError, match=r"w\.whl: of its members some have an absolute name"):
-        list(read(source, tmp_path))
+        list(read_documents(source, tmp_path))
 
 
 def test_folders_that_are_nested_deeply_and_one_column_twice_are_one_sentence(
@@ -258,7 +267,7 @@ def test_folders_that_are_nested_deeply_and_one_column_twice_are_one_sentence(
 ):
     pq.write_table(pa.Table.from_arrays([pa.array(["x"])] * 2, names=["text", "text"]), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match=r"a\.parquet: there are 2 columns 'text'"):
-        list(read(FilesSource(path=str(tmp_path)), tmp_path))
+        list(read_documents(FilesSource(path=str(tmp_path)), tmp_path))
     deep = tmp_path / "deep"
     deep.mkdir()
     monkeypatch.chdir(deep)
@@ -267,7 +276,7 @@ def test_folders_that_are_nested_deeply_and_one_column_twice_are_one_sentence(
         os.chdir("d")
     try:
         with pytest.raises(SourceError, match=r"/deep/d/.* folders are nested more than 200 deep"):
-            files_of(FilesSource(path=str(deep)))
+            files_of_source(FilesSource(path=str(deep)))
     finally:
         for _ in range(201):
             os.chdir("..")
@@ -283,4 +292,4 @@ def test_a_file_larger_than_the_memory_is_one_sentence(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(document_sources.Path, "open", lambda *_: Large())
     with pytest.raises(SourceError, match=r"a\.txt: cannot be read: not enough memory"):
-        list(read(FilesSource(path=str(tmp_path)), tmp_path))
+        list(read_documents(FilesSource(path=str(tmp_path)), tmp_path))

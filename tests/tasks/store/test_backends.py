@@ -22,9 +22,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tasks.store.backends import LocalStore, Store, open_store
 from tasks.store.objects import Digest, ReadOnlyStoreError, StoreError, digest_file
-from tasks.store.retries import transient
+from tasks.store.retries import is_transient
 from tasks.store.s3 import MULTIPART_BYTES, S3Store
-from tasks.store.s3_bodies import read_whole
+from tasks.store.s3_bodies import read_body
 from tests.object_store import READER
 from tests.store_proxy import Faults, StoreProxy
 
@@ -214,7 +214,7 @@ def test_what_a_server_refuses_is_said_in_its_own_sentence(
     proxy.faults = Faults((kind,), share=1.0, only=only)
     with pytest.raises(StoreError, match=sentence) as refused:
         open_store(f"{s3}/{tmp_path.name}").check()
-    assert not transient(refused.value) and "\n" not in str(refused.value)
+    assert not is_transient(refused.value) and "\n" not in str(refused.value)
     proxy.faults = Faults()
     assert kind == "denied" or list(open_store(f"{s3}/{tmp_path.name}").list("")) == []
 
@@ -271,7 +271,7 @@ def test_a_server_that_stands_still_ends_in_one_sentence(
     began = time.monotonic()
     with pytest.raises(StoreError, match=r"x: the store did not answer as it should \(\d tries in \d s\): ") as stalled:
         store.read("x")
-    assert time.monotonic() - began < 5 and transient(stalled.value)
+    assert time.monotonic() - began < 5 and is_transient(stalled.value)
 
 
 def test_a_store_that_answers_when_a_run_begins_is_given_time(
@@ -305,7 +305,7 @@ def test_a_404_of_a_proxy_is_not_the_absence_of_an_object(proxy: StoreProxy, s3:
     for ask in (store.read, store.digest, store.exists):
         with pytest.raises(StoreError, match="did not answer as it should") as caught:
             ask("here")
-        assert transient(caught.value)
+        assert is_transient(caught.value)
 
 
 @pytest.mark.parametrize("fault, sentence", [("elsewhere", "sends requests elsewhere"), ("quota", "QuotaExceeded")])
@@ -348,9 +348,9 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(s3: str, monkeypatc
 def test_a_part_that_was_not_asked_for_is_refused(given: str):
     answer = {"ContentLength": 10, "Body": io.BytesIO(bytes(10)), "ContentRange": given}
     with pytest.raises(StoreError, match="another part, or all"):
-        read_whole(answer, 1.0, "bytes=0-9")
+        read_body(answer, 1.0, "bytes=0-9")
     with pytest.raises(http.client.HTTPException, match="without Content-Length"):
-        read_whole({"Body": io.BytesIO(b"")}, 1.0)
+        read_body({"Body": io.BytesIO(b"")}, 1.0)
 
 
 def test_a_listing_that_repeats_itself_ends_and_names_of_elsewhere_are_left_out(s3: str, monkeypatch):
@@ -433,8 +433,8 @@ def test_what_follows_a_hash_belongs_to_the_prefix(s3: str):
     ],
 )
 def test_what_a_retry_may_mend_is_known_by_its_class_through_what_was_raised_of_it(error: Exception, again: bool):
-    assert transient(error) is again
+    assert is_transient(error) is again
     try:
         raise StoreError("the store") from error
     except StoreError as raised:
-        assert transient(raised) is again
+        assert is_transient(raised) is again

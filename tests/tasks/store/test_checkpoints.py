@@ -19,14 +19,15 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from model.data.shards import Dataset, Split, write_dataset, write_shard
-from model.network.config import GPTConfig, TrainConfig
+from model.network.config import GPTConfig
+from model.training.config import TrainConfig
 from model.training.run import read_config
 from tasks.benchmarks import Items
 from tasks.store.backends import Digest, LocalStore, digest_file
-from tasks.store.checkpoints import KEPT, Uploads, discard_damaged, restore
+from tasks.store.checkpoints import CHECKPOINTS_KEPT, CheckpointUploads, discard_damaged, restore_checkpoint
 from tasks.store.context import RunContext, open_context
-from tasks.store.stage import Result, Stage, StageError, build_or_skip, fetch_outputs
-from tasks.train import finished_training, read_metrics
+from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs
+from tasks.train import read_metrics, training_stage
 from tests.lingering import SITE
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,12 +67,12 @@ def write_tokenizer(work: Path, out: Path) -> None:
     made.save(str(out / "tokenizer.json"))
 
 
-def trained(context: RunContext, config: TrainConfig = TRAIN) -> Result:
+def trained(context: RunContext, config: TrainConfig = TRAIN) -> StageResult:
     made = [
         build_or_skip(Stage(name=name, version=1, config={}, inputs={}), context, build)
         for name, build in (("shard", write_shards), ("tokenizer", write_tokenizer))
     ]
-    return finished_training(MODEL, config, *made, Items({}, {}, {}), context)
+    return training_stage(MODEL, config, *made, Items({}, {}, {}), context)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -170,17 +171,17 @@ def test_the_store_keeps_the_last_ones_and_a_damaged_one_is_passed_over(machines
     first, second = machines
     run_dir, warnings = run_folder(first.cache, range(1, 6)), []
     for step in range(1, 6):
-        uploads = Uploads("k", run_dir, first.store, warnings.append)
+        uploads = CheckpointUploads("k", run_dir, first.store, warnings.append)
         uploads({"event": "checkpoint", "step": step})
         uploads.close(keep=True)
     assert [key.split("/")[2] for key in uploaded(first)] == ["step_000000004", "step_000000005"]
-    assert len(list(first.store.list("checkpoints/k"))) == KEPT * 5
+    assert len(list(first.store.list("checkpoints/k"))) == CHECKPOINTS_KEPT * 5
 
     damaged = first.cache / "damaged"
     damaged.write_text("{}")
     first.store.put("checkpoints/k/step_000000005/state.json", damaged, digest_file(damaged))
     there = second.cache / "run"
-    restore("k", there, second.store, second.cache, logging.getLogger("daily_train"))
+    restore_checkpoint("k", there, second.store, second.cache, logging.getLogger("daily_train"))
     assert [path.name for path in sorted((there / "checkpoints").glob("step_*"))] == ["step_000000004"]
     assert json.loads((there / "checkpoints" / "step_000000004" / "state.json").read_text())["step"] == 4
     assert (there / "run.json").read_text() == "run.json"
@@ -191,14 +192,14 @@ def test_the_store_keeps_the_last_ones_and_a_damaged_one_is_passed_over(machines
 def test_a_checkpoint_that_is_damaged_here_comes_from_the_store(machines: tuple[RunContext, RunContext]):
     first, _ = machines
     run_dir = run_folder(first.cache, range(1, 3))
-    uploads = Uploads("k", run_dir, first.store, print)
+    uploads = CheckpointUploads("k", run_dir, first.store, print)
     uploads({"event": "checkpoint", "step": 2})
     uploads.close(keep=True)
     state = run_dir / "checkpoints" / "step_000000002" / "state.json"
     whole = state.read_bytes()
     state.unlink()  # a store in a directory may hold the same file
     state.write_bytes(whole.replace(b"2", b"3"))
-    restore("k", run_dir, first.store, first.cache, logging.getLogger("daily_train"))
+    restore_checkpoint("k", run_dir, first.store, first.cache, logging.getLogger("daily_train"))
     assert state.read_bytes() == whole
 
 
@@ -210,7 +211,7 @@ def test_a_full_disk_or_a_store_that_refuses_costs_no_checkpoint(
     first, second = machines
     run_dir = run_folder(first.cache, range(1, 3))
     for step in (1, 2):
-        uploads = Uploads("k", run_dir, first.store, print)
+        uploads = CheckpointUploads("k", run_dir, first.store, print)
         uploads({"event": "checkpoint", "step": step})
         uploads.pool.shutdown()
     copy = shutil.copyfile
@@ -223,7 +224,7 @@ def test_a_full_disk_or_a_store_that_refuses_costs_no_checkpoint(
     monkeypatch.setattr(shutil, "copyfile", copyfile)
     there = second.cache / "run"
     with nullcontext() if goes_on else pytest.raises(OSError, match=os.strerror(number)):
-        restore("k", there, second.store, second.cache, logging.getLogger("daily_train"))
+        restore_checkpoint("k", there, second.store, second.cache, logging.getLogger("daily_train"))
     assert [path.name for path in (there / "checkpoints").iterdir()] == (["step_000000001"] if goes_on else [])
 
 
@@ -231,7 +232,7 @@ def test_a_full_disk_or_a_store_that_refuses_costs_no_checkpoint(
 def test_a_deeply_nested_list_of_files_is_passed_over(machines: tuple[RunContext, RunContext], caplog):
     first, second = machines
     first.store.publish("checkpoints/k/step_000000009/uploaded.json", b"[" * 100_000)
-    restore("k", second.cache / "run", second.store, second.cache, logging.getLogger("daily_train"))
+    restore_checkpoint("k", second.cache / "run", second.store, second.cache, logging.getLogger("daily_train"))
     assert "step_000000009 is passed over" in caplog.text
 
 
@@ -241,13 +242,13 @@ def test_a_name_in_a_list_of_files_that_leads_elsewhere_is_refused(
     machines: tuple[RunContext, RunContext], name: str, caplog
 ):
     first, second = machines
-    uploads = Uploads("k", run_folder(first.cache, range(1, 3)), first.store, print)
+    uploads = CheckpointUploads("k", run_folder(first.cache, range(1, 3)), first.store, print)
     uploads({"event": "checkpoint", "step": 1})
     uploads.close(keep=True)
     first.store.publish("checkpoints/k/step_000000009/uploaded.json", json.dumps({name: {}}).encode())
     first.store.publish("checkpoints/k/stray/uploaded.json", b"{}")
     first.store.publish("checkpoints/k/uploaded.json", b"{}")
-    restore("k", second.cache / "run", second.store, second.cache, logging.getLogger("daily_train"))
+    restore_checkpoint("k", second.cache / "run", second.store, second.cache, logging.getLogger("daily_train"))
     assert f"step_000000009 is passed over: file {name!r}: " in caplog.text
     assert [path.name for path in (second.cache / "run" / "checkpoints").iterdir()] == ["step_000000002"]
 
@@ -279,7 +280,7 @@ def test_what_is_damaged_beside_the_checkpoints_is_written_anew(tmp_path: Path, 
 def test_a_store_that_fails_does_not_end_the_training(tmp_path: Path):
     context, warnings = open_context(str(tmp_path / "store"), None, 1, None, None, 0.0), []
     (tmp_path / "store" / "checkpoints").write_text("a file where a folder belongs")
-    uploads = Uploads("k", run_folder(context.cache, range(1, 2)), context.store, warnings.append)
+    uploads = CheckpointUploads("k", run_folder(context.cache, range(1, 2)), context.store, warnings.append)
     uploads({"event": "checkpoint", "step": 1})
     uploads.close(keep=True)
     [warning] = warnings
@@ -305,7 +306,7 @@ def test_a_store_that_is_slow_holds_one_checkpoint_and_the_newest(
 ):
     store, warnings = HeldStore(str(tmp_path / "store")), []
     run_dir = run_folder(tmp_path / "cache", range(1, 6))
-    uploads = Uploads("k", run_dir, store, warnings.append)
+    uploads = CheckpointUploads("k", run_dir, store, warnings.append)
     for step in range(1, 6):
         uploads({"event": "checkpoint", "step": step})
         assert store.reached.wait(60)

@@ -11,7 +11,7 @@ from deployments.cli.commands import main
 from tasks.store.context import RunContext, open_context
 from tasks.store.ledger import add_row, find_run, read_ledger, report_pages
 from tasks.store.objects import StoreError
-from tasks.store.stage import Stage, build_or_skip, finished
+from tasks.store.stage import Stage, build_or_skip, finished_manifests
 from tests.object_store import READER
 
 NAME = "a" * 64
@@ -103,7 +103,7 @@ def test_strange_files_below_stages_are_passed_over(tmp_path: Path, caplog: pyte
     context.store.publish(f"stages/report/{NAME}/0a/report.html", b"<html>")
     assert report_pages(context) == {NAME: f"stages/report/{NAME}/0a/report.html"}
     with caplog.at_level(logging.WARNING):
-        assert list(finished("train", context)) == [made.manifest]
+        assert list(finished_manifests("train", context)) == [made.manifest]
     assert "stages/train/x/manifest.json is passed over" in caplog.text
 
 

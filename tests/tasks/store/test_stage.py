@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from benchmarks.pipeline.faults import OUTPUTS, Tally, one_stage
 from tasks.runtime.lock import locked
-from tasks.store.attempts import publish
+from tasks.store.attempts import publish_build
 from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext, open_context
 from tasks.store.manifest import canonical_json, parse_manifest, sha256_json
 from tasks.store.objects import Digest, StoreError
-from tasks.store.stage import Result, Stage, StageError, build_or_skip, fetch_outputs, read_json
+from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
 from tests.object_store import READER
 from tests.store_proxy import MIXES, Faults
 
@@ -51,7 +51,7 @@ class Build:
 STAGE = Stage(name="shard", version=1, config={"a": 1}, inputs={"x": "0" * 64}, volatile=frozenset({"times.json"}))
 
 
-def stored(context: RunContext, result: Result, name: str) -> Path:
+def stored(context: RunContext, result: StageResult, name: str) -> Path:
     return Path(context.store.url) / result.manifest.location(result.manifest.output(name))
 
 
@@ -288,7 +288,7 @@ def killed() -> None:
 
 def test_killed_when_its_manifest_was_published_it_leaves_no_work(context: RunContext, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.store.stage.publish", lambda *arguments: publish(*arguments) and killed())
+        patched.setattr("tasks.store.stage.publish_build", lambda *arguments: publish_build(*arguments) and killed())
         with pytest.raises(KeyboardInterrupt):
             build_or_skip(STAGE, context, Build())
     assert (context.cache / "work/shard" / STAGE.key / "built.json").exists()
@@ -337,7 +337,7 @@ def test_a_forged_manifest_writes_nothing_outside_the_cache(s3: str, tmp_path: P
     context = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
     made = build_or_skip(STAGE, context, Build()).manifest
     output = dataclasses.replace(made.outputs[0], path="sub/data.bin")
-    forged = Result(manifest=dataclasses.replace(made, outputs=(output,)), skipped=True, seconds=0.0)
+    forged = StageResult(manifest=dataclasses.replace(made, outputs=(output,)), skipped=True, seconds=0.0)
     (tmp_path / "given").write_bytes(b"0123456789" * 100)
     context.store.put(made.location(output), tmp_path / "given", output.content)
     (context.cache / made.folder).mkdir(parents=True)
