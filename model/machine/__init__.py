@@ -1,4 +1,4 @@
-"""The machine that trains: devices and their peaks, processes that work together, threads, compiled code that is kept.
+"""The machine that trains: GPUs and their peaks, processes that work together, threads, compiled code that is kept.
 
-It imports `model.network.config`, and of `model.training` the configuration alone.
+It imports no other folder of `model/`.
 """

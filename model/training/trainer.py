@@ -21,7 +21,6 @@ from model.data.shards import ShardSet, read_dataset
 from model.files import write_json
 from model.kernels.attention_kernels import use_attention_kernels
 from model.machine.compile_cache import CompiledCode
-from model.machine.device import free_bytes, prepare_device
 from model.machine.hardware import known_hardware
 from model.machine.parallel import Parallelism, full_tensor, load_weights, micro_batches_in_step
 from model.network.config import ConfigError, MLPKind
@@ -35,6 +34,7 @@ from model.optimizers.schedule import learning_rate_multiplier, muon_momentum
 from model.planning.plan import choose_micro_batch
 from model.training import checkpoint
 from model.training.config import Precision, Rows
+from model.training.device import free_bytes, prepare_device
 from model.training.loss_guard import LossGuard, TrainingError, reason_to_stop
 from model.training.loss_scale import LossScale
 from model.training.metrics import EventLog, Events
