@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _has_scalars(model: GPTConfig) -> bool:
-    """Whether the network has parameters of role scalar (`model.training.optimizers.roles`)."""
+    """Whether the network has parameters of role scalar (`model.optimizers.optimizer.roles`)."""
     return (
         model.norm is Norm.LAYER
         or model.bias

@@ -30,7 +30,7 @@ from tasks.download import download
 from tasks.evaluate import evaluate_model
 from tasks.preflight import check_run, rehearse_evaluation
 from tasks.shard import build_shards
-from tasks.store.stage import Result
+from tasks.store.stage import StageResult
 from tasks.study import StudyConfig, plant, planted_items, publish_study, require_planted
 from tasks.tokenizer import build_tokenizer
 from tasks.train import train_model
@@ -73,7 +73,7 @@ def contamination_study(
     with_copies = plant(study, planted, documents, items, context) if study.copies else documents
     shift = 0 if study.copies else SEED_OF_THE_OTHER_ARM
 
-    def scores(corpus: Result, seed: int) -> Result:
+    def scores(corpus: StageResult, seed: int) -> StageResult:
         shards = build_shards(run.shard, corpus, vocabulary, context)
         recipe = dataclasses.replace(run.train, seed=run.train.seed + seed)
         checkpoint = train_model(run.model, recipe, shards, vocabulary, items, context)

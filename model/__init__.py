@@ -1,5 +1,5 @@
-"""The network, its training and its data. Needs torch, numpy and safetensors alone, and imports nothing of ours.
+"""The network, its training and its data. Needs torch, numpy and safetensors alone, and imports none of our packages.
 
-`train.py` is the entry point: `python -m model.train CONFIG.json`. `parsing.py` reads configurations, `errors.py` tells
-errors. The rooms: `network/`, `kernels/`, `training/`, `data/`, `planning/` and `machine/`.
+`train.py` is the entry point: `python -m model.train CONFIG.json`. Every folder may import `errors.py` (errors as a
+person reads them), `files.py` (files written as a whole, SHA-256) and `parsing.py` (configurations from JSON).
 """

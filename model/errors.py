@@ -105,15 +105,15 @@ def sentence_if_expected(error: BaseException | None) -> str | None:
 
 def sentence_of(error: BaseException) -> str:
     """One sentence for any error. The traceback of a mistake of the program is written to a file that it names."""
-    if (told := sentence_if_expected(error)) is not None:
-        return told
-    what = f"unexpected {type(error).__name__}: {reason_of(error)}"
+    if (sentence := sentence_if_expected(error)) is not None:
+        return sentence
+    sentence = f"unexpected {type(error).__name__}: {reason_of(error)}"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="daily-train-", suffix=".log", delete=False) as file:
             file.write("".join(traceback.format_exception(error)))
-        return f"{what}; the traceback is in {file.name}"
+        return f"{sentence}; the traceback is in {file.name}"
     except OSError:
-        return f"{what}; {DEBUG}=1 shows the traceback"
+        return f"{sentence}; {DEBUG}=1 shows the traceback"
 
 
 def tell_error(error: BaseException, program: str = "") -> int:

@@ -27,16 +27,16 @@ from pathlib import Path
 import torch
 
 from model.errors import naming, tell_error
-from model.machine.gpu_process import leave
+from model.machine.gpu_process import leave_process_group
 from model.machine.hardware import HARDWARE, hardware_named
-from model.machine.parallel import local
+from model.machine.parallel import local_part
 from model.machine.thread_waiting import Waiting
 from model.parsing import require
 from model.planning.plan import plan
 from model.training import checkpoint
 from model.training.config import TrainConfig
 from model.training.metrics import EventLog, MetricsLog, NoLog, read_lines
-from model.training.out_of_memory import SmallerMicroBatch, UpdateInterrupted, known_limit, release_memory
+from model.training.out_of_memory import SmallerMicroBatch, UpdateInterrupted, memory_limit_error, release_memory
 from model.training.run import TrainerConfig, check_same_run, literals, read_config
 from model.training.trainer import Trainer
 
@@ -122,7 +122,7 @@ def train(
         try:
             listen(False)
             code = _train(config, stop, listen, events)
-            leave()
+            leave_process_group()
             return code
         except UpdateInterrupted as error:
             events = error.events
@@ -158,7 +158,7 @@ def _train(
             micro_batch_sequences=trainer.micro_batch_sequences,
             peak_flops=trainer.peak_flops,
             processes=trainer.processes.count,
-            weight_bytes=sum(local(weight).nbytes for weight in trainer.model.parameters()),
+            weight_bytes=sum(local_part(weight).nbytes for weight in trainer.model.parameters()),
             checkpoint_bytes=trainer.checkpoint_bytes(),
             cropped=trainer.packing and round(trainer.packing.cropped, 4),
         )
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         tell_error(error)
         return START_AGAIN
     except Exception as error:
-        return tell_error(known_limit(error) or error)
+        return tell_error(memory_limit_error(error) or error)
 
 
 if __name__ == "__main__":

@@ -221,8 +221,7 @@ def progress_reporter(tell: ServerUpdates) -> Any:
     def report(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["total"]:
             done = 100 * event["done"] / event["total"]
-            # Prefect declares the coroutine that it returns to asynchronous callers alone
-            tell("progress", lambda: update_progress_artifact(artifact, done))  # type: ignore[arg-type]
+            tell("progress", lambda: update_progress_artifact(artifact, done))
 
     return report
 

@@ -36,6 +36,7 @@ from flows.config import FORMS, Execution
 from flows.daily import daily_train
 from model.data.shards import ShardSet, read_dataset
 from model.errors import LONGEST_SENTENCE, DailyTrainError
+from model.files import file_sha256
 from model.network.config import GPTConfig
 from model.network.gpt import GPT
 from model.parsing import field_types
@@ -283,7 +284,7 @@ class Originals:
         )
         self.network = GPTConfig(depth=1, width=16, heads=2, sequence_length=16, vocab_size=300, eot_token=0)
         model = GPT(self.network)
-        digest = checkpoint.file_sha256(folder / "tokenizer.json")
+        digest = file_sha256(folder / "tokenizer.json")
         checkpoint.publish_final(folder / "final", model, 0, digest, {"loss": 1.0})
         weights = {name: value.detach() for name, value in model.state_dict().items()}
         checkpoint.save(folder / "checkpoints", 1, weights, {"a": weights["blocks.0.mlp.expand.weight"]}, {"x": 1})
@@ -543,7 +544,7 @@ def checkpoints(made: Originals) -> Area:
             path.write_bytes(damaged(content, chance))
             if final and path.suffix == ".safetensors" and chance.random() < 0.7:  # so that its header is looked at
                 fields = json.loads((target / "config.json").read_text())
-                fields["model_sha256"] = checkpoint.file_sha256(path)
+                fields["model_sha256"] = file_sha256(path)
                 (target / "config.json").write_text(json.dumps(fields))
 
         def act() -> None:

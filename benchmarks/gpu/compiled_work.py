@@ -1,7 +1,8 @@
 """The work of one micro-batch of a network that is compiled for a GPU, counted without one.
 
-The network is traced on fake tensors as in model.footprint, and its two graphs go through Inductor's own passes and its
-scheduler for an NVIDIA GPU: that fuses operations into kernels, and knows the bytes that each of them reads and writes.
+The network is traced on fake tensors as in model.planning.memory_use, and its two graphs go through Inductor's own
+passes and its scheduler for an NVIDIA GPU: that fuses operations into kernels, and knows the bytes that each of them
+reads and writes.
 Nothing is compiled or run. Counted are floating-point operations of products and of attention, elements of the loss
 (whose kernels wait for exp and tanh, not for memory), and bytes of everything else.
 """
@@ -30,15 +31,15 @@ from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu.stages import load_nanochat, nanochat_network, use_nanochat_fp8
+from benchmarks.gpu.nanochat import load_nanochat, nanochat_network, use_nanochat_fp8
 from model.kernels import cudnn_attention
 from model.network.config import GPTConfig
 from model.network.fp8 import use_fp8
 from model.network.gpt import GPT
+from model.optimizers.optimizer import Optimizer
 from model.planning import memory_use
 from model.planning.joint_graph import graphs_of
 from model.training.config import Precision, TrainConfig
-from model.training.optimizers import Optimizer
 from model.training.precision import TYPES, autocast
 
 BLOCK = 128
@@ -64,11 +65,11 @@ Work = dict[str, float]
 
 def ours(model: GPTConfig, train: TrainConfig) -> Work:
     """Of our network, with gradients added to those of the micro-batches before."""
-    with FakeTensorMode(), memory_use._Kernels("cuda"):
+    with FakeTensorMode(), memory_use.ImitatedDevice("cuda"):
         network = GPT(model)
         if train.precision is Precision.FP8:
             use_fp8(network, train.fp8_smallest_size)
-        memory_use._use_attention_kernels(network, TYPES[train.precision])
+        memory_use.use_imitated_attention_kernels(network, TYPES[train.precision])
         return _work(network, model, train, autocast("cpu", train.precision))
 
 

@@ -63,9 +63,9 @@ class Speed:
 def measured_speed(hardware: Hardware, precision: str) -> Speed:
     """Of the network of `daily`. Raises LookupError without results of an H200."""
     findings = read(sorted(RESULTS.glob("*.jsonl")))
-    here = [line for line in findings if hardware.name in line["device"]]
+    own = [line for line in findings if hardware.name in line["device"]]
     for lines, slower in (
-        (here, 1.0),
+        (own, 1.0),
         ([line for line in findings if "H200" in line["device"]], BANDWIDTH["H200"] / BANDWIDTH[hardware.name]),
     ):
         steps = newest(

@@ -20,7 +20,7 @@ from benchmarks.gpu import compiled_work
 from benchmarks.gpu.compiled_work import Work
 from benchmarks.gpu.day import BANDWIDTH
 from benchmarks.gpu.page import RESULTS, Finding, newest, of_same_stage, only, read
-from benchmarks.gpu.stages import DAILY_STEP
+from benchmarks.gpu.shapes import DAILY_STEP
 from eval.reporting.markdown import markdown_table
 from flows.config import compose
 from model.machine.hardware import hardware_named
@@ -125,13 +125,15 @@ def measured_kinds(profile: Finding) -> dict[str, float]:
 
 def measured(findings: list[Finding], counted: Counted) -> tuple[Finding, Finding] | None:
     """Newest step and profile of such a network on an H200."""
-    what = {"daily": ("daily", "d4 cudnn", "d4 cudnn+fp8"), "nanochat": ("nanochat", "nanochat d4 fa3")}[counted.system]
+    names = {"daily": ("daily", "d4 cudnn", "d4 cudnn+fp8"), "nanochat": ("nanochat", "nanochat d4 fa3")}[
+        counted.system
+    ]
     lines = [line for line in findings if "H200" in line["device"]]
     step = only(
         lines,
         "step",
         where=lambda line: (
-            line["what"] in what
+            line["what"] in names
             and line["depth"] == counted.model.depth
             and line["precision"] == counted.precision
             and line["micro_batch"] == counted.sequences
@@ -144,7 +146,7 @@ def measured(findings: list[Finding], counted: Counted) -> tuple[Finding, Findin
 def fitted(findings: list[Finding], counted: list[Counted]) -> Rates:
     """Of an H200: products and attention from all networks measured there, whose FLOPs have not changed since; bytes
     and elements from nanochat alone, so that the elementwise time of ours is a forecast."""
-    rows = [(one, *found) for one in counted if (found := measured(findings, one))]
+    rows = [(one, *pair) for one in counted if (pair := measured(findings, one))]
     peer = {one.precision: (one, profile) for one, _, profile in rows if one.system == "nanochat"}
     if set(peer) != set(PRECISIONS):
         raise LookupError(f"no results of nanochat in bf16 and fp8 on an H200 in {RESULTS}")
@@ -219,10 +221,10 @@ def expect_products(work: Work, model: GPTConfig, sequences: int) -> None:
     """Raise ValueError where the trace does not hold 6 FLOPs a token for each weight of a matrix, within 1 %."""
     weights = flops.parameters(model)
     multiplied = weights["matrices"] + weights["gates"] + model.padded_vocab_size * model.width
-    expected, found = 6 * multiplied * sequences * model.sequence_length, work["bf16 products"] + work["fp8 products"]
-    if abs(found / expected - 1) > 0.01:
+    expected, traced = 6 * multiplied * sequences * model.sequence_length, work["bf16 products"] + work["fp8 products"]
+    if abs(traced / expected - 1) > 0.01:
         raise ValueError(
-            f"the trace has {found:.4g} FLOPs of products, {expected:.4g} are expected: "
+            f"the trace has {traced:.4g} FLOPs of products, {expected:.4g} are expected: "
             "benchmarks.gpu.compiled_work does not know an operator of this network or version of torch"
         )
 
@@ -242,8 +244,8 @@ def table(counted: list[Counted], rates: Rates, findings: list[Finding]) -> str:
                 f"{row['MFU %']:.1f}",
             ]
         )
-        if found := measured(findings, one):
-            step, profile = found
+        if pair := measured(findings, one):
+            step, profile = pair
             real = measured_kinds(profile) | {"micro-batch": step["micro_batch_ms"], "update": step["update_ms"]}
             mfu = step.get("mfu")
             rows.append(

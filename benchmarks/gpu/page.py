@@ -149,48 +149,68 @@ def goals(findings: list[Finding]) -> list[str]:
     return lines
 
 
-def section(device: str, findings: list[Finding]) -> str:
-    first, last = findings[0], findings[-1]
-    commits = list(dict.fromkeys(str(line["commit"]) for line in findings))
-    races = newest(findings, "race", "system")
-    attention = [
+def columns(lines: list[Finding], *names: str) -> list[list[object]]:
+    """A row of these values for each finding."""
+    return [[line[name] for name in names] for line in lines]
+
+
+def attention(findings: list[Finding]) -> str:
+    rows = [
         [
-            line["path"],
-            line["forward_ms"],
-            line["both_ms"],
+            *columns([line], "path", "forward_ms", "both_ms")[0],
             line.get("kernels_ms"),
             line["relative_difference"],
             line["kernels"][0][:44],
         ]
         for line in newest(findings, "attention", "path")
     ]
-    scoring = [
+    return table(["path", "forward", "both", "kernels", "relative difference", "longest kernel"], rows)
+
+
+def scoring(findings: list[Finding]) -> str:
+    rows = [
         [
-            line["precision"],
-            line["requests"],
-            line["seconds"],
-            line["padded_seconds"],
+            *columns([line], "precision", "requests", "seconds", "padded_seconds")[0],
             line["padded_seconds"] / line["seconds"],
             line["largest_difference"],
         ]
         for line in newest(findings, "scoring", "precision")
     ]
-    around = [
-        [line["stage"], line["finding"], line["seconds"]]
-        for name in (
-            "validation, with its compilation",
-            "validation",
-            "samples",
-            "checkpoint, until training goes on",
-            "checkpoint, until it is written",
-            "resume",
-        )
-        for line in newest(findings, name, "stage")
-    ]
-    bits = [
+    return table(["precision", "requests", "ours, s", "padded, s", "ratio", "largest difference, nats"], rows)
+
+
+def around_the_steps(findings: list[Finding]) -> str:
+    names = (
+        "validation, with its compilation",
+        "validation",
+        "samples",
+        "checkpoint, until training goes on",
+        "checkpoint, until it is written",
+        "resume",
+    )
+    lines = [line for name in names for line in newest(findings, name, "stage")]
+    return table(["stage", "what", "seconds"], columns(lines, "stage", "finding", "seconds"))
+
+
+def same_bytes(findings: list[Finding]) -> str:
+    rows = [
         [line["stage"], "yes" if line["same_bytes"] else "no", line["largest_weight_difference"]]
         for line in newest(findings, "repeated after resuming", "stage")
     ]
+    return table(["stage", "the same bytes", "largest difference of a weight"], rows)
+
+
+def race_results(races: list[Finding]) -> str:
+    names = ("system", "tokens", "seconds", "tokens_per_second", "validation_loss", "peak_gb")
+    header = ["system", "tokens", "seconds", "tokens/s", "validation loss", "peak GB"]
+    return table(header, columns(races, *names))
+
+
+def section(device: str, findings: list[Finding]) -> str:
+    """All tables of one device."""
+    first, last = findings[0], findings[-1]
+    commits = list(dict.fromkeys(str(line["commit"]) for line in findings))
+    races = newest(findings, "race", "system")
     parts = [
         f"## {device}",
         f"{first['memory_gb']} GB, driver {last['driver']}, torch {last['torch']}, cuDNN {last['cudnn']}, Python "
@@ -209,32 +229,19 @@ def section(device: str, findings: list[Finding]) -> str:
         "### Attention of one layer",
         "8 × 2,048 tokens, 12 heads of 128, window 512, bf16, run eagerly: ms of forward, of forward and backward, and "
         "of the latter's kernels alone.",
-        table(["path", "forward", "both", "kernels", "relative difference", "longest kernel"], attention),
+        attention(findings),
         "### Matrix products, TFLOP/s",
-        table(["product", "TFLOP/s"], [[line["kind"], line["tflops"]] for line in newest(findings, "product", "kind")]),
+        table(["product", "TFLOP/s"], columns(newest(findings, "product", "kind"), "kind", "tflops")),
         "### Around the steps, seconds",
-        table(["stage", "what", "seconds"], around),
+        around_the_steps(findings),
         "### Bytes after resuming",
-        table(["stage", "the same bytes", "largest difference of a weight"], bits),
+        same_bytes(findings),
         "### Scoring",
         "Questions of 80 tokens with four answers of 26, 24 layers: ours, and padded batches of whole requests as "
         "lm-eval's `hf` backend runs them.",
-        table(["precision", "requests", "ours, s", "padded, s", "ratio", "largest difference, nats"], scoring),
+        scoring(findings),
         "### 124 M parameters on the same text",
-        table(
-            ["system", "tokens", "seconds", "tokens/s", "validation loss", "peak GB"],
-            [
-                [
-                    line["system"],
-                    line["tokens"],
-                    line["seconds"],
-                    line["tokens_per_second"],
-                    line["validation_loss"],
-                    line["peak_gb"],
-                ]
-                for line in races
-            ],
-        ),
+        race_results(races),
         curves(races),
     ]
     return "\n\n".join(part for part in parts if part)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.measure import cuda, device, gigabytes
+from benchmarks.gpu.nanochat import load_nanochat, nanochat_network
 from benchmarks.gpu.scheduler import Bench, Stage
-from benchmarks.gpu.stages import load_nanochat
 from flows.preset_files import read_preset
 from model.data.loader import batch, validation_batches
 from model.data.shards import ShardSet, read_dataset
@@ -145,18 +145,10 @@ def nanochat(bench: Bench) -> None:
     length = 1024 if cuda() else TINY["sequence_length"]
     depth, width, heads = (12, 768, 6) if cuda() else (TINY["depth"], TINY["width"], TINY["heads"])
     scale = math.sqrt(step / 2**19)
-    with torch.device("meta"):
-        peer = network.GPT(
-            network.GPTConfig(
-                sequence_len=length,
-                vocab_size=vocab_size,
-                n_layer=depth,
-                n_head=heads,
-                n_kv_head=heads,
-                n_embd=width,
-                window_pattern="SSSL",
-            )
-        )
+    config = GPTConfig(
+        depth=depth, width=width, heads=heads, sequence_length=length, vocab_size=vocab_size, window_pattern="SSSL"
+    )
+    peer = nanochat_network(network, config)
     peer.to_empty(device=device())
     forward = torch.compile(peer, dynamic=False) if cuda() else peer
     data = ShardSet(shards, "train")

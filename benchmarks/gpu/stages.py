@@ -2,7 +2,6 @@
 at equal shapes. Without a GPU every stage runs at a tiny size.
 """
 
-import importlib
 import json
 import os
 import resource
@@ -10,20 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from benchmarks.gpu.kernels import attention, ceilings, variable_length_attention
+from benchmarks.gpu.kernels import attention, ceilings
 from benchmarks.gpu.measure import by_kind, cuda, device, gigabytes, kernels, milliseconds, synchronise
+from benchmarks.gpu.nanochat import nanochat_bf16, nanochat_fp8
 from benchmarks.gpu.scheduler import Bench, Stage
+from benchmarks.gpu.shapes import DAILY_MICRO_BATCH, DAILY_STEP, daily_network
 from eval.scoring.arithmetic import set_matmul_precision
 from eval.scoring.precision import Precision as ScoringPrecision
 from eval.scoring.scorer import Scorer
@@ -34,7 +31,7 @@ from model.machine.hardware import known_hardware
 from model.network import flops
 from model.network.config import GPTConfig
 from model.network.gpt import GPT
-from model.network.scaling import learning_rates_for, sized
+from model.network.scaling import learning_rates_for
 from model.planning.plan import memory_bytes
 from model.training import trainer as trainer_module
 from model.training.checkpoint import FinalModel
@@ -42,11 +39,6 @@ from model.training.config import Precision, TrainConfig
 from model.training.metrics import NoLog
 from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer
-
-DAILY_STEP = 2**20
-"""Tokens a weight update of `daily` sees: the rate that is reported is for this."""
-DAILY_MICRO_BATCH = 16
-"""Sequences, the largest that an H100 holds."""
 
 
 def zipf_shards(directory: Path, vocab_size: int, tokens: int) -> float:
@@ -81,11 +73,6 @@ def start_on_device() -> None:
                     parameter.data.zero_()
 
     trainer_module.initialise = initialise
-
-
-def daily_network(depth: int) -> GPTConfig:
-    """The network of `daily` with this many of its layers."""
-    return sized(depth, width=1536, heads=12) if cuda() else sized(2, sequence_length=64)
 
 
 def training(
@@ -325,119 +312,6 @@ def program(bench: Bench) -> None:
             events=[line for line in lines if line["event"] not in ("step", "start", "samples")][:12],
             kept_files=len(list((bench.folder / "compiled").rglob("*"))),
         )
-
-
-def load_nanochat(checkout: Path, windows: bool) -> ModuleType:
-    """nanochat's network module; with `windows` its attention runs FlashAttention-3 from flash_attn_interface where the
-    hub that it takes it from is out of reach, or else torch's variable-length kernel, because plain SDPA with a mask
-    would make nanochat look slower than it is."""
-    if str(checkout) not in sys.path:
-        sys.path.insert(0, str(checkout))
-    network = importlib.import_module("nanochat.gpt")
-    fallback = importlib.import_module("nanochat.flash_attention")
-    if windows and cuda() and not fallback.HAS_FA3:
-        with suppress(ImportError):
-            fallback.flash_attn.flash_attn_func = importlib.import_module(flash_attention.PACKAGE).flash_attn_func
-            return network
-
-        def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, window_size: tuple[int, int]) -> Tensor:
-            B, T, _, _ = q.shape
-            starts = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
-            left = window_size[0] if 0 <= window_size[0] < T else -1
-            return variable_length_attention(q, k, v, starts, left)
-
-        fallback.flash_attn.flash_attn_func = attend
-    return network
-
-
-def nanochat_network(module: ModuleType, config: GPTConfig) -> Any:
-    """nanochat's network of this shape, a torch module with methods of its own, on the device meta."""
-    with torch.device("meta"):
-        return module.GPT(
-            module.GPTConfig(
-                sequence_len=config.sequence_length,
-                vocab_size=config.vocab_size,
-                n_layer=config.depth,
-                n_head=config.heads,
-                n_kv_head=config.key_heads,
-                n_embd=config.width,
-                window_pattern=config.window_pattern,
-            )
-        )
-
-
-def use_nanochat_fp8(peer: nn.Module) -> None:
-    """As its training script does."""
-    converting = importlib.import_module("nanochat.fp8")
-    converting.convert_to_float8_training(
-        peer,
-        config=converting.Float8LinearConfig.from_recipe_name("tensorwise"),
-        module_filter_fn=lambda module, name: isinstance(module, nn.Linear) and min(module.weight.shape) >= 128,
-    )
-
-
-def nanochat_step(bench: Bench, depth: int, micro_batch_sequences: int, fp8: bool, what: str) -> None:
-    """Micro-batch and update of nanochat's network and optimizer at the shape of `daily`."""
-    vocab_size = 32_768 if cuda() else 512
-    config = daily_network(depth).with_vocabulary(vocab_size)
-    peer = nanochat_network(load_nanochat(bench.options.nanochat, windows=True), config)
-    peer.to_empty(device=device())
-    peer.init_weights()
-    optimizer = peer.setup_optimizer(weight_decay=0.1)
-    if fp8:
-        use_nanochat_fp8(peer)
-    forward = torch.compile(peer, dynamic=False) if cuda() else peer
-    x, y = (
-        torch.randint(vocab_size, (micro_batch_sequences, config.sequence_length), device=device()) for _ in range(2)
-    )
-
-    def run() -> None:
-        forward(x, y).backward()
-
-    if cuda():
-        torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    for _ in range(2):
-        run()
-        optimizer.step()
-        peer.zero_grad(set_to_none=True)
-    synchronise()
-    first = time.perf_counter() - began
-    run()
-    with bench.alone():
-        took = milliseconds(run, 6 if cuda() else 2)
-        update = milliseconds(optimizer.step, 3)
-        rows = kernels(run)
-    tokens = x.numel()
-    rate = 1e3 * DAILY_STEP / (took * DAILY_STEP / tokens + update)
-    bench.say(
-        "step",
-        what=what,
-        depth=config.depth,
-        precision="fp8" if fp8 else "bf16",
-        micro_batch=micro_batch_sequences,
-        micro_batch_ms=round(took, 2),
-        update_ms=round(update, 2),
-        tokens_per_second=round(rate),
-        peak_gb=gigabytes(),
-        first_steps_s=round(first, 1),
-    )
-    bench.say(
-        "profile",
-        what=what,
-        wall_ms=round(took, 2),
-        busy_ms=round(sum(row[1] for row in rows), 2),
-        kinds=by_kind(rows),
-        kernels=[[row[0][:90], round(row[1], 2), row[2]] for row in rows[:30]],
-    )
-
-
-def nanochat_bf16(bench: Bench) -> None:
-    nanochat_step(bench, 24, DAILY_MICRO_BATCH if cuda() else 2, False, "nanochat")
-
-
-def nanochat_fp8(bench: Bench) -> None:
-    nanochat_step(bench, 24, DAILY_MICRO_BATCH if cuda() else 2, cuda(), "nanochat")
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from eval.reporting.markdown import markdown_table
 from flows.config import Preset, compose
 from model.network.attention import windowed_attention
 from model.network.config import GPTConfig, Window
-from model.network.flops import attention_spans, visible_scores
+from model.network.flops import counted_keys, visible_keys
 
 TOKENS = 2048
 """Of a micro-batch on a CPU, where no other number is set (model.planning.plan)."""
@@ -91,18 +91,12 @@ def scores_a_query(length: int, window: int) -> dict[str, float]:
     return {"stretches": scores.count / length, "flex": blocks * mask.BLOCK_SIZE[0] * mask.BLOCK_SIZE[1] / length}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.attention")
-    parser.add_argument("--turns", type=int, default=5, help="turns of each way that are counted")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    began = time.monotonic()
-    models = presets_with_windows()
+def times_table(models: dict[str, GPTConfig], turns: int) -> tuple[str, float]:
+    """CPU time of a window and of a mask over that of full causal attention, and the largest median of a window."""
     rows, ratios = [], []
     for name, model in models.items():
         for dtype in (torch.float32, torch.bfloat16):
-            seconds = cpu_seconds(model, dtype, arguments.turns)
+            seconds = cpu_seconds(model, dtype, turns)
             over = {way: sorted(one / full for one, full in zip(seconds[way], seconds[FULL])) for way in (WINDOW, MASK)}
             ratios.append(statistics.median(over[WINDOW]))
             shown = [f"{statistics.median(over[way]):.2f} ({over[way][0]:.2f} to {over[way][-1]:.2f})" for way in over]
@@ -116,49 +110,40 @@ def main() -> int:
                     *shown,
                 ]
             )
-    print(f"torch {torch.__version__}, one thread, {arguments.turns} turns, {time.monotonic() - began:.0f} s")
-    print(
-        markdown_table(
-            ["preset", "heads", "tokens", "window", "type", "window ÷ full causal", "SDPA with a mask ÷ full causal"],
-            rows,
-        )
-    )
-    print()
+    header = ["preset", "heads", "tokens", "window", "type", "window ÷ full causal", "SDPA with a mask ÷ full causal"]
+    return markdown_table(header, rows), max(ratios)
+
+
+def scores_table(models: dict[str, GPTConfig]) -> str:
+    """Scores of a query: counted in FLOPs, visible, and computed."""
     rows = []
     for name, model in models.items():
         length, window = model.sequence_length, model.short_window_tokens
         scores = scores_a_query(length, window)
         both = replace(model, depth=2, window_pattern="SL")
-        (window_counted, past_counted), (visible, past_visible) = (
-            count(both, length) for count in (attention_spans, visible_scores)
-        )
-        rows.append(
-            [
-                name,
-                window_counted,
-                round(visible),
-                round(scores["stretches"]),
-                round(scores["flex"]),
-                past_counted,
-                round(past_visible),
-            ]
-        )
-    print(
-        markdown_table(
-            [
-                "preset",
-                "window: counted",
-                "visible",
-                "SDPA over stretches",
-                "FlexAttention",
-                "whole past: counted",
-                "visible",
-            ],
-            rows,
-        )
-    )
+        window_counted, past_counted = counted_keys(both, length)
+        visible, past_visible = visible_keys(both, length)
+        computed = [round(scores["stretches"]), round(scores["flex"])]
+        rows.append([name, window_counted, round(visible), *computed, past_counted, round(past_visible)])
+    header = ["preset", "window: counted", "visible", "SDPA over stretches", "FlexAttention"]
+    return markdown_table([*header, "whole past: counted", "visible"], rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.attention")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each way that are counted")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    began = time.monotonic()
+    models = presets_with_windows()
+    times, worst = times_table(models, arguments.turns)
+    print(f"torch {torch.__version__}, one thread, {arguments.turns} turns, {time.monotonic() - began:.0f} s")
+    print(times)
     print()
-    print_goal("windowed attention over full causal at its worst preset", max(ratios), 1.0, at_most=True)
+    print(scores_table(models))
+    print()
+    print_goal("windowed attention over full causal at its worst preset", worst, 1.0, at_most=True)
     return 0
 
 

@@ -124,9 +124,9 @@ def sweep_table(runs: Sequence[Run]) -> str:
 
 def points_table(runs: Sequence[Run]) -> str:
     """Loss over compute, mean and standard deviation over seeds."""
-    rows, found = [], _chosen(runs, phase="arms")
-    for size, arm, multiple in sorted({(run.size, run.arm, run.multiple) for run in found}):
-        part = _chosen(found, size=size, arm=arm, multiple=multiple)
+    rows, arms = [], _chosen(runs, phase="arms")
+    for size, arm, multiple in sorted({(run.size, run.arm, run.multiple) for run in arms}):
+        part = _chosen(arms, size=size, arm=arm, multiple=multiple)
         losses = [run.bits_per_byte for run in part if run.bits_per_byte is not None]
         deviation = f"{np.std(losses, ddof=1):.4f}" if len(losses) > 1 else None
         rows.append(
@@ -147,7 +147,7 @@ def points_table(runs: Sequence[Run]) -> str:
 
 def multiplier_table(runs: Sequence[Run]) -> str:
     """The multiplier of each size and its trend."""
-    rows, sizes, found = [], [], []
+    rows, sizes, logs_of_sizes = [], [], []
     for size in sorted({run.size for run in _chosen(runs, phase="arms")}):
         daily = _chosen(runs, phase="arms", size=size, arm="daily")
         baseline = _chosen(runs, phase="arms", size=size, arm="gpt2")
@@ -171,7 +171,7 @@ def multiplier_table(runs: Sequence[Run]) -> str:
             ]
         )
         sizes.append(daily[0].flops)
-        found.append(logs)
+        logs_of_sizes.append(logs)
     header = [
         "size",
         "matrix weights",
@@ -183,19 +183,19 @@ def multiplier_table(runs: Sequence[Run]) -> str:
         "extrapolated",
         "in processor time",
     ]
-    if len(found) < 3:
+    if len(logs_of_sizes) < 3:
         return markdown_table(header, rows)
-    exponent = "{:.3f} ({:.3f} to {:.3f})".format(*trend(sizes, found))
+    exponent = "{:.3f} ({:.3f} to {:.3f})".format(*trend(sizes, logs_of_sizes))
     return f"{markdown_table(header, rows)}\n\nTrend over sizes: multiplier ~ compute ** {exponent}."
 
 
 def ablation_table(runs: Sequence[Run]) -> str:
     """Each change against the recipe itself, paired by seed. For a removed technique the multiplier is what the
     recipe with it saves; for a candidate, what the candidate saves."""
-    found = _chosen(runs, phase="ablation")
+    ablations = _chosen(runs, phase="ablation")
     tables = []
-    for size in sorted({run.size for run in found}):
-        part = _chosen(found, size=size)
+    for size in sorted({run.size for run in ablations}):
+        part = _chosen(ablations, size=size)
         recipe = _chosen(part, arm="daily")
         curves = _curves(recipe)
         at_c = _points(_chosen(recipe, multiple=1))

@@ -259,12 +259,12 @@ def measure(checkout: Path, name: str, threads: int, pairs: int, compiled: bool,
         write_data(shards, shape.vocab_size)
     context, workers = multiprocessing.get_context("spawn"), {}
     for side in SIDES:
-        here, there = context.Pipe()
-        arguments = (there, side, checkout, shape, shards, folder / f"{name}-{threads}-{compiled}", threads, compiled)
+        ours, theirs = context.Pipe()
+        arguments = (theirs, side, checkout, shape, shards, folder / f"{name}-{threads}-{compiled}", threads, compiled)
         process = context.Process(target=work, args=arguments, daemon=True)
         process.start()
-        there.close()  # so that a worker that fails ends this process, too
-        workers[side] = here
+        theirs.close()  # so that a worker that fails ends this process, too
+        workers[side] = ours
     wall: dict[str, list[float]] = {side: [] for side in SIDES}
     cpu: dict[str, list[float]] = {side: [] for side in SIDES}
     losses: dict[str, list[float]] = {side: [] for side in SIDES}

@@ -5,14 +5,16 @@ The address that messages go to is kept in a block of the server, encrypted; it 
 
 import logging
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from apprise import Apprise
 from prefect import get_client
 from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture, SendNotification
 from prefect.blocks.notifications import SlackWebhook
 from prefect.client.schemas.objects import StateType
+from pydantic import SecretStr
 
 from model.errors import DailyTrainError
 from tasks.runtime.events import FINISHED, REGRESSED
@@ -66,8 +68,10 @@ def notify(address: str) -> None:
     service.add(apprise_url(address))
     if not service.notify(title="The Daily Train", body="Runs that fail, finish or regress are told here."):
         raise NotifyError("the first message was not accepted; is the address right and reachable from here?")
-    block = SlackWebhook(url=apprise_url(address))  # the block's name says Slack, but it takes any Apprise address
-    document = block.save(BLOCK, overwrite=True)
+    block = SlackWebhook(
+        url=SecretStr(apprise_url(address))
+    )  # the block's name says Slack, but it takes any Apprise address
+    document = cast(UUID, block.save(BLOCK, overwrite=True))  # declared for asynchronous callers as well
     for name, (which, subject, body) in MESSAGES.items():
         action = SendNotification(block_document_id=document, subject=f"The Daily Train: {subject}", body=body)
         trigger = EventTrigger(**which, posture=Posture.Reactive, threshold=1, for_each={"prefect.resource.id"})
@@ -91,7 +95,7 @@ def watch_for_dead_runs() -> None:
             threshold=1,
             within=within,
         )
-        action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)
+        action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False)
         _save(f"daily-train: {name}", "Shows a run that has died as crashed.", trigger, action)
 
 

@@ -60,7 +60,7 @@ from eval.suites.suites import (
     suite_named,
 )
 from eval.suites.task_files import write_tasks
-from model.machine.gpu_process import join, let_segments_grow, require_own_gpu
+from model.machine.gpu_process import join_process_group, require_own_gpu, use_expandable_segments
 from model.machine.thread_waiting import Waiting
 from model.network.config import ConfigError
 from model.training.checkpoint import CheckpointError, load_final
@@ -216,7 +216,7 @@ class AnswerModel(TemplateLM):
 def prepare(config: ScoringConfig) -> torch.device:
     """The device to use, threads and arithmetic set; several processes are connected."""
     execution = config.execution
-    let_segments_grow()
+    use_expandable_segments()
     name = execution.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
         raise HarnessError(f"execution.device is {name!r}: expected cpu, or cuda on a machine that has one")
@@ -236,7 +236,7 @@ def prepare(config: ScoringConfig) -> torch.device:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)  # Triton's kernels run on the current one, wherever their tensors are
     if count > 1:
-        join("gloo", rank, count)  # scores travel, tensors do not
+        join_process_group("gloo", rank, count)  # scores travel, tensors do not
     return device
 
 

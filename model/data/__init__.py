@@ -1,4 +1,4 @@
-"""Token shards and what is read of them: validation, packing, batches as a pure function, prefetching.
+"""Token shards and what is read of them: packed rows, batches as a pure function of the step, prefetching.
 
-It imports `model.errors` and `model.network.config` alone.
+It imports `model.network.config` alone.
 """

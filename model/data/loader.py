@@ -1,7 +1,7 @@
 """Batches as a pure function of the shards: the loader has no state, so resuming needs one integer.
 
 The stream is cut into windows of sequence_length tokens, each read with the one token after it, which
-is its last target; or documents are packed into rows of that size (model.packing). Every epoch visits
+is its last target; or documents are packed into rows of that size (model.data.packing). Every epoch visits
 every window or row once, in an order drawn from (seed, epoch). The order is a Feistel network (Luby and
 Rackoff, 1988) on the smallest even number of bits that holds all their numbers; a result that is none of
 them is sent through again until it is one ("cycle walking"), which keeps it a permutation and takes no
@@ -92,8 +92,8 @@ def batch(
     epochs, positions = np.divmod(visits, windows)
     chosen = np.empty(share, dtype=np.int64)
     for epoch in np.unique(epochs):  # a step may cross from one epoch into the next
-        here = epochs == epoch
-        chosen[here] = permuted(positions[here], windows, seed, int(epoch))
+        in_epoch = epochs == epoch
+        chosen[in_epoch] = permuted(positions[in_epoch], windows, seed, int(epoch))
     return _read(shards, chosen, sequence_length, packing)
 
 

@@ -37,8 +37,8 @@ class Packing:
 
     def pieces(self, row: int) -> list[tuple[int, int]]:
         """(start, stop) in the stream of each piece of one row."""
-        here = slice(self.offsets[row], self.offsets[row + 1])
-        return [(int(start), int(start) + int(length)) for start, length in zip(self.starts[here], self.lengths[here])]
+        part = slice(self.offsets[row], self.offsets[row + 1])
+        return [(int(start), int(start) + int(length)) for start, length in zip(self.starts[part], self.lengths[part])]
 
 
 def pack(starts: np.ndarray, tokens: int, row: int) -> Packing:
@@ -55,13 +55,13 @@ def pack(starts: np.ndarray, tokens: int, row: int) -> Packing:
         for length, number, _ in pattern:
             needed[length] += number
         times = min(int(counts[length] - used[length]) // number for length, number in needed.items())
-        found, sizes = [], []
+        piece_starts, sizes = [], []
         for length, number, kept in pattern:
             begin = first[length] + used[length]
-            found.append(starts[order[begin : begin + times * number]].reshape(times, number))
+            piece_starts.append(starts[order[begin : begin + times * number]].reshape(times, number))
             sizes += [kept] * number
             used[length] += times * number
-        row_starts.append(np.concatenate(found, axis=1).ravel())
+        row_starts.append(np.concatenate(piece_starts, axis=1).ravel())
         row_lengths.append(np.tile(np.array(sizes, dtype=np.int32), times))
         row_sizes.append(np.full(times, len(sizes), dtype=np.int64))
     rows = sum(map(len, row_sizes))

@@ -142,10 +142,10 @@ def _read_header(path: Path, magic: int) -> int:
         raise ShardError(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) < HEADER_BYTES:
         raise ShardError(f"{path}: has {len(data)} bytes, a header alone has {HEADER_BYTES}")
-    found, version, count = np.frombuffer(data, dtype="<i4", count=3).tolist()
-    if found != magic:
-        what = f" ({FOREIGN_MAGICS[found]})" if found in FOREIGN_MAGICS else ""
-        raise ShardError(f"{path}: magic number is {found}{what}, expected {magic}")
+    found_magic, version, count = np.frombuffer(data, dtype="<i4", count=3).tolist()
+    if found_magic != magic:
+        format_name = f" ({FOREIGN_MAGICS[found_magic]})" if found_magic in FOREIGN_MAGICS else ""
+        raise ShardError(f"{path}: magic number is {found_magic}{format_name}, expected {magic}")
     if version != VERSION:
         raise ShardError(f"{path}: version is {version}, expected {VERSION}")
     if count < 0:
@@ -230,8 +230,8 @@ def read_dataset(directory: Path, vocab_size: int | None = None, eot_token: int 
             f"model.vocab_size and model.eot_token (GPT-2: 50257 and 50256)"
         ) from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        told = f"{type(error).__name__}: {reason_of(error)}"
-        raise ShardError(f"{path}: is not a description of shards: {told}") from None
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise ShardError(f"{path}: is not a description of shards: {reason}") from None
     vocab_size, eot_token = dataset["vocab_size"], dataset["eot_token"]
     if vocab_size > MAX_VOCABULARY:
         raise ShardError(f"{path}: vocab_size is {vocab_size}, at most {MAX_VOCABULARY} tokens fit uint16")
@@ -264,30 +264,30 @@ def _undescribed_dataset(directory: Path, vocab_size: int, eot_token: int) -> Da
     """The same from the shards alone, which know no more than how many tokens they have."""
     splits = {}
     for split in ("train", "val"):
-        paths = _find(directory, split)
+        paths = _shard_files(directory, split)
         tokens = sum(len(read_tokens(path)) for path in paths)
         splits[split] = Split(documents=None, tokens=tokens, bytes=None, shards=len(paths))
     known = (directory / "token_bytes.bin").exists()
     return Dataset(vocab_size, eot_token, None, splits, _read_token_bytes(directory, vocab_size) if known else None)
 
 
-def _find(directory: Path, split: str) -> list[Path]:
+def _shard_files(directory: Path, split: str) -> list[Path]:
     """The split's files in order; their names may carry a prefix, as in fineweb_train_000001."""
     pattern = re.compile(rf"((?:.+_)?{re.escape(split)})_(\d{{6}})\.bin")
-    found = {
+    shards = {
         (match[1], int(match[2])): path
         for path in sorted(directory.iterdir())
         if (match := pattern.fullmatch(path.name))
     }
-    if not found:
+    if not shards:
         raise ShardError(f"{directory}: has no shard of split {split!r}")
-    if len(names := sorted({name for name, _ in found})) > 1:
+    if len(names := sorted({name for name, _ in shards})) > 1:
         raise ShardError(f"{directory}: split {split!r} has shards of several names: {names}")
-    first = min(number for _, number in found)
-    for number in range(first, first + len(found)):
-        if (names[0], number) not in found:
+    first = min(number for _, number in shards)
+    for number in range(first, first + len(shards)):
+        if (names[0], number) not in shards:
             raise ShardError(f"{directory / f'{names[0]}_{number:06d}.bin'}: is missing, later shards are there")
-    return list(found.values())
+    return list(shards.values())
 
 
 class ShardSet:
@@ -304,7 +304,7 @@ class ShardSet:
         expected = dataset.splits[split]
         self.directory, self.split = directory, split
         self.vocab_size, self.eot_token = dataset.vocab_size, dataset.eot_token
-        self.paths = _find(directory, split)
+        self.paths = _shard_files(directory, split)
         if len(self.paths) != expected.shards:
             raise ShardError(
                 f"{directory}: has {len(self.paths)} shards of split {split!r}, shards.json says {expected.shards}"
@@ -324,8 +324,8 @@ class ShardSet:
         starts = []
         for path, shard, end in zip(self.paths, self._shards, self._ends.tolist()):
             index = path.with_suffix(".idx")
-            here = read_index(index).starts if index.exists() else np.flatnonzero(shard == self.eot_token)
-            starts.append(here.astype(np.int64) + end - len(shard))
+            in_shard = read_index(index).starts if index.exists() else np.flatnonzero(shard == self.eot_token)
+            starts.append(in_shard.astype(np.int64) + end - len(shard))
         return np.concatenate(starts)
 
     def check_bytes(self, token_bytes: np.ndarray) -> None:

@@ -1,1 +1,4 @@
-"""Attention kernels for GPUs, and the choice among them. They import `model.network` alone."""
+"""Attention kernels for GPUs, and the choice among them.
+
+It imports `model.network` alone.
+"""

@@ -1,4 +1,4 @@
-"""The machine that trains: devices and their peaks, processes that work together, threads, compiled code that is kept.
+"""The machine that trains: GPUs and their peaks, processes that work together, threads, compiled code that is kept.
 
-It imports `model.errors`, `model.parsing` and the configuration in `model.training`.
+It imports no other folder of `model/`.
 """

@@ -17,8 +17,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from model.training.checkpoint import file_sha256, write_json
-from model.training.config import Precision
+from model.files import file_sha256, write_json
 
 KEPT_FOLDERS = 4
 """Folders; those whose use began the longest ago are deleted."""
@@ -30,12 +29,12 @@ _AUTOCAST = ("torch.amp.autocast_mode._enter_autocast", "torch.amp.autocast_mode
 class CompiledCode:
     """The folder of compiled code that this process uses, from here to its end."""
 
-    def __init__(self, folder: Path, precision: Precision) -> None:
+    def __init__(self, folder: Path, precision: str) -> None:
         """Use a folder in `folder`, unless TORCHINDUCTOR_CACHE_DIR names another one; before anything is compiled.
         Raises OSError where it cannot be written."""
         self.folder: Path | None = None
         if not _CHOSEN:
-            self.folder = folder.resolve() / f"{precision.value}-{_sources_sha256()[:16]}"
+            self.folder = folder.resolve() / f"{precision}-{_sources_sha256()[:16]}"
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.utime(self.folder)
             self._lock = (self.folder / _LOCK).open("w")  # the kernel frees it, however this process ends

@@ -16,7 +16,7 @@ LONGEST_WAIT = timedelta(minutes=30)
 ends them all when one dies."""
 
 
-def join(backend: str, rank: int, count: int) -> None:
+def join_process_group(backend: str, rank: int, count: int) -> None:
     """Begin to communicate. Where the flow has started the processes, the first one listens on the socket that it was
     given, so that no other program can have taken the port."""
     if dist.is_initialized():
@@ -34,7 +34,7 @@ def join(backend: str, rank: int, count: int) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST_WAIT)
 
 
-def leave() -> None:
+def leave_process_group() -> None:
     """End the communication, if any, while all processes are still there: NCCL's own end at exit may hang."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -42,15 +42,15 @@ def leave() -> None:
 
 def require_own_gpu(local_rank: int) -> None:
     """Refuse more processes on this machine than it has GPUs."""
-    if local_rank >= (found := torch.cuda.device_count()):
+    if local_rank >= (count := torch.cuda.device_count()):
         raise ConfigError(
-            f"each process needs a GPU of its own, but torch finds {found} for "
+            f"each process needs a GPU of its own, but torch finds {count} for "
             f"{os.environ.get('LOCAL_WORLD_SIZE', local_rank + 1)} processes: set execution.processes to "
-            f"at most {found}"
+            f"at most {count}"
         )
 
 
-def let_segments_grow() -> None:
+def use_expandable_segments() -> None:
     """Have torch's allocator of GPU memory enlarge what it has, unless the environment says how it works: tensors of
     many sizes then leave fewer gaps that nothing fits into. Call it before CUDA is used."""
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from model.machine.gpu_process import join, require_own_gpu
+from model.machine.gpu_process import join_process_group, require_own_gpu
 from model.parsing import ConfigError
 
 Item = TypeVar("Item")
@@ -87,7 +87,7 @@ class Processes:
             return module
         return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def turns(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    def share(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
         """This process's share of the items, and whether it counts: where the last turn has too few, one
         is repeated, because a sharded network runs on all processes at once or not at all."""
         items = iter(items)
@@ -112,11 +112,11 @@ def connect(cuda: bool) -> Processes:
     if cuda:
         require_own_gpu(processes.local_rank)
         torch.cuda.set_device(processes.local_rank)
-    join("nccl" if cuda else "gloo", processes.rank, count)
+    join_process_group("nccl" if cuda else "gloo", processes.rank, count)
     return processes
 
 
-def shared_steps(sequences: int, micro_batch: int, processes: int) -> int:
+def micro_batches_in_step(sequences: int, micro_batch: int, processes: int) -> int:
     """Micro-batches of one process in a step: the fewest equal ones of at most `micro_batch` sequences."""
     if sequences % processes:
         raise ConfigError(f"{processes} processes cannot share the {sequences} sequences of a step equally")
@@ -124,12 +124,12 @@ def shared_steps(sequences: int, micro_batch: int, processes: int) -> int:
     return next(parts for parts in range(-(-share // micro_batch), share + 1) if share % parts == 0)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a sharded tensor; all processes must ask at once. Others come back as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -172,7 +172,7 @@ def rows_as(update_NRC: Tensor, parameters: Sequence[Tensor], stack_NRC: Tensor)
         update_NRC = update_NRC.redistribute(placements=[Shard(1)])
     parts = [part.reshape(parameter.shape) for part, parameter in zip(update_NRC.split(sizes), parameters)]
     return [
-        local(part.redistribute(placements=parameter.placements))
+        local_part(part.redistribute(placements=parameter.placements))
         if isinstance(part, DTensor) and isinstance(parameter, DTensor)
         else part
         for part, parameter in zip(parts, parameters)

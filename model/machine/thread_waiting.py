@@ -118,10 +118,10 @@ def _libgomps() -> list[ctypes.CDLL]:
 
 def _delays() -> dict[str, int]:
     """Nanoseconds for which each thread of this process was ready to run but had no processor; {}: not known."""
-    found = {}
+    delays = {}
     for thread in Path("/proc/self/task").glob("*"):
         try:
-            found[thread.name] = int((thread / "schedstat").read_text().split()[1])
+            delays[thread.name] = int((thread / "schedstat").read_text().split()[1])
         except (OSError, IndexError, ValueError):  # the thread has ended, or the kernel does not count
             continue
-    return found
+    return delays

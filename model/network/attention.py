@@ -49,15 +49,15 @@ def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if rotated == x_BTHK.size(-1) else torch.cat((turned, x_BTHK[..., rotated:]), dim=-1)
 
 
-def before(x_BTHK: Tensor, documents: Documents | Tree | None) -> Tensor:
-    """The same at the token before; the first token of a row or document has only itself."""
+def previous_token(x_BTHK: Tensor, documents: Documents | Tree | None) -> Tensor:
+    """`x_BTHK` at the token before; the first token of a row or document has only itself."""
     if documents is not None:
-        return documents.before(x_BTHK)
+        return documents.previous_token(x_BTHK)
     return torch.cat((x_BTHK[:, :1], x_BTHK[:, :-1]), dim=1)
 
 
 def query_positions(x_BTD: Tensor, documents: Documents | Tree | None) -> Tensor:
-    """What has a query: all, but for a tree of which only some places are read."""
+    """The part of `x_BTD` that has queries: all of it, but for a tree of which only some places are read."""
     return documents.query_positions(x_BTD) if isinstance(documents, Tree) else x_BTD
 
 
@@ -157,7 +157,7 @@ class Attention(nn.Module):
             v_BTJK = v_BTJK + gate_BTJ1 * value_embedding_BTE.view(v_BTJK.shape).to(v_BTJK.dtype)
         if config.smear is Smear.KEY:
             own_J1 = torch.sigmoid(self.key_smear).unsqueeze(-1).to(k_BTJK.dtype)
-            k_BTJK = own_J1 * k_BTJK + (1 - own_J1) * before(k_BTJK, documents)
+            k_BTJK = own_J1 * k_BTJK + (1 - own_J1) * previous_token(k_BTJK, documents)
         if rotary is not None:
             q_BTHK = rotate(q_BTHK, *(query_positions(table, documents) for table in rotary))
             k_BTJK = rotate(k_BTJK, *rotary)
@@ -168,7 +168,7 @@ class Attention(nn.Module):
         if config.partial_key_offset and self.window is Window.LONG:
             # a query that finds a token reads the value of the one after it: induction in one layer
             rotated, still = k_BTJK.split((config.rotary_size, config.head_size - config.rotary_size), dim=-1)
-            k_BTJK = torch.cat((rotated, before(still, documents)), dim=-1)
+            k_BTJK = torch.cat((rotated, previous_token(still, documents)), dim=-1)
         # a smeared or scaled key may have another type than v
         q_BHTK, k_BJTK, v_BJTK = (x.to(v_BTJK.dtype).transpose(1, 2) for x in (q_BTHK, k_BTJK, v_BTJK))
         shared = config.heads // config.key_heads

@@ -4,7 +4,7 @@ A document starts with the end-of-text token; what stands before the first of a 
 Rotary positions need no reset, because attention sees differences only. Learned positions stay those of the
 row: a document's logits then depend on where it stands, but not on what stands before it.
 
-Shape suffixes as in model.attention.
+Shape suffixes as in model.network.attention.
 """
 
 from collections.abc import Callable
@@ -61,11 +61,11 @@ class Documents:
             partial(attention_in_stretches, number_BT=self.number_BT) if kernel is None else kernel(self.number_BT)
         )
 
-    def before(self, x_BTHK: Tensor) -> Tensor:
-        """The same at the token before; the first token of a row or document has only itself."""
+    def previous_token(self, x_BTHK: Tensor) -> Tensor:
+        """`x_BTHK` at the token before; the first token of a row or document has only itself."""
         moved_BTHK = torch.cat((x_BTHK[:, :1], x_BTHK[:, :-1]), dim=1)
         return torch.where(self.first_BT[..., None, None], x_BTHK, moved_BTHK)
 
-    def same(self, other_BN: Tensor) -> Tensor:
+    def same_document(self, other_BN: Tensor) -> Tensor:
         """(B, T, N): does the document of each token have this number?"""
         return self.number_BT[..., None] == other_BN[:, None]

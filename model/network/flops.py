@@ -44,12 +44,12 @@ def parameters(config: GPTConfig) -> dict[str, int]:
     return counted | {"total": sum(counted.values())}
 
 
-def attention_spans(config: GPTConfig, sequence_length: int) -> list[int]:
+def counted_keys(config: GPTConfig, sequence_length: int) -> list[int]:
     """Keys that a query of each layer is counted with."""
     return [layer.counted_keys(config, sequence_length) for layer in attention_layers(config)]
 
 
-def visible_scores(config: GPTConfig, sequence_length: int) -> list[float]:
+def visible_keys(config: GPTConfig, sequence_length: int) -> list[float]:
     """Keys that a query of each layer sees, as the mean over a sequence."""
     return [layer.visible_keys(config, sequence_length) for layer in attention_layers(config)]
 
@@ -59,10 +59,10 @@ def flops_per_token(config: GPTConfig, sequence_length: int) -> int:
     counted = parameters(config)
     multiplied = counted["matrices"] + counted["gates"] + config.padded_vocab_size * config.width
     multiplied += counted["experts"] * config.experts_per_token // config.experts
-    return 6 * multiplied + 12 * config.width * sum(attention_spans(config, sequence_length))
+    return 6 * multiplied + 12 * config.width * sum(counted_keys(config, sequence_length))
 
 
 def visible_flops_per_token(config: GPTConfig, sequence_length: int) -> float:
     """The same with the scores that a query sees instead of its span: an MFU by it flatters no kernel."""
-    hidden = sum(attention_spans(config, sequence_length)) - sum(visible_scores(config, sequence_length))
+    hidden = sum(counted_keys(config, sequence_length)) - sum(visible_keys(config, sequence_length))
     return flops_per_token(config, sequence_length) - 12 * config.width * hidden

@@ -75,7 +75,7 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
-class _Undrawn(TorchFunctionMode):
+class _NoInitialisation(TorchFunctionMode):
     """torch's modules draw no first weights."""
 
     def __torch_function__(
@@ -86,10 +86,10 @@ class _Undrawn(TorchFunctionMode):
         return kwargs["tensor"] if first else function(*args, **kwargs)
 
 
-def _undrawn(build: Callable[..., None]) -> Callable[..., None]:
+def _without_initialisation(build: Callable[..., None]) -> Callable[..., None]:
     @wraps(build)
     def built(*arguments, **settings) -> None:
-        with _Undrawn():
+        with _NoInitialisation():
             build(*arguments, **settings)
 
     return built
@@ -101,7 +101,7 @@ class GPT(nn.Module):
     rotary_cos: Tensor
     rotary_sin: Tensor
 
-    @_undrawn
+    @_without_initialisation
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
@@ -156,7 +156,7 @@ class GPT(nn.Module):
         x_BTD = self.embedding_norm(x_BTD)
         if self.config.smear is Smear.EMBEDDING and isinstance(documents, Tree):
             gate_BT1 = self.smear_lambda * torch.sigmoid(self.smear_gate(x_BTD[..., :SMEAR_CHANNELS]))
-            return x_BTD + gate_BT1.masked_fill(documents.first_BT[..., None], 0.0) * documents.before(x_BTD)
+            return x_BTD + gate_BT1.masked_fill(documents.first_BT[..., None], 0.0) * documents.previous_token(x_BTD)
         if self.config.smear is Smear.EMBEDDING:
             gate_BT1 = self.smear_lambda * torch.sigmoid(self.smear_gate(x_BTD[:, 1:, :SMEAR_CHANNELS]))
             if documents is not None:

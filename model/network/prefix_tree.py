@@ -54,8 +54,8 @@ class Tree:
         """What has a query: x_BTD itself, or x_BRD where only some places are read."""
         return x_BTD if self.read_BR is None else x_BTD[self._row_B1, self.read_BR]
 
-    def before(self, x_BTHK: Tensor) -> Tensor:
-        """The same at the token before; the first token of a sequence or document has only itself."""
+    def previous_token(self, x_BTHK: Tensor) -> Tensor:
+        """`x_BTHK` at the token before; the first token of a sequence or document has only itself."""
         first_BT = self.first_BT.view(*self.first_BT.shape, *(1,) * (x_BTHK.ndim - 2))
         return torch.where(first_BT, x_BTHK, x_BTHK[self._row_B1, self.parent_BT])
 

@@ -92,7 +92,7 @@ def sparse_attention(
     block_N = torch.arange(ended, device=q_BHTK.device)
     visible_BTN = ((block_N + 1) * size <= time_T1 + 1)[None]
     if documents is not None:  # a block whose first token is of the query's document has no token of another
-        visible_BTN = visible_BTN & documents.same(documents.number_BT[:, : ended * size : size])
+        visible_BTN = visible_BTN & documents.same_document(documents.number_BT[:, : ended * size : size])
     scores_BHTN = (q_BHTK @ k_BHNK.mT).float() / K**0.5
     scores_BHTN = scores_BHTN.masked_fill(~visible_BTN[:, None], -torch.inf)
     # a score of 0 for "none of them" keeps the softmax defined where no block has ended yet
@@ -109,7 +109,7 @@ def sparse_attention(
     chosen_BJTN = chosen_BJTN | (torch.arange(ended + 1, device=own_T1.device) == own_T1)
     seen_BJTT = chosen_BJTN.repeat_interleave(size, dim=-1)[..., :T] & (time_T1 >= time_T1.T)
     if documents is not None:
-        seen_BJTT = seen_BJTT & documents.same(documents.number_BT)[:, None]
+        seen_BJTT = seen_BJTT & documents.same_document(documents.number_BT)[:, None]
     selected_BHTK = F.scaled_dot_product_attention(
         q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_BJTT.repeat_interleave(shared, dim=1)
     )

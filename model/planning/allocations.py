@@ -103,22 +103,22 @@ def graph_timeline(graph: fx.Graph, sequences: int, given: set[int]) -> np.ndarr
     }
     read = {node: set().union(*(own[source] for source in node.all_input_nodes)) - given for node in nodes}
     known = set(given)
-    made: dict[fx.Node, set[int]] = {}
+    allocated: dict[fx.Node, set[int]] = {}
     sizes: dict[int, np.ndarray] = {}
     for node in nodes:
-        made[node] = set(own[node]) - known
-        known |= made[node]
-        sizes |= {storage: by_sequence(nbytes(own[node][storage]), sequences) for storage in made[node]}
-    kinds = {node: _kind(node, made[node]) for node in nodes}
-    written = set().union(*(made[node] for node in nodes if kinds[node] is not _Kind.FUSED))
+        allocated[node] = set(own[node]) - known
+        known |= allocated[node]
+        sizes |= {storage: by_sequence(nbytes(own[node][storage]), sequences) for storage in allocated[node]}
+    kinds = {node: _kind(node, allocated[node]) for node in nodes}
+    written = set().union(*(allocated[node] for node in nodes if kinds[node] is not _Kind.FUSED))
     written |= set().union(*(read[node] for node in nodes if kinds[node] is _Kind.KERNEL))
 
-    last = {storage: place for place, node in enumerate(nodes) for storage in made[node]}
+    last = {storage: place for place, node in enumerate(nodes) for storage in allocated[node]}
     for place, node in reversed(list(enumerate(nodes))):
         if kinds[node] is _Kind.ALIAS:
             continue
-        in_memory = kinds[node] is not _Kind.FUSED or made[node] & written
-        when = place if in_memory else max(last[storage] for storage in made[node])
+        in_memory = kinds[node] is not _Kind.FUSED or allocated[node] & written
+        when = place if in_memory else max(last[storage] for storage in allocated[node])
         for storage in read[node]:
             last[storage] = max(last[storage], when)
     freed = defaultdict(set)
@@ -126,7 +126,7 @@ def graph_timeline(graph: fx.Graph, sequences: int, given: set[int]) -> np.ndarr
         freed[place].add(storage)
     now, timeline = np.zeros(2), []
     for place, node in enumerate(nodes):
-        new, old = ([sizes[storage] for storage in found & written] for found in (made[node], freed[place]))
+        new, old = ([sizes[storage] for storage in changed & written] for changed in (allocated[node], freed[place]))
         after = now + sum(new, start=np.zeros(2)) - sum(old, start=np.zeros(2))
         # a pointwise kernel writes into an input of the same size that nothing reads later
         in_place = kinds[node] is _Kind.FUSED and len(new) == 1 and any((new[0] == size).all() for size in old)
@@ -135,10 +135,10 @@ def graph_timeline(graph: fx.Graph, sequences: int, given: set[int]) -> np.ndarr
     return np.array(timeline)
 
 
-def _kind(node: fx.Node, made: set[int]) -> _Kind:
+def _kind(node: fx.Node, allocated: set[int]) -> _Kind:
     if node.op != "call_function":
         return _Kind.KERNEL
-    if not made:
+    if not allocated:
         return _Kind.ALIAS
     packet, tags = getattr(node.target, "overloadpacket", None), getattr(node.target, "tags", ())
     if packet in _FUSED or torch.Tag.pointwise in tags:

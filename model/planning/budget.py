@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model.errors import tell_error
 from model.parsing import ConfigError
-from model.training.out_of_memory import known_limit
+from model.training.out_of_memory import memory_limit_error
 from model.training.run import read_config
 from model.training.trainer import Trainer
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         if (timing := trainer.timing) is None:
             raise ConfigError(f"a budget in {config.train.budget_unit} is not timed: expected gpu_hours or usd")
     except Exception as error:
-        return tell_error(known_limit(error) or error)
+        return tell_error(memory_limit_error(error) or error)
     else:
         steps = trainer.steps
         if trainer.processes.first:

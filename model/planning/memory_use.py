@@ -27,9 +27,9 @@ from model.network.attention_variants import ATTENTION_LAYERS
 from model.network.config import GPTConfig
 from model.network.fp8 import use_fp8
 from model.network.gpt import GPT
+from model.optimizers.optimizer import Optimizer
 from model.planning.allocations import Allocations, by_sequence, graph_timeline, nbytes, storages
 from model.training.config import Precision, TrainConfig
-from model.training.optimizers import Optimizer
 from model.training.precision import TYPES, autocast
 
 PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
@@ -47,7 +47,7 @@ FP32_ON_CUDA = frozenset(
 
 
 @dataclass(frozen=True)
-class Held:
+class NetworkMemory:
     """Bytes at one micro-batch beside weights, gradients and optimizer state."""
 
     activations: int
@@ -70,7 +70,7 @@ class _Trace:
     """After each operation of the forward pass, the backward pass, and the validation."""
 
 
-def held(model: GPTConfig, train: TrainConfig, device: str) -> Held:
+def network_memory(model: GPTConfig, train: TrainConfig, device: str) -> NetworkMemory:
     """What the network holds while it is trained and validated on `device`: cuda (compiled) or cpu (eager).
 
     Traces are made of at most two shallow networks with the layers of this one, and kept: another micro-batch of the
@@ -94,7 +94,7 @@ def held(model: GPTConfig, train: TrainConfig, device: str) -> Held:
         for name in ("activations", "logits")
     )
     forward, backward, validation = (peak(number) for number in range(3))
-    return Held(round(activations), round(logits), round(max(forward, backward)), round(validation))
+    return NetworkMemory(round(activations), round(logits), round(max(forward, backward)), round(validation))
 
 
 def _shallow_depths(model: GPTConfig) -> list[int]:
@@ -114,12 +114,12 @@ def _at_depth(values: list[float], depths: list[int], depth: int) -> float:
 @cache
 def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, device: str) -> _Trace:
     """Trace the network at its own depth. What torch cannot trace as compiled is taken as if it ran eagerly."""
-    with FakeTensorMode(), _Kernels(device):
+    with FakeTensorMode(), ImitatedDevice(device):
         network = GPT(model)
         if precision is Precision.FP8:
             use_fp8(network, fp8_smallest_size)
         if device == "cuda":
-            _use_attention_kernels(network, TYPES[precision])
+            use_imitated_attention_kernels(network, TYPES[precision])
         sequences = _sequences(network)
         tokens_BT = torch.zeros(sequences, model.sequence_length, dtype=torch.long)
         context = autocast("cpu", precision)
@@ -142,7 +142,7 @@ def _trace(model: GPTConfig, precision: Precision, fp8_smallest_size: int, devic
     return _Trace(kept[0], kept[1], timelines)
 
 
-def _use_attention_kernels(network: GPT, dtype: torch.dtype) -> None:
+def use_imitated_attention_kernels(network: GPT, dtype: torch.dtype) -> None:
     """Of a GPU of compute capability 9: FlexAttention saves what cuDNN saves, and fake tensors know the latter."""
     kernels = attention_kernels(
         (9, 0), half=dtype is not torch.float32, head_size=network.config.head_size, works=lambda kernel: True
@@ -226,7 +226,7 @@ def optimizer_bytes(model: GPTConfig, train: TrainConfig) -> tuple[int, int]:
     return sum(tensor.nbytes for tensor in state), round(np.array(update.timeline).sum(1).max())
 
 
-class _Kernels(TorchFunctionMode):
+class ImitatedDevice(TorchFunctionMode):
     """Makes fake CPU tensors take the kernels and the types that tensors of the device take."""
 
     def __init__(self, device: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from model.machine.hardware import Hardware
 from model.network import flops
 from model.network.config import ConfigError, GPTConfig
-from model.planning.memory_use import held, optimizer_bytes
+from model.planning.memory_use import network_memory, optimizer_bytes
 from model.training.config import Precision, TrainConfig
 from model.training.steps import dollars, resolve_steps, sequences_per_step
 
@@ -32,23 +32,23 @@ def memory_bytes(model: GPTConfig, train: TrainConfig, device: str = "cuda", sha
     """
     weights = 4 * flops.parameters(model)["total"]
     state, update = optimizer_bytes(model, replace(train, micro_batch_sequences=1))
-    found = held(model, train, device)
+    network = network_memory(model, train, device)
     gathered = 0
     if sharers > 1:
         outside = 4 * sum(flops.parameters(model)[role] for role in ("embedding", "position", "tables", "head"))
         gathered = 2 * outside + 4 * (weights - outside) // model.depth
         weights, state = -(-weights // sharers), -(-state // sharers)
         update = min(update, 2 * update // sharers)  # a share of the matrices, and what the exchange copies
-    peak = 2 * weights + state + max(found.step + gathered, found.validation + gathered, update)
+    peak = 2 * weights + state + max(network.step + gathered, network.validation + gathered, update)
     return (
         {
             "weights": weights,
             "gradients": weights,
             "optimizer": state,
-            "activations": found.activations,
-            "logits": found.logits,
-            "temporaries": found.step - found.activations - found.logits,
-            "validation": found.validation,
+            "activations": network.activations,
+            "logits": network.logits,
+            "temporaries": network.step - network.activations - network.logits,
+            "validation": network.validation,
             "update": update,
         }
         | ({"gathered": gathered} if sharers > 1 else {})

@@ -5,9 +5,9 @@ together, and `execution` (model.training.run.TrainerExecution). One line of JSO
   device                cuda or cpu, and of a GPU its `name` and `device_bytes`
   torch, cuda           versions of torch and of the CUDA that it was built for (null: without CUDA)
   trainings             of each: `hours`, null for dollars without a price; on a GPU `micro_batch_sequences` (the
-                        configured one, else the largest that fits), the bytes by what they are for (model.plan),
-                        `usable_bytes`, and `fitting_micro_batch`, null where not even one sequence fits; of one of
-                        several `processes`, which share what `parallelism` says
+                        configured one, else the largest that fits), the bytes by what they are for
+                        (model.planning.plan), `usable_bytes`, and `fitting_micro_batch`, null where not even one
+                        sequence fits; of one of several `processes`, which share what `parallelism` says
 """
 
 import json

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.errors import DailyTrainError, reason_of, regular_file
+from model.files import file_sha256, sync, write_json
 from model.network.config import GPTConfig, parse
 from model.network.gpt import GPT
 
@@ -76,29 +77,8 @@ class FinalModel:
     """All of final/config.json."""
 
 
-def file_sha256(path: Path) -> str:
-    with open(regular_file(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _canonical_sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    _sync(temporary)
-    os.replace(temporary, path)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, object]:
@@ -140,10 +120,10 @@ def _publish_directory(
         for name, content in tensors.items():
             files[name] = write_tensors(temporary / name, {key: value.detach().cpu() for key, value in content.items()})
         write_json(temporary / record_name, make_record(files))
-        _sync(temporary)
+        sync(temporary)
         shutil.rmtree(directory, ignore_errors=True)  # only a damaged one can be in the way
         os.rename(temporary, directory)
-        _sync(directory.parent)
+        sync(directory.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"cannot write {directory}: {error}") from error
@@ -251,8 +231,8 @@ def load(path: Path) -> Checkpoint:
         if digest != _canonical_sha256(record):
             raise CheckpointError(f"{path / 'state.json'}: does not match its own SHA-256")
         for name, expected in record["files"].items():
-            if (found := file_sha256(path / name)) != expected["sha256"]:
-                raise CheckpointError(f"{path / name}: SHA-256 is {found}, expected {expected['sha256']}")
+            if (digest := file_sha256(path / name)) != expected["sha256"]:
+                raise CheckpointError(f"{path / name}: SHA-256 is {digest}, expected {expected['sha256']}")
         weights, optimizer = (load_file(path / name) for name in _TENSOR_FILES)
         return Checkpoint(record["step"], weights, optimizer, record["state"])
     except DAMAGE as error:
@@ -323,9 +303,9 @@ def _require_fit(config: GPTConfig, weights: dict[str, Tensor]) -> None:
         raise CheckpointError(f"depth is {config.depth}, but there are {len(weights)} tensors")
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
-    found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    for name in sorted(shapes.keys() | found.keys()):
-        if shapes.get(name) != found.get(name):
-            raise CheckpointError(f"{name} should have the shape {shapes.get(name)}, but has {found.get(name)}")
+    weight_shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    for name in sorted(shapes.keys() | weight_shapes.keys()):
+        if shapes.get(name) != weight_shapes.get(name):
+            raise CheckpointError(f"{name} should have the shape {shapes.get(name)}, but has {weight_shapes.get(name)}")
     if config.sequence_length * config.rotary_size > FREE_NUMBERS + 100 * numbers:
         raise CheckpointError(f"sequence_length is {config.sequence_length}, far too long for {numbers} weights")

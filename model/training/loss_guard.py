@@ -48,7 +48,7 @@ class LossGuard:
         self.variance = (1 - weight) * (self.variance + weight * difference**2)
 
 
-def objection(
+def reason_to_stop(
     step: int, loss: float, grad_norm: float | None, guard: LossGuard, loss_scale: LossScale | None, train: TrainConfig
 ) -> str | None:
     """Why a run must not go on after this step, whose loss `guard` takes in; None: it may."""

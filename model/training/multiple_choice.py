@@ -44,7 +44,7 @@ def accuracy(model: GPT, items: list[dict], *, rows: int, autocast: torch.autoca
     """acc_norm over the items, about `rows` choices a forward pass, shared by the processes."""
     at_once = max(1, rows // len(items[0]["choices"]))
     right = torch.zeros((), device=next(model.parameters()).device)
-    for batch, counts in processes.turns(items[i : i + at_once] for i in range(0, len(items), at_once)):
+    for batch, counts in processes.share(items[i : i + at_once] for i in range(0, len(items), at_once)):
         chosen = _most_likely(model, batch, autocast)
         if counts:
             right += sum(choice == item["gold"] for choice, item in zip(chosen, batch))

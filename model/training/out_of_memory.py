@@ -41,7 +41,7 @@ def out_of_memory(error: BaseException | None) -> str | None:
     return None
 
 
-def known_limit(error: BaseException) -> TrainingError | None:
+def memory_limit_error(error: BaseException) -> TrainingError | None:
     """The same error in words that help, where a network does not fit the memory at all; None: it is another one."""
     if (reason := out_of_memory(error)) is not None:
         return TrainingError(
@@ -50,11 +50,11 @@ def known_limit(error: BaseException) -> TrainingError | None:
             f"'fsdp')"
         ).with_traceback(error.__traceback__)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        told = (
+        sentence = (
             "the network, its optimizer and a micro-batch are too large for the memory of this machine; set a "
             "smaller model.depth, model.width, model.sequence_length or train.micro_batch_sequences"
         )
-        return TrainingError(told).with_traceback(error.__traceback__)
+        return TrainingError(sentence).with_traceback(error.__traceback__)
     return None
 
 
@@ -67,7 +67,7 @@ def within_memory(trainer: "Trainer", work: Callable[[], Result]) -> Result:
             reason = out_of_memory(error)
             if reason is None:
                 raise
-        _halve(trainer, reason)  # here the error, which holds on to the memory of the work, is gone
+        _halve_micro_batch(trainer, reason)  # here the error, which holds on to the memory of the work, is gone
 
 
 def all_or_nothing(trainer: "Trainer", update: Callable[[], None]) -> None:
@@ -80,11 +80,11 @@ def all_or_nothing(trainer: "Trainer", update: Callable[[], None]) -> None:
             raise
     trainer.step -= 1  # the number of complete steps
     trainer.events.open(None)  # what the metrics hold of steps after the last checkpoint will be dropped
-    _halve(trainer, reason)
+    _halve_micro_batch(trainer, reason)
     raise UpdateInterrupted(trainer.events.kept)
 
 
-def _halve(trainer: "Trainer", reason: str) -> None:
+def _halve_micro_batch(trainer: "Trainer", reason: str) -> None:
     """Take half the sequences a micro-batch from here on, record it and give back the memory of what was begun.
 
     One of several processes then stops the run: the others are in a step that they cannot take back. Whoever has

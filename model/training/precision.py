@@ -10,7 +10,7 @@ TYPES = {
     Precision.FP16: torch.float16,
     Precision.FP8: torch.bfloat16,
 }
-"""Of products outside the linear layers that multiply in fp8."""
+"""Types of products; in fp8, of those outside the linear layers that multiply in fp8."""
 
 
 def autocast(device_type: str, precision: Precision) -> torch.autocast:

@@ -19,13 +19,13 @@ class ProgressBar:
             self.clear()
             self.drawn = describe(event)[: shutil.get_terminal_size().columns - 1]
         else:
-            told = (
+            values = (
                 f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
                 for name, value in event.items()
                 if name != "event" and not isinstance(value, list | dict)
             )
             self.clear()
-            print(event["event"], ", ".join(told), file=self.stream)
+            print(event["event"], ", ".join(values), file=self.stream)
         self.redraw()
 
     def clear(self) -> None:

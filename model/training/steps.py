@@ -34,7 +34,8 @@ def resolve_steps(
     number of steps; `usd_per_hour` is the price of all processes.
     """
     unit = train.budget_unit
-    budget, fixed_cost, step_cost = getattr(train, unit), 0.0, 0.0
+    budget, fixed_cost = getattr(train, unit), 0.0
+    step_cost: float
     if unit == "tokens":
         step_cost = train.tokens_per_step
     elif unit == "flops":

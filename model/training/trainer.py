@@ -18,29 +18,30 @@ from model.data.loader import batch, pack_documents
 from model.data.packing import Packing
 from model.data.prefetch import Prefetch
 from model.data.shards import ShardSet, read_dataset
+from model.files import write_json
 from model.kernels.attention_kernels import use_attention_kernels
 from model.machine.compile_cache import CompiledCode
-from model.machine.device import free_bytes, prepare_device
 from model.machine.hardware import known_hardware
-from model.machine.parallel import Parallelism, load_weights, shared_steps, whole
+from model.machine.parallel import Parallelism, full_tensor, load_weights, micro_batches_in_step
 from model.network.config import ConfigError, MLPKind
 from model.network.experts import mixtures, rebalance
 from model.network.fp8 import use_fp8
 from model.network.generate import generate
 from model.network.gpt import GPT, initialise
+from model.optimizers.muon import gradients_of
+from model.optimizers.optimizer import Optimizer
+from model.optimizers.schedule import learning_rate_multiplier, muon_momentum
 from model.planning.plan import choose_micro_batch
 from model.training import checkpoint
-from model.training.checkpoint import write_json
 from model.training.config import Precision, Rows
-from model.training.loss_guard import LossGuard, TrainingError, objection
+from model.training.device import free_bytes, prepare_device
+from model.training.loss_guard import LossGuard, TrainingError, reason_to_stop
 from model.training.loss_scale import LossScale
 from model.training.metrics import EventLog, Events
 from model.training.multiple_choice import accuracy, read_items
-from model.training.optimizers import Optimizer, gradients_of
 from model.training.out_of_memory import all_or_nothing, within_memory
 from model.training.precision import TYPES, autocast
 from model.training.run import TrainerConfig, check_same_run, continued, recorded_run, resolve
-from model.training.schedule import learning_rate_multiplier, muon_momentum
 from model.training.steps import dollars, sequences_per_step
 from model.training.timing import TIMED_STEPS, UNTIMED_STEPS, Timing, measure
 from model.training.validation import Validation, validate
@@ -50,51 +51,14 @@ class Trainer:
     """A run in progress: everything that a step reads or changes."""
 
     def __init__(self, config: TrainerConfig) -> None:
-        dataset = read_dataset(Path(config.shards), config.model.vocab_size, config.model.eot_token)
-        self.config = replace(config, model=config.model.with_vocabulary(dataset.vocab_size, dataset.eot_token))
+        self._read_data(config)
         self.directory = Path(config.run_dir)
-        self.dataset = dataset
-        self.shards = {split: ShardSet(Path(config.shards), split, dataset) for split in ("train", "val")}
-        if dataset.token_bytes is not None:
-            self.shards["val"].check_bytes(dataset.token_bytes)
-        self.packing: Packing | None = None
-        if config.train.rows is Rows.DOCUMENTS:
-            self.packing = pack_documents(self.shards["train"], config.model.sequence_length)
-        self.sequences = sequences_per_step(config.train, self.config.model)
         self.recorded = recorded_run(self.directory / "run.json")
         executed = self.recorded.get("execution", [{}])[-1]  # absent in records of earlier versions
-
         self.hellaswag = read_items(config.execution.hellaswag, self.config.model) if config.execution.hellaswag else []
-        self.events = Events()
-        self.device, self.device_name, self.processes, differences = prepare_device(config.execution, executed)
-        for sentence in differences:
-            self.events.write("execution", message=sentence)
-        precision = config.train.precision
-        # torch can trace the products of a mixture of experts in bf16 only
-        traceable = TYPES[precision] is torch.bfloat16 or self.config.model.mlp is not MLPKind.MOE
-        compiled = config.execution.compile
-        self.compiled = self.device.type == "cuda" and traceable if compiled is None else compiled
-        self.compiled_code: CompiledCode | None = None
-        if self.compiled and config.execution.compile_cache:
-            try:
-                self.compiled_code = CompiledCode(Path(config.execution.compile_cache), precision)
-            except OSError as error:
-                self.events.write(
-                    "execution",
-                    message=f"compiled code is not kept in {config.execution.compile_cache}: {error.strerror}",
-                )
-        hardware = known_hardware(self.device_name)
-        self.peak_flops = config.execution.peak_flops or (hardware and hardware.peak_flops)
-        self.usd_per_hour = config.execution.usd_per_hour
-        if self.usd_per_hour is None and hardware:
-            self.usd_per_hour = hardware.usd_per_hour * self.processes.count
-        most = executed.get("micro_batch_sequences") or config.train.micro_batch_sequences
-        if most is None:
-            share = max(1, self.sequences // self.processes.count)
-            sharers = self.processes.count if config.execution.parallelism is Parallelism.FSDP else 1
-            most = choose_micro_batch(self.config.model, config.train, share, free_bytes(self.device), sharers) or 1
-        self.set_micro_batch(self.processes.smallest(most, self.device))
-        self.autocast = autocast(self.device.type, precision)
+        self._prepare_device(executed)
+        self._choose_micro_batch(executed)
+        self.autocast = autocast(self.device.type, config.train.precision)
         self.batches = Prefetch(
             partial(
                 batch,
@@ -108,16 +72,7 @@ class Trainer:
             ),
             self.device,
         )
-        self.model = GPT(self.config.model).to(self.device)
-        if precision is Precision.FP8:
-            use_fp8(self.model, config.train.fp8_smallest_size)
-        self.kernels = use_attention_kernels(self.model, self.device, TYPES[precision], self.compiled)
-        self.forward = self.processes.parallel(self.model, config.execution.parallelism, compiled=self.compiled)
-        # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
-        self.sharded = isinstance(self.model, FSDPModule)
-        self.validated = self.model
-        if self.compiled and not self.sharded:  # torch types what it makes of a module as a function
-            self.validated = cast(GPT, torch.compile(self.model, dynamic=False))
+        self._build_network()
         # a run that has begun reads its weights from a checkpoint, see resume()
         self.start_over(drawn=not (self.recorded and (self.directory / "samples.json").exists()))
         self.steps = UNTIMED_STEPS + TIMED_STEPS  # until the budget is resolved
@@ -136,9 +91,74 @@ class Trainer:
         self.seconds_before = 0.0
         self.started = time.perf_counter()
 
+    def _read_data(self, config: TrainerConfig) -> None:
+        """The shards, and the configuration with their vocabulary."""
+        self.dataset = read_dataset(Path(config.shards), config.model.vocab_size, config.model.eot_token)
+        model = config.model.with_vocabulary(self.dataset.vocab_size, self.dataset.eot_token)
+        self.config = replace(config, model=model)
+        self.shards = {split: ShardSet(Path(config.shards), split, self.dataset) for split in ("train", "val")}
+        if self.dataset.token_bytes is not None:
+            self.shards["val"].check_bytes(self.dataset.token_bytes)
+        self.packing: Packing | None = None
+        if config.train.rows is Rows.DOCUMENTS:
+            self.packing = pack_documents(self.shards["train"], model.sequence_length)
+        self.sequences = sequences_per_step(config.train, model)
+
+    def _prepare_device(self, executed: dict) -> None:
+        """The device, the processes that train together, whether code is compiled, and what the machine costs.
+
+        `executed`: the settings with which the run was executed so far.
+        """
+        execution, precision = self.config.execution, self.config.train.precision
+        self.events = Events()
+        self.device, self.device_name, self.processes, differences = prepare_device(execution, executed)
+        for sentence in differences:
+            self.events.write("execution", message=sentence)
+        # torch can trace the products of a mixture of experts in bf16 only
+        traceable = TYPES[precision] is torch.bfloat16 or self.config.model.mlp is not MLPKind.MOE
+        compiled = execution.compile
+        self.compiled = self.device.type == "cuda" and traceable if compiled is None else compiled
+        self.compiled_code: CompiledCode | None = None
+        if self.compiled and execution.compile_cache:
+            try:
+                self.compiled_code = CompiledCode(Path(execution.compile_cache), precision)
+            except OSError as error:
+                message = f"compiled code is not kept in {execution.compile_cache}: {error.strerror}"
+                self.events.write("execution", message=message)
+        hardware = known_hardware(self.device_name)
+        self.peak_flops = execution.peak_flops or (hardware and hardware.peak_flops)
+        self.usd_per_hour = execution.usd_per_hour
+        if self.usd_per_hour is None and hardware:
+            self.usd_per_hour = hardware.usd_per_hour * self.processes.count
+
+    def _choose_micro_batch(self, executed: dict) -> None:
+        """The recorded micro-batch, else the configured one, else the largest that fits the memory."""
+        most = executed.get("micro_batch_sequences") or self.config.train.micro_batch_sequences
+        if most is None:
+            share = max(1, self.sequences // self.processes.count)
+            sharers = self.processes.count if self.config.execution.parallelism is Parallelism.FSDP else 1
+            memory = free_bytes(self.device)
+            most = choose_micro_batch(self.config.model, self.config.train, share, memory, sharers) or 1
+        self.set_micro_batch(self.processes.smallest(most, self.device))
+
+    def _build_network(self) -> None:
+        """The network, and what to call for a forward pass in training and in validation."""
+        train = self.config.train
+        self.model = GPT(self.config.model).to(self.device)
+        if train.precision is Precision.FP8:
+            use_fp8(self.model, train.fp8_smallest_size)
+        self.kernels = use_attention_kernels(self.model, self.device, TYPES[train.precision], self.compiled)
+        parallelism = self.config.execution.parallelism
+        self.forward = self.processes.parallel(self.model, parallelism, compiled=self.compiled)
+        # eagerly a validation takes three times as long; sharded weights are gathered by the hooks of the model itself
+        self.sharded = isinstance(self.model, FSDPModule)
+        self.validated = self.model
+        if self.compiled and not self.sharded:  # torch types what it makes of a module as a function
+            self.validated = cast(GPT, torch.compile(self.model, dynamic=False))
+
     def set_micro_batch(self, most: int) -> None:
         """Cut this process's share of a step into the fewest equal micro-batches of at most `most` sequences."""
-        self.micro_batches = shared_steps(self.sequences, most, self.processes.count)
+        self.micro_batches = micro_batches_in_step(self.sequences, most, self.processes.count)
         self.micro_batch_sequences = self.sequences // self.processes.count // self.micro_batches
 
     def record_execution(self) -> None:
@@ -287,7 +307,7 @@ class Trainer:
             (loss * self.loss_scale.scale if self.loss_scale else loss).backward()
             total += loss.detach()
         gradients = gradients_of(self.model.parameters())
-        norm = whole(torch.nn.utils.get_total_norm(gradients))  # queued before the GPU is waited for
+        norm = full_tensor(torch.nn.utils.get_total_norm(gradients))  # queued before the GPU is waited for
         return processes.sum_(total).item() / processes.count, gradients, norm
 
     def unscale(self, gradients: list[torch.Tensor], grad_norm: torch.Tensor) -> bool:
@@ -312,7 +332,7 @@ class Trainer:
         finite_norm = None if overflow else grad_norm.item()
         values: dict[str, float | None] = {"loss": loss, "grad_norm": finite_norm}
         self.step += 1
-        if reason := objection(self.step, loss, finite_norm, self.guard, self.loss_scale, train):
+        if reason := reason_to_stop(self.step, loss, finite_norm, self.guard, self.loss_scale, train):
             self.stop(reason)
         multiplier = learning_rate_multiplier(train, self.step - 1, self.steps)
         if not overflow:
@@ -355,9 +375,9 @@ class Trainer:
         """Begin to write a checkpoint; report_checkpoints tells when it is there."""
         # the loss that shows a bad update comes one step later: never replace a good checkpoint by it
         weights = list(self.model.parameters())
-        if not torch.isfinite(whole(torch.nn.utils.get_total_norm(weights))):
+        if not torch.isfinite(full_tensor(torch.nn.utils.get_total_norm(weights))):
             for name, weight in self.model.named_parameters():
-                self.require_finite(f"the largest weight of {name}", whole(weight.detach()).abs().max().item())
+                self.require_finite(f"the largest weight of {name}", full_tensor(weight.detach()).abs().max().item())
         assert self.validation is not None  # a run begins with one
         state = {
             "seconds": self.seconds(),
@@ -375,7 +395,7 @@ class Trainer:
 
     def gathered(self, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole tensors by name, one at a time: together they may be more than one GPU holds."""
-        return ((name, whole(tensor)) for name, tensor in tensors.items())
+        return ((name, full_tensor(tensor)) for name, tensor in tensors.items())
 
     def report_checkpoints(self, metrics: EventLog) -> None:
         """Tell which checkpoints were finished; raises what kept the writer from it."""
@@ -392,23 +412,24 @@ class Trainer:
 
     def resume(self) -> list[str]:
         """Continue from the newest intact checkpoint, if any; why newer ones were passed over."""
-        found, refused = checkpoint.latest(self.directory / "checkpoints")
-        if found is None and not self.drawn:
+        newest, refused = checkpoint.latest(self.directory / "checkpoints")
+        if newest is None and not self.drawn:
             self.start_over()
-        if found is not None:
-            load_weights(self.model, found.weights)
-            self.optimizer.load_state_tensors(found.optimizer)
-            self.step = self.saved_step = found.step
-            self.seconds_before = found.state["seconds"]
-            self.validation = Validation(**found.state["validation"])
-            self.guard = LossGuard(**found.state["guard"])
-            self.loss_scale = found.state["loss_scale"] and LossScale(**found.state["loss_scale"])
+        if newest is not None:
+            load_weights(self.model, newest.weights)
+            self.optimizer.load_state_tensors(newest.optimizer)
+            self.step = self.saved_step = newest.step
+            self.seconds_before = newest.state["seconds"]
+            self.validation = Validation(**newest.state["validation"])
+            self.guard = LossGuard(**newest.state["guard"])
+            self.loss_scale = newest.state["loss_scale"] and LossScale(**newest.state["loss_scale"])
         self.record_execution()
         if self.processes.first:
             self.write_run()
         return refused
 
     def finish(self, metrics: EventLog) -> None:
+        """Write the samples and the model of a run that has reached its last step."""
         self.sample("trained")
         assert self.validation is not None  # the last step was validated
         result = self.progress() | asdict(self.validation)

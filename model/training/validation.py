@@ -45,7 +45,7 @@ def validate(
     bytes_V = torch.from_numpy(known.astype(np.int64)).to(device)
     nats, text_nats, count, text_bytes = 0.0, 0.0, 0, 0
     batches = validation_batches(shards, tokens, sequences, model.config.sequence_length)
-    for (x_BT, y_BT), counts in processes.turns(batches):
+    for (x_BT, y_BT), counts in processes.share(batches):
         y_BT = y_BT.to(device)
         with autocast:
             losses = model(x_BT.to(device), y_BT, reduction="none").double()

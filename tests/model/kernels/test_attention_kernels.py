@@ -55,8 +55,8 @@ def test_attention_costs_what_its_window_costs():
     for name, config in presets_with_windows().items():
         length, window = config.sequence_length, config.short_window_tokens
         config = dataclasses.replace(config, depth=2, window_pattern="SL")
-        counted, _ = flops.attention_spans(config, length)
-        visible, past = flops.visible_scores(config, length)
+        counted, _ = flops.counted_keys(config, length)
+        visible, past = flops.visible_keys(config, length)
         distance = torch.arange(length)[:, None] - torch.arange(length)
         assert visible == ((distance >= 0) & (distance < window)).sum() / length
         scores = scores_a_query(length, window)

@@ -68,9 +68,9 @@ def test_a_network_trains_with_it_in_bf16_only(monkeypatch: pytest.MonkeyPatch):
 def test_daily_saves_no_logits_and_nothing_large_in_fp32():
     """Of 4 layers at a micro-batch of 32, less than nanochat, of which the same trace says 16.7 GB."""
     config, sequences = compose("daily", {"model": {"depth": 4, "vocab_size": 32_768}}).model, 7
-    with FakeTensorMode(), memory_use._Kernels("cuda"):
+    with FakeTensorMode(), memory_use.ImitatedDevice("cuda"):
         network = GPT(config)
-        memory_use._use_attention_kernels(network, torch.bfloat16)
+        memory_use.use_imitated_attention_kernels(network, torch.bfloat16)
         tokens_BT = torch.zeros(sequences, config.sequence_length, dtype=torch.long)
         saved, _ = memory_use._compiled_network(network, tokens_BT, autocast("cpu", "bf16"))
     fixed, each = sum(by_sequence(size, sequences) for size, _ in saved)

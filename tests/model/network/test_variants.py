@@ -122,7 +122,7 @@ def test_counts_are_the_models_and_the_products_it_does(model):
         model(tokens)
     counted = counter.get_flop_counts()["Global"]
     weights = sum(flops for op, flops in counted.items() if str(op) in ("aten.mm", "aten.addmm"))
-    attention = 12 * config.width * sum(flops.attention_spans(config, 24))
+    attention = 12 * config.width * sum(flops.counted_keys(config, 24))
     expected = (flops.flops_per_token(config, 24) - attention) // 3 * tokens.numel()
     experts = flops.parameters(config)["experts"]  # the counter does not know grouped products
     expected -= 2 * experts * config.experts_per_token // config.experts * tokens.numel()
@@ -381,7 +381,7 @@ def test_auxiliary_loss_changes_gradients_and_not_the_loss():
 def test_last_layer_is_long_and_tables_are_memory_only():
     config = configuration(BASE | dict(depth=6, window_pattern="SSSL", short_window=8, value_embeddings=True))
     assert "".join(config.windows) == "SSSLSL"
-    assert flops.attention_spans(config, 24) == [8, 8, 8, 24, 8, 24]
+    assert flops.counted_keys(config, 24) == [8, 8, 8, 24, 8, 24]
     assert [config.has_value_embedding(layer) for layer in range(6)] == [False, True] * 3
     plain = configuration(BASE | dict(depth=6, window_pattern="SSSL", short_window=8))
     assert flops.parameters(config)["tables"] == 3 * 128 * 32

@@ -11,15 +11,15 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import model.network.gpt
 from flows.config import compose
-from model.kernels.attention_kernels import AttentionKernels, PastKernel, WindowKernel, attention_kernels
+from model.kernels.attention_kernels import AttentionKernels, PastKernel, WindowKernel
 from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
+from model.optimizers.optimizer import Optimizer
 from model.planning import joint_graph, memory_use
 from model.planning.allocations import Allocations, storages
-from model.planning.memory_use import held, optimizer_bytes
+from model.planning.memory_use import network_memory, optimizer_bytes
 from model.planning.plan import choose_micro_batch, memory_bytes
 from model.training.config import TrainConfig
-from model.training.optimizers import Optimizer
 from model.training.precision import autocast
 
 SMALL = {"depth": 7, "width": 64, "heads": 4, "sequence_length": 64, "vocab_size": 320, "eot_token": 0}
@@ -106,7 +106,7 @@ def test_what_a_cpu_saves_is_what_was_planned(shape: str, precision: str, sequen
     config, train = configured(shape, precision, sequences)
     network = GPT(config)
     initialise(network, 0)
-    planned = held(config, train, "cpu")
+    planned = network_memory(config, train, "cpu")
     counted = saved_bytes(network, network, sequences, train.precision)
     assert planned.activations + planned.logits == pytest.approx(counted, rel=0.02)
 
@@ -122,10 +122,12 @@ def test_what_a_compiled_network_saves_is_what_was_planned(shape: str, monkeypat
     initialise(network, 0)
     torch.compiler.reset()
     compiled = torch.compile(network, backend="aot_eager_decomp_partition")
-    planned = held(config, train, "cuda")
+    planned = network_memory(config, train, "cuda")
     counted = saved_bytes(compiled, network, 4, train.precision)
     assert planned.activations + planned.logits == pytest.approx(counted, rel=0.05)
-    assert planned.activations + planned.logits < 0.95 * sum(dataclasses.astuple(held(config, train, "cpu"))[:2])
+    assert planned.activations + planned.logits < 0.95 * sum(
+        dataclasses.astuple(network_memory(config, train, "cpu"))[:2]
+    )
     memory_use._trace.cache_clear()
 
 
@@ -237,7 +239,7 @@ def test_daily_with_an_fp32_stream_took_what_was_traced_and_measured(
     memory_use._trace.cache_clear()
     assert daily(8, depth=4)["total"] == pytest.approx(10.74, rel=0.02)
     monkeypatch.setattr(memory_use, "attention_kernels", lambda *device, **settings: STRETCHES)
-    monkeypatch.setattr(attention_kernels, "windowed_attention", stretches_of_a_window)
+    monkeypatch.setattr("model.kernels.attention_kernels.windowed_attention", stretches_of_a_window)
     memory_use._trace.cache_clear()
     assert daily(32, depth=4)["activations"] == pytest.approx(20.7, rel=0.03)
     assert daily(8, depth=4)["total"] == pytest.approx(11.2, rel=0.02)
@@ -265,7 +267,7 @@ def test_another_micro_batch_needs_no_other_trace(monkeypatch: pytest.MonkeyPatc
 def test_a_torch_that_cannot_trace_plans_for_more(monkeypatch: pytest.MonkeyPatch):
     config, train = configured("documents", "bf16", 4)
     config = dataclasses.replace(config, depth=2)
-    compiled = held(config, train, "cuda")
+    compiled = network_memory(config, train, "cuda")
     memory_use._trace.cache_clear()
 
     def fail(*arguments: object) -> None:
@@ -273,7 +275,7 @@ def test_a_torch_that_cannot_trace_plans_for_more(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(joint_graph, "graphs_of", fail)
     with pytest.warns(UserWarning, match="cannot trace the compiled network.*changed its inside"):
-        eager = held(config, train, "cuda")
+        eager = network_memory(config, train, "cuda")
     assert eager.step > compiled.step
     memory_use._trace.cache_clear()
 

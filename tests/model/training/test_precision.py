@@ -357,8 +357,8 @@ def test_fp8_is_chosen_by_size_and_never_silently_absent():
 
 
 def test_fp8_training_follows_bf16(shards, tmp_path):
-    for precision in ("bf16", "fp8"):
-        assert run(tmp_path, shards, precision, precision=precision, fp8_smallest_size=32) == 0
+    for name in ("bf16", "fp8"):
+        assert run(tmp_path, shards, name, precision=name, fp8_smallest_size=32) == 0
     losses = [[line["loss"] for line in events(tmp_path / name, "step")] for name in ("bf16", "fp8")]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], abs=0.1)
     assert losses[1][-1] < 2.5

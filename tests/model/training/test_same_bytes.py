@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from model.data.shards import Dataset, Split, write_dataset, write_shard
-from model.machine.device import prepare_device, use_deterministic_algorithms
 from model.network.config import GPTConfig
 from model.network.gpt import GPT
+from model.optimizers.muon import Muon
 from model.planning.plan import choose_micro_batch, memory_bytes
 from model.train import TERMINATED, main, train
 from model.training.config import TrainConfig
-from model.training.optimizers import Muon
+from model.training.device import prepare_device, use_deterministic_algorithms
 from model.training.out_of_memory import out_of_memory
 from model.training.run import TrainerConfig, TrainerExecution, read_config
 

@@ -1,7 +1,8 @@
-"""Muon or PSGD for the hidden matrices, AdamW for everything else.
+"""Muon: the momentum of a matrix, replaced by the nearest orthogonal matrix (Keller Jordan, 2024).
 
-Muon (Keller Jordan, 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, found
-here with Polar Express (arXiv 2505.16932), batched over matrices of one shape.
+That is found with Polar Express (arXiv 2505.16932), batched over matrices of one shape.
+
+Shape suffixes: N matrices, R rows, C columns.
 """
 
 import math
@@ -11,10 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from model.machine.parallel import assign_, local, rows_as, whole_matrices
-from model.network.config import ConfigError
-from model.training.config import OptimizerName, Precision, TrainConfig
-from model.training.psgd import whiten_
+from model.machine.parallel import local_part, rows_as, whole_matrices
 
 # Polar Express, table for 5 iterations: the minimax-optimal odd quintic for the singular values that
 # the iterations before it leave. Each but the last is relaxed by 1.01, so that a bf16 rounding error
@@ -27,7 +25,6 @@ _POLAR_EXPRESS = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
 _RELAXATION = 1.01
-_PRODUCTS = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}  # else bf16
 
 
 def orthogonalise(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
@@ -153,50 +150,22 @@ class Muon:
                     self.weights[shape], stack, *self._state(shape), *numbers, self.beta2, self.dtype, self.cautious
                 )
                 continue
-            update_NRC = self._direction(shape, local(stack), momentum)
+            update_NRC = self._direction(shape, local_part(stack), momentum)
             for parameter, update in zip(group, rows_as(update_NRC, group, stack)):
-                subtract_(local(parameter), update, rate, decay, self.cautious)
+                subtract_(local_part(parameter), update, rate, decay, self.cautious)
 
     def _scale(self, rows: int, columns: int) -> float:
         """Factor of the rate: a tall matrix of orthonormal columns moves its output less. Same RMS for every shape."""
         return math.sqrt(max(1.0, rows / columns))
 
     def _state(self, shape: str) -> tuple[Tensor, Tensor | None]:
-        square_NR1 = None if self.beta2 is None else local(self.state[f"row_square.{shape}"])
-        return local(self.state[f"momentum.{shape}"]), square_NR1
+        square_NR1 = None if self.beta2 is None else local_part(self.state[f"row_square.{shape}"])
+        return local_part(self.state[f"momentum.{shape}"]), square_NR1
 
     def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> Tensor:
         """What is subtracted from the matrices of one shape, times the rate."""
         number = momentum if self.direction_ is direction_ else torch.tensor(momentum)
         return self.direction_(gradients_NRC, *self._state(shape), number, self.beta2, self.dtype)
-
-
-class PSGD(Muon):
-    """Momentum whitened by PSGD's Kronecker-factored preconditioner: entries of size 1, as AdamW's, whose rates suit.
-
-    State besides the momentum: the two factors of each matrix, of its rows and of its columns, in fp32.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], weight_decay: float, cautious: bool = False) -> None:
-        super().__init__(parameters, weight_decay, torch.float32, cautious=cautious)
-        for shape in self.groups:
-            zeros_NRC = self.state[f"momentum.{shape}"]  # products of it are zero, and shared as it is
-            self.state |= {f"left.{shape}": zeros_NRC @ zeros_NRC.mT, f"right.{shape}": zeros_NRC.mT @ zeros_NRC}
-            for side in ("left", "right"):
-                self.state[f"{side}_curvature.{shape}"] = torch.zeros_like(zeros_NRC[:, :1, :1])
-
-    def compile(self, backend: str) -> None:
-        """Nothing: the products of the preconditioner are most of its step."""
-
-    def _scale(self, rows: int, columns: int) -> float:
-        return 1.0
-
-    def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> Tensor:
-        names = ("momentum", "left", "right", "left_curvature", "right_curvature")
-        buffer, *fit = (local(self.state[f"{name}.{shape}"]) for name in names)
-        begun_N11 = (fit[0][:, :1, :1] != 0).float()  # a first gradient counts in full
-        buffer.lerp_(gradients_NRC, 1 - momentum * begun_N11)
-        return whiten_(buffer, *fit)
 
 
 def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
@@ -214,111 +183,3 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(
         [stack.redistribute(placements=[Shard(1)]) if isinstance(stack, DTensor) else stack for stack in stacks]
     )
-
-
-def roles(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Parameters by role: matrix (hidden), embedding, head, scalar (norms, biases, lambdas, gates, routers)."""
-    grouped: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": [], "scalar": []}
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or name.endswith(("gate.weight", "router.weight")):
-            role = "scalar"
-        elif "embedding" in name:
-            role = "embedding"
-        elif name.startswith("head"):
-            role = "head"
-        else:
-            role = "matrix"
-        grouped[role].append((name, parameter))
-    return grouped
-
-
-class Optimizer:
-    """All parameters of a model under one schedule; its state is a flat dict of tensors."""
-
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        self.config = config
-        grouped = roles(model)
-        self.matrices: Muon | None = None
-        if config.optimizer is OptimizerName.PSGD:
-            matrices = [parameter for _, parameter in grouped.pop("matrix")]
-            self.matrices = PSGD(matrices, config.weight_decay, config.cautious_decay)
-        elif config.optimizer is OptimizerName.MUON:
-            matrices = [parameter for _, parameter in grouped.pop("matrix")]
-            dtype = _PRODUCTS.get(config.precision, torch.bfloat16)
-            self.matrices = Muon(matrices, config.weight_decay, dtype, config.muon_beta2, config.cautious_decay)
-        rates = {
-            "matrix": config.learning_rate,
-            "embedding": config.embedding_learning_rate or config.learning_rate,
-            "head": config.head_learning_rate or config.learning_rate,
-            "scalar": config.scalar_learning_rate or config.learning_rate,
-        }
-        self.names: dict[Tensor, str] = {parameter: name for group in grouped.values() for name, parameter in group}
-        groups = [
-            {
-                "params": [parameter for _, parameter in group],
-                "lr": rates[role],
-                "peak": rates[role],
-                "weight_decay": config.weight_decay if self.matrices is None and role != "scalar" else 0.0,
-            }
-            for role, group in grouped.items()
-            if group
-        ]
-        self.adamw = torch.optim.AdamW(
-            groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon, fused=True
-        )
-        for parameter in self.names:  # torch would wait for the first step: memory is full before it or not at all
-            self.adamw.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | {
-                key: torch.zeros_like(parameter, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")
-            }
-
-    def step(self, multiplier: float, momentum: float | None = None) -> None:
-        """One update at `multiplier` of every peak rate; `momentum` is Muon's, null: the configured one."""
-        if self.matrices is not None:
-            self.matrices.step(
-                self.config.learning_rate * multiplier,
-                self.config.momentum if momentum is None else momentum,
-                multiplier if self.config.cautious_decay else 1.0,
-            )
-        for group in self.adamw.param_groups:
-            group["lr"] = group["peak"] * multiplier
-        self.adamw.step()
-
-    def compile(self, backend: str = "inductor") -> None:
-        """Compile Muon's step, once a shape: a number of the schedule enters as a tensor, so none compiles again."""
-        if self.matrices is not None:
-            self.matrices.compile(backend)
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Everything the next step depends on besides weights and configuration."""
-        tensors = {
-            f"adamw.{key}.{self.names[parameter]}": value
-            for parameter, state in self.adamw.state.items()
-            for key, value in state.items()
-        }
-        if self.matrices is not None:
-            tensors |= {f"{self.config.optimizer.value}.{name}": value for name, value in self.matrices.state.items()}
-        return tensors
-
-    def state_bytes(self) -> int:
-        """Size of state_tensors() after the first step; before it AdamW has no state."""
-        moments = sum(2 * parameter.numel() * parameter.element_size() + 4 for parameter in self.names)
-        stacks = self.matrices.state.values() if self.matrices is not None else ()
-        return moments + sum(tensor.numel() * tensor.element_size() for tensor in stacks)
-
-    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of state_tensors; refuses the state of another network or optimizer."""
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        expected = {f"adamw.{key}.{name}" for name in self.names.values() for key in keys}
-        if self.matrices is not None:
-            expected |= {f"{self.config.optimizer.value}.{name}" for name in self.matrices.state}
-        if different := sorted(expected ^ set(tensors)):
-            raise ConfigError(f"the optimizer state is of another run: {different[0]!r} does not match")
-        for parameter, name in self.names.items():
-            step = tensors[f"adamw.step.{name}"].to(parameter.device, copy=True)
-            moments = {key: torch.empty_like(parameter, requires_grad=False) for key in keys[1:]}
-            for key, moment in moments.items():
-                assign_(moment, tensors[f"adamw.{key}.{name}"])
-            self.adamw.state[parameter] = {"step": step} | moments
-        if self.matrices is not None:
-            for name, value in self.matrices.state.items():
-                assign_(value, tensors[f"{self.config.optimizer.value}.{name}"])

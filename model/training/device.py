@@ -12,7 +12,7 @@ import platform
 
 import torch
 
-from model.machine.gpu_process import let_segments_grow
+from model.machine.gpu_process import use_expandable_segments
 from model.machine.parallel import Processes, connect
 from model.parsing import ConfigError
 from model.training.run import TrainerExecution
@@ -21,7 +21,7 @@ from model.training.run import TrainerExecution
 def prepare_device(execution: TrainerExecution, recorded: dict) -> tuple[torch.device, str, Processes, list[str]]:
     """The device of this process, its name, the processes it trains with, and what differs from `recorded`, the
     settings with which the run was executed so far (empty: it begins), as sentences."""
-    let_segments_grow()
+    use_expandable_segments()
     cuda = torch.cuda.is_available() and execution.device != "cpu"
     if execution.device == "cuda" and not cuda:
         raise ConfigError("device is 'cuda', but torch finds no CUDA device")

@@ -1,4 +1,4 @@
-"""PSGD's Kronecker-factored whitening preconditioner, batched over matrices of one shape.
+"""PSGD: momentum whitened by a Kronecker-factored preconditioner, batched over matrices of one shape.
 
 A matrix of momentum M is replaced by (L L) M (R R), where the symmetric L and R are fitted, a step a call, so
 that the result has uncorrelated entries of variance 1 (X. Li, arXiv 1512.04202 and 2402.11858). The update of
@@ -11,12 +11,43 @@ Shape suffixes: N matrices, R rows, C columns.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from model.machine.parallel import local_part
+from model.optimizers.muon import Muon
 
 FIT_RATE = 0.1  # of the factors
 CURVATURE_MEMORY = 0.9  # of the estimated curvature, a step
 DAMPING = 1e-9  # the preconditioner stays below its inverse
 LARGEST_RMS, LARGEST_ENTRY = 2.0, 10.0  # of an update: while the fit is behind, it is clipped
+
+
+class PSGD(Muon):
+    """Momentum whitened by PSGD's Kronecker-factored preconditioner: entries of size 1, as AdamW's, whose rates suit.
+
+    State besides the momentum: the two factors of each matrix, of its rows and of its columns, in fp32.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], weight_decay: float, cautious: bool = False) -> None:
+        super().__init__(parameters, weight_decay, torch.float32, cautious=cautious)
+        for shape in self.groups:
+            zeros_NRC = self.state[f"momentum.{shape}"]  # products of it are zero, and shared as it is
+            self.state |= {f"left.{shape}": zeros_NRC @ zeros_NRC.mT, f"right.{shape}": zeros_NRC.mT @ zeros_NRC}
+            for side in ("left", "right"):
+                self.state[f"{side}_curvature.{shape}"] = torch.zeros_like(zeros_NRC[:, :1, :1])
+
+    def compile(self, backend: str) -> None:
+        """Nothing: the products of the preconditioner are most of its step."""
+
+    def _scale(self, rows: int, columns: int) -> float:
+        return 1.0
+
+    def _direction(self, shape: str, gradients_NRC: Tensor, momentum: float) -> Tensor:
+        names = ("momentum", "left", "right", "left_curvature", "right_curvature")
+        buffer, *fit = (local_part(self.state[f"{name}.{shape}"]) for name in names)
+        begun_N11 = (fit[0][:, :1, :1] != 0).float()  # a first gradient counts in full
+        buffer.lerp_(gradients_NRC, 1 - momentum * begun_N11)
+        return whiten_(buffer, *fit)
 
 
 def whiten_(

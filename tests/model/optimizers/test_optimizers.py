@@ -10,9 +10,11 @@ from torch import nn
 from model.network.config import ConfigError, GPTConfig, parse
 from model.network.gpt import GPT, initialise
 from model.network.scaling import learning_rates_for, sized
+from model.optimizers.muon import Muon, orthogonalise
+from model.optimizers.optimizer import Optimizer
+from model.optimizers.psgd import PSGD
+from model.optimizers.schedule import learning_rate_multiplier, muon_momentum
 from model.training.config import TrainConfig
-from model.training.optimizers import PSGD, Muon, Optimizer, orthogonalise
-from model.training.schedule import learning_rate_multiplier, muon_momentum
 
 TRAIN = dict(
     seed=0,
