@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.status:
             self._answer(self.server.status, b"", {})
         elif found := re.fullmatch(r"(?:/datasets)?/[^/]+/[^/]+/resolve/([^/]+)/(.+)", path):
-            self._file(*found.groups(), body)
+            self._file(found[1], found[2], body)
         elif found := re.fullmatch(r"/api/\w+/[^/]+/[^/]+/tree/[^/]+/?(.*)", path):
             self._json(self._below(found[1], "recursive=true" in self.path.lower()))
         elif found := re.fullmatch(r"/api/\w+/([^/]+/[^/]+)/revision/([^/]+)", path):

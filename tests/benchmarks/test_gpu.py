@@ -29,7 +29,7 @@ def nothing_queued(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stage_that_is_timed_is_alone(tmp_path: Path):
-    findings = []
+    findings: list[dict] = []
     run_stages(
         [
             Stage("ticking", ticking, 1, 1),

@@ -80,10 +80,8 @@ def test_a_dataset_names_no_file_outside_itself(header: dict, local: bool, hub: 
 
 
 def causes(error: BaseException) -> list[type]:
-    found = []
-    while error := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        found.append(type(error))
-    return found
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [] if cause is None else [type(cause), *causes(cause)]
 
 
 def test_a_dataset_is_read_from_the_cache_at_its_commit_when_the_hub_says_nothing(

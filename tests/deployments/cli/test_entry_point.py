@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tasks.runtime.lock import locked
-from tests.tasks.runtime.test_saving import wait_until
+from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="adopts processes and finds them in /proc")
@@ -180,7 +180,7 @@ def test_who_waits_for_a_lock_says_who_holds_it_and_can_be_interrupted(tmp_path:
     def interrupt(*_: object) -> None:
         raise Interrupted
 
-    path, messages = tmp_path / "stage.lock", []
+    path, messages = tmp_path / "stage.lock", list[str]()
     program = (
         "import sys; from pathlib import Path; from tasks.runtime.lock import locked\n"
         "with locked(Path(sys.argv[1]), print): print(flush=True); sys.stdin.read()"
@@ -188,6 +188,7 @@ def test_who_waits_for_a_lock_says_who_holds_it_and_can_be_interrupted(tmp_path:
     holder = subprocess.Popen(
         [sys.executable, "-c", program, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+    assert holder.stdout is not None
     holder.stdout.readline()
     before = signal.signal(signal.SIGALRM, interrupt)
     try:

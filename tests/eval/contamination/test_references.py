@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ def _rows(name: str, generator: np.random.Generator) -> list[dict]:
     def text(count: int) -> str:
         return " ".join(WORDS[number] for number in generator.integers(len(WORDS), size=count).tolist())
 
-    rows = []
+    rows: list[dict] = []
     for item in range(SUITES[name].rows):
         texts = [f"{text(1 + int(generator.integers(5)))} {number}" for number in range(4)]
         if name.startswith("arc"):
@@ -42,7 +43,7 @@ def _rows(name: str, generator: np.random.Generator) -> list[dict]:
     return rows
 
 
-def same_as_lm_eval(task: BenchmarkTask, scored: object, item: Reference, doc: dict) -> None:
+def same_as_lm_eval(task: BenchmarkTask, scored: Any, item: Reference, doc: dict) -> None:
     """Asserts that lm-eval's prompt, choices and gold for a document are the reference's."""
     prompt, choices, gold = scored.doc_to_text(doc), scored.doc_to_choice(doc), scored.doc_to_target(doc)
     if item.suite == "winogrande":
@@ -60,7 +61,8 @@ def same_as_lm_eval(task: BenchmarkTask, scored: object, item: Reference, doc: d
         }
         return
     asked = r"(?s).*Q: (.*)\nA:" if item.suite == "truthfulqa" else r"(?s)Question: (.*)\nAnswer:"
-    assert re.fullmatch(asked, prompt).group(1) == item.question
+    question = re.fullmatch(asked, prompt)
+    assert question is not None and question[1] == item.question
     assert item.forms[0].text == f"{item.question} {item.answers[0]}"
     if Metric.MC2 in task.metrics:
         right = {choice for choice, label in zip(choices, doc["mc2_targets"]["labels"]) if label}

@@ -42,12 +42,13 @@ from tasks.runtime.child_process import run_module
 WORDS = ["the", "a", "cat", "dog", "runs", "sees", "small", "old", "house", "tree", "and", "if", "river", "stone"]
 QUICK = tuple(name for name in SUITES if name != "hellaswag")
 """Where all suites do not matter: lm-eval takes seconds to load the ten thousand items of HellaSwag."""
+VOCAB = 400
 NETWORK = GPTConfig(
     depth=2,
     width=32,
     heads=2,
     sequence_length=200,
-    vocab_size=400,
+    vocab_size=VOCAB,
     vocab_multiple=1,
     norm=Norm.LAYER,
     position=Position.LEARNED,
@@ -64,7 +65,7 @@ def _rows(name: str, generator: np.random.Generator, count: int | None = None) -
     def text(count: int) -> str:
         return " ".join(WORDS[number] for number in generator.integers(len(WORDS), size=count).tolist())
 
-    rows = []
+    rows: list[dict] = []
     for item in range(count or SUITES[name].rows):
         texts = [f"{text(1 + int(generator.integers(5)))} {end}" for end in WORDS[:4]]  # no two are the same
         if name.startswith("arc"):
@@ -98,7 +99,7 @@ def inputs(tmp_path_factory) -> HarnessConfig:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=NETWORK.vocab_size,
+        vocab_size=VOCAB,
         special_tokens=["<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -137,10 +138,10 @@ def gpt2(inputs) -> GPT2LMHeadModel:
 
 def _as_gpt2(inputs: HarnessConfig) -> GPT2LMHeadModel:
     """The same weights in transformers' GPT-2, which keeps its linear layers transposed."""
-    network = load_model(inputs).scorer.network._model
+    network = load_final(inputs.checkpoint).model
     ours = network.state_dict()
     config = GPT2Config(
-        vocab_size=NETWORK.vocab_size,
+        vocab_size=VOCAB,
         n_positions=network.config.sequence_length,
         n_embd=NETWORK.width,
         n_layer=NETWORK.depth,
@@ -274,7 +275,7 @@ def test_of_equal_logits_the_first_is_greedy():
     torch.nn.init.zeros_(network.token_embedding.weight)
     scorer = Scorer(Checkpoint(FinalModel(network, 0, "", {}), torch.device("cpu")), torch.device("cpu"))
     scores = scorer([(5, 6), (5, 7)], [[0], [3]], lambda done: None)
-    uniform = pytest.approx(-math.log(NETWORK.vocab_size))
+    uniform = pytest.approx(-math.log(VOCAB))
     assert scores == [(uniform, True), (uniform, False)]
 
 
@@ -502,8 +503,7 @@ def test_what_cannot_be_scored_is_refused(inputs, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(inputs, tmp_path):
-    model = load_model(inputs)
-    network = model.scorer.network._model
+    network = load_final(inputs.checkpoint).model
     with torch.no_grad():
         network.blocks[1].mlp.expand.weight[0, 0] = math.nan
     digest = hashlib.sha256(inputs.tokenizer.read_bytes()).hexdigest()
@@ -517,7 +517,7 @@ def test_a_tokenizer_with_dropout_is_refused(inputs, tmp_path):
     tokenizer.model.dropout = 0.5
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     digest = hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
-    publish_final(tmp_path / "random", load_model(inputs).scorer.network._model, 0, digest, {})
+    publish_final(tmp_path / "random", load_final(inputs.checkpoint).model, 0, digest, {})
     with pytest.raises(HarnessError, match=r"tokenizer\.json: its tokenizer has a BPE dropout of 0\.5"):
         load_model(replace(inputs, checkpoint=tmp_path / "random", tokenizer=tmp_path / "tokenizer.json"))
 

@@ -1,5 +1,7 @@
 """Precision is part of what a score is: of the stage's key, of comparisons, and of every variant's arithmetic."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,10 +23,11 @@ from tests.eval.scoring.test_prefix_rows import SEQUENCES, VARIANTS, _network
 CPU = torch.device("cpu")
 
 
-def key(**settings: object) -> str:
+def key(**settings: Any) -> str:
     """Of the stage `evaluate`, but for what it reads."""
     config = EvaluationConfig(suites=("arc_easy", "hellaswag"), seed=7, **settings)
-    items = Items(results=dict.fromkeys(config.suites), train={}, missing={})
+    nothing: Any = None  # of which no setting is made
+    items = Items(results=dict.fromkeys(config.suites, nothing), train={}, missing={})
     return Stage(name="evaluate", version=VERSION, config=scoring_settings(config, items), inputs={}).key
 
 

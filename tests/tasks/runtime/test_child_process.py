@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tasks.runtime.progress import ServerUpdates
 from tasks.sources.document_sources import FilesSource, SourceError, read
 from tasks.store.backends import StoreError, open_store
 from tasks.store.stage import transient
+from tests.processes import output_of
 
 SLOW = """
 import json, os, signal, sys, time
@@ -91,11 +93,12 @@ def test_two_children_with_one_lock_never_run_together(slow: Path):
 def test_a_child_that_outlives_its_parent_still_holds_the_device(slow: Path):
     command = [sys.executable, "-c", PARENT, str(slow), str(slow / "go")]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert "began" in parent.stdout.readline()
+    assert "began" in output_of(parent).readline()
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    parent.stdout.close()
-    events, released = [], []
+    output_of(parent).close()
+    events: list[dict] = []
+    released: list[float] = []
 
     def keep(event: dict) -> None:
         events.append(event)
@@ -112,16 +115,18 @@ def test_a_log_line_that_nobody_reads_ends_nothing(tmp_path: Path):
     command = [sys.executable, "-c", ORPHAN, str(tmp_path / "end")]
     pipe = subprocess.PIPE
     run = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-    while run.stdout.readline() != "ready\n":
+    while output_of(run).readline() != "ready\n":
         assert run.poll() is None
-    run.stdout.close()
+    output_of(run).close()
+    assert run.stdin is not None
     run.stdin.write("\n")
     run.stdin.close()
     assert run.wait() == 0 and (tmp_path / "end").read_text() == "went on"
 
 
 def test_a_server_that_hangs_or_fails_holds_nothing_up(caplog: pytest.LogCaptureFixture):
-    told, hung, answers = [], threading.Event(), threading.Event()
+    sent: list[int] = []
+    hung, answers = threading.Event(), threading.Event()
 
     def hang() -> None:
         hung.set()
@@ -135,10 +140,10 @@ def test_a_server_that_hangs_or_fails_holds_nothing_up(caplog: pytest.LogCapture
         hung.wait(60)
         tell("figure", fail)
         for number in range(100):
-            tell("progress", partial(told.append, number))
-        assert not told
+            tell("progress", partial(sent.append, number))
+        assert not sent
         answers.set()
-    assert told == [99], "of what had waited, the newest"
+    assert sent == [99], "of what had waited, the newest"
     assert "the run goes on: away" in caplog.text
 
 
@@ -181,7 +186,7 @@ def dead_child(folder: Path) -> None:
     ],
 )
 def test_the_network_is_tried_again_and_bad_input_is_not(
-    failure: object, error: type, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: Callable[[Path], None], error: type, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("tasks.store.s3.SECONDS_TO_OPEN", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")

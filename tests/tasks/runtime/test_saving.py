@@ -23,6 +23,7 @@ import pytest
 
 from tasks.runtime.grace_period import seconds_to_end, seconds_to_save
 from tasks.store.context import open_context
+from tests.processes import output_of, wait_until
 from tests.tasks.store.test_checkpoints import trained, uploaded
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,16 +97,10 @@ class SlowNetwork:
 def slow_store(s3_environment: dict[str, str]) -> Iterator[str]:
     """Address of the S3 server behind a slow network."""
     server = urlsplit(s3_environment["AWS_ENDPOINT_URL_S3"])
+    assert server.hostname is not None and server.port is not None
     network = SlowNetwork(server.hostname, server.port, SLOW)
     yield network.url
     network.listener.close()
-
-
-def wait_until(what: object, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -178,10 +173,10 @@ def test_a_container_ends_when_what_its_command_left_behind_has_saved(tmp_path: 
     command = COMMAND if how == "stopped" else COMMAND.replace("time.sleep(60)", "time.sleep(1); sys.exit(3)")
     arguments = [sys.executable, "-m", "deployments.init", sys.executable, "-c", command, LEFT, str(tmp_path / "end")]
     first = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert first.stdout.readline() == "ready\n"
+    assert output_of(first).readline() == "ready\n"
     if how == "stopped":
         first.terminate()
     code = first.wait(30)
     assert (tmp_path / "end").read_text() == "saved"
     assert code == (143 if how == "stopped" else 3)
-    first.stdout.close()
+    output_of(first).close()

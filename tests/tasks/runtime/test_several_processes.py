@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,8 @@ from tasks.store import provenance
 from tasks.store.context import RunContext, open_context
 from tasks.store.stage import Result, fetch_outputs
 from tasks.train import read_metrics
-from tests.tasks.runtime.test_saving import wait_until
-from tests.tasks.store.test_checkpoints import MODEL, TRAIN, family, trained
+from tests.processes import family, output_of, wait_until
+from tests.tasks.store.test_checkpoints import MODEL, TRAIN, trained
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = replace(TRAIN, tokens=200 * 128, log_every_steps=10)  # of 8 sequences each; a checkpoint every 5 steps
@@ -80,7 +81,7 @@ run_module("program", {"acts": acts}, folder, lambda event: print("began", flush
 """
 
 
-def process_of(rank: int, run: int) -> int | None:
+def process_of(rank: int, run: int) -> int:
     """The trainer's process of this rank, somewhere below the process `run`."""
     for process in family(run):
         command, environment = (
@@ -88,12 +89,13 @@ def process_of(rank: int, run: int) -> int | None:
         )
         if b"model.train" in command and f"RANK={rank}".encode() in environment:
             return process
-    return None
+    raise AssertionError(f"no process of {run} trains as rank {rank}")
 
 
 def ignores_sigterm(process: int) -> bool:
     status = Path(f"/proc/{process}/status").read_text()
-    return bool(int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1)
+    [ignored] = re.findall(r"SigIgn:\s*(\w+)", status)
+    return bool(int(ignored, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def assert_over(context: RunContext, before: set[int]) -> None:
@@ -177,13 +179,13 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_one_process_that_is_left_holds_the_device(program: Path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(program)], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout.readline() == "began\n"
+    assert output_of(parent).readline() == "began\n"
     first, second = family(parent.pid)[1:]
     wait_until(lambda: ignores_sigterm(second))  # which it gets when its parent is gone
     for process in (parent.pid, first):
         os.kill(process, signal.SIGKILL)
     parent.wait()
-    parent.stdout.close()
+    output_of(parent).close()
     with (program / "device.lock").open("w") as lock:
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,7 +220,8 @@ def test_the_process_that_failed_first_says_why(program: Path, monkeypatch, acts
 @pytest.mark.parametrize("code", [-signal.SIGKILL, ranks.SMALLER_MICRO_BATCH])
 def test_what_nobody_gets_from_another_is_the_cause_whichever_is_seen_first(code: int):
     together = ranks.Ranks.__new__(ranks.Ranks)
-    together.processes = [SimpleNamespace(returncode=1), SimpleNamespace(returncode=code)]
+    ended: list[Any] = [SimpleNamespace(returncode=1), SimpleNamespace(returncode=code)]
+    together.processes = ended
     together.failed = [0, 1]
     assert together._cause() == 1
 

@@ -220,10 +220,10 @@ def test_log_and_manifest_name_what_was_left_out(
     assert f"4 left out, a note about the corpus by its name: {', '.join(notes)}\n" in caplog.text
     assert "deep/table.csv" in pages[0] and groups["empty"] == ["empty.txt"]
 
-    def changing(*arguments: object) -> None:
-        write_documents(*arguments)
-        text = (arguments[2] / "lock.json").read_text()
-        (arguments[2] / "lock.json").write_text(text.replace('"sha256": "', '"sha256": "0', 1))
+    def changing(config: DataConfig, work: Path, out: Path) -> None:
+        write_documents(config, work, out)
+        text = (out / "lock.json").read_text()
+        (out / "lock.json").write_text(text.replace('"sha256": "', '"sha256": "0', 1))
 
     monkeypatch.setattr(download, "write_documents", changing)
     write(folder, {"a.txt": "changed"})

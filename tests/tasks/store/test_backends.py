@@ -10,7 +10,9 @@ import threading
 import time
 import urllib.error
 from contextlib import suppress
+from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import httpx
@@ -77,7 +79,7 @@ def test_publishing_never_replaces(store: Store):
 
 
 def test_a_half_written_file_is_not_listed(tmp_path: Path):
-    store = open_store(str(tmp_path / "store"))
+    store = LocalStore(str(tmp_path / "store"))
     store.publish("ledger/a.json", b"{}")
     (store.root / "ledger" / ".b.json.partial").write_bytes(b"{")  # as a killed process leaves it
     assert list(store.list("ledger")) == ["ledger/a.json"]
@@ -113,7 +115,7 @@ def test_delete_removes(store: Store):
 
 
 def test_an_object_overwritten_behind_our_back_has_another_digest(s3: str, tmp_path: Path):
-    store = open_store(f"{s3}/{tmp_path.name}")
+    store = S3Store(f"{s3}/{tmp_path.name}")
     path, digest = file_of(tmp_path, b"true")
     store.put("x", path, digest)
     client = boto3.client("s3")
@@ -122,7 +124,7 @@ def test_an_object_overwritten_behind_our_back_has_another_digest(s3: str, tmp_p
 
 
 def test_ranges_can_be_read_from_what_was_stored(s3: str, tmp_path: Path):
-    store = open_store(f"{s3}/{tmp_path.name}")
+    store = S3Store(f"{s3}/{tmp_path.name}")
     path, digest = file_of(tmp_path, bytes(range(256)) * 8)
     store.put("x", path, digest)
     answer = boto3.client("s3").get_object(Bucket=store.bucket, Key=f"{tmp_path.name}/x", Range="bytes=10-19")
@@ -223,7 +225,7 @@ def test_a_server_without_the_newer_checksums_gets_none_and_finds_a_flipped_byte
     proxy: StoreProxy, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    store, sent = open_store(f"{s3}/{tmp_path.name}"), []
+    store, sent = S3Store(f"{s3}/{tmp_path.name}"), list[str]()
     store.client.meta.events.register("before-send.s3", lambda request, **_: sent.extend(request.headers))
     path, digest = file_of(tmp_path, b"speech" * 100)
     proxy.faults = Faults(("flipped request",), share=1.0, most=1, only="PUT")
@@ -247,7 +249,7 @@ def test_bytes_that_change_or_are_cut_on_the_way_are_fetched_again(
 ):
     if large:
         monkeypatch.setattr("tasks.store.s3.MULTIPART_BYTES", 5 * 2**20)
-    store = open_store(f"{s3}/{tmp_path.name}")
+    store = S3Store(f"{s3}/{tmp_path.name}")
     content = bytes(range(256)) * (22_000 if large else 64)  # 5.6 MB: two parts
     path, digest = file_of(tmp_path, content)
     for kind in ("flipped request", "truncated request", "500 after"):
@@ -286,13 +288,13 @@ def test_a_store_that_answers_when_a_run_begins_is_given_time(
         open_store(f"{s3}/{tmp_path.name}").check()
 
 
-def of(package: str, name: str, *bases: type) -> Exception:
+def error_of(package: str, name: str, *bases: type) -> Exception:
     return type(name, bases or (Exception,), {"__module__": package})("broken")
 
 
 def answered(status: int) -> Exception:
-    error = of("huggingface_hub.errors", "HfHubHTTPError")
-    error.response = type("Response", (), {"status_code": status})()
+    error = error_of("huggingface_hub.errors", "HfHubHTTPError")
+    vars(error)["response"] = SimpleNamespace(status_code=status)
     return error
 
 
@@ -300,7 +302,10 @@ def test_a_404_of_a_proxy_is_not_the_absence_of_an_object(proxy: StoreProxy, s3:
     store = S3Store(f"{s3}/{tmp_path.name}", patience=0.0)
     store.publish("here", b"content")
     proxy.faults = Faults(("no backend",), share=1.0, most=3)  # the HEAD and the GET that is to explain it
-    assert store.digest("here").bytes == 7 and store.read("here") == b"content" and store.digest("absent") is None
+    digest = store.digest("here")
+    assert (
+        digest is not None and digest.bytes == 7 and store.read("here") == b"content" and store.digest("absent") is None
+    )
     proxy.faults = Faults(("no backend",), share=1.0)
     for ask in (store.read, store.digest, store.exists):
         with pytest.raises(StoreError, match="did not answer as it should") as caught:
@@ -335,7 +340,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(s3: str, monkeypatc
         dripping.start()
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.getsockname()[1]}")
         store = S3Store("s3://bucket/x", patience=0.0)
-        store.read_seconds = (0.2, 0.2)
+        monkeypatch.setattr(store, "read_seconds", (0.2, 0.2))
         began = time.monotonic()
         with pytest.raises(StoreError, match="no whole answer within"):
             store.digest("x")
@@ -420,7 +425,7 @@ def test_what_follows_a_hash_belongs_to_the_prefix(s3: str):
         (httpx.ReadTimeout("slow"), True),
         (requests.exceptions.ChunkedEncodingError(), True),
         (urllib3.exceptions.ProtocolError(), True),
-        (of("elsewhere", "ProtocolError"), False),
+        (error_of("elsewhere", "ProtocolError"), False),
         (EndpointConnectionError(endpoint_url="x"), True),
         (IncompleteReadError(actual_bytes=1, expected_bytes=2), True),
         (FlexibleChecksumError(error_msg="x"), True),
@@ -429,7 +434,7 @@ def test_what_follows_a_hash_belongs_to_the_prefix(s3: str):
         (OSError(errno.ENOSPC, ""), False),
         (ValueError(), False),
         (OfflineModeIsEnabled("offline"), False),
-        (urllib.error.HTTPError("", 503, "", None, None), True),
+        (urllib.error.HTTPError("", 503, "", Message(), None), True),
     ],
 )
 def test_what_a_retry_may_mend_is_known_by_its_class_through_what_was_raised_of_it(error: Exception, again: bool):

@@ -8,6 +8,7 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext, open_context
 from tasks.store.manifest import canonical_json, parse_manifest, sha256_json
 from tasks.store.objects import Digest, StoreError
+from tasks.store.s3 import S3Store
 from tasks.store.stage import Result, Stage, StageError, build_or_skip, fetch_outputs, read_json
 from tests.object_store import READER
 from tests.store_proxy import MIXES, Faults
@@ -208,12 +210,19 @@ def test_a_flipped_byte_in_the_cache_is_fetched_again(s3: str, tmp_path: Path):
     assert (fetch_outputs(result, context) / "data.bin").read_bytes() == b"0123456789" * 100
 
 
+def overwrite(context: RunContext, key: str, content: bytes, **settings: Any) -> None:
+    """Write an object of the store as another program would."""
+    store = context.store
+    assert isinstance(store, S3Store)
+    store.client.put_object(Bucket=store.bucket, Key=f"{store.prefix}/{key}", Body=content, **settings)
+
+
 def test_an_object_changed_in_the_bucket_is_built_again(s3: str, tmp_path: Path):
     build = Build()
     context = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
     result = build_or_skip(STAGE, context, build)
-    key = f"{tmp_path.name}/{result.manifest.location(result.manifest.output('data.bin'))}"
-    context.store.client.put_object(Bucket=context.store.bucket, Key=key, Body=b"0123456789" * 99 + b"0123456780")
+    key = result.manifest.location(result.manifest.output("data.bin"))
+    overwrite(context, key, b"0123456789" * 99 + b"0123456780")
     assert not build_or_skip(STAGE, context, build).skipped
     assert build.runs == 2
 
@@ -282,13 +291,13 @@ def test_a_machine_that_was_slower_takes_the_result_and_leaves_nothing(context: 
     assert not list((tmp_path / "slow" / "work" / "shard").glob("*/"))
 
 
-def killed() -> None:
-    raise KeyboardInterrupt
-
-
 def test_killed_when_its_manifest_was_published_it_leaves_no_work(context: RunContext, monkeypatch: pytest.MonkeyPatch):
+    def publish_and_be_killed(*arguments: Any) -> None:
+        assert publish(*arguments)
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.store.stage.publish", lambda *arguments: publish(*arguments) and killed())
+        patched.setattr("tasks.store.stage.publish", publish_and_be_killed)
         with pytest.raises(KeyboardInterrupt):
             build_or_skip(STAGE, context, Build())
     assert (context.cache / "work/shard" / STAGE.key / "built.json").exists()
@@ -356,8 +365,9 @@ def test_a_bucket_that_another_program_copied_is_as_good_and_damage_in_it_is_fou
 
     def replaced(name: str, change: bytes) -> None:
         key = result.manifest.location(result.manifest.output(name))
-        content = context.store.read(key)[len(change) :] + change
-        context.store.client.put_object(Bucket=context.store.bucket, Key=f"{tmp_path.name}/{key}", Body=content)
+        content = context.store.read(key)
+        assert content is not None
+        overwrite(context, key, content[len(change) :] + change)
 
     replaced("data.bin", b"")
     replaced("times.json", b"")
@@ -399,9 +409,13 @@ def test_a_cache_that_is_removed_when_a_stage_is_stored_costs_nothing(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ):
     publish = LocalStore.publish
-    monkeypatch.setattr(
-        LocalStore, "publish", lambda *args: (publish(*args), shutil.rmtree(context.cache, ignore_errors=True))[0]
-    )
+
+    def publish_and_remove_cache(*arguments: Any) -> bool:
+        published = publish(*arguments)
+        shutil.rmtree(context.cache, ignore_errors=True)
+        return published
+
+    monkeypatch.setattr(LocalStore, "publish", publish_and_remove_cache)
     assert not build_or_skip(STAGE, context, Build()).skipped
     assert build_or_skip(STAGE, context, Build()).skipped
 
@@ -409,8 +423,12 @@ def test_a_cache_that_is_removed_when_a_stage_is_stored_costs_nothing(
 def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path):
     path, entered = tmp_path / "cache" / "x.lock", []
 
+    def remove_lock(message: str) -> None:
+        shutil.rmtree(path.parent)
+        waits.set()
+
     def second() -> None:
-        with locked(path, lambda _: (shutil.rmtree(path.parent), waits.set())):
+        with locked(path, remove_lock):
             entered.append(path.exists())
 
     waits, other = threading.Event(), threading.Thread(target=second)
@@ -430,12 +448,7 @@ def test_flipped_bytes_on_the_way_cost_no_build_and_damage_in_the_bucket_does(pr
     assert proxy.faults.done["flipped answer"] == 4
     shutil.rmtree(context.cache)
     output = result.manifest.output("data.bin")
-    context.store.client.put_object(
-        Bucket=context.store.bucket,
-        Body=b"9" * 1000,
-        Metadata={"sha256": output.sha256},
-        Key=f"{tmp_path.name}/{result.manifest.location(output)}",
-    )
+    overwrite(context, result.manifest.location(output), b"9" * 1000, Metadata={"sha256": output.sha256})
     with pytest.raises(StageError, match=r"data\.bin is corrupted.*its manifest is kept as .*withdrawn-"):
         fetch_outputs(result, context)
     assert not build_or_skip(STAGE, context, build).skipped and build.runs == 2
