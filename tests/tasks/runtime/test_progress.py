@@ -27,7 +27,7 @@ from model.training.checkpoint import publish_final
 from model.training.multiple_choice import accuracy, read_items
 from model.training.progress_bar import describe
 from tasks.runtime.tracking import Tracker, Tracking, check_tracker
-from tests.eval.contamination.test_references import _rows
+from tests.eval.contamination.invented import suite_rows
 
 ITEMS = 60
 VOCAB, SEQUENCE = 400, 24  # long items are cut on the left, as lm-eval does
@@ -36,7 +36,7 @@ VOCAB, SEQUENCE = 400, 24  # long items are cut on the left, as lm-eval does
 @pytest.fixture(scope="module")
 def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("benchmarks")
-    rows = _rows("hellaswag", np.random.default_rng(0))
+    rows = suite_rows("hellaswag", np.random.default_rng(0))
     write_rows(pa.Table.from_pylist(rows, schema=SUITES["hellaswag"].schema), folder / "hellaswag.parquet")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
