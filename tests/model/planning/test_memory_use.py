@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import model.network.gpt
 from flows.config import compose
-from model.kernels.attention_kernels import AttentionKernels, PastKernel, WindowKernel, attention_kernels
+from model.kernels.attention_kernels import AttentionKernels, PastKernel, WindowKernel
 from model.network.config import GPTConfig, Precision, TrainConfig
 from model.network.gpt import GPT, initialise
 from model.planning import joint_graph, memory_use
@@ -238,7 +238,7 @@ def test_daily_with_an_fp32_stream_took_what_was_traced_and_measured(
     memory_use._trace.cache_clear()
     assert daily(8, depth=4)["total"] == pytest.approx(10.74, rel=0.02)
     monkeypatch.setattr(memory_use, "attention_kernels", lambda *device, **settings: STRETCHES)
-    monkeypatch.setattr(attention_kernels, "windowed_attention", stretches_of_a_window)
+    monkeypatch.setattr("model.kernels.attention_kernels.windowed_attention", stretches_of_a_window)
     memory_use._trace.cache_clear()
     assert daily(32, depth=4)["activations"] == pytest.approx(20.7, rel=0.03)
     assert daily(8, depth=4)["total"] == pytest.approx(11.2, rel=0.02)

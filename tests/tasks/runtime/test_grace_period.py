@@ -55,7 +55,7 @@ if "model.train" in sys.orig_argv:
 # The process of a run; SIGTERM raises there, as in Prefect's engine.
 RUN = """
 import signal, sys
-from tests.tasks.runtime.test_saving import *
+from tests.tasks.runtime.test_grace_period import *
 
 def end(*_):
     raise SystemExit(1)

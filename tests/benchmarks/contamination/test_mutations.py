@@ -5,7 +5,7 @@ from pathlib import Path
 from benchmarks.contamination.mutations import MUTATIONS
 from eval.contamination.planted_items import FORMS, LEAST_RECALL
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_mutation_can_be_made():

@@ -19,7 +19,7 @@ from benchmarks.gpu.stages import zipf_shards
 from model.data.shards import ShardSet
 from tests.timed_stages import dying, endless, failing, ticking, timed, timed_beside_ticking
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
