@@ -140,3 +140,8 @@ def silent() -> Iterator[str]:
         listening.bind(("127.0.0.1", 0))
         listening.listen(64)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def causes(error: BaseException) -> list[type]:
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [] if cause is None else [type(cause), *causes(cause)]

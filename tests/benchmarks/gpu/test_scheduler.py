@@ -17,7 +17,7 @@ from benchmarks.gpu.page import page
 from benchmarks.gpu.scheduler import Stage, run_stages
 from benchmarks.gpu.stages import zipf_shards
 from model.data.shards import ShardSet
-from tests.timed_stages import dying, endless, failing, ticking, timed, timed_beside_ticking
+from tests.benchmarks.gpu.timed_stages import dying, endless, failing, ticking, timed, timed_beside_ticking
 
 ROOT = Path(__file__).resolve().parents[3]
 

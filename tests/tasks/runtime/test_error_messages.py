@@ -82,10 +82,6 @@ def _download(made: Path, out: Path) -> None:
     write_documents(DataConfig(source=source, validation_fraction=0.4), out, out)
 
 
-def _tokenizer(made: Path, out: Path) -> None:
-    load_tokenizer(made / "tokenizer.json").save(str(out / "tokenizer.json"))
-
-
 def _shard(made: Path, out: Path) -> None:
     write_shards(ShardConfig(tokens_per_shard=4096), made, made / "tokenizer.json", 1, out)
 

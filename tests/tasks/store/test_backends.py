@@ -5,22 +5,13 @@ import http.client
 import io
 import os
 import socket
-import ssl
 import threading
 import time
-import urllib.error
 from contextlib import suppress
-from email.message import Message
 from pathlib import Path
-from types import SimpleNamespace
 
 import boto3
-import httpx
 import pytest
-import requests
-import urllib3
-from botocore.exceptions import EndpointConnectionError, FlexibleChecksumError, IncompleteReadError, NoCredentialsError
-from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tasks.store.backends import LocalStore, Store, open_store
 from tasks.store.objects import Digest, ReadOnlyStoreError, StoreError, digest_file
@@ -288,16 +279,6 @@ def test_a_store_that_answers_when_a_run_begins_is_given_time(
         open_store(f"{s3}/{tmp_path.name}").check()
 
 
-def error_of(package: str, name: str, *bases: type) -> Exception:
-    return type(name, bases or (Exception,), {"__module__": package})("broken")
-
-
-def answered(status: int) -> Exception:
-    error = error_of("huggingface_hub.errors", "HfHubHTTPError")
-    vars(error)["response"] = SimpleNamespace(status_code=status)
-    return error
-
-
 def test_a_404_of_a_proxy_is_not_the_absence_of_an_object(proxy: StoreProxy, s3: str, tmp_path: Path):
     store = S3Store(f"{s3}/{tmp_path.name}", patience=0.0)
     store.publish("here", b"content")
@@ -407,39 +388,3 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: 
 
 def test_what_follows_a_hash_belongs_to_the_prefix(s3: str):
     assert S3Store("s3://bucket/runs#1?x").prefix == "runs#1?x"
-
-
-@pytest.mark.parametrize(
-    ("error", "again"),
-    [
-        (ConnectionResetError(), True),
-        (TimeoutError(), True),
-        (OSError(errno.EHOSTUNREACH, ""), True),
-        (http.client.IncompleteRead(b""), True),
-        (answered(429), True),
-        (answered(503), True),
-        (answered(404), False),
-        (answered(403), False),
-        (answered(501), False),
-        (httpx.RemoteProtocolError("server disconnected"), True),
-        (httpx.ReadTimeout("slow"), True),
-        (requests.exceptions.ChunkedEncodingError(), True),
-        (urllib3.exceptions.ProtocolError(), True),
-        (error_of("elsewhere", "ProtocolError"), False),
-        (EndpointConnectionError(endpoint_url="x"), True),
-        (IncompleteReadError(actual_bytes=1, expected_bytes=2), True),
-        (FlexibleChecksumError(error_msg="x"), True),
-        (NoCredentialsError(), False),
-        (ssl.SSLCertVerificationError("self-signed"), False),
-        (OSError(errno.ENOSPC, ""), False),
-        (ValueError(), False),
-        (OfflineModeIsEnabled("offline"), False),
-        (urllib.error.HTTPError("", 503, "", Message(), None), True),
-    ],
-)
-def test_what_a_retry_may_mend_is_known_by_its_class_through_what_was_raised_of_it(error: Exception, again: bool):
-    assert transient(error) is again
-    try:
-        raise StoreError("the store") from error
-    except StoreError as raised:
-        assert transient(raised) is again

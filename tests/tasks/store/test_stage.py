@@ -5,7 +5,6 @@ import json
 import math
 import os
 import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -335,13 +334,6 @@ def test_names_in_a_manifest_that_lead_elsewhere_are_refused(tmp_path: Path, cha
         parse_manifest(forged.content(), "shard", STAGE.key)
 
 
-def test_a_lock_in_place_of_which_somebody_left_a_link_empties_nothing(tmp_path: Path):
-    (tmp_path / "precious").write_text("precious")
-    (tmp_path / "lock").symlink_to(tmp_path / "precious")
-    with locked(tmp_path / "lock", print):
-        assert (tmp_path / "precious").read_text() == "precious"
-
-
 def test_a_forged_manifest_writes_nothing_outside_the_cache(s3: str, tmp_path: Path):
     context = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
     made = build_or_skip(STAGE, context, Build()).manifest
@@ -418,25 +410,6 @@ def test_a_cache_that_is_removed_when_a_stage_is_stored_costs_nothing(
     monkeypatch.setattr(LocalStore, "publish", publish_and_remove_cache)
     assert not build_or_skip(STAGE, context, Build()).skipped
     assert build_or_skip(STAGE, context, Build()).skipped
-
-
-def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path):
-    path, entered = tmp_path / "cache" / "x.lock", []
-
-    def remove_lock(message: str) -> None:
-        shutil.rmtree(path.parent)
-        waits.set()
-
-    def second() -> None:
-        with locked(path, remove_lock):
-            entered.append(path.exists())
-
-    waits, other = threading.Event(), threading.Thread(target=second)
-    with locked(path, print):
-        other.start()
-        assert waits.wait(30)
-    other.join(30)
-    assert entered == [True]
 
 
 def test_flipped_bytes_on_the_way_cost_no_build_and_damage_in_the_bucket_does(proxy, s3: str, tmp_path: Path):
