@@ -10,38 +10,48 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.object_store import BUCKET, object_store
 from tests.store_proxy import Faults, StoreProxy
 
+TESTS = Path(__file__).parent
+
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes with two threads each would spin on two cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # nor do the two threads that a test asks for
 
-PLANNED = ("test_day.py", "test_model_memory.py")
+TOGETHER = (
+    ("operations/",),  # share a server
+    ("benchmarks/gpu/test_day.py", "model/planning/test_memory_use.py"),  # plan `daily`, whose traces take long
+    ("eval/scoring/test_harness.py", "eval/scoring/test_trained_model.py"),  # score the same small model
+)
+"""Files, by the beginnings of their paths below tests/, that one process runs, which keeps what they share."""
 SLOWEST = (
-    "test_operate.py",
-    "test_browser.py",
-    *PLANNED,
-    "test_flow.py",
-    "test_saving.py",
-    "test_model_runs.py",
-    "test_gpu_script.py",
-    "test_eval_harness.py",
+    *TOGETHER[0],
+    *TOGETHER[1],
+    "model/training/test_runs.py",
+    "flows/test_daily.py",
+    "model/training/test_same_bytes.py",
+    "tasks/runtime/test_grace_period.py",
+    "model/test_train.py",
+    *TOGETHER[2],
+    "benchmarks/gpu/test_scheduler.py",
 )
 """Files that begin first, so that all processes end at about the same time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first; a stable sort keeps the order inside a file."""
-    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(TESTS).as_posix()
+        return next((rank for rank, slow in enumerate(SLOWEST) if path.startswith(slow)), len(SLOWEST))
+
+    items.sort(key=rank)
 
 
 class ByFile(LoadScopeScheduling):
-    """A file runs in one process; so do the files of operations/, which share a server, and those that plan `daily`,
-    whose traces take long and are kept."""
+    """A file runs in one process, and so do the files that run together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = Path(nodeid.partition("::")[0])
-        if file.name in PLANNED:
-            return PLANNED[0]
-        return file.parent.name if file.parent.name == "operations" else file.name
+        path = nodeid.partition("::")[0].removeprefix("tests/")
+        return next((files[0] for files in TOGETHER if path.startswith(files)), path)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:

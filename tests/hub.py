@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.status:
             self._answer(self.server.status, b"", {})
         elif found := re.fullmatch(r"(?:/datasets)?/[^/]+/[^/]+/resolve/([^/]+)/(.+)", path):
-            self._file(*found.groups(), body)
+            self._file(found[1], found[2], body)
         elif found := re.fullmatch(r"/api/\w+/[^/]+/[^/]+/tree/[^/]+/?(.*)", path):
             self._json(self._below(found[1], "recursive=true" in self.path.lower()))
         elif found := re.fullmatch(r"/api/\w+/([^/]+/[^/]+)/revision/([^/]+)", path):
@@ -140,3 +140,8 @@ def silent() -> Iterator[str]:
         listening.bind(("127.0.0.1", 0))
         listening.listen(64)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def causes(error: BaseException) -> list[type]:
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [] if cause is None else [type(cause), *causes(cause)]

@@ -22,4 +22,4 @@ def linger(seconds: float = 1.0) -> None:
             time.sleep(seconds)
         return step(self)
 
-    Trainer.train_step = slowed
+    Trainer.train_step = slowed  # type: ignore[method-assign]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.malformed import Area, areas, failures
+from tests.malformed.failures import failures
+from tests.malformed.inputs import Area, areas
 
 INPUTS = 200
 KINDS = ("configuration", "tokenizers", "documents", "shards", "manifests", "ledger", "checkpoints", "benchmark rows")

@@ -55,7 +55,13 @@ class Training:
         self._output.close()
         self.process.join()
         limit.cancel()
+        assert self.process.exitcode is not None
         return self.process.exitcode
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None, "it was started"
+        return self.process.pid
 
     def kill(self) -> None:
         self.process.kill()

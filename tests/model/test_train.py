@@ -23,6 +23,7 @@ from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
 from model.train import main
 from model.training import checkpoint
+from model.training.run import RunConfig
 from model.training.validation import validate
 from tests.lingering import linger
 from tests.trainings import Training
@@ -204,11 +205,11 @@ def test_sigterm_saves_and_resumes_to_the_same_bytes(uninterrupted, shards, tmp_
 def endless_building() -> None:
     """In the trainer: a network whose building does not come back to Python."""
 
-    def build(config: object) -> None:
+    def build(config: RunConfig) -> None:
         Path(config.run_dir).mkdir()
         sum(itertools.repeat(1, 10**11))
 
-    model.train.Trainer = build
+    model.train.Trainer = build  # type: ignore[misc, assignment]
 
 
 def test_sigterm_while_the_network_is_built_ends_at_once(shards, tmp_path):

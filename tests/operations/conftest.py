@@ -36,7 +36,7 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 def logged_in(up: Up, browser: Browser) -> StorageState:
     """What a browser keeps after a click on the address that `up` has printed."""
     page = browser.new_page()
-    page.goto(re.search(r"http://\S+/enter#\S+", up.log)[0])
+    page.goto(re.findall(r"http://\S+/enter#\S+", up.log)[0])
     page.wait_for_url(lambda url: "/enter" not in url, wait_until="commit")
     kept = page.context.storage_state()
     page.close()

@@ -182,6 +182,12 @@ class Up:
         body = {"flow_runs": {"id": {"any_": [run]}}, "artifacts": {"key": {"any_": [key]}}}
         return next(iter(self.api.post("/artifacts/filter", json=body).json()), None)
 
+    def progress(self, run: str) -> float:
+        """The percentage of the progress bar of its training."""
+        artifact = self.artifact(run, "training-progress")
+        assert artifact is not None, run
+        return artifact["data"]
+
     def processes(self, words: str, run: str = "") -> list[int]:
         """Processes of this server with words in their command, and of one run where given."""
         found = subprocess.run(["pgrep", "-f", words], capture_output=True, text=True, check=False).stdout.split()

@@ -17,6 +17,7 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from model.training.config import OptimizerName
 from tests.operations.live import CHROMIUM, ROOT, SECONDS, Up, free_port
+from tests.processes import output_of
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium` runs the browser tests"
@@ -249,7 +250,7 @@ def test_the_demo_page_shows_both_models(page: Page, store: Path):
     command = [sys.executable, "-m", "deployments.cli.commands", "demo", "--store", str(store), "--port", str(port)]
     demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        for line in demo.stdout:
+        for line in output_of(demo):
             if "Running on local URL" in line:
                 break
         page.goto(f"http://127.0.0.1:{port}")

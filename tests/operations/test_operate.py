@@ -119,8 +119,8 @@ def test_a_run_survives_its_server_and_its_worker_and_can_still_be_cancelled(up:
     up.kill("prefect worker start")
     wait_for(lambda: up.state(run)["type"] == "RUNNING")  # `up` has started the server again
     assert wait_for(lambda: [e for e in up.events() if e["event"] == "checkpoint" and e["step"] > step + 20])
-    progress = up.artifact(run, "training-progress")["data"]
-    wait_for(lambda: up.artifact(run, "training-progress")["data"] > progress)
+    progress = up.progress(run)
+    wait_for(lambda: up.progress(run) > progress)
 
     crashed = {"type": "CRASHED", "name": "Crashed", "message": f"{DID_NOT_ANSWER} for 90 s"}  # for want of heartbeats
     up.api.post(f"/flow_runs/{run}/set_state", json={"state": crashed, "force": True}).raise_for_status()

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,16 @@ def training(preset: str = "daily", **train: Any) -> tuple[GPTConfig, TrainConfi
     return run.model, run.train
 
 
+def write_weights(work: Path, out: Path) -> None:
+    (out / "model").write_text("weights")
+
+
 def files(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.is_file()]
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., str]]:
     """Calls `daily-train run` and returns the line that it ends with; `tools` is a folder of programs it finds."""
 
     def call(*arguments: str, tools: Path | None = None) -> str:
@@ -68,9 +72,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The machine has an H100 with as many bytes as a test says; the child process is replaced by what it computes."""
-    machine = {
+    machine: dict[str, Any] = {
         "event": "projection",
         "device": "cuda",
         "name": "NVIDIA H100 80GB HBM3",
@@ -185,6 +189,7 @@ def test_what_fits_is_kept_until_code_configuration_or_machine_change(
     assert planned(small) and not planned(small) and not planned(training(micro_batch_sequences=2, seed=3))
     assert planned(training(micro_batch_sequences=4)) and planned(small, usd_per_hour=9.0)
     gpu["hours"] = 30.0
+    assert small[1].tokens is not None
     longer = training(micro_batch_sequences=2, tokens=2 * small[1].tokens)
     with pytest.raises(FeasibilityError, match="2 trainings are together projected to take 60 hours on NVIDIA H100"):
         planned(longer, longer)
@@ -207,7 +212,7 @@ def test_what_the_store_holds_already_is_not_refused(tmp_path: Path, gpu: dict):
         inputs={"shards": "x", "model_source": model_source_digest()},
     )
     context.store.publish("stages/train/0/manifest.json", b'{"config": "of nobody"')
-    build_or_skip(stage, context, lambda work, out: (out / "model").write_text("weights") and None)
+    build_or_skip(stage, context, write_weights)
     require_feasible([(model, train)], 512, context)
     with pytest.raises(FeasibilityError):
         require_feasible([(model, replace(train, learning_rate=0.5))], 512, context)
@@ -224,6 +229,7 @@ def test_the_bound_on_flops_holds_and_spares_the_small_presets_a_process(preset:
     run = compose(preset, {})
     model = replace(run.model, vocab_size=run.model.vocab_size or run.tokenizer.entries)
     budget = (run.train.tokens or 0) * flops.flops_per_token(model, model.sequence_length) or run.train.flops
+    assert budget is not None
     assert budget <= most_flops(model, run.train) < 20 * budget
 
     def child(*arguments: object) -> None:
@@ -240,4 +246,4 @@ def test_a_flow_asks_before_it_downloads(tmp_path: Path, gpu: dict, monkeypatch:
     monkeypatch.setattr("flows.daily.prepare", lambda run, context: pytest.fail("it went on to the data"))
     monkeypatch.setattr("flows.daily.check_run", check_run.fn)
     with pytest.raises(FeasibilityError, match=r"needs .* GB of memory"):
-        daily_train.fn(preset=Preset.smoke, execution=Execution(store=str(tmp_path / "store")))
+        daily_train.fn(preset=Preset("smoke"), execution=Execution(store=str(tmp_path / "store")))

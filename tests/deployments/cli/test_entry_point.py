@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.runtime.lock import locked
-from tests.tasks.runtime.test_saving import wait_until
+from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="adopts processes and finds them in /proc")
+
 
 # The limits are scaled. The run starts a child as Ranks does; `how` is what it does then.
 PROGRAM = """
@@ -171,37 +171,6 @@ def test_what_the_command_cannot_do_without_ends_it(start: Callable[..., Command
 
 def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def test_who_waits_for_a_lock_says_who_holds_it_and_can_be_interrupted(tmp_path: Path):
-    class Interrupted(Exception):
-        pass
-
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
-    path, messages = tmp_path / "stage.lock", []
-    program = (
-        "import sys; from pathlib import Path; from tasks.runtime.lock import locked\n"
-        "with locked(Path(sys.argv[1]), print): print(flush=True); sys.stdin.read()"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", program, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    holder.stdout.readline()
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with pytest.raises(Interrupted):
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            with locked(path, messages.append):
-                pass
-    finally:
-        signal.signal(signal.SIGALRM, before)
-        holder.communicate()
-    [message] = messages
-    assert f"until {path} is free" in message and f"process {holder.pid}: {sys.executable} -c" in message
-    with locked(path, messages.append):
-        assert len(messages) == 1
 
 
 def test_closed_standard_streams_are_nothing_and_no_file_takes_their_place():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ from model.training.checkpoint import publish_final
 from tasks.token_bytes import END_OF_TEXT
 from tasks.tokenizer import train_bpe
 
-BASE = dict(depth=3, width=32, heads=4, sequence_length=24)
-GPT2 = dict(
+BASE: dict[str, Any] = dict(depth=3, width=32, heads=4, sequence_length=24)
+GPT2: dict[str, Any] = dict(
     norm="layer",
     position="learned",
     activation="gelu",
@@ -34,7 +35,7 @@ GPT2 = dict(
     vocab_multiple=1,
     eot_token=0,
 )
-ATTENTIONS = [
+ATTENTIONS: list[dict[str, Any]] = [
     dict(kv_heads=2, document_mask="own", eot_token=0),
     dict(attention="mla"),
     dict(attention="mla", position="learned", latent_size=6),
@@ -55,7 +56,7 @@ ATTENTIONS = [
         softcap=15.0,
     ),
 ]
-MLPS = [
+MLPS: list[dict[str, Any]] = [
     {},
     dict(activation="gelu"),
     dict(activation="swiglu"),

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,38 +12,10 @@ from eval.contamination.references import Reference, references, without_marks
 from eval.contamination.words import words
 from eval.scoring.harness import load_tasks, templates_compiled_once, write_tasks
 from eval.suites.suites import SUITES, BenchmarkTask, Metric, write_rows
-
-WORDS = ["the", "a", "Cat", "dog", "runs", "sees", "small", "old", "House", "tree", "river", "stone"]
-
-
-def _rows(name: str, generator: np.random.Generator) -> list[dict]:
-    def text(count: int) -> str:
-        return " ".join(WORDS[number] for number in generator.integers(len(WORDS), size=count).tolist())
-
-    rows = []
-    for item in range(SUITES[name].rows):
-        texts = [f"{text(1 + int(generator.integers(5)))} {number}" for number in range(4)]
-        if name.startswith("arc"):
-            choices = {"text": texts, "label": list("ABCD")}
-            rows.append({"id": str(item), "question": text(9), "choices": choices, "answerKey": "ABCD"[item % 4]})
-        elif name == "hellaswag":
-            first, second = f"[header] {text(4)} [title] {text(5)}.", text(3)
-            texts = [f"{ending} [substeps] {text(2)}" for ending in texts]
-            rows.append(
-                {"ind": item, "activity_label": "Rowing", "ctx_a": first, "ctx_b": second, "ctx": f"{first} {second}"}
-                | {"endings": texts, "source_id": str(item), "split": "val", "split_type": "x", "label": str(item % 4)}
-            )
-        elif name == "winogrande":
-            sentence = f"{text(6)} _ {text(4)}."
-            rows.append({"sentence": sentence, "option1": "Ann", "option2": "Beth", "answer": str(1 + item % 2)})
-        else:
-            one = {"choices": texts[:3], "labels": [1, 0, 0]}
-            many = {"choices": texts, "labels": [1, 0, 0, item % 2]}
-            rows.append({"question": text(7) + "?", "mc1_targets": one, "mc2_targets": many})
-    return rows
+from tests.eval.contamination.invented import suite_rows
 
 
-def same_as_lm_eval(task: BenchmarkTask, scored: object, item: Reference, doc: dict) -> None:
+def same_as_lm_eval(task: BenchmarkTask, scored: Any, item: Reference, doc: dict) -> None:
     """Asserts that lm-eval's prompt, choices and gold for a document are the reference's."""
     prompt, choices, gold = scored.doc_to_text(doc), scored.doc_to_choice(doc), scored.doc_to_target(doc)
     if item.suite == "winogrande":
@@ -60,7 +33,8 @@ def same_as_lm_eval(task: BenchmarkTask, scored: object, item: Reference, doc: d
         }
         return
     asked = r"(?s).*Q: (.*)\nA:" if item.suite == "truthfulqa" else r"(?s)Question: (.*)\nAnswer:"
-    assert re.fullmatch(asked, prompt).group(1) == item.question
+    question = re.fullmatch(asked, prompt)
+    assert question is not None and question[1] == item.question
     assert item.forms[0].text == f"{item.question} {item.answers[0]}"
     if Metric.MC2 in task.metrics:
         right = {choice for choice, label in zip(choices, doc["mc2_targets"]["labels"]) if label}
@@ -86,10 +60,11 @@ def check_all(benchmarks: Path, directory: Path) -> int:
 
 @pytest.fixture(scope="module")
 def benchmarks(tmp_path_factory) -> Path:
+    """A folder with invented rows of all suites."""
     directory = tmp_path_factory.mktemp("benchmarks")
     generator = np.random.default_rng(0)
     for name, suite in SUITES.items():
-        table = pa.Table.from_pylist(_rows(name, generator), schema=suite.schema)
+        table = pa.Table.from_pylist(suite_rows(name, generator), schema=suite.schema)
         write_rows(table, directory / f"{name}.parquet")
     return directory
 

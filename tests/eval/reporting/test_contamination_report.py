@@ -6,12 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from eval.document_parquet import SCHEMA, document_files
 from eval.reporting.contamination_report import explain, match_lines
-from eval.reporting.markdown import code_block, markdown_table, untrusted
 from tasks.contamination import write_filtered
 from tasks.store.stage import StageError
 
@@ -44,32 +41,9 @@ def match(text: str) -> dict:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_opens_no_markup_in_a_page(text: str):
-    page = "\n\n".join(match_lines(match(text)))
-    assert "<script" not in page and "](" not in page.replace("\\]\\(", "") and "\n# " not in page
-    assert not set("\x00\x07\x1b\u202e\u2028") & set(page)
-    quoted = match_lines(match(text))[1].split("\n")
-    assert [line[:6] for line in quoted] == ["> item", ">", "> trai"]  # nothing broke out of its quotation
-
-
-@pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_does_nothing_to_a_terminal(text: str):
     told = explain(match(text), "file")
     assert not set("\x00\x07\x1b\u202e\u2028") & set(told)
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_a_code_block_cannot_be_left(text: str):
-    lines = code_block(text).split("\n")
-    fence = lines[0].removesuffix("text")
-    assert set(fence) == {"`"} and lines[-1] == fence
-    assert all(fence not in line for line in lines[1:-1])
-
-
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=2, max_size=2))
-def test_every_text_stays_in_its_cell(texts: list[str]):
-    rows = markdown_table(["a", "b"], [[untrusted(text) for text in texts]]).split("\n")
-    assert len(rows) == 3
 
 
 def test_filtering_drops_the_flagged_documents_and_nothing_else(tmp_path: Path):
@@ -92,3 +66,12 @@ def test_filtering_drops_the_flagged_documents_and_nothing_else(tmp_path: Path):
     with pytest.raises(StageError, match="3 documents were to be dropped, and 2 have their ids"):
         gone = pa.table({"file": ["train_000001.parquet"], "document": ["d9"]})
         write_filtered(documents, pa.concat_tables([flagged, gone]), out)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_opens_no_markup_in_a_page(text: str):
+    page = "\n\n".join(match_lines(match(text)))
+    assert "<script" not in page and "](" not in page.replace("\\]\\(", "") and "\n# " not in page
+    assert not set("\x00\x07\x1b\u202e\u2028") & set(page)
+    quoted = match_lines(match(text))[1].split("\n")
+    assert [line[:6] for line in quoted] == ["> item", ">", "> trai"]  # nothing broke out of its quotation

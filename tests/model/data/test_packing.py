@@ -77,7 +77,8 @@ def write_llm_c(path: Path, tokens: list[int]) -> None:
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory) -> Path:
     """Markov documents in files of llm.c; the train shards begin and end in mid-document, as fineweb.py's do."""
-    directory, noise, stream = tmp_path_factory.mktemp("llm.c"), np.random.default_rng(0), []
+    directory, noise = tmp_path_factory.mktemp("llm.c"), np.random.default_rng(0)
+    stream: list[int] = []
     while len(stream) < 13_000:
         stream += [EOT, int(noise.integers(EOT))]
         for _ in range(int(noise.integers(2, 40))):

@@ -46,9 +46,9 @@ def write_directory(directory: Path, documents: list, shard_size: int = 16, voca
                 np.array([starts[i] - first for i in here]),
                 [ids[i] for i in here],
             )
-    split = Split(documents=len(documents), tokens=len(stream), bytes=2 * (len(stream) - len(documents)), shards=shards)
+    both = Split(documents=len(documents), tokens=len(stream), bytes=2 * (len(stream) - len(documents)), shards=shards)
     token_bytes = np.array([0] + [2] * (vocab_size - 1))
-    write_dataset(directory, Dataset(vocab_size, EOT, "abc", {"train": split, "val": split}, token_bytes))
+    write_dataset(directory, Dataset(vocab_size, EOT, "abc", {"train": both, "val": both}, token_bytes))
     return stream
 
 

@@ -1,6 +1,7 @@
 """The kernels of attention are chosen by a table, and every kernel computes the same attention."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -67,20 +68,17 @@ def test_attention_costs_what_its_window_costs():
     assert share == pytest.approx(0.972, abs=1e-3)  # docs/trainer.md
 
 
-def random_network(**changes: object) -> GPT:
-    config = GPTConfig(
-        **{
-            "depth": 2,
-            "width": 64,
-            "heads": 2,
-            "sequence_length": 40,
-            "vocab_size": 64,
-            "window_pattern": "SL",
-            "short_window": 12,
-        }
-        | changes
-    )
-    model = GPT(config)
+def random_network(**changes: Any) -> GPT:
+    settings: dict[str, Any] = {
+        "depth": 2,
+        "width": 64,
+        "heads": 2,
+        "sequence_length": 40,
+        "vocab_size": 64,
+        "window_pattern": "SL",
+        "short_window": 12,
+    }
+    model = GPT(GPTConfig(**settings | changes))
     initialise(model, 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -192,7 +190,9 @@ class FlashOnCPU:
     ) -> tuple[Tensor, ...]:
         assert q.dtype is torch.bfloat16 and q.is_contiguous() and (longest, window_size_right) == (q.size(1), 0)
         assert whole == (window_size_left == -1) and starts is None
-        y, stats = cudnn_attention._forward_formulas(*self.heads_first(q, k, v), self.window(q, window_size_left))
+        window = self.window(q, window_size_left)
+        q, k, v = self.heads_first(q, k, v)
+        y, stats = cudnn_attention._forward_formulas(q, k, v, window)
         empty = q.new_empty(0)
         return y.transpose(1, 2), stats[..., 0], empty, empty, empty
 
@@ -208,9 +208,9 @@ class FlashOnCPU:
         window_size_left: int,
         **options: object,
     ) -> list[Tensor]:
-        gradients = cudnn_attention._backward_formulas(
-            *self.heads_first(dy, q, k, v, y), stats[..., None], self.window(q, window_size_left)
-        )
+        window = self.window(q, window_size_left)
+        dy, q, k, v, y = self.heads_first(dy, q, k, v, y)
+        gradients = cudnn_attention._backward_formulas(dy, q, k, v, y, stats[..., None], window)
         return [x.transpose(1, 2) for x in gradients]
 
     @staticmethod

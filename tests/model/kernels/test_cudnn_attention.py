@@ -12,6 +12,7 @@ from model.kernels import cudnn_attention
 from model.kernels.cudnn_attention import available, windowed_attention
 
 CUDA = torch.device("cuda")
+Sizes = tuple[int, int, int, int, int]
 
 
 def example(
@@ -29,7 +30,8 @@ def reference(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     seen = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
     if window is not None:
         seen = seen & ~torch.ones_like(seen).tril(-window)
-    return F.scaled_dot_product_attention(q, *(x.repeat_interleave(shared, dim=1) for x in (k, v)), attn_mask=seen)
+    k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
 
 def results(attention, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, window: int | None) -> tuple[Tensor, ...]:
@@ -39,7 +41,7 @@ def results(attention, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, window: int 
 
 @pytest.mark.parametrize("window", [1, 5, 17, 400, None])
 @pytest.mark.parametrize("sizes", [(2, 17, 4, 4, 8), (1, 24, 4, 2, 16), (2, 1, 2, 1, 8)], ids=str)
-def test_equals_masked_attention_forward_and_backward(sizes: tuple[int, ...], window: int | None):
+def test_equals_masked_attention_forward_and_backward(sizes: Sizes, window: int | None):
     q, k, v, dy = example(*sizes)
     got, expected = (results(f, q, k, v, dy, window) for f in (windowed_attention, reference))
     for x, y in zip(got, expected):
@@ -109,10 +111,10 @@ def test_a_package_that_fails_makes_it_unavailable_instead_of_raising(monkeypatc
 @pytest.mark.skipif(not available(CUDA), reason="needs a CUDA device and nvidia-cudnn-frontend")
 @pytest.mark.parametrize("window", [1, 100, None])
 @pytest.mark.parametrize("sizes", [(2, 384, 4, 4, 128), (2, 333, 4, 2, 64)], ids=str)
-def test_cudnn_agrees_with_the_formulas(sizes: tuple[int, ...], window: int | None):
+def test_cudnn_agrees_with_the_formulas(sizes: Sizes, window: int | None):
     q, k, v, dy = example(*sizes, dtype=torch.bfloat16, device="cuda")
     got = results(windowed_attention, q, k, v, dy, window)
-    on_cpu = [x.detach().cpu().requires_grad_(x.requires_grad) for x in (q, k, v, dy)]
-    for x, y in zip(got, results(windowed_attention, *on_cpu, window)):
+    q, k, v, dy = (x.detach().cpu().requires_grad_(x.requires_grad) for x in (q, k, v, dy))
+    for x, y in zip(got, results(windowed_attention, q, k, v, dy, window)):
         assert x.stride() == y.stride()
         assert (x.cpu().float() - y.float()).norm() <= 0.01 * y.float().norm() + 1e-4 * y.numel() ** 0.5

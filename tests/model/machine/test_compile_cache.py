@@ -31,8 +31,14 @@ def squared(x: Tensor) -> tuple[Tensor, dict[str, int]]:
     return y, {name: count for name, count in counted.items() if "cache" in name}
 
 
+def folder_of(code: CompiledCode) -> Path:
+    """Where it keeps compiled code, as no variable of the environment names another folder."""
+    assert code.folder is not None
+    return code.folder
+
+
 def files(code: CompiledCode) -> set[Path]:
-    return {path for path in code.folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    return {path for path in folder_of(code).rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 def test_what_is_kept_is_used_again_and_nothing_of_it_when_a_file_is_damaged(tmp_path: Path):
@@ -45,9 +51,9 @@ def test_what_is_kept_is_used_again_and_nothing_of_it_when_a_file_is_damaged(tmp
     other = CompiledCode(tmp_path, Precision.BF16)  # the first is in use: what is there is left alone
     again, counted = squared(x)
     assert counted == {"autograd_cache_hit": 1} and torch.equal(first, again)
-    (code.folder / "cut_short.py").touch()
+    (folder_of(code) / "cut_short.py").touch()
     assert CompiledCode(tmp_path, Precision.BF16).folder == other.folder != CompiledCode(tmp_path, Precision.FP8).folder
-    assert (code.folder / "cut_short.py").exists()
+    assert (folder_of(code) / "cut_short.py").exists()
     del code, other
     code = CompiledCode(tmp_path, Precision.BF16)
     assert files(code) == kept
@@ -62,13 +68,13 @@ def test_only_the_newest_folders_stay_and_those_in_use(tmp_path: Path):
         (tmp_path / f"old_{age}").mkdir()
         os.utime(tmp_path / f"old_{age}", (1e9 - age, 1e9 - age))
     code = CompiledCode(tmp_path, Precision.BF16)
-    newest = {code.folder.name} | {f"old_{age}" for age in range(1, KEPT_FOLDERS)}
+    newest = {folder_of(code).name} | {f"old_{age}" for age in range(1, KEPT_FOLDERS)}
     assert {path.name for path in tmp_path.iterdir()} == newest
-    os.utime(code.folder, (0, 0))
+    os.utime(folder_of(code), (0, 0))
     for number in range(KEPT_FOLDERS):
         (tmp_path / f"new_{number}").mkdir()
     CompiledCode(tmp_path, Precision.FP8)
-    assert code.folder.exists()
+    assert folder_of(code).exists()
 
 
 @pytest.mark.parametrize("recorded", [True, False])

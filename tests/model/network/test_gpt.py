@@ -1,6 +1,7 @@
 """The network: causality, equality with GPT-2, its start, its flops."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from model.network.gpt import GPT, initialise
 from model.training.config import TrainConfig
 from model.training.steps import resolve_steps, sequences_per_step
 
-MODERN = dict(depth=2, width=32, heads=2, sequence_length=24, vocab_size=101, softcap=15.0)
-GPT2 = MODERN | dict(
+MODERN: dict[str, Any] = dict(depth=2, width=32, heads=2, sequence_length=24, vocab_size=101, softcap=15.0)
+GPT2: dict[str, Any] = MODERN | dict(
     vocab_multiple=1,
     norm=Norm.LAYER,
     position=Position.LEARNED,
@@ -44,7 +45,7 @@ def random_model(settings: dict) -> GPT:
     return model
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.fixture(params=list(VARIANTS.values()), ids=list(VARIANTS))
 def model(request) -> GPT:
     return random_model(request.param)
 
@@ -158,20 +159,18 @@ def test_flops_per_token_by_hand():
     assert flops.flops_per_token(config, 24) == 6 * (matrices + head) + 12 * 2 * 32 * 24
 
 
-def train_config(**settings) -> TrainConfig:
-    return TrainConfig(
-        **dict(
-            seed=0,
-            tokens_per_step=96,
-            micro_batch_sequences=2,
-            optimizer="adamw",
-            learning_rate=0.1,
-            validation_every_steps=1,
-            validation_tokens=1,
-            checkpoint_every_steps=1,
-        )
-        | settings
+def train_config(**settings: Any) -> TrainConfig:
+    defaults: dict[str, Any] = dict(
+        seed=0,
+        tokens_per_step=96,
+        micro_batch_sequences=2,
+        optimizer="adamw",
+        learning_rate=0.1,
+        validation_every_steps=1,
+        validation_tokens=1,
+        checkpoint_every_steps=1,
     )
+    return TrainConfig(**defaults | settings)
 
 
 def test_budget_becomes_steps_and_is_never_exceeded():

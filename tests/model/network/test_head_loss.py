@@ -1,5 +1,7 @@
 """The loss in bf16: the formula, in parts, with the gradients that autograd finds; and what a network saves with it."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flows.config import compose
 from model.network import head_loss
-from model.network.config import GPTConfig
+from model.network.config import GPTConfig, Precision
 from model.network.gpt import GPT, initialise
 from model.network.head_loss import IGNORED_TARGET, HeadLoss
 from model.planning import memory_use
@@ -18,7 +20,9 @@ from model.training.precision import autocast
 TOKENS, WIDTH = 37, 32
 
 
-def loss_and_gradients(loss: object, dtype: torch.dtype, vocab_size: int, padded: int) -> tuple[Tensor, ...]:
+def loss_and_gradients(
+    loss: Callable[..., Tensor], dtype: torch.dtype, vocab_size: int, padded: int
+) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     h_PD, weight_VD = torch.randn(TOKENS, WIDTH), torch.randn(padded, WIDTH).bfloat16().float()
     targets_P = torch.randint(0, vocab_size, (TOKENS,))
@@ -38,7 +42,7 @@ def test_it_is_the_cross_entropy(softcap: float | None, vocab_size: int, padded:
         return F.cross_entropy(logits_PV, targets_P, ignore_index=IGNORED_TARGET)
 
     def in_bf16(*arguments: object) -> Tensor:
-        with autocast("cpu", "bf16"):
+        with autocast("cpu", Precision.BF16):
             return HeadLoss.apply(*arguments, softcap)
 
     expected = loss_and_gradients(formula, torch.float64, vocab_size, padded)
@@ -54,15 +58,21 @@ def test_a_network_trains_with_it_in_bf16_only(monkeypatch: pytest.MonkeyPatch):
     config = GPTConfig(depth=1, width=32, heads=2, sequence_length=16, vocab_size=61, eot_token=0, softcap=15.0)
     network, tokens_BT = GPT(config), torch.arange(32).view(2, 16)
     initialise(network, 0)
-    calls, losses, apply = [], {}, HeadLoss.apply
-    monkeypatch.setattr(HeadLoss, "apply", lambda *arguments: calls.append(precision) or apply(*arguments))
-    for precision in ("fp32", "bf16", "fp16"):
+    calls: list[Precision] = []
+    losses, apply = {}, HeadLoss.apply
+
+    def counted(*arguments: object) -> Tensor:
+        calls.append(precision)
+        return apply(*arguments)
+
+    monkeypatch.setattr(HeadLoss, "apply", counted)
+    for precision in (Precision.FP32, Precision.BF16, Precision.FP16):
         with autocast("cpu", precision):
             losses[precision] = network(tokens_BT, tokens_BT)
             with torch.no_grad():
                 network(tokens_BT, tokens_BT, reduction="none")
-    assert calls == ["bf16"]
-    assert losses["bf16"].item() == pytest.approx(losses["fp32"].item(), abs=0.01)
+    assert calls == [Precision.BF16]
+    assert losses[Precision.BF16].item() == pytest.approx(losses[Precision.FP32].item(), abs=0.01)
 
 
 def test_daily_saves_no_logits_and_nothing_large_in_fp32():
@@ -72,7 +82,7 @@ def test_daily_saves_no_logits_and_nothing_large_in_fp32():
         network = GPT(config)
         memory_use.use_imitated_attention_kernels(network, torch.bfloat16)
         tokens_BT = torch.zeros(sequences, config.sequence_length, dtype=torch.long)
-        saved, _ = memory_use._compiled_network(network, tokens_BT, autocast("cpu", "bf16"))
+        saved, _ = memory_use._compiled_network(network, tokens_BT, autocast("cpu", Precision.BF16))
     fixed, each = sum(by_sequence(size, sequences) for size, _ in saved)
     assert 12e9 < fixed + 32 * each < 16.7e9
     sizes = [

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from model.network import flops
 from model.network.attention import Attention
 from model.network.config import ConfigError, GPTConfig, parse
 from model.network.document_mask import Documents
-from model.network.experts import mixtures, rebalance
-from model.network.gpt import GPT, initialise
+from model.network.gpt import GPT, Block, initialise
+from model.network.mlp import MixtureOfExperts, mixtures, rebalance
 from model.network.sparse_attention import sparse_attention
 
-BASE = dict(depth=3, width=32, heads=4, sequence_length=24, vocab_size=101)
-EVERYTHING = dict(
+BASE: dict[str, Any] = dict(depth=3, width=32, heads=4, sequence_length=24, vocab_size=101)
+EVERYTHING: dict[str, Any] = dict(
     kv_heads=2,
     value_embeddings=True,
     residual_lambdas=True,
@@ -29,7 +30,7 @@ EVERYTHING = dict(
     qk_scale=1.2,
     softcap=15.0,
 )
-ATTENTIONS = {
+ATTENTIONS: dict[str, dict[str, Any]] = {
     "full": {},
     "grouped": dict(kv_heads=2),
     "latent": dict(attention="mla"),
@@ -44,7 +45,7 @@ ATTENTIONS = {
     "everything, latent, offset": EVERYTHING
     | dict(kv_heads=None, attention="mla", rotary_fraction=0.5, partial_key_offset=True),
 }
-MLPS = {
+MLPS: dict[str, dict[str, Any]] = {
     "relu2": {},
     "gelu": dict(activation="gelu"),
     "swiglu": dict(activation="swiglu"),
@@ -94,7 +95,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.empty(shape).normal_(generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.fixture(params=list(VARIANTS.values()), ids=list(VARIANTS))
 def model(request) -> GPT:
     return random_model(request.param)
 
@@ -195,11 +196,13 @@ def plain_attention(
         heads.append(scores.softmax(-1) @ v[:, h * J // H])
     y = torch.stack(heads, 1)
     if module.window == "N":  # its other branches have a reference of their own below
-        rows = [z[None].transpose(1, 2).repeat_interleave(H // z.size(1), 1) for z in (q, k, v)]
+        q1, k1, v1 = (z[None].transpose(1, 2).repeat_interleave(H // z.size(1), 1) for z in (q, k, v))
         documents = Documents(tokens[None], 0) if c.document_mask == "own" else None
-        far = sparse_attention(*rows, w["block_weights"], blocks=c.sparse_blocks, shared=H // J, documents=documents)
+        settings: dict[str, Any] = dict(blocks=c.sparse_blocks, shared=H // J, documents=documents)
+        far = sparse_attention(q1, k1, v1, w["block_weights"], **settings)
         gates = torch.sigmoid(linear("branch_gate", x[:, :12])).view(T, 3, H, 1)
-        y = sum(gates[:, i] * z for i, z in enumerate((y, *(z[0].transpose(0, 1) for z in far))))
+        branches = (y, *(z[0].transpose(0, 1) for z in far))
+        y = torch.stack([gates[:, i] * z for i, z in enumerate(branches)]).sum(0)
     if c.attention_gate:
         y = y * 2 * torch.sigmoid(linear("output_gate", x[:, :12]))[..., None]
     return linear("project", y.reshape(T, -1))
@@ -217,15 +220,15 @@ def plain_mlp(module: torch.nn.Module, x: torch.Tensor, activation: str) -> torc
         return (h if multiply is None else h * (x @ multiply.T)) @ project.T
 
     w = dict(module.named_parameters())
-    if "router.weight" not in w:
-        return layer(*(w.get(f"{name}.weight") for name in ("expand", "multiply", "project")))
+    if not isinstance(module, MixtureOfExperts):
+        return layer(w["expand.weight"], w.get("multiply.weight"), w["project.weight"])
     chosen, weights = module.route(x)
     share = torch.zeros(len(x), module.config.experts).scatter(-1, chosen, weights)
-    stacks = [w.get(f"expert_{name}") for name in ("expand", "multiply", "project")]
-    y = sum(
-        share[:, e, None] * layer(*(None if stack is None else stack[e] for stack in stacks))
-        for e in range(module.config.experts)
-    )
+    multiply = w.get("expert_multiply")
+    y = torch.zeros_like(x)
+    for e in range(module.config.experts):
+        gate = None if multiply is None else multiply[e]
+        y = y + share[:, e, None] * layer(w["expert_expand"][e], gate, w["expert_project"][e])
     return y if module.shared is None else y + plain_mlp(module.shared, x, activation)
 
 
@@ -244,6 +247,7 @@ def plain_logits(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
         x = x + looks_back * gate * x[previous]
     first = x
     for i, block in enumerate(model.blocks):
+        assert isinstance(block, Block) and isinstance(block.attention, Attention)
         if c.residual_lambdas:
             x = x * w["residual_lambdas"][i] + w["embedding_lambdas"][i] * first
         table = w.get(f"value_embeddings.{i}.weight")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 import model.network.gpt
 from flows.config import compose
 from model.kernels.attention_kernels import AttentionKernels, PastKernel, WindowKernel
-from model.network.config import GPTConfig
+from model.network.config import GPTConfig, Precision, TrainConfig
 from model.network.gpt import GPT, initialise
 from model.optimizers.optimizer import Optimizer
 from model.planning import joint_graph, memory_use
@@ -22,8 +23,8 @@ from model.planning.plan import choose_micro_batch, memory_bytes
 from model.training.config import TrainConfig
 from model.training.precision import autocast
 
-SMALL = {"depth": 7, "width": 64, "heads": 4, "sequence_length": 64, "vocab_size": 320, "eot_token": 0}
-SHAPES = {
+SMALL: dict[str, Any] = {"depth": 7, "width": 64, "heads": 4, "sequence_length": 64, "vocab_size": 320, "eot_token": 0}
+SHAPES: dict[str, dict[str, Any]] = {
     "daily": {
         "window_pattern": "SSSL",
         "value_embeddings": True,
@@ -81,9 +82,10 @@ def configured(shape: str, precision: str, sequences: int, **changes: object) ->
     return GPTConfig(**SMALL | SHAPES[shape]), train
 
 
-def saved_bytes(network: Callable, own: GPT, sequences: int, precision: str) -> int:
+def saved_bytes(network: Callable, own: GPT, sequences: int, precision: Precision) -> int:
     """What a forward pass on real tensors saves for the backward pass, besides weights and tokens."""
     config = own.config
+    assert config.vocab_size is not None
     tokens_BT = torch.randint(0, config.vocab_size, (sequences, config.sequence_length))
     known = storages([*own.parameters(), *own.buffers(), tokens_BT])
     saved: dict[int, torch.Tensor] = {}

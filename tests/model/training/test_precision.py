@@ -12,7 +12,7 @@ from torch import nn
 
 from model.data.shards import Dataset, Split, write_dataset, write_shard
 from model.network import fp8
-from model.network.config import GPTConfig, parse
+from model.network.config import Activation, GPTConfig, parse
 from model.network.fp8 import BACKWARD, FORWARD, Float8Linear, Float8MLP, quantise, use_fp8
 from model.network.gpt import GPT, initialise
 from model.network.mlp import MLP
@@ -234,18 +234,19 @@ def test_fp8_products_are_within_the_rounding_error_and_are_fp8(bias):
 
 
 def float8_mlp() -> Float8MLP:
-    config = GPTConfig(depth=1, width=64, heads=2, sequence_length=16, vocab_size=32, activation="relu2")
+    config = GPTConfig(depth=1, width=64, heads=2, sequence_length=16, vocab_size=32, activation=Activation.RELU2)
     network = GPT(config)
     with torch.no_grad():
         for number, parameter in enumerate(network.blocks.parameters()):
             parameter.copy_(normal(*parameter.shape, seed=number) / parameter.shape[-1] ** 0.5)
     use_fp8(network, 32)
-    return network.blocks[0].mlp
+    mlp = network.blocks[0].mlp
+    assert type(mlp) is Float8MLP
+    return mlp
 
 
 def test_the_mlp_of_relu_squared_multiplies_in_fp8_as_its_layers_do():
     mlp = float8_mlp()
-    assert type(mlp) is Float8MLP
     x, gradient = normal(4, 64, 64, seed=8), 1e-3 * normal(4, 64, 64, seed=9).bfloat16()
     results = {}
     for way in ("exact", "layers", "together"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def interrupt(training: Training, run_dir: Path, chance: random.Random) -> str:
         while process.is_alive() and not list((run_dir / "checkpoints").glob(".step_*")):
             pass
     if process.is_alive():
-        os.kill(process.pid, signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL)
+        os.kill(training.pid, signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL)
     training.end()
     return how
 
@@ -229,7 +230,7 @@ def test_zero_gradient_stops(shards, tmp_path, capsys, monkeypatch):
 
 # three experts, three layers: what two processes cannot share evenly
 UNEVEN = {"depth": 3, "experts": 3}
-SHORT = {
+SHORT: dict[str, Any] = {
     "tokens": 20 * 128,
     "validation_every_steps": 10,
     "validation_tokens": 192,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from model.training.run import TrainerConfig, TrainerExecution, read_config
 
 VOCAB, STEPS = 64, 24
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16, "mlp": "moe", "experts": 4, "experts_per_token": 2}
-TRAIN = {
+TRAIN: dict[str, Any] = {
     "seed": 1,
     "tokens": STEPS * 256,
     "tokens_per_step": 256,
@@ -66,8 +67,8 @@ def one_thread():
 
 
 def run_config(
-    folder: Path, shards: Path, name: str, threads: int = 1, model: dict | None = None, **changes: object
-) -> TrainerConfig:
+    folder: Path, shards: Path, name: str, threads: int = 1, model: dict | None = None, **changes: Any
+) -> RunConfig:
     path = folder / f"{name}.json"
     path.write_text(
         json.dumps(
@@ -199,7 +200,8 @@ def test_memory_that_runs_out_outside_of_a_step(
     config = run_config(tmp_path, shards, "run")
     config = replace(config, execution=replace(config.execution, hellaswag=str(items)))
     assert train(run_config(tmp_path, shards, "straight", micro_batch_sequences=4)) == 0
-    original, failed = getattr(sys.modules["model.training.trainer"], place), []
+    original = getattr(sys.modules["model.training.trainer"], place)
+    failed: list[str] = []
 
     def once(*arguments, **settings):
         if not failed:
@@ -279,7 +281,7 @@ def test_other_threads_and_micro_batches_are_the_same_run_up_to_rounding(
 
 
 def test_a_resumed_run_keeps_its_threads_and_its_bytes(shards: Path, tmp_path: Path):
-    short = {"model": {"mlp": "dense"}, "tokens": 6 * 256}
+    short: dict[str, Any] = {"model": {"mlp": "dense"}, "tokens": 6 * 256}
     straight = run_config(tmp_path, shards, "straight", 2, **short)
     assert train(straight) == 0
     resumed = run_config(tmp_path, shards, "resumed", 2, **short)
@@ -338,6 +340,10 @@ def test_on_a_cpu_an_empty_micro_batch_is_a_fixed_number_of_tokens(length: int, 
     assert choose_micro_batch(model, config, sequences, None) == chosen
 
 
+def fills_memory() -> bool:
+    return torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined] # of torch's class
+
+
 def test_the_deterministic_setting_of_a_gpu(monkeypatch: pytest.MonkeyPatch):
     """What it sets; that bytes are equal is measured where a GPU is (benchmarks/gpu/__main__.py)."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
@@ -346,7 +352,7 @@ def test_the_deterministic_setting_of_a_gpu(monkeypatch: pytest.MonkeyPatch):
     try:
         use_deterministic_algorithms(cuda=True)
         assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-        assert not torch.backends.cuda.cudnn_sdp_enabled() and not torch.utils.deterministic.fill_uninitialized_memory
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and not fills_memory()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
 

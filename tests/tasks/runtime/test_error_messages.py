@@ -156,10 +156,20 @@ def test_a_mistake_of_the_program_is_one_sentence_and_debug_shows_the_rest(tmp_p
     assert said.endswith(f"daily-train: error: {tmp_path / 'no folder' / 'page.html'}: No such file or directory\n")
 
 
+class Records(logging.Handler):
+    """Keeps what is logged in a list."""
+
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self.records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 def test_the_log_of_a_failed_run_has_the_sentence_and_with_debug_the_traceback(monkeypatch, tmp_path: Path):
     records: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = records.append
+    handler = Records(records)
     log = logging.getLogger("prefect.flow_runs")
     log.addHandler(handler)
     try:

@@ -1,13 +1,11 @@
 """A corpus from a folder: which files are documents, what is left out by name, and what a corpus is identified by."""
 
 import codecs
-import hashlib
 import importlib
 import io
 import json
 import logging
 import os
-import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,15 +16,7 @@ from eval.document_parquet import SCHEMA, document_files
 from tasks.contamination import write_filtered
 from tasks.download import DataConfig, write_documents
 from tasks.sources import document_sources
-from tasks.sources.document_sources import (
-    FilesSource,
-    HubSource,
-    SourceError,
-    WheelSource,
-    files_of_source,
-    read_documents,
-    source_lock,
-)
+from tasks.sources.document_sources import FilesSource, HubSource, SourceError
 from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext
 from tasks.store.stage import StageError
@@ -229,37 +219,15 @@ def test_log_and_manifest_name_what_was_left_out(
     assert f"4 left out, a note about the corpus by its name: {', '.join(notes)}\n" in caplog.text
     assert "deep/table.csv" in pages[0] and groups["empty"] == ["empty.txt"]
 
-    def changing(*arguments: object) -> None:
-        write_documents(*arguments)
-        text = (arguments[2] / "lock.json").read_text()
-        (arguments[2] / "lock.json").write_text(text.replace('"sha256": "', '"sha256": "0', 1))
+    def changing(config: DataConfig, work: Path, out: Path) -> None:
+        write_documents(config, work, out)
+        text = (out / "lock.json").read_text()
+        (out / "lock.json").write_text(text.replace('"sha256": "', '"sha256": "0', 1))
 
     monkeypatch.setattr(download, "write_documents", changing)
     write(folder, {"a.txt": "changed"})
     with pytest.raises(SourceError, match="changed while they were read"):
         download.download.fn(config, context)
-
-
-def test_members_of_a_wheel_in_several_folders_have_ids_of_their_own(tmp_path: Path):
-    path = tmp_path / "wheels" / ("0" * 64) / "x.whl"
-    path.parent.mkdir(parents=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in ("x/one/a.txt", "x/two/a.txt", "x/two/"):
-            archive.writestr(name, f"{MARK}text" if name.endswith("txt") else "")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.parent.rename(path.parent.with_name(digest))
-    found = list(read_documents(WheelSource(requirement="x==1", sha256=digest, members="x/*"), tmp_path))
-    assert [(document.id, document.text) for document in found] == [("one/a.txt", "text"), ("two/a.txt", "text")]
-
-
-def test_names_of_a_wheel_from_a_root_and_from_none_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with zipfile.ZipFile(tmp_path / "w.whl", "w") as archive:
-        archive.writestr("/a/b.txt", "x")
-        archive.writestr("c/d.txt", "x")
-    monkeypatch.setattr(document_sources, "fetch_wheel", lambda *_: tmp_path / "w.whl")
-    source = WheelSource(requirement="w==1", sha256="0" * 64, members="*.txt")
-    with pytest.raises(SourceError, match=r"w\.whl: of its members some have an absolute name"):
-        list(read_documents(source, tmp_path))
 
 
 def test_folders_that_are_nested_deeply_and_one_column_twice_are_one_sentence(

@@ -26,9 +26,10 @@ from tasks.benchmarks import Items
 from tasks.store.backends import Digest, LocalStore, digest_file
 from tasks.store.checkpoints import CHECKPOINTS_KEPT, CheckpointUploads, discard_damaged, restore_checkpoint
 from tasks.store.context import RunContext, open_context
-from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs
-from tasks.train import read_metrics, training_stage
+from tasks.store.stage import Stage, StageError, build_or_skip, fetch_outputs
+from tasks.train import read_metrics
 from tests.lingering import SITE
+from tests.processes import family
 
 ROOT = Path(__file__).resolve().parents[3]
 VOCAB, STEPS = 32, 100
@@ -67,12 +68,12 @@ def write_tokenizer(work: Path, out: Path) -> None:
     made.save(str(out / "tokenizer.json"))
 
 
-def trained(context: RunContext, config: TrainConfig = TRAIN) -> StageResult:
-    made = [
+def trained(context: RunContext, config: TrainConfig = TRAIN) -> Result:
+    shards, tokenizer = (
         build_or_skip(Stage(name=name, version=1, config={}, inputs={}), context, build)
         for name, build in (("shard", write_shards), ("tokenizer", write_tokenizer))
-    ]
-    return training_stage(MODEL, config, *made, Items({}, {}, {}), context)
+    )
+    return finished_training(MODEL, config, shards, tokenizer, Items({}, {}, {}), context)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -82,12 +83,6 @@ def machines(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[RunContext
     url = str(tmp_path / "store") if local else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
     first = open_context(url, str(tmp_path / "first"), 1, "cpu", None, 0.0)
     return first, replace(first, cache=tmp_path / "second")
-
-
-def family(process: int) -> list[int]:
-    """A process, its children and theirs."""
-    children = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
-    return [process, *(member for child in children.stdout.split() for member in family(int(child)))]
 
 
 def uploaded(context: RunContext) -> list[str]:
@@ -169,7 +164,7 @@ def run_folder(cache: Path, steps: range) -> Path:
 
 def test_the_store_keeps_the_last_ones_and_a_damaged_one_is_passed_over(machines: tuple[RunContext, RunContext]):
     first, second = machines
-    run_dir, warnings = run_folder(first.cache, range(1, 6)), []
+    run_dir, warnings = run_folder(first.cache, range(1, 6)), list[str]()
     for step in range(1, 6):
         uploads = CheckpointUploads("k", run_dir, first.store, warnings.append)
         uploads({"event": "checkpoint", "step": step})
@@ -278,7 +273,7 @@ def test_what_is_damaged_beside_the_checkpoints_is_written_anew(tmp_path: Path, 
 
 
 def test_a_store_that_fails_does_not_end_the_training(tmp_path: Path):
-    context, warnings = open_context(str(tmp_path / "store"), None, 1, None, None, 0.0), []
+    context, warnings = open_context(str(tmp_path / "store"), None, 1, None, None, 0.0), list[str]()
     (tmp_path / "store" / "checkpoints").write_text("a file where a folder belongs")
     uploads = CheckpointUploads("k", run_folder(context.cache, range(1, 2)), context.store, warnings.append)
     uploads({"event": "checkpoint", "step": 1})
@@ -304,7 +299,7 @@ class HeldStore(LocalStore):
 def test_a_store_that_is_slow_holds_one_checkpoint_and_the_newest(
     tmp_path: Path, keep: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    store, warnings = HeldStore(str(tmp_path / "store")), []
+    store, warnings = HeldStore(str(tmp_path / "store")), list[str]()
     run_dir = run_folder(tmp_path / "cache", range(1, 6))
     uploads = CheckpointUploads("k", run_dir, store, warnings.append)
     for step in range(1, 6):
@@ -313,7 +308,12 @@ def test_a_store_that_is_slow_holds_one_checkpoint_and_the_newest(
     staged = sorted(path.name for path in uploads.staging.iterdir())
     assert staged == ["step_000000001", "step_000000005"]
     shutdown = uploads.pool.shutdown
-    monkeypatch.setattr(uploads.pool, "shutdown", lambda: (store.go.set(), shutdown()))  # when close() waits for it
+
+    def let_go_and_shut_down() -> None:
+        store.go.set()
+        shutdown()
+
+    monkeypatch.setattr(uploads.pool, "shutdown", let_go_and_shut_down)  # when close() waits for it
     uploads.close(keep=keep)
     assert [key.split("/")[2] for key in store.list("checkpoints") if key.endswith("/uploaded.json")] == (
         ["step_000000001", "step_000000005"] if keep else ["step_000000001"]

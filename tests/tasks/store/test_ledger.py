@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tasks.store.stage import Stage, build_or_skip, finished_manifests
 from tests.object_store import READER
 
 NAME = "a" * 64
-ROW = {
+ROW: dict[str, Any] = {
     "run": NAME,
     "preset": "smoke",
     "finished": "2026-11-26 10:00 UTC",
@@ -90,12 +91,16 @@ def test_a_damaged_row_is_replaced_when_its_run_reports_again(context: RunContex
     assert json.loads(path.read_text()) == ROW, "one that is whole is never replaced"
 
 
+def write_model(work: Path, out: Path) -> None:
+    (out / "model").write_text("x")
+
+
 def test_strange_files_below_stages_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     context = open_context(str(tmp_path / "store"), None, 1, None, None, 0.0)
     made = build_or_skip(
         Stage(name="train", version=1, config={}, inputs={}),
         context,
-        lambda _, out: (out / "model").write_text("x") and None,
+        write_model,
     )
     for name in ("report.html", "manifest.json", "x/report.html", "x/manifest.json", f"{NAME}/0a/deep/report.html"):
         for stage in ("train", "report"):

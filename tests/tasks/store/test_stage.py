@@ -5,9 +5,9 @@ import json
 import math
 import os
 import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from benchmarks.pipeline.faults import OUTPUTS, Tally, one_stage
 from tasks.runtime.lock import locked
-from tasks.store.attempts import publish_build
 from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext, open_context
 from tasks.store.manifest import canonical_json, parse_manifest, sha256_json
 from tasks.store.objects import Digest, StoreError
-from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
+from tasks.store.s3 import S3Store
+from tasks.store.stage import Stage, StageError, build_or_skip, fetch_outputs, read_json
 from tests.object_store import READER
 from tests.store_proxy import MIXES, Faults
 
@@ -208,12 +208,19 @@ def test_a_flipped_byte_in_the_cache_is_fetched_again(s3: str, tmp_path: Path):
     assert (fetch_outputs(result, context) / "data.bin").read_bytes() == b"0123456789" * 100
 
 
+def overwrite(context: RunContext, key: str, content: bytes, **settings: Any) -> None:
+    """Write an object of the store as another program would."""
+    store = context.store
+    assert isinstance(store, S3Store)
+    store.client.put_object(Bucket=store.bucket, Key=f"{store.prefix}/{key}", Body=content, **settings)
+
+
 def test_an_object_changed_in_the_bucket_is_built_again(s3: str, tmp_path: Path):
     build = Build()
     context = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
     result = build_or_skip(STAGE, context, build)
-    key = f"{tmp_path.name}/{result.manifest.location(result.manifest.output('data.bin'))}"
-    context.store.client.put_object(Bucket=context.store.bucket, Key=key, Body=b"0123456789" * 99 + b"0123456780")
+    key = result.manifest.location(result.manifest.output("data.bin"))
+    overwrite(context, key, b"0123456789" * 99 + b"0123456780")
     assert not build_or_skip(STAGE, context, build).skipped
     assert build.runs == 2
 
@@ -282,13 +289,13 @@ def test_a_machine_that_was_slower_takes_the_result_and_leaves_nothing(context: 
     assert not list((tmp_path / "slow" / "work" / "shard").glob("*/"))
 
 
-def killed() -> None:
-    raise KeyboardInterrupt
-
-
 def test_killed_when_its_manifest_was_published_it_leaves_no_work(context: RunContext, monkeypatch: pytest.MonkeyPatch):
+    def publish_and_be_killed(*arguments: Any) -> None:
+        assert publish(*arguments)
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.store.stage.publish_build", lambda *arguments: publish_build(*arguments) and killed())
+        patched.setattr("tasks.store.stage.publish", publish_and_be_killed)
         with pytest.raises(KeyboardInterrupt):
             build_or_skip(STAGE, context, Build())
     assert (context.cache / "work/shard" / STAGE.key / "built.json").exists()
@@ -326,13 +333,6 @@ def test_names_in_a_manifest_that_lead_elsewhere_are_refused(tmp_path: Path, cha
         parse_manifest(forged.content(), "shard", STAGE.key)
 
 
-def test_a_lock_in_place_of_which_somebody_left_a_link_empties_nothing(tmp_path: Path):
-    (tmp_path / "precious").write_text("precious")
-    (tmp_path / "lock").symlink_to(tmp_path / "precious")
-    with locked(tmp_path / "lock", print):
-        assert (tmp_path / "precious").read_text() == "precious"
-
-
 def test_a_forged_manifest_writes_nothing_outside_the_cache(s3: str, tmp_path: Path):
     context = open_context(f"{s3}/{tmp_path.name}", str(tmp_path / "cache"), 1, None, None, 0.0)
     made = build_or_skip(STAGE, context, Build()).manifest
@@ -356,8 +356,9 @@ def test_a_bucket_that_another_program_copied_is_as_good_and_damage_in_it_is_fou
 
     def replaced(name: str, change: bytes) -> None:
         key = result.manifest.location(result.manifest.output(name))
-        content = context.store.read(key)[len(change) :] + change
-        context.store.client.put_object(Bucket=context.store.bucket, Key=f"{tmp_path.name}/{key}", Body=content)
+        content = context.store.read(key)
+        assert content is not None
+        overwrite(context, key, content[len(change) :] + change)
 
     replaced("data.bin", b"")
     replaced("times.json", b"")
@@ -399,26 +400,15 @@ def test_a_cache_that_is_removed_when_a_stage_is_stored_costs_nothing(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ):
     publish = LocalStore.publish
-    monkeypatch.setattr(
-        LocalStore, "publish", lambda *args: (publish(*args), shutil.rmtree(context.cache, ignore_errors=True))[0]
-    )
+
+    def publish_and_remove_cache(*arguments: Any) -> bool:
+        published = publish(*arguments)
+        shutil.rmtree(context.cache, ignore_errors=True)
+        return published
+
+    monkeypatch.setattr(LocalStore, "publish", publish_and_remove_cache)
     assert not build_or_skip(STAGE, context, Build()).skipped
     assert build_or_skip(STAGE, context, Build()).skipped
-
-
-def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path):
-    path, entered = tmp_path / "cache" / "x.lock", []
-
-    def second() -> None:
-        with locked(path, lambda _: (shutil.rmtree(path.parent), waits.set())):
-            entered.append(path.exists())
-
-    waits, other = threading.Event(), threading.Thread(target=second)
-    with locked(path, print):
-        other.start()
-        assert waits.wait(30)
-    other.join(30)
-    assert entered == [True]
 
 
 def test_flipped_bytes_on_the_way_cost_no_build_and_damage_in_the_bucket_does(proxy, s3: str, tmp_path: Path):
@@ -430,12 +420,7 @@ def test_flipped_bytes_on_the_way_cost_no_build_and_damage_in_the_bucket_does(pr
     assert proxy.faults.done["flipped answer"] == 4
     shutil.rmtree(context.cache)
     output = result.manifest.output("data.bin")
-    context.store.client.put_object(
-        Bucket=context.store.bucket,
-        Body=b"9" * 1000,
-        Metadata={"sha256": output.sha256},
-        Key=f"{tmp_path.name}/{result.manifest.location(output)}",
-    )
+    overwrite(context, result.manifest.location(output), b"9" * 1000, Metadata={"sha256": output.sha256})
     with pytest.raises(StageError, match=r"data\.bin is corrupted.*its manifest is kept as .*withdrawn-"):
         fetch_outputs(result, context)
     assert not build_or_skip(STAGE, context, build).skipped and build.runs == 2

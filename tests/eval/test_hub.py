@@ -1,14 +1,8 @@
-"""Hub and package index: from the cache when they do not answer, at once refused without it, again after a fault."""
+"""The hub: from the cache when it does not answer, at once refused without it, again after a fault."""
 
-import hashlib
 import json
-import threading
-import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import datasets
 import pyarrow as pa
@@ -18,10 +12,8 @@ from huggingface_hub import constants
 
 from eval import hub as hub_module
 from eval.hub import HubError, load_dataset, load_file
-from tasks.sources import pip_wheels
-from tasks.sources.document_sources import HubSource, SourceError, read_documents
-from tasks.sources.pip_wheels import WheelError, fetch_wheel
-from tests.hub import Hub, serving, silent
+from tasks.sources.document_sources import HubSource, SourceError, read
+from tests.hub import Hub, causes, serving, silent
 
 COMMIT = "1" * 40
 
@@ -80,13 +72,6 @@ def test_a_dataset_names_no_file_outside_itself(header: dict, local: bool, hub: 
         assert not elsewhere.requests
 
 
-def causes(error: BaseException) -> list[type]:
-    found = []
-    while error := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        found.append(type(error))
-    return found
-
-
 def test_a_dataset_is_read_from_the_cache_at_its_commit_when_the_hub_says_nothing(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ):
@@ -115,57 +100,4 @@ def test_a_stream_that_ends_early_is_no_shorter_corpus(hub: Hub):
     assert len(list(read_documents(source, Path()))) == 40
     pq.write_table(pa.table({"text": ["row"] * 39}), hub.folder / "train.parquet")
     with pytest.raises(SourceError, match="39 rows arrived, and its card says that train has 40"):
-        list(read_documents(replace(source, revision="3" * 40), Path()))
-
-
-class Index(BaseHTTPRequestHandler):
-    """A package index with one wheel, the first downloads of which are damaged."""
-
-    damaged: ClassVar[list[bytes]] = []
-    wheel = b""
-    status = 200
-
-    def do_GET(self) -> None:
-        page = b'<a href="/tiny-1.0-py3-none-any.whl">tiny-1.0-py3-none-any.whl</a>'
-        content = page if self.path.endswith("/") else (self.damaged.pop() if self.damaged else self.wheel)
-        self.send_response(self.status)
-        self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/zip")
-        self.send_header("Cache-Control", "max-age=600")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-def test_a_wheel_is_fetched_again_before_it_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with zipfile.ZipFile(tmp_path / "tiny.whl", "w") as archive:
-        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
-        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr("tiny-1.0.dist-info/RECORD", "")
-    with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
-        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n\nx")
-        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr("tiny-1.0.dist-info/RECORD", "")
-    Index.wheel = (tmp_path / "tiny.whl").read_bytes()
-    Index.damaged = [(tmp_path / "other.whl").read_bytes()]
-    monkeypatch.setenv("PIP_CACHE_DIR", str(tmp_path / "pip"))
-    pinned = hashlib.sha256(Index.wheel).hexdigest()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Index)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
-    assert fetch_wheel("tiny==1.0", pinned, tmp_path).read_bytes() == Index.wheel
-    Index.status = 503
-    with pytest.raises(WheelError, match="503") as busy:
-        fetch_wheel("tiny==1.0", "0" * 64, tmp_path)
-    assert causes(busy.value) == [ConnectionError], "a retry may succeed"
-    server.shutdown()
-    server.server_close()
-    monkeypatch.setattr(pip_wheels, "PATIENCE", ["--timeout", "1", "--retries", "0"])
-    with silent() as address:
-        monkeypatch.setenv("PIP_INDEX_URL", f"{address}/simple")
-        assert fetch_wheel("tiny==1.0", pinned, tmp_path).exists(), "from the cache"
-        with pytest.raises(WheelError, match=r"index 127\.0\.0\.1:\d+ does not answer, and tiny==1.0 is not in") as no:
-            fetch_wheel("tiny==1.0", "0" * 64, tmp_path)
-    assert causes(no.value) == [], "not tried again"
+        list(read(source.model_copy(update={"revision": "3" * 40}), Path()))

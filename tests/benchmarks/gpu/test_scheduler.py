@@ -17,9 +17,9 @@ from benchmarks.gpu.page import page
 from benchmarks.gpu.scheduler import Stage, run_stages
 from benchmarks.gpu.stages import zipf_shards
 from model.data.shards import ShardSet
-from tests.timed_stages import dying, endless, failing, ticking, timed, timed_beside_ticking
+from tests.benchmarks.gpu.timed_stages import dying, endless, failing, ticking, timed, timed_beside_ticking
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def nothing_queued(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stage_that_is_timed_is_alone(tmp_path: Path):
-    findings = []
+    findings: list[dict] = []
     run_stages(
         [
             Stage("ticking", ticking, 1, 1),

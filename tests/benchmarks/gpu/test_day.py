@@ -24,6 +24,7 @@ def test_the_day_of_daily_on_an_h100(capsys: pytest.CaptureFixture):
 def test_a_preset_for_a_gpu_takes_the_largest_micro_batch_that_leaves_a_margin(preset: str):
     run = compose(preset, {"model": {"vocab_size": 32_768}})
     hardware = known_hardware("T4" if preset == "nanopoor" else "H100")
+    assert hardware is not None
     found = plan(run.model, run.train, hardware, 0.5)
     chosen, sequences = found["micro_batch_sequences"], run.train.tokens_per_step // run.model.sequence_length
     assert run.train.micro_batch_sequences is None and sequences % chosen == 0

@@ -14,26 +14,22 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from model.machine.parallel import Parallelism
-from model.network.config import ConfigError
-from model.planning.projection import hours, memory
 from model.train import main as train_alone
-from tasks.feasibility import require_feasible
-from tasks.runtime import devices, ranks
+from tasks.runtime import ranks
 from tasks.runtime.child_process import ProcessError, run_module
-from tasks.runtime.devices import scoring_processes, training_processes
-from tasks.store import provenance
 from tasks.store.context import RunContext, open_context
 from tasks.store.stage import StageResult, fetch_outputs
 from tasks.train import read_metrics
-from tests.tasks.runtime.test_saving import wait_until
-from tests.tasks.store.test_checkpoints import MODEL, TRAIN, family, trained
+from tests.processes import family, output_of, wait_until
+from tests.tasks.store.test_checkpoints import TRAIN, trained
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = replace(TRAIN, tokens=200 * 128, log_every_steps=10)  # of 8 sequences each; a checkpoint every 5 steps
+
 
 # In the second process of a training: a GPU whose memory holds 2 sequences, from its 13th micro-batch on.
 FULL = """
@@ -52,6 +48,7 @@ if "model.train" in sys.orig_argv and os.environ["RANK"] == "1":
 
     GPT.forward = limited
 """
+
 
 # Without torch. The first process says that it has begun; then each does what the configuration says for it.
 PROGRAM = """
@@ -80,7 +77,7 @@ run_module("program", {"acts": acts}, folder, lambda event: print("began", flush
 """
 
 
-def process_of(rank: int, run: int) -> int | None:
+def process_of(rank: int, run: int) -> int:
     """The trainer's process of this rank, somewhere below the process `run`."""
     for process in family(run):
         command, environment = (
@@ -88,12 +85,13 @@ def process_of(rank: int, run: int) -> int | None:
         )
         if b"model.train" in command and f"RANK={rank}".encode() in environment:
             return process
-    return None
+    raise AssertionError(f"no process of {run} trains as rank {rank}")
 
 
 def ignores_sigterm(process: int) -> bool:
     status = Path(f"/proc/{process}/status").read_text()
-    return bool(int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1)
+    [ignored] = re.findall(r"SigIgn:\s*(\w+)", status)
+    return bool(int(ignored, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def assert_over(context: RunContext, before: set[int]) -> None:
@@ -177,13 +175,13 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_one_process_that_is_left_holds_the_device(program: Path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(program)], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout.readline() == "began\n"
+    assert output_of(parent).readline() == "began\n"
     first, second = family(parent.pid)[1:]
     wait_until(lambda: ignores_sigterm(second))  # which it gets when its parent is gone
     for process in (parent.pid, first):
         os.kill(process, signal.SIGKILL)
     parent.wait()
-    parent.stdout.close()
+    output_of(parent).close()
     with (program / "device.lock").open("w") as lock:
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,36 +216,7 @@ def test_the_process_that_failed_first_says_why(program: Path, monkeypatch, acts
 @pytest.mark.parametrize("code", [-signal.SIGKILL, ranks.SMALLER_MICRO_BATCH])
 def test_what_nobody_gets_from_another_is_the_cause_whichever_is_seen_first(code: int):
     together = ranks.Ranks.__new__(ranks.Ranks)
-    together.processes = [SimpleNamespace(returncode=1), SimpleNamespace(returncode=code)]
+    ended: list[Any] = [SimpleNamespace(returncode=1), SimpleNamespace(returncode=code)]
+    together.processes = ended
     together.failed = [0, 1]
     assert together._cause() == 1
-
-
-def test_how_many_processes_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    context = open_context(str(tmp_path / "store"), None, 2, None, None, 0.0)
-    assert training_processes(MODEL, TRAIN, context) == 1  # a CPU
-    with pytest.raises(ConfigError, match=r"processes is 3, but 3 processes cannot share the 8 sequences .* to 2"):
-        require_feasible([(MODEL, TRAIN)], 100, replace(context, processes=3))
-    monkeypatch.setattr(provenance, "gpu_driver", lambda: "580.65.06")
-    monkeypatch.setattr(devices, "gpu_count", lambda: 3)
-    assert scoring_processes(context) == 3
-    assert training_processes(MODEL, TRAIN, context) == 2
-    assert scoring_processes(replace(context, device="cpu")) == 1
-    assert scoring_processes(replace(context, processes=2)) == 2
-    with pytest.raises(ConfigError, match=r"processes is 4, but torch finds 3 GPUs on this machine; set it to at most"):
-        scoring_processes(replace(context, processes=4))
-
-
-def test_the_plan_follows_the_number_of_processes():
-    model, train = replace(MODEL, vocab_size=512, eot_token=0), replace(TRAIN, micro_batch_sequences=None)
-    one, several = (hours(model, train, {"device": "cuda", "name": "NVIDIA H100"}, None, count) for count in (1, 4))
-    assert several == pytest.approx(one / 4 / 0.9)
-    alone, shared, parts = (
-        memory(model, train, 10**9, *settings) for settings in ((1,), (4, Parallelism.DDP), (4, Parallelism.FSDP))
-    )
-    assert [found["fitting_micro_batch"] for found in (alone, shared, parts)] == [8, 2, 2]
-    for name in ("weights", "gradients", "optimizer"):
-        assert parts["memory_bytes"][name] == pytest.approx(shared["memory_bytes"][name] / 4, abs=1)
-        assert shared["memory_bytes"][name] == alone["memory_bytes"][name]
-    assert parts["memory_bytes"]["gathered"] > 0
-    assert parts["memory_bytes"]["activations"] == shared["memory_bytes"]["activations"]

@@ -23,6 +23,7 @@ import pytest
 
 from tasks.runtime.grace_period import seconds_to_end, seconds_to_save
 from tasks.store.context import open_context
+from tests.processes import wait_until
 from tests.tasks.store.test_checkpoints import trained, uploaded
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,6 +31,7 @@ SECOND = 1 / 30  # of the real world, here
 BYTES = 245_768  # of a checkpoint here
 BYTE = BYTES / 14e9  # of the real world, here
 SLOW = 200e6 * BYTE / SECOND  # bytes a second
+
 
 # In every process: the limits, scaled; in the trainer: a slow disk, and no end before the signal.
 SITE = f"""
@@ -51,10 +53,11 @@ if "model.train" in sys.orig_argv:
     checkpoint.write_tensors = write_slowly
 """
 
+
 # The process of a run; SIGTERM raises there, as in Prefect's engine.
 RUN = """
 import signal, sys
-from tests.tasks.runtime.test_saving import *
+from tests.tasks.runtime.test_grace_period import *
 
 def end(*_):
     raise SystemExit(1)
@@ -96,16 +99,10 @@ class SlowNetwork:
 def slow_store(s3_environment: dict[str, str]) -> Iterator[str]:
     """Address of the S3 server behind a slow network."""
     server = urlsplit(s3_environment["AWS_ENDPOINT_URL_S3"])
+    assert server.hostname is not None and server.port is not None
     network = SlowNetwork(server.hostname, server.port, SLOW)
     yield network.url
     network.listener.close()
-
-
-def wait_until(what: object, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -149,39 +146,3 @@ def test_the_limit_of_a_daily_checkpoint_is_enough_for_a_slow_disk_and_a_slow_st
     assert seconds_to_save(size) > 30 + 2 * size / rate  # a step; the checkpoint that was under way, and the last
     assert seconds_to_end(size) > 2 * seconds_to_save(size)
     assert seconds_to_end(0) < 15 < seconds_to_end(1)  # a command that saves nothing ends within 15 s
-
-
-# A command that leaves behind, in a session of its own, a process that needs a while to save.
-LEFT = """
-import signal, sys, time
-from pathlib import Path
-
-def save(*_):
-    time.sleep(1)
-    Path(sys.argv[1]).write_text("saved")
-    sys.exit()
-
-signal.signal(signal.SIGTERM, save)
-print("ready", flush=True)
-signal.pause()
-"""
-COMMAND = """
-import subprocess, sys, time
-subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], start_new_session=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="containers are")
-@pytest.mark.parametrize("how", ["stopped", "ended by itself"])
-def test_a_container_ends_when_what_its_command_left_behind_has_saved(tmp_path: Path, how: str):
-    command = COMMAND if how == "stopped" else COMMAND.replace("time.sleep(60)", "time.sleep(1); sys.exit(3)")
-    arguments = [sys.executable, "-m", "deployments.init", sys.executable, "-c", command, LEFT, str(tmp_path / "end")]
-    first = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert first.stdout.readline() == "ready\n"
-    if how == "stopped":
-        first.terminate()
-    code = first.wait(30)
-    assert (tmp_path / "end").read_text() == "saved"
-    assert code == (143 if how == "stopped" else 3)
-    first.stdout.close()

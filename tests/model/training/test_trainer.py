@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from benchmarks.gpu.stages import zipf_shards
+from model.network.config import DocumentMask, Precision, TrainConfig
 from model.network.scaling import learning_rates_for, sized
 from model.training.config import TrainConfig
 from model.training.metrics import NoLog
@@ -18,14 +20,15 @@ from model.training.trainer import Trainer
 VOCAB, SEQUENCE = 32, 16
 
 
-def configured(directory: Path, precision: str, document_mask: str) -> TrainerConfig:
+def configured(directory: Path, precision: Precision, document_mask: DocumentMask) -> RunConfig:
     """A tiny network with the settings of `daily`, its schedule and optimizer in twelve steps of four micro-batches."""
     shards = directory / "shards"
     shards.mkdir()
     zipf_shards(shards, VOCAB, 20_000)
     model = replace(sized(2, width=32, heads=2, sequence_length=SEQUENCE), document_mask=document_mask, backout=True)
+    rates: dict[str, Any] = {**learning_rates_for(model, 128)}
     train = TrainConfig(
-        **learning_rates_for(model, 128),
+        **rates,
         seed=1,
         tokens=12 * 128,
         tokens_per_step=128,
@@ -54,9 +57,11 @@ def configured(directory: Path, precision: str, document_mask: str) -> TrainerCo
     )
 
 
-@pytest.mark.parametrize(("precision", "document_mask"), [("fp8", "none"), ("bf16", "own")])
+@pytest.mark.parametrize(
+    ("precision", "document_mask"), [(Precision.FP8, DocumentMask.NONE), (Precision.BF16, DocumentMask.OWN)]
+)
 def test_a_whole_run_compiles_the_network_twice_and_nothing_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, document_mask: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, document_mask: DocumentMask
 ):
     graphs: list[fx.Graph] = []
 
