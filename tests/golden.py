@@ -28,15 +28,17 @@ import tasks.report
 import tasks.shard
 import tasks.tokenizer
 import tasks.train
+from eval.document_parquet import SCHEMA
 from eval.suites.suites import SUITES, chosen_items
-from flows.config import Preset, compose
+from flows.config import compose
+from flows.preset_files import Preset
 from model.network.gpt import GPT, initialise
 from tasks.benchmarks import Items
-from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, write_shards
 from tasks.store.context import RunContext, open_context
+from tasks.store.manifest import Manifest, Output
 from tasks.store.objects import digest_file
-from tasks.store.stage import Manifest, Output, Stage, StageResult
+from tasks.store.stage import Stage, StageResult
 from tasks.tokenizer import train_bpe
 from tests.flows.test_presets import first_losses
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import Preset
+from flows.preset_files import Preset
 from tests.golden import golden, initial_weights, item_subsets, key_context, shard_files, stage_keys
 
 

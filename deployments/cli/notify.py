@@ -68,9 +68,8 @@ def notify(address: str) -> None:
     service.add(apprise_url(address))
     if not service.notify(title="The Daily Train", body="Runs that fail, finish or regress are told here."):
         raise NotifyError("the first message was not accepted; is the address right and reachable from here?")
-    block = SlackWebhook(url=SecretStr(apprise_url(address)))  # for any address that Apprise takes
-        url=SecretStr(apprise_url(address))
-    )  # the block's name says Slack, but it takes any Apprise address
+    # the block's name says Slack, but it takes any Apprise address
+    block = SlackWebhook(url=SecretStr(apprise_url(address)))
     document = cast(UUID, block.save(BLOCK, overwrite=True))  # declared for asynchronous callers as well
     for name, (which, subject, body) in MESSAGES.items():
         action = SendNotification(block_document_id=document, subject=f"The Daily Train: {subject}", body=body)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,8 @@ from huggingface_hub import constants
 
 from eval import hub as hub_module
 from eval.hub import HubError, load_dataset, load_file
-from tasks.sources.document_sources import HubSource, SourceError, read
+from tasks.sources.document_folder import SourceError
+from tasks.sources.document_sources import HubSource, read_documents
 from tests.hub import Hub, causes, serving, silent
 
 COMMIT = "1" * 40
@@ -100,4 +102,4 @@ def test_a_stream_that_ends_early_is_no_shorter_corpus(hub: Hub):
     assert len(list(read_documents(source, Path()))) == 40
     pq.write_table(pa.table({"text": ["row"] * 39}), hub.folder / "train.parquet")
     with pytest.raises(SourceError, match="39 rows arrived, and its card says that train has 40"):
-        list(read(source.model_copy(update={"revision": "3" * 40}), Path()))
+        list(read_documents(replace(source, revision="3" * 40), Path()))

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import FORMS, Execution, Preset, changes_of, compose
+from flows.config import FORMS, changes_of, compose
 from flows.daily import daily_train
-from flows.preset_files import PRESETS, read_preset
+from flows.preset_files import PRESETS, Preset, read_preset
 from flows.study import contamination_study
-from model.network.config import ConfigError
+from model.parsing import ConfigError
 from tasks.download import VERSION
 from tasks.sources.document_sources import source_lock
+from tasks.store.context import Execution
 from tasks.store.stage import Stage
 
 

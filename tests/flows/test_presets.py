@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.config import Preset, compose
+from flows.config import compose
+from flows.preset_files import Preset
 from model.data.shards import Dataset, Split, write_dataset, write_shard
 from model.train import main
 

@@ -16,20 +16,22 @@ from deployments.cli import commands
 from deployments.cli.arguments import changes_from
 from eval.suites.suites import ZERO_SHOT
 from flows.compare import compare_designs
-from flows.config import FORMS, Execution, Preset, RunConfig, changes_of, compose, context_of, forms_of
+from flows.config import FORMS, RunConfig, changes_of, compose, context_of, forms_of
 from flows.daily import daily_train
 from flows.effects import ACTS_WHEN
+from flows.preset_files import Preset
 from flows.study import contamination_study
-from model.network.config import ConfigError
 from model.network.gpt import GPT, initialise
-from model.parsing import field_types, parse
+from model.parsing import ConfigError, field_types, parse
 from tasks import contamination, download, evaluate, shard, tokenizer, train
 from tasks.benchmarks import Items
 from tasks.comparison import CompareConfig
 from tasks.sources.document_sources import FilesSource, HubSource, WheelSource
-from tasks.store.stage import Manifest, Output, Stage, StageResult
+from tasks.store.context import Execution
+from tasks.store.manifest import Manifest, Output
+from tasks.store.stage import Stage, StageResult
 from tasks.study import StudyConfig
-from tasks.tokenizer import TokenizerError
+from tasks.token_bytes import TokenizerError
 
 SECTIONS = field_types(RunConfig)
 FIELDS = [(section, name) for section, kind in SECTIONS.items() for name in field_types(kind)]

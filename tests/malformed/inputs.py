@@ -14,17 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deployments.cli import commands
+from deployments.cli.export import FinishedModel, write_export
+from eval.document_parquet import SCHEMA
 from eval.reporting.ledger import leaderboard, leaderboard_page
 from eval.suites.suites import SUITES, normalise, read_parquet
-from flows.config import FORMS, Execution
+from flows.config import FORMS
 from flows.daily import daily_train
 from model.data.shards import ShardSet, read_dataset
 from model.errors import DailyTrainError
+from model.files import file_sha256
+from model.parsing import field_types
 from model.training import checkpoint
-from tasks.download import SCHEMA, DataConfig, write_documents
+from tasks.download import DataConfig, write_documents
 from tasks.shard import ShardConfig, write_shards
 from tasks.sources.document_sources import FilesSource
-from tasks.store.context import RunContext, open_context
+from tasks.store.context import Execution, RunContext, open_context
 from tasks.store.ledger import read_ledger
 from tasks.store.stage import fetch_outputs, load
 from tasks.token_bytes import check_tokenizer, token_bytes
@@ -353,8 +357,9 @@ def checkpoints(originals: Originals) -> Area:
 
         def act() -> None:
             if final and exported:
-                write(
-                    Finished(model=target, tokenizer=originals.folder / "tokenizer.json", facts={}), folder / "exported"
+                write_export(
+                    FinishedModel(model=target, tokenizer=originals.folder / "tokenizer.json", facts={}),
+                    folder / "exported",
                 )
             elif final:
                 checkpoint.load_final(target)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eval.document_parquet import SCHEMA
 from model.network.config import GPTConfig
 from model.network.gpt import GPT
 from model.training import checkpoint
-from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, write_shards
 from tasks.store.context import open_context
 from tasks.store.stage import Stage, build_or_skip

@@ -23,7 +23,7 @@ from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
 from model.train import main
 from model.training import checkpoint
-from model.training.run import RunConfig
+from model.training.run import TrainerConfig
 from model.training.validation import validate
 from tests.lingering import linger
 from tests.trainings import Training
@@ -205,7 +205,7 @@ def test_sigterm_saves_and_resumes_to_the_same_bytes(uninterrupted, shards, tmp_
 def endless_building() -> None:
     """In the trainer: a network whose building does not come back to Python."""
 
-    def build(config: RunConfig) -> None:
+    def build(config: TrainerConfig) -> None:
         Path(config.run_dir).mkdir()
         sum(itertools.repeat(1, 10**11))
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, StorageState, expect
 
-from deployments.access import basic_credentials, login_ticket
+from deployments.access import AUTH_FILE, basic_credentials, login_ticket
 from tests.operations.live import CHROMIUM, QUIET, Up
 
 chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: `apt-get install chromium`")
@@ -81,7 +81,7 @@ def test_without_the_string_everything_but_the_health_check_answers_401(up: Up):
     assert plain.post("/enter", content=login_ticket("another string")).status_code == 401
     assert plain.get("/api/health").status_code == 200
     home = up.folder / "home"
-    for file in (home, *home.glob("prefect.db*"), home / FILE):
+    for file in (home, *home.glob("prefect.db*"), home / AUTH_FILE):
         assert not stat.S_IMODE(file.stat().st_mode) & 0o077, file
     for process in up.processes("daily-train|deployments|prefect"):
         with open(f"/proc/{process}/cmdline") as command:

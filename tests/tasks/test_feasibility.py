@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from deployments.cli.commands import main
-from flows.config import Execution, Preset, compose, context_of
+from flows.config import compose, context_of
 from flows.daily import daily_train
+from flows.preset_files import Preset
 from model.network import flops
-from model.network.config import ConfigError, GPTConfig
+from model.network.config import GPTConfig
+from model.parsing import ConfigError
 from model.planning.plan import memory_bytes
 from model.planning.projection import memory
 from model.training.config import TrainConfig
@@ -22,7 +24,7 @@ from tasks import feasibility
 from tasks.feasibility import FeasibilityError, most_flops, require_feasible
 from tasks.preflight import check_run
 from tasks.store import provenance
-from tasks.store.context import RunContext
+from tasks.store.context import Execution, RunContext
 from tasks.store.source_digest import model_source_digest
 from tasks.store.stage import Stage, build_or_skip
 

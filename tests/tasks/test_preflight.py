@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from eval.scoring.harness import HarnessError
 from eval.scoring.rehearsal import RehearsalConfig, rehearse
 from eval.suites.suites import SUITES, SuiteError, write_rows
-from flows.config import Execution, compose, require_encodable
-from model.network.config import ConfigError
+from flows.config import compose, require_encodable
+from model.parsing import ConfigError
 from tasks import benchmarks
 from tasks.benchmarks import find_items
 from tasks.evaluate import EvaluationConfig
@@ -28,7 +28,7 @@ from tasks.preflight import rehearse_evaluation, require_machine, require_ready
 from tasks.runtime.child_process import ProcessError
 from tasks.runtime.tracking import Tracker, check_tracker
 from tasks.store import provenance
-from tasks.store.context import RunContext, open_context
+from tasks.store.context import Execution, RunContext, open_context
 from tasks.store.stage import Stage, build_or_skip
 
 NASTY = "e 😀#x: \"q'%20{y}\n[z]*::$HOME \udcff"

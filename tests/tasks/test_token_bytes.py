@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from eval.document_parquet import SCHEMA
 from model.data.shards import ShardSet, read_dataset
 from tasks import shard, tokenizer
-from tasks.download import SCHEMA
 from tasks.shard import ShardConfig, write_shards
 from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext
-from tasks.store.stage import StageError
+from tasks.store.manifest import StageError
 from tasks.token_bytes import TokenizerError, check_tokenizer
-from tasks.tokenizer import TokenizerConfig, build_tokenizer, load_tokenizer, train_bpe
+from tasks.tokenizer import TokenizerConfig, TokenizerKind, build_tokenizer, load_tokenizer, train_bpe
 
 TEXTS = [f"Fellow citizens, speech {number}: the Union — naïve 日本 🚂.\n\n" for number in range(20)]
 HOSTILE = [
@@ -223,7 +223,7 @@ def test_a_finished_stage_of_an_earlier_release_is_checked_too(
 ):
     monkeypatch.setattr(tokenizer, "create_markdown_artifact", lambda **_: None)
     path = edited(trained, [model("dropout", 0.5)], tmp_path)
-    config = TokenizerConfig(kind="file", path=str(path))
+    config = TokenizerConfig(kind=TokenizerKind.FILE, path=str(path))
     context = RunContext(store=LocalStore(str(tmp_path / "store")), cache=tmp_path / "cache", workers=1)
     no_corpus: Any = None  # a tokenizer in a file is made of none
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: its BPE dropout of 0\.5"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from tasks.token_bytes import TokenizerError, check_tokenizer, token_bytes
-from tasks.tokenizer import TokenizerConfig, load_tokenizer, train_bpe
+from tasks.tokenizer import TokenizerConfig, TokenizerKind, load_tokenizer, train_bpe
 from tests.tasks.small_corpus import TEXTS
 
 
@@ -38,4 +38,4 @@ def test_tokenizers_that_break_a_contract_are_refused(bpe: Tokenizer, tmp_path: 
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match="a branch can move"):
-        TokenizerConfig(kind="hub", path="gpt2@main")
+        TokenizerConfig(kind=TokenizerKind.HUB, path="gpt2@main")

@@ -16,9 +16,10 @@ import torch
 from deployments.cli.commands import main
 from deployments.cli.export import MODELLING
 from deployments.cli.exported_code import ExportedCodeError, exported_code
-from model.network.config import GPTConfig, parse
+from model.network.config import GPTConfig
 from model.network.generate import generate
 from model.network.gpt import GPT
+from model.parsing import parse
 from model.training.checkpoint import publish_final
 from tasks.token_bytes import END_OF_TEXT
 from tasks.tokenizer import train_bpe

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.contamination.check import CommandConfig, check
+from eval.contamination.check import ScanConfig, check
 from eval.contamination.references import Reference, Text
 from eval.contamination.verdicts import ContaminationConfig, ContaminationResult, ItemVerdict
 from eval.contamination.words import words
@@ -125,9 +125,9 @@ def first_verdict(items: list[Reference], *texts: str) -> ItemVerdict:
     return check_texts(items, *texts).verdicts[0]
 
 
-def command_of(documents: list[Path], benchmarks: Path, out: Path, workers: int) -> CommandConfig:
+def command_of(documents: list[Path], benchmarks: Path, out: Path, workers: int) -> ScanConfig:
     """A scan of documents for the items of the three suites."""
-    return CommandConfig(
+    return ScanConfig(
         documents=tuple(documents),
         benchmarks=benchmarks,
         suites=SUITE_NAMES,

@@ -13,7 +13,7 @@ import pytest
 
 from eval.contamination.audit import check_index, check_items
 from eval.contamination.canaries import draw_canaries
-from eval.contamination.check import CommandConfig, Counted, check, scan_files
+from eval.contamination.check import Counts, ScanConfig, check, scan_files
 from eval.contamination.index import build_index
 from eval.contamination.probes import probes
 from eval.contamination.verdicts import ContaminationConfig, ContaminationError, Tally, item_lengths
@@ -21,7 +21,7 @@ from eval.contamination.words import words
 from tasks.store.objects import digest_file
 from tests.eval.contamination.invented import CONFIG, SUITE_NAMES, command_of, prose, row_group_results
 
-findings = Tally.findings
+result = Tally.result
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept(documents, benchmarks, scanned: Path) -> CommandConfig:
+def kept(documents, benchmarks, scanned: Path) -> ScanConfig:
     """A scan that passed, with the results of its row groups: the same command only adds them up again."""
     size = sum(len(text.encode()) for path in documents for text in pq.read_table(path)["text"].to_pylist())
     command = replace(
@@ -39,7 +39,7 @@ def kept(documents, benchmarks, scanned: Path) -> CommandConfig:
         suites=("winogrande",),
         config=replace(CONFIG, control_items=5),
         resume=scanned,
-        counted=Counted(documents=40, bytes=size),
+        counted=Counts(documents=40, bytes=size),
     )
     scan_files(command)
     return command
@@ -84,7 +84,7 @@ def _swap_items(lines: list[dict]) -> None:
     ],
 )
 def test_a_scan_with_a_wrong_result_is_refused(
-    kept: CommandConfig, scanned: Path, result: int, change: Callable, message: str, tmp_path: Path
+    kept: ScanConfig, scanned: Path, result: int, change: Callable, message: str, tmp_path: Path
 ):
     shutil.copytree(scanned, tmp_path / "scanned")
     command = replace(kept, resume=tmp_path / "scanned", out=tmp_path / "out")
@@ -99,11 +99,11 @@ def test_a_scan_with_a_wrong_result_is_refused(
     [
         (ContaminationConfig, "contaminates", lambda config, found: found.run > config.run, "back as “clean, clean, 1"),
         (ContaminationConfig, "is_template", lambda config, found: True, "back as “clean, boilerplate"),
-        (Tally, "findings", lambda tally: replace(findings(tally), flagged=[]), "items of winogrande were planted as"),
+        (Tally, "result", lambda tally: replace(result(tally), flagged=[]), "items of winogrande were planted as"),
     ],
 )
 def test_a_tally_that_is_wrong_is_refused(
-    kept: CommandConfig,
+    kept: ScanConfig,
     scanned: Path,
     target: type,
     name: str,

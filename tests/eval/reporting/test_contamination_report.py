@@ -10,7 +10,7 @@ import pytest
 from eval.document_parquet import SCHEMA, document_files
 from eval.reporting.contamination_report import explain, match_lines
 from tasks.contamination import write_filtered
-from tasks.store.stage import StageError
+from tasks.store.manifest import StageError
 
 HOSTILE = [
     "<script>alert(1)</script>",

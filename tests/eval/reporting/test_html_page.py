@@ -9,9 +9,10 @@ from eval.reporting.html_page import FOLDED_ROWS, html_page
 from eval.reporting.ledger import leaderboard_page
 from eval.reporting.markdown import code, markdown_table, passage, untrusted
 from eval.reporting.report import configuration_table, notes
-from flows.config import FORMS, Execution, compose
+from flows.config import FORMS, compose
 from flows.daily import daily_train
-from model.network.config import ConfigError
+from model.parsing import ConfigError
+from tasks.store.context import Execution
 
 PNG = b"\x89PNG\r\n\x1a\nnot looked at"
 HOSTILE = "</pre><script src='https://example.org/x.js'></script> `code` | cell\x1b[31m ![x](https://example.org/y.png)"

@@ -8,9 +8,10 @@ import pyarrow as pa
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from eval.scoring.harness import Execution, HarnessConfig
+from eval.scoring.harness import HarnessConfig, ScoringExecution
 from eval.suites.suites import SUITES, write_rows
-from model.network.config import Activation, GPTConfig, Norm, Position
+from model.network.choices import Activation, Norm, Position
+from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import publish_final
 
@@ -96,7 +97,7 @@ def write_inputs(directory: Path) -> HarnessConfig:
         items_per_suite=12,
         seed=3,
         out=directory / "out",
-        execution=Execution(device="cpu", threads=1, batch_tokens=1000),
+        execution=ScoringExecution(device="cpu", threads=1, batch_tokens=1000),
     )
 
 

@@ -17,11 +17,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from eval.command import parse, run
-from eval.scoring.harness import HarnessConfig, HarnessError, evaluate_checkpoint, load_model
+from eval.command import run
+from eval.scoring.harness import HarnessConfig, HarnessError, ScoringExecution, evaluate_checkpoint, load_model
 from eval.scoring.precision import Precision
 from eval.suites.suites import SUITES, Shots, SuiteError, chosen_items, write_rows
 from model.network.gpt import GPT, initialise
+from model.parsing import ConfigError, parse
 from model.training.checkpoint import load_final, publish_final
 from tasks.runtime.child_process import run_module
 from tests.eval.scoring.invented import NETWORK, QUICK, command_values

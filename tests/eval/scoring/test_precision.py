@@ -10,7 +10,8 @@ from eval.scoring.arithmetic import in_fp32, round_weights, set_matmul_precision
 from eval.scoring.precision import Precision
 from eval.scoring.scorer import Scorer
 from eval.scoring.trained_model import TrainedModel
-from flows.config import Preset, compose
+from flows.config import compose
+from flows.preset_files import Preset
 from model.training.checkpoint import FinalModel
 from tasks.benchmarks import Items
 from tasks.evaluate import VERSION, EvaluationConfig, scoring_settings

@@ -9,19 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.scoring.prefix_rows import batches, build_row, build_rows, pad_rows
-from model.network.config import (
-    Activation,
-    AttentionKind,
-    ConfigError,
-    DocumentMask,
-    GPTConfig,
-    MLPKind,
-    Norm,
-    Position,
-    Smear,
-)
+from model.network.choices import Activation, AttentionKind, DocumentMask, MLPKind, Norm, Position, Smear
+from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
 from model.network.prefix_tree import Tree
+from model.parsing import ConfigError
 
 BASE: dict[str, Any] = {"depth": 3, "width": 32, "heads": 4, "sequence_length": 32, "vocab_size": 50}
 GPT2 = {

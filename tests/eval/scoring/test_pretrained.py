@@ -20,7 +20,8 @@ from deployments.cli.export import FinishedModel, write_export
 from eval.scoring.precision import Precision
 from eval.scoring.scorer import Scorer
 from eval.suites.suites import SUITES, write_rows
-from model.network.config import GPTConfig, MLPKind, Smear
+from model.network.choices import MLPKind, Smear
+from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import publish_final
 

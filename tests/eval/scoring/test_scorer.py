@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eval.scoring.scorer import Scorer
-from eval.scoring.trained_model import Checkpoint
+from eval.scoring.trained_model import TrainedModel
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import FinalModel
 from tests.eval.scoring.invented import NETWORK, VOCAB
@@ -21,7 +21,7 @@ def test_sparse_attention_is_scored_in_rows_of_its_own():
         network = GPT(replace(NETWORK, window_pattern=pattern, sparse_block=4, sparse_blocks=1, short_window=7)).eval()
         initialise(network, seed=3)
         final = FinalModel(network, 0, "", {})
-        scorer = Scorer(Checkpoint(final, torch.device("cpu")), torch.device("cpu"))
+        scorer = Scorer(TrainedModel(final, torch.device("cpu")), torch.device("cpu"))
         inputs = [(*context, *answer[:-1]) for context, answer in requests]
         scores = scorer(inputs, [answer for _, answer in requests], lambda done: None)
         assert (scorer.tokens < sum(map(len, inputs))) is shared
@@ -37,7 +37,7 @@ def test_of_equal_logits_the_first_is_greedy():
     network = GPT(NETWORK).eval()
     initialise(network, seed=0)
     torch.nn.init.zeros_(network.token_embedding.weight)
-    scorer = Scorer(Checkpoint(FinalModel(network, 0, "", {}), torch.device("cpu")), torch.device("cpu"))
+    scorer = Scorer(TrainedModel(FinalModel(network, 0, "", {}), torch.device("cpu")), torch.device("cpu"))
     scores = scorer([(5, 6), (5, 7)], [[0], [3]], lambda done: None)
     uniform = pytest.approx(-math.log(VOCAB))
     assert scores == [(uniform, True), (uniform, False)]

@@ -15,9 +15,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from eval.scoring.harness import HarnessConfig, evaluate_checkpoint, write_tasks
+from eval.scoring.harness import HarnessConfig, evaluate_checkpoint
 from eval.scoring.precision import Precision
 from eval.suites.suites import SUITES, Shots, SuiteError, chosen_items, write_rows
+from eval.suites.task_files import write_tasks
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import load_final, publish_final
 from tests.eval.scoring.invented import NETWORK, VOCAB, invented_rows

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import model
-from model.network.config import ConfigError, GPTConfig, parse
+from model.network.config import GPTConfig
+from model.parsing import ConfigError, parse
 from model.training.config import TrainConfig
 from model.training.run import TrainerConfig, read_config
 

@@ -8,9 +8,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.network import flops
-from model.network.config import Activation, ConfigError, GPTConfig, Norm, Position
+from model.network.choices import Activation, Norm, Position
+from model.network.config import GPTConfig
 from model.network.generate import generate
 from model.network.gpt import GPT, initialise
+from model.parsing import ConfigError
 from model.training.config import TrainConfig
 from model.training.steps import resolve_steps, sequences_per_step
 

@@ -10,11 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flows.config import compose
 from model.network import head_loss
-from model.network.config import GPTConfig, Precision
+from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
 from model.network.head_loss import IGNORED_TARGET, HeadLoss
 from model.planning import memory_use
 from model.planning.allocations import by_sequence
+from model.training.config import Precision
 from model.training.precision import autocast
 
 TOKENS, WIDTH = 37, 32

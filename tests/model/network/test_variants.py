@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.kernels.attention_kernels import block_mask
 from model.network import flops
 from model.network.attention import Attention
-from model.network.config import ConfigError, GPTConfig, parse
+from model.network.config import GPTConfig
 from model.network.document_mask import Documents
+from model.network.experts import MixtureOfExperts, mixtures, rebalance
 from model.network.gpt import GPT, Block, initialise
-from model.network.mlp import MixtureOfExperts, mixtures, rebalance
 from model.network.sparse_attention import sparse_attention
+from model.parsing import ConfigError, parse
 
 BASE: dict[str, Any] = dict(depth=3, width=32, heads=4, sequence_length=24, vocab_size=101)
 EVERYTHING: dict[str, Any] = dict(

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from model.network.config import ConfigError, GPTConfig, parse
+from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
 from model.network.scaling import learning_rates_for, sized
 from model.optimizers.muon import Muon, orthogonalise
 from model.optimizers.optimizer import Optimizer
 from model.optimizers.psgd import PSGD
 from model.optimizers.schedule import learning_rate_multiplier, muon_momentum
+from model.parsing import ConfigError, parse
 from model.training.config import TrainConfig
 
 TRAIN = dict(

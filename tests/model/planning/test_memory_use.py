@@ -13,14 +13,14 @@ from torch.autograd.graph import saved_tensors_hooks
 import model.network.gpt
 from flows.config import compose
 from model.kernels.attention_kernels import AttentionKernels, PastKernel, WindowKernel
-from model.network.config import GPTConfig, Precision, TrainConfig
+from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
 from model.optimizers.optimizer import Optimizer
 from model.planning import joint_graph, memory_use
 from model.planning.allocations import Allocations, storages
 from model.planning.memory_use import network_memory, optimizer_bytes
 from model.planning.plan import choose_micro_batch, memory_bytes
-from model.training.config import TrainConfig
+from model.training.config import Precision, TrainConfig
 from model.training.precision import autocast
 
 SMALL: dict[str, Any] = {"depth": 7, "width": 64, "heads": 4, "sequence_length": 64, "vocab_size": 320, "eot_token": 0}

@@ -14,8 +14,9 @@ from eval.scoring.harness import HarnessConfig, evaluate_checkpoint
 from eval.suites.hellaswag import encoded_items
 from eval.suites.suites import SUITES, write_rows
 from model.machine.parallel import Processes
-from model.network.config import ConfigError, GPTConfig
+from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
+from model.parsing import ConfigError
 from model.train import main
 from model.training.checkpoint import publish_final
 from model.training.multiple_choice import accuracy, read_items

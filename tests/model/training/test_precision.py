@@ -12,11 +12,12 @@ from torch import nn
 
 from model.data.shards import Dataset, Split, write_dataset, write_shard
 from model.network import fp8
-from model.network.config import Activation, GPTConfig, parse
+from model.network.choices import Activation
+from model.network.config import GPTConfig
 from model.network.fp8 import BACKWARD, FORWARD, Float8Linear, Float8MLP, quantise, use_fp8
 from model.network.gpt import GPT, initialise
 from model.network.mlp import MLP
-from model.parsing import ConfigError
+from model.parsing import ConfigError, parse
 from model.train import main
 from model.training import checkpoint, loss_scale
 from model.training.loss_scale import LossScale

@@ -68,7 +68,7 @@ def one_thread():
 
 def run_config(
     folder: Path, shards: Path, name: str, threads: int = 1, model: dict | None = None, **changes: Any
-) -> RunConfig:
+) -> TrainerConfig:
     path = folder / f"{name}.json"
     path.write_text(
         json.dumps(

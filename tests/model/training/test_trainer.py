@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import fx
 
 from benchmarks.gpu.stages import zipf_shards
-from model.network.config import DocumentMask, Precision, TrainConfig
+from model.network.choices import DocumentMask
 from model.network.scaling import learning_rates_for, sized
-from model.training.config import TrainConfig
+from model.training.config import Precision, TrainConfig
 from model.training.metrics import NoLog
 from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer
@@ -20,7 +20,7 @@ from model.training.trainer import Trainer
 VOCAB, SEQUENCE = 32, 16
 
 
-def configured(directory: Path, precision: Precision, document_mask: DocumentMask) -> RunConfig:
+def configured(directory: Path, precision: Precision, document_mask: DocumentMask) -> TrainerConfig:
     """A tiny network with the settings of `daily`, its schedule and optimizer in twelve steps of four micro-batches."""
     shards = directory / "shards"
     shards.mkdir()

