@@ -124,3 +124,10 @@ def test_every_parameter_and_field_of_the_form_is_described(flow):
     for name in set(shown) & set(definitions):
         for field, value in definitions[name]["properties"].items():
             assert value.get("description"), f"{name}.{field}"
+
+
+def test_a_form_keeps_what_was_given_and_only_that():
+    """What Prefect stores of a run and hands on: null stays, an untouched choice of forms is not given."""
+    form = FORMS["model"](softcap=None, depth=3)
+    assert form.model_dump(mode="json") == {"depth": 3, "softcap": None}
+    assert FORMS["data"](source=None).model_dump() == {}

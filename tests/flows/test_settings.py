@@ -496,10 +496,3 @@ def test_the_study_and_a_preset_keep_null(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(Made):
         contamination_study.fn(model=FORMS["model"](softcap=None), execution=Execution(store=str(tmp_path)))
     assert seen[0].softcap is None
-
-
-def test_a_form_keeps_what_was_given_and_only_that():
-    """What Prefect stores of a run and hands on: null stays, an untouched choice of forms is not given."""
-    form = FORMS["model"](softcap=None, depth=3)
-    assert form.model_dump(mode="json") == {"depth": 3, "softcap": None}
-    assert FORMS["data"](source=None).model_dump() == {}

@@ -296,7 +296,7 @@ def test_killed_when_its_manifest_was_published_it_leaves_no_work(context: RunCo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.store.stage.publish", publish_and_be_killed)
+        patched.setattr("tasks.store.stage.publish_build", publish_and_be_killed)
         with pytest.raises(KeyboardInterrupt):
             build_or_skip(STAGE, context, Build())
     assert (context.cache / "work/shard" / STAGE.key / "built.json").exists()
