@@ -15,8 +15,8 @@ from eval.reporting.figures import inline, loss_figure, score_figure, sweep_figu
 from eval.reporting.html_page import html_page
 from eval.reporting.ledger import earlier_runs, leaderboard, leaderboard_page, ledger_row
 from eval.reporting.paired_tests import Evaluation, compare, num_fewshot, per_item, regressed
-from eval.reporting.report import FIGURES, cost_table, joined_scores, notes, render
-from eval.reporting.score_table import report_scores
+from eval.reporting.report import FIGURES, cost_table, joined_scores, render
+from eval.reporting.score_table import report_scores, score_notes
 from eval.reporting.stats import leak_effects, scores_by_verdict
 from eval.scoring.precision import precision_of
 from model.errors import naming
@@ -245,5 +245,5 @@ def _create_artifacts(report: dict[str, Any], folder: Path, board: str) -> None:
     create_markdown_artifact(
         key="score-table",
         description="Scores on all, clean and contaminated items",
-        markdown="\n\n".join([report_scores(report["scores"]), *notes(report["scores"]), figure]),
+        markdown="\n\n".join([report_scores(report["scores"]), *score_notes(report["scores"]), figure]),
     )

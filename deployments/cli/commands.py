@@ -27,8 +27,7 @@ from deployments.cli.export import export
 from deployments.cli.notify import NotifyError, notify
 from deployments.cli.up import NOTIFY, up
 from eval.reporting.ledger import leaderboard, leaderboard_page
-from eval.reporting.report import notes
-from eval.reporting.score_table import report_scores
+from eval.reporting.score_table import report_scores, score_notes
 from flows.config import Execution, Preset, compose, context_of, forms_of, require_encodable
 from flows.daily import daily_train
 from flows.study import contamination_study
@@ -140,7 +139,7 @@ def _summary(published: Published, seconds: float) -> None:
     in_stages = sum(stage.seconds for stage in published.stages.values())
     skipped = [name for name, stage in published.stages.items() if stage.skipped]
     print("\n" + report_scores(report["scores"]))
-    for note in notes(report["scores"]):
+    for note in score_notes(report["scores"]):
         print(f"\n{note}")
     print(
         f"\nvalidation loss {validation['loss']:.4f} nats per token, {validation['bits_per_byte']:.4f} bits per byte; "

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from eval.reporting.contamination_report import contamination_section, effects_section
-from eval.reporting.markdown import code, markdown_table, passage, sentence
+from eval.reporting.markdown import code, markdown_table, passage
 from eval.reporting.paired_tests import GOLD_PROBABILITY, PerItem
-from eval.reporting.published_scores import published_scores_note
 from eval.reporting.run_comparison import comparison_section
-from eval.reporting.score_table import report_scores
+from eval.reporting.score_table import report_scores, score_notes
 from eval.reporting.stats import ItemSet
 
 Report = dict[str, Any]
@@ -58,32 +57,6 @@ def joined_scores(
     return rows
 
 
-def notes(scores: list[dict[str, Any]]) -> list[str]:
-    """What a reader of the table must know: what was not scored and why, subsets, items too short to check."""
-    lines = [
-        f"**{score['suite']}: not scored.** {sentence(score['not_scored'])}."
-        for score in scores
-        if score["value"] is None
-    ]
-    scored = [score for score in scores if score["value"] is not None]
-    if any(score["subset"] for score in scored):
-        lines.append(
-            "Scores are of a fixed, seeded subset of items where the table says “of”; all items were checked "
-            "for contamination."
-        )
-    uncheckable = {score["suite"]: score["uncheckable_items"] for score in scored if score["uncheckable_items"]}
-    if uncheckable:
-        named = ", ".join(f"{suite} {count}" for suite, count in uncheckable.items())
-        lines.append(f"Too short to be checked for contamination: {named} items.")
-    truncated = {score["suite"]: score["truncated"] for score in scored if score["truncated"]}
-    if truncated:
-        named = ", ".join(f"{suite} {count}" for suite, count in truncated.items())
-        lines.append(f"Contexts cut on the left to fit the model, as lm-eval does: {named} items.")
-    if marks := published_scores_note({(score["suite"], score["metric"]) for score in scored}):
-        lines.append(marks)
-    return lines
-
-
 def render(report: Report) -> str:
     """The whole report as Markdown; the figures lie beside it."""
     training, validation, text = report["training"], report["validation"], report["text"]
@@ -93,7 +66,7 @@ def render(report: Report) -> str:
         f"Finished {report['finished']}, commit `{report['commit']}`.",
         "## Scores",
         report_scores(report["scores"]),
-        *notes(report["scores"]),
+        *score_notes(report["scores"]),
         _figure("scores.png"),
         "## Against earlier runs",
         *comparison_section(report["against"], report["scores"]),

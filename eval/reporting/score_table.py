@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any
 
-from eval.reporting.markdown import markdown_table
+from eval.reporting.markdown import markdown_table, sentence
 from eval.reporting.paired_tests import GOLD_PROBABILITY
+from eval.reporting.published_scores import published_scores_note
 
 Score = dict[str, Any]
 Columns = dict[str, Callable[[Score], object]]
@@ -36,6 +37,32 @@ def report_scores(scores: list[Score]) -> str:
     if scored := [score for score in scores if score["value"] is not None]:
         tables.append(score_table(scored, _REPORT_DETAILS))
     return "\n\n".join(tables)
+
+
+def score_notes(scores: list[Score]) -> list[str]:
+    """What a reader of the table must know: what was not scored and why, subsets, items too short to check."""
+    lines = [
+        f"**{score['suite']}: not scored.** {sentence(score['not_scored'])}."
+        for score in scores
+        if score["value"] is None
+    ]
+    scored = [score for score in scores if score["value"] is not None]
+    if any(score["subset"] for score in scored):
+        lines.append(
+            "Scores are of a fixed, seeded subset of items where the table says “of”; all items were checked "
+            "for contamination."
+        )
+    uncheckable = {score["suite"]: score["uncheckable_items"] for score in scored if score["uncheckable_items"]}
+    if uncheckable:
+        named = ", ".join(f"{suite} {count}" for suite, count in uncheckable.items())
+        lines.append(f"Too short to be checked for contamination: {named} items.")
+    truncated = {score["suite"]: score["truncated"] for score in scored if score["truncated"]}
+    if truncated:
+        named = ", ".join(f"{suite} {count}" for suite, count in truncated.items())
+        lines.append(f"Contexts cut on the left to fit the model, as lm-eval does: {named} items.")
+    if marks := published_scores_note({(score["suite"], score["metric"]) for score in scored}):
+        lines.append(marks)
+    return lines
 
 
 def evaluation_scores(scores: list[Score]) -> str:

@@ -103,7 +103,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.config = config
-        self.attend: Windowed = windowed_attention  # on a GPU model.kernels sets a faster one
+        self.attend: Windowed = windowed_attention  # on a GPU model/kernels sets a faster one
         D, H, J, K = config.width, config.heads, config.key_heads, config.head_size
         self.query = nn.Linear(D, D, bias=config.bias)
         if config.attention is AttentionKind.MLA:

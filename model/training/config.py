@@ -41,7 +41,7 @@ class TrainConfig:
     tokens: Annotated[int | None, Bounds(gt=0)] = None
     """Budget in training tokens; exactly one of tokens, flops, gpu_hours and usd is given."""
     flops: Annotated[float | None, Bounds(gt=0)] = None
-    """Budget in training FLOPs, counted as in model.cost."""
+    """Budget in training FLOPs, counted as in model/network/flops.py."""
     gpu_hours: Annotated[float | None, Bounds(gt=0)] = None
     """Budget in hours times processes; becomes steps by a short timing on the machine."""
     usd: Annotated[float | None, Bounds(gt=0)] = None

@@ -48,7 +48,7 @@ class TrainerExecution:
     sample_every_steps: Annotated[int | None, Bounds(ge=1)] = None
     """Steps between samples during training, written to the metrics; null: only before and after it."""
     peak_flops: Annotated[float | None, Bounds(gt=0)] = None
-    """Peak FLOP/s of one device that MFU divides by; null looks it up in model.hardware."""
+    """Peak FLOP/s of one device that MFU divides by; null looks it up in model/machine/hardware.py."""
     usd_per_hour: Annotated[float | None, Bounds(gt=0)] = None
     """Price of this machine, all processes together; null: list price of its GPUs."""
     usd_limit: Annotated[float | None, Bounds(gt=0)] = None

@@ -182,7 +182,7 @@ def test_command_line(documents, benchmarks, tmp_path):
 
     bad = command(config={"ngramm": 8})
     assert bad.returncode == 1 and bad.stderr.count("\n") == 1
-    assert bad.stderr.startswith("error: config.json.config has the unknown key 'ngramm'")
+    assert bad.stderr.startswith(f"error: {tmp_path / 'config.json'}: config has the unknown key 'ngramm'")
     pq.write_table(pa.table({"id": ["a"], "body": ["b"]}), tmp_path / "bad.parquet")
     bad = command(documents=[str(tmp_path / "bad.parquet")])
     assert bad.returncode == 1 and "bad.parquet: column 'text' is missing" in bad.stderr

@@ -18,6 +18,7 @@ from eval.contamination.index import build_index
 from eval.contamination.probes import probes
 from eval.contamination.verdicts import ContaminationConfig, ContaminationError, Tally, item_lengths
 from eval.contamination.words import words
+from model.parsing import ConfigError
 from tasks.store.objects import digest_file
 from tests.eval.contamination.invented import CONFIG, SUITE_NAMES, command_of, prose, row_group_results
 
@@ -136,9 +137,12 @@ def test_every_item_of_every_suite_is_looked_for(items, benchmarks):
         check_index(lost, few, lengths)
 
 
-@pytest.mark.parametrize("settings", [{"run": 10**18}, {"coverage": 1e-9}])
-def test_thresholds_for_which_the_control_would_invent_words_without_end_are_refused(settings: dict):
-    with pytest.raises(ContaminationError, match=r"expected run <= 200 and coverage >= 0\.01, found"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"run": 10**18}, "run must be from 5 to 200"), ({"coverage": 1e-9}, r"coverage must be from 0\.01 to 1")],
+)
+def test_thresholds_for_which_the_control_would_invent_words_without_end_are_refused(settings: dict, message: str):
+    with pytest.raises(ConfigError, match=f"{message}, but it is"):
         ContaminationConfig(**settings)
 
 

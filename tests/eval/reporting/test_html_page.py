@@ -8,7 +8,8 @@ from prefect.utilities.callables import parameter_schema
 from eval.reporting.html_page import FOLDED_ROWS, html_page
 from eval.reporting.ledger import leaderboard_page
 from eval.reporting.markdown import code, markdown_table, passage, untrusted
-from eval.reporting.report import configuration_table, notes
+from eval.reporting.report import configuration_table
+from eval.reporting.score_table import score_notes
 from flows.config import FORMS, compose
 from flows.daily import daily_train
 from model.parsing import ConfigError
@@ -28,7 +29,7 @@ def test_a_page_holds_its_figures_and_asks_for_nothing():
 
 
 def test_the_reason_why_a_suite_was_not_scored_is_foreign_text():
-    told = notes([{"suite": "truthfulqa", "value": None, "not_scored": HOSTILE}])
+    told = score_notes([{"suite": "truthfulqa", "value": None, "not_scored": HOSTILE}])
     made = html_page("\n\n".join(told), {})
     assert "![x](https://example.org/y.png)" in made
     assert "<img" not in made and "<script" not in made and "\x1b" not in made
