@@ -1,4 +1,4 @@
-"""The presets: TOML files in `flows/presets/`, of which one may extend another. Needs the standard library alone.
+"""The presets: TOML files in `flows/presets/`, of which one may extend another. Needs no package besides `model/`.
 
 `extends = "daily"` at the top of a file takes every section and key that the file does not set from that preset.
 Files in `presets/shared/` are there to be extended and are no presets themselves.

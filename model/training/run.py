@@ -42,7 +42,8 @@ class TrainerExecution:
     """What several processes share: ddp, gradients; fsdp, also weights and optimizer state, for models that
     one GPU cannot hold."""
     hellaswag: str | None = None
-    """JSON file of encoded items (model.multiple_choice) that are scored with every validation; null: none."""
+    """JSON file of encoded items (model/training/multiple_choice.py) that are scored with every validation; null:
+    none."""
     checkpoint_every_minutes: Annotated[float, Bounds(gt=0)] = 10.0
     """A checkpoint is also begun when the last one was begun so long ago, beside train.checkpoint_every_steps."""
     sample_every_steps: Annotated[int | None, Bounds(ge=1)] = None
