@@ -38,7 +38,7 @@ from deployments.access import (
     signature,
 )
 from deployments.origin import OwnOrigin
-from model.errors import tell_error
+from model.errors import print_error
 
 POLICY = (
     "default-src 'self'; connect-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         string = auth_string()
     except AccessError as error:
-        return tell_error(error)
+        return print_error(error)
     try:
         listening = listening_socket(given.host, given.port)
     except OSError as error:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.errors import naming, tell_error
+from model.errors import name_file_in_errors, print_error
 from model.machine.termination import unwind
 from model.parsing import Config, ConfigError, read_json
 
@@ -53,8 +53,8 @@ def run(
         if len(arguments) != 1:
             raise ConfigError(f"expected one argument, the path of a JSON configuration, found {arguments}")
         config = read_json(Path(arguments[0]), cls)
-        with naming(getattr(config, "out", Path(arguments[0]))):
+        with name_file_in_errors(getattr(config, "out", Path(arguments[0]))):
             emit({"event": "done"} | work(config))
     except Exception as error:
-        return tell_error(error)
+        return print_error(error)
     return 0

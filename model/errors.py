@@ -50,7 +50,7 @@ def in_one_line(text: str) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_file_in_errors(path: Path) -> Iterator[None]:
     """Have an OSError that knows no file, such as a full disk while something is written, name this one."""
     try:
         yield
@@ -60,14 +60,14 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def at_once(path: str, flags: int) -> int:
+def open_without_waiting(path: str, flags: int) -> int:
     """For `open(opener=…)`: a pipe that nobody reads is an OSError instead of a wait without end."""
     file = os.open(path, flags | os.O_NONBLOCK, 0o666)
     os.set_blocking(file, True)
     return file
 
 
-def expanded(path: str) -> Path:
+def expand_home(path: str) -> Path:
     """The path with `~` resolved; OSError for the home of a user that there is not."""
     try:
         return Path(path).expanduser()
@@ -116,7 +116,7 @@ def sentence_of(error: BaseException) -> str:
         return f"{sentence}; {DEBUG}=1 shows the traceback"
 
 
-def tell_error(error: BaseException, program: str = "") -> int:
+def print_error(error: BaseException, program: str = "") -> int:
     """Print `PROGRAM: error: SENTENCE` on stderr, before it the traceback if it is asked for; the exit code, 1."""
     if debugging():
         traceback.print_exception(error)

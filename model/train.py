@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from model.errors import naming, tell_error
+from model.errors import name_file_in_errors, print_error
 from model.machine.gpu_process import leave_process_group
 from model.machine.hardware import HARDWARE, hardware_named
 from model.machine.parallel import local_part
@@ -205,13 +205,13 @@ def main(argv: list[str] | None = None) -> int:
             hardware = hardware_named(arguments.hardware)
             print(json.dumps(plan(config.model, config.train, hardware, arguments.mfu), indent=2))
             return 0
-        with naming(Path(config.run_dir)):
+        with name_file_in_errors(Path(config.run_dir)):
             return train(config, stop=lambda: bool(signals), listen=listen)
     except SmallerMicroBatch as error:
-        tell_error(error)
+        print_error(error)
         return START_AGAIN
     except Exception as error:
-        return tell_error(memory_limit_error(error) or error)
+        return print_error(memory_limit_error(error) or error)
 
 
 if __name__ == "__main__":

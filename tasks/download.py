@@ -24,7 +24,7 @@ from tasks.sources.document_sources import (
     Source,
     SourceError,
     files_of_source,
-    read_documents,
+    read_source,
     source_lock,
 )
 from tasks.store.context import RunContext
@@ -78,7 +78,7 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
     parts = {split: _Part(out, split) for split in SPLITS}
     empty, ids = 0, _Ids()
     samples: list[dict[str, str]] = []
-    for document in read_documents(config.source, cache):
+    for document in read_source(config.source, cache):
         _refuse_lone_surrogates(document)
         _refuse_endless_space(document)
         if not document.text.strip():

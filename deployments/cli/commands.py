@@ -31,7 +31,7 @@ from eval.reporting.score_table import report_scores, score_notes
 from flows.config import Execution, Preset, compose, context_of, forms_of, require_encodable
 from flows.daily import daily_train
 from flows.study import contamination_study
-from model.errors import at_once, naming, tell_error
+from model.errors import name_file_in_errors, open_without_waiting, print_error
 from model.parsing import ConfigError, parse
 from tasks.evaluate import EvaluationConfig, evaluate_folder
 from tasks.explain import explain_item
@@ -53,9 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError as error:  # who read what is printed has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return tell_error(error, "daily-train")
+        return print_error(error, "daily-train")
     except Exception as error:
-        return tell_error(error, "daily-train")
+        return print_error(error, "daily-train")
     return 0
 
 
@@ -177,7 +177,7 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
         return
     root = Path(context.store.url)  # links work where the store is a folder of this machine
     links = {run: (root / key).as_uri() for run, key in report_pages(context).items()} if root.is_dir() else {}
-    with naming(arguments.html), open(arguments.html, "w", opener=at_once) as file:
+    with name_file_in_errors(arguments.html), open(arguments.html, "w", opener=open_without_waiting) as file:
         file.write(leaderboard_page(rows, links))
     print(arguments.html)
 

@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 
 from deployments.cli.dialogue import ModelPair, argument_parser, load_model_pair
 from deployments.origin import OwnOrigin
-from model.errors import tell_error
+from model.errors import print_error
 from tasks.runtime.sample_prompts import PROMPTS
 
 POLICY = (
@@ -70,7 +70,7 @@ def main() -> None:
             max_file_size=1,  # the page takes no files
         )
     except Exception as error:
-        sys.exit(tell_error(error))
+        sys.exit(print_error(error))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from eval.reporting.markdown import REPLACEMENT, replace_control_characters
-from model.errors import tell_error
+from model.errors import print_error
 from model.network.generate import stream
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import load_final
@@ -83,7 +83,7 @@ def main() -> None:
     try:
         _talk(given)
     except Exception as error:
-        sys.exit(tell_error(error))
+        sys.exit(print_error(error))
 
 
 def _talk(given: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from deployments.cli.exported_code import exported_code
 from eval.reporting.model_card import model_card
-from model.errors import DailyTrainError, expanded, reason_of, regular_file, shown_value
+from model.errors import DailyTrainError, expand_home, reason_of, regular_file, shown_value
 from model.network.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
 from tasks.store.context import RunContext
 from tasks.store.ledger import find_run, stage_of_run
@@ -55,7 +55,7 @@ def export(name: str, destination: Path, tokenizer: Path | None, context: RunCon
         raise ExportError(f"{destination}: exists already, and an export overwrites nothing")
     if destination.exists() and destination.samefile("."):  # it would be replaced, and whoever is in it sees nothing
         raise ExportError(f"{destination}: is the folder that the command runs in; name a new one")
-    folder = expanded(name)
+    folder = expand_home(name)
     return write_export(
         _model_in_folder(folder, tokenizer) if folder.is_dir() else _model_of_run(name, context), destination
     )

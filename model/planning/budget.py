@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from model.errors import tell_error
+from model.errors import print_error
 from model.parsing import ConfigError
 from model.training.out_of_memory import memory_limit_error
 from model.training.run import read_config
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         if (timing := trainer.timing) is None:
             raise ConfigError(f"a budget in {config.train.budget_unit} is not timed: expected gpu_hours or usd")
     except Exception as error:
-        return tell_error(memory_limit_error(error) or error)
+        return print_error(memory_limit_error(error) or error)
     else:
         steps = trainer.steps
         if trainer.processes.first:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from model.errors import tell_error
+from model.errors import print_error
 from model.machine.hardware import known_hardware
 from model.machine.parallel import Parallelism
 from model.network import flops
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> int:
         ]
         print(json.dumps(project(trainings, parse(TrainerExecution, values["execution"], "execution"))))
     except Exception as error:
-        return tell_error(error)
+        return print_error(error)
     return 0
 
 

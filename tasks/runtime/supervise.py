@@ -21,7 +21,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from model.errors import tell_error
+from model.errors import print_error
 from tasks.runtime.grace_period import seconds_to_save
 from tasks.runtime.ranks import SMALLER_MICRO_BATCH, Ranks
 from tasks.store.backends import open_store
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         supervisor = Supervisor(config["config"], run_dir, config["processes"], output)
         code = supervisor.follow(uploads)
     except Exception as error:
-        return tell_error(error)
+        return print_error(error)
     if code:
         print(supervisor.trainer.words, file=sys.stderr)
     return abs(code)

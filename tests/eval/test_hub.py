@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from eval import hub as hub_module
 from eval.hub import HubError, load_dataset, load_file
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import HubSource, read_documents
+from tasks.sources.document_sources import HubSource, read_source
 from tests.hub import Hub, causes, serving, silent
 
 COMMIT = "1" * 40
@@ -87,7 +87,7 @@ def test_a_dataset_is_read_from_the_cache_at_its_commit_when_the_hub_says_nothin
             load_dataset("some/set", None, "train", "2" * 40)
         assert causes(no.value) == [], "not tried again"
         with pytest.raises(SourceError, match=r"hub dataset other/set@.*: the hub .* does not answer: .*, and the"):
-            list(read_documents(HubSource(id="other/set", revision=COMMIT), Path()))
+            list(read_source(HubSource(id="other/set", revision=COMMIT), Path()))
         with pytest.raises(HubError, match=r"does not answer: .*, and the cache holds no tokenizer.json of it"):
             load_file("other/model", "tokenizer.json", COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -99,7 +99,7 @@ def test_a_dataset_is_read_from_the_cache_at_its_commit_when_the_hub_says_nothin
 
 def test_a_stream_that_ends_early_is_no_shorter_corpus(hub: Hub):
     source = HubSource(id="some/set", revision=COMMIT)
-    assert len(list(read_documents(source, Path()))) == 40
+    assert len(list(read_source(source, Path()))) == 40
     pq.write_table(pa.table({"text": ["row"] * 39}), hub.folder / "train.parquet")
     with pytest.raises(SourceError, match="39 rows arrived, and its card says that train has 40"):
-        list(read_documents(replace(source, revision="3" * 40), Path()))
+        list(read_source(replace(source, revision="3" * 40), Path()))

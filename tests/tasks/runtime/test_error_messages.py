@@ -31,7 +31,7 @@ from tasks.download import DataConfig, write_documents
 from tasks.feasibility import FeasibilityError, require_feasible
 from tasks.shard import ShardConfig, write_shards
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import FilesSource, HubSource, read_documents
+from tasks.sources.document_sources import FilesSource, HubSource, read_source
 from tasks.store.context import RunContext, open_context
 from tasks.store.manifest import StageError
 from tasks.store.stage import Stage, build_or_skip
@@ -271,7 +271,7 @@ def test_files_of_a_dataset_whose_unused_columns_differ_are_told(tmp_path: Path)
         rows = [{"text": f"text {number} {row}", "other": other} for row in range(3)]
         (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SourceError, match=r"hub dataset .*: all its files must|hub dataset .*; all its files must"):
-        list(read_documents(HubSource(id=str(tmp_path)), tmp_path))
+        list(read_source(HubSource(id=str(tmp_path)), tmp_path))
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -279,7 +279,7 @@ def test_a_dataset_with_one_column_more_in_its_second_file_is_told_by_column(str
     for number, more in enumerate(({}, {"other": 1})):
         pq.write_table(pa.Table.from_pylist([{"text": "a"} | more]), tmp_path / f"{number}.parquet")
     with pytest.raises(SourceError, match=r"hub dataset .*Couldn't cast text: string other: int64.*to \{'text'"):
-        list(read_documents(HubSource(id=str(tmp_path), streaming=streaming), tmp_path))
+        list(read_source(HubSource(id=str(tmp_path), streaming=streaming), tmp_path))
 
 
 @pytest.mark.parametrize(

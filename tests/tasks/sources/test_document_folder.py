@@ -18,7 +18,7 @@ from tasks.contamination import write_filtered
 from tasks.download import DataConfig, write_documents
 from tasks.sources import document_sources
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import FilesSource, HubSource, files_of_source, read_documents, source_lock
+from tasks.sources.document_sources import FilesSource, HubSource, files_of_source, read_source, source_lock
 from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext
 from tasks.store.manifest import StageError
@@ -53,7 +53,7 @@ def source(path: Path, **fields: Any) -> FilesSource:
 
 
 def texts(path: Path, **fields: Any) -> list[tuple[str, str]]:
-    return [(document.id, document.text) for document in read_documents(source(path, **fields), path)]
+    return [(document.id, document.text) for document in read_source(source(path, **fields), path)]
 
 
 @pytest.fixture
@@ -182,9 +182,9 @@ def test_ids_of_a_local_hub_folder_are_those_of_its_column_wherever_it_lies(tmp_
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         rows(tmp_path / name / "train.jsonl", [0, None, 2])
-    here, there = (list(read_documents(HubSource(id=str(tmp_path / name)), tmp_path)) for name in ("here", "there"))
+    here, there = (list(read_source(HubSource(id=str(tmp_path / name)), tmp_path)) for name in ("here", "there"))
     assert here == there and [document.id for document in here] == ["0", "train:1", "2"]
-    by_row = read_documents(HubSource(id=str(tmp_path / "here"), id_column=None), tmp_path)
+    by_row = read_source(HubSource(id=str(tmp_path / "here"), id_column=None), tmp_path)
     assert [document.id for document in by_row] == ["train:0", "train:1", "train:2"]
 
 
@@ -237,7 +237,7 @@ def test_folders_that_are_nested_deeply_and_one_column_twice_are_one_sentence(
 ):
     pq.write_table(pa.Table.from_arrays([pa.array(["x"])] * 2, names=["text", "text"]), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match=r"a\.parquet: there are 2 columns 'text'"):
-        list(read_documents(FilesSource(path=str(tmp_path)), tmp_path))
+        list(read_source(FilesSource(path=str(tmp_path)), tmp_path))
     deep = tmp_path / "deep"
     deep.mkdir()
     monkeypatch.chdir(deep)
@@ -262,4 +262,4 @@ def test_a_file_larger_than_the_memory_is_one_sentence(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(document_sources.Path, "open", lambda *_: Large())
     with pytest.raises(SourceError, match=r"a\.txt: cannot be read: not enough memory"):
-        list(read_documents(FilesSource(path=str(tmp_path)), tmp_path))
+        list(read_source(FilesSource(path=str(tmp_path)), tmp_path))

@@ -9,14 +9,13 @@ import pytest
 
 from tasks.download import DataConfig, write_documents
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import FilesSource, HubSource, read_documents, source_lock
+from tasks.sources.document_sources import FilesSource, HubSource, read_source, source_lock
 from tests.tasks.small_corpus import TEXTS, parquet
 
 
 def files(path: Path, **fields: Any) -> list[tuple[str, str]]:
     return [
-        (document.id, document.text)
-        for document in read_documents(FilesSource(path=str(path), **fields), Path("unused"))
+        (document.id, document.text) for document in read_source(FilesSource(path=str(path), **fields), Path("unused"))
     ]
 
 
@@ -41,7 +40,7 @@ def test_a_local_folder_in_hub_layout_reads_streaming_and_at_once(tmp_path: Path
     parquet(tmp_path / "train-00000-of-00001.parquet")
     for streaming in (True, False):
         source = HubSource(id=str(tmp_path), streaming=streaming, max_documents=7)
-        assert [document.text for document in read_documents(source, tmp_path)] == TEXTS[:7]
+        assert [document.text for document in read_source(source, tmp_path)] == TEXTS[:7]
     assert source_lock(HubSource(id=str(tmp_path), streaming=True), tmp_path) == source_lock(
         HubSource(id=str(tmp_path), streaming=False), tmp_path
     )

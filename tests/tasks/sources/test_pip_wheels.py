@@ -13,7 +13,7 @@ import pytest
 
 from tasks.sources import document_sources, pip_wheels
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import WheelSource, read_documents
+from tasks.sources.document_sources import WheelSource, read_source
 from tasks.sources.pip_wheels import WheelError, fetch_wheel
 from tests.hub import causes, silent
 from tests.tasks.small_corpus import TEXTS
@@ -82,7 +82,7 @@ def test_members_of_a_wheel_in_several_folders_have_ids_of_their_own(tmp_path: P
             archive.writestr(name, f"{MARK}text" if name.endswith("txt") else "")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     path.parent.rename(path.parent.with_name(digest))
-    found = list(read_documents(WheelSource(requirement="x==1", sha256=digest, members="x/*"), tmp_path))
+    found = list(read_source(WheelSource(requirement="x==1", sha256=digest, members="x/*"), tmp_path))
     assert [(document.id, document.text) for document in found] == [("one/a.txt", "text"), ("two/a.txt", "text")]
 
 
@@ -93,7 +93,7 @@ def test_names_of_a_wheel_from_a_root_and_from_none_are_one_sentence(tmp_path: P
     monkeypatch.setattr(document_sources, "fetch_wheel", lambda *_: tmp_path / "w.whl")
     source = WheelSource(requirement="w==1", sha256="0" * 64, members="*.txt")
     with pytest.raises(SourceError, match=r"w\.whl: of its members some have an absolute name"):
-        list(read_documents(source, tmp_path))
+        list(read_source(source, tmp_path))
 
 
 @pytest.fixture
@@ -116,17 +116,17 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelSource:
 
 
 def test_a_wheel_is_fetched_by_pip_and_read_without_installing(wheel: WheelSource, tmp_path: Path):
-    assert [document.text for document in read_documents(wheel, tmp_path)] == TEXTS
-    assert [document.id for document in read_documents(wheel, tmp_path)][:2] == ["000.txt", "001.txt"]
+    assert [document.text for document in read_source(wheel, tmp_path)] == TEXTS
+    assert [document.id for document in read_source(wheel, tmp_path)][:2] == ["000.txt", "001.txt"]
 
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused(wheel: WheelSource, tmp_path: Path):
     wrong = replace(wheel, sha256="0" * 64)
     with pytest.raises(pip_wheels.WheelError, match="pinned to 0000"):
-        list(read_documents(wrong, tmp_path))
+        list(read_source(wrong, tmp_path))
 
 
 def test_a_wheel_that_is_not_there_is_named(wheel: WheelSource, tmp_path: Path):
     absent = replace(wheel, requirement="no-such-speeches==9.9")
     with pytest.raises(pip_wheels.WheelError, match=r"no-such-speeches==9\.9"):
-        list(read_documents(absent, tmp_path))
+        list(read_source(absent, tmp_path))

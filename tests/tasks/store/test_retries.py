@@ -21,7 +21,7 @@ from prefect.states import Failed
 
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import FilesSource, read_documents
+from tasks.sources.document_sources import FilesSource, read_source
 from tasks.store import stage
 from tasks.store.backends import open_store
 from tasks.store.objects import StoreError
@@ -43,12 +43,12 @@ def bucket_that_does_not_answer(_: Path) -> None:
 
 
 def missing_file(folder: Path) -> None:
-    list(read_documents(FilesSource(path=str(folder / "none.txt")), folder))
+    list(read_source(FilesSource(path=str(folder / "none.txt")), folder))
 
 
 def bad_line(folder: Path) -> None:
     (folder / "bad.jsonl").write_text("{no json\n")
-    list(read_documents(FilesSource(path=str(folder / "bad.jsonl")), folder))
+    list(read_source(FilesSource(path=str(folder / "bad.jsonl")), folder))
 
 
 def dead_child(folder: Path) -> None:
