@@ -98,6 +98,15 @@ def test_words_and_prices_are_in_no_key_and_code_is(package: Path):
     assert model_source_digest(package=package) != before
 
 
+def test_a_name_that_no_file_has_is_refused(package: Path):
+    """A file that moves would otherwise leave the key, or come into it, without a word."""
+    with pytest.raises(ValueError, match=r"no files \['budget\.py'\]"):
+        model_source_digest("budget.py", package=package)
+    (package / "machine" / "hardware.py").rename(package / "hardware.py")
+    with pytest.raises(ValueError, match=r"no files \['machine/hardware\.py'\]"):
+        model_source_digest(package=package)
+
+
 def test_each_file_of_a_training_is_in_the_key(package: Path):
     seen = {model_source_digest(package=package)}
     for name, path in files(package).items():
