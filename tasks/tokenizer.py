@@ -76,18 +76,11 @@ class TokenizerConfig:
                 f"tokenizer kind {self.kind.value!r} with path {self.path!r}: "
                 "`file` and `hub` need one, the others have none"
             )
-        if self.kind is TokenizerKind.HUB:
-            repository, _, commit = self.loaded_path.rpartition("@")
+        if self.kind is TokenizerKind.HUB and self.path is not None:
+            repository, _, commit = self.path.rpartition("@")
             if not COMMIT.fullmatch(commit):
                 raise ConfigError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
             require_repository_id(repository, f"tokenizer {self.path!r}")
-
-    @property
-    def loaded_path(self) -> str:
-        """Where the tokenizer of a file or of the hub is."""
-        if self.path is None:
-            raise ConfigError(f"tokenizer kind {self.kind.value!r} has no path")
-        return self.path
 
     @property
     def entries(self) -> int:

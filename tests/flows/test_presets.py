@@ -5,15 +5,13 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from flows.config import compose
 from flows.preset_files import Preset
-from model.data.shards import Dataset, Split, write_dataset, write_shard
 from model.train import main
+from tests.markov import VOCAB, write_markov_shards
 
-VOCAB = 32
 TINY = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 32, "vocab_size": VOCAB}
 SHORT = {
     "tokens": 40 * 256,
@@ -30,21 +28,7 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    return write_markov_shards(tmp_path_factory.mktemp("markov"))
-
-
-def write_markov_shards(directory: Path) -> Path:
-    """Each token has one likely successor; all are equally frequent, so unigram entropy is log 31."""
-    noise, splits = np.random.default_rng(0), {}
-    for split, count in (("train", 40_000), ("val", 2_000)):
-        tokens = np.zeros(count, dtype=np.uint16)
-        for i in range(1, count):
-            any_token = noise.random() < 0.1
-            tokens[i] = noise.integers(1, VOCAB) if any_token else (7 * tokens[i - 1] + 3) % (VOCAB - 1) + 1
-        write_shard(directory, split, 0, tokens, np.array([0]), ["all"])
-        splits[split] = Split(documents=1, tokens=count, bytes=2 * (count - 1), shards=1)
-    write_dataset(directory, Dataset(VOCAB, 0, "abc", splits, np.array([0] + [2] * (VOCAB - 1))))
-    return directory
+    return write_markov_shards(tmp_path_factory.mktemp("markov"), train_tokens=40_000)
 
 
 def write_config(directory: Path, shards: str, preset: str, model: dict, train: dict) -> Path:
@@ -87,7 +71,7 @@ def first_losses(folder: Path, preset: str) -> list[float]:
     shards = folder / "markov"
     if not shards.exists():
         shards.mkdir()
-        write_markov_shards(shards)
+        write_markov_shards(shards, train_tokens=40_000)
     (folder / preset).mkdir()
     return losses_of(tiny_training(folder / preset, shards, preset))
 

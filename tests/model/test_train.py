@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 import model.train
-from model.data.shards import Dataset, ShardSet, Split, write_dataset, write_shard
+from model.data.shards import ShardSet
 from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise
 from model.train import main
@@ -26,9 +26,10 @@ from model.training import checkpoint
 from model.training.run import TrainerConfig
 from model.training.validation import validate
 from tests.lingering import linger
+from tests.markov import VOCAB, write_markov_shards
 from tests.trainings import Training
 
-VOCAB, SEQUENCE = 32, 16
+SEQUENCE = 16
 STEPS = 120
 OUTPUTS = ("final/model.safetensors", "final/config.json", "samples.json", "run.json")
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": SEQUENCE}
@@ -53,19 +54,7 @@ TRAIN = {
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
-    """Markov text: each token has one likely successor, the tokens themselves are equally frequent."""
-    directory = tmp_path_factory.mktemp("markov")
-    random = np.random.default_rng(0)
-    splits = {}
-    for split, count in (("train", 20_000), ("val", 2_000)):
-        tokens = np.zeros(count, dtype=np.uint16)
-        for i in range(1, count):
-            noise = random.random() < 0.1
-            tokens[i] = random.integers(1, VOCAB) if noise else (7 * tokens[i - 1] + 3) % (VOCAB - 1) + 1
-        write_shard(directory, split, 0, tokens, np.array([0]), ["all"])
-        splits[split] = Split(documents=1, tokens=count, bytes=2 * (count - 1), shards=1)
-    write_dataset(directory, Dataset(VOCAB, 0, "abc", splits, np.array([0] + [2] * (VOCAB - 1))))
-    return directory
+    return write_markov_shards(tmp_path_factory.mktemp("markov"))
 
 
 def write_config(

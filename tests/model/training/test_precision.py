@@ -4,13 +4,11 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.data.shards import Dataset, Split, write_dataset, write_shard
 from model.network import fp8
 from model.network.choices import Activation
 from model.network.config import GPTConfig
@@ -25,8 +23,8 @@ from model.training.metrics import MetricsLog
 from model.training.precision import autocast
 from model.training.run import read_config
 from model.training.trainer import Trainer
+from tests.markov import VOCAB, write_markov_shards
 
-VOCAB = 32
 MODEL = {"depth": 2, "width": 32, "heads": 2, "sequence_length": 16}
 TRAIN = {
     "seed": 1,
@@ -49,16 +47,7 @@ TRAIN = {
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    directory, noise, splits = tmp_path_factory.mktemp("markov"), np.random.default_rng(0), {}
-    for split, count in (("train", 20_000), ("val", 2_000)):
-        tokens = np.zeros(count, dtype=np.uint16)
-        for i in range(1, count):
-            any_token = noise.random() < 0.1
-            tokens[i] = noise.integers(1, VOCAB) if any_token else (7 * tokens[i - 1] + 3) % (VOCAB - 1) + 1
-        write_shard(directory, split, 0, tokens, np.array([0]), ["all"])
-        splits[split] = Split(documents=1, tokens=count, bytes=2 * (count - 1), shards=1)
-    write_dataset(directory, Dataset(VOCAB, 0, "abc", splits, np.array([0] + [2] * (VOCAB - 1))))
-    return directory
+    return write_markov_shards(tmp_path_factory.mktemp("markov"))
 
 
 def run(directory: Path, shards: Path, name: str, model: dict | None = None, **train: object) -> int:

@@ -13,19 +13,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.data.shards import Dataset, Split, write_dataset, write_shard
 from model.train import main
 from model.training import checkpoint
 from model.training.loss_guard import LossGuard
 from model.training.timing import Timing, measure
+from tests.markov import write_markov_shards
 from tests.trainings import Training, train_together
 
-VOCAB, SEQUENCE = 32, 16
+SEQUENCE = 16
 MODEL = {
     "depth": 2,
     "width": 32,
@@ -61,18 +60,7 @@ ROOT = Path(checkpoint.__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("markov")
-    noise = np.random.default_rng(0)
-    splits = {}
-    for split, count in (("train", 20_000), ("val", 2_000)):
-        tokens = np.zeros(count, dtype=np.uint16)
-        for i in range(1, count):
-            any_token = noise.random() < 0.1
-            tokens[i] = noise.integers(1, VOCAB) if any_token else (7 * tokens[i - 1] + 3) % (VOCAB - 1) + 1
-        write_shard(directory, split, 0, tokens, np.array([0]), ["all"])
-        splits[split] = Split(documents=1, tokens=count, bytes=2 * (count - 1), shards=1)
-    write_dataset(directory, Dataset(VOCAB, 0, "abc", splits, np.array([0] + [2] * (VOCAB - 1))))
-    return directory
+    return write_markov_shards(tmp_path_factory.mktemp("markov"))
 
 
 def write_config(
