@@ -26,7 +26,8 @@ from flows.config import (
 )
 from model.network.config import ConfigError
 from model.training.config import TrainConfig
-from tasks.comparison import CompareConfig, publish_comparison
+from tasks.comparison import publish_comparison
+from tasks.config import CompareConfig
 from tasks.download import download
 from tasks.preflight import check_run
 from tasks.shard import build_shards

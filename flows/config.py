@@ -1,54 +1,40 @@
-"""The configuration of a run: a preset, composed once with the changes a person or a schedule asks for.
+"""The forms of a run's configuration (`flows/run_config.py`), which are the parameters of the flows.
 
-Each section is defined beside what it configures. A preset is a TOML file in `flows/presets/`
-(`flows/preset_files.py`); the custom-run form shows each field with its description, and an empty field keeps the
-preset's value.
-What a run is *executed* on (store, workers, device) is kept apart and never part of any stage's identity. A training or
-scoring with other workers or another device has the same result up to rounding.
+The custom-run form shows each field with its description, and an empty field keeps the preset's value.
 """
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import Flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.effects import without_effect
 from flows.forms import Changes, ShownAsForm, changes_form
 from flows.preset_files import Preset as Preset
-from flows.preset_files import read_preset, what_stays
+from flows.run_config import RunConfig as RunConfig
+from flows.run_config import as_json as as_json
+from flows.run_config import compose as compose
+from flows.run_config import context_of as context_of
 from model.errors import shown_value
 from model.network.config import GPTConfig
-from model.parsing import ConfigError, field_types, parse, parse_changes
+from model.parsing import ConfigError, parse_changes
 from model.training.config import TrainConfig
-from tasks.comparison import CompareConfig
-from tasks.contamination import CheckConfig
-from tasks.download import DataConfig
-from tasks.evaluate import EvaluationConfig
+from tasks.config import (
+    CheckConfig,
+    CompareConfig,
+    DataConfig,
+    EvaluationConfig,
+    ShardConfig,
+    StudyConfig,
+    TokenizerConfig,
+)
 from tasks.runtime.error_messages import shorten_errors
-from tasks.shard import ShardConfig
 from tasks.store import provenance
-from tasks.store.context import Execution, RunContext, open_context
-from tasks.study import StudyConfig
-from tasks.tokenizer import TokenizerConfig
+from tasks.store.context import Execution
 
 shorten_errors()
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything that decides the result of a run."""
-
-    data: DataConfig
-    tokenizer: TokenizerConfig
-    shard: ShardConfig
-    model: GPTConfig
-    train: TrainConfig
-    contamination: CheckConfig
-    evaluation: EvaluationConfig
 
 
 if TYPE_CHECKING:  # the classes below are made at run time: to a type checker each is the class that it extends
@@ -84,24 +70,6 @@ FORMS: dict[str, type[Changes]] = {
 }
 
 
-def compose(preset: str, changes: dict[str, dict[str, Any]]) -> RunConfig:
-    """A preset with changes by section and field. Raises ConfigError, in one sentence, for anything unknown or bad."""
-    if preset not in list(Preset):
-        raise ConfigError(f"unknown preset {preset!r}; known are {', '.join(Preset)}")
-    values = read_preset(preset)
-    sections = field_types(RunConfig)
-    for name, changed in changes.items():
-        if name not in sections:
-            raise ConfigError(f"unknown section {name!r}; known are {', '.join(sections)}")
-        values[name] = what_stays(values.get(name, {}), changed) | changed
-    if unknown := sorted(set(values) - set(sections)):
-        raise ConfigError(f"{preset}.toml: unknown section {unknown[0]!r}; known are {', '.join(sections)}")
-    run = RunConfig(**{name: parse(kind, values.get(name, {}), name) for name, kind in sections.items()})
-    if reason := without_effect(run, changes):
-        raise ConfigError(reason)
-    return run
-
-
 def changes_of(**sections: Changes) -> dict[str, dict[str, Any]]:
     """What filled forms change: the fields that are not empty."""
     return {name: form.model_dump(mode="json") for name, form in sections.items()}
@@ -128,19 +96,7 @@ def require_encodable(**sections: Changes | Execution) -> None:
                 raise ConfigError(f"{section}.{name} is {shown_value(value)}, which is not valid UTF-8") from None
 
 
-def context_of(execution: Execution, environment: dict[str, str], *, reading: bool = False) -> RunContext:
-    """Open the store, for a run or for `reading`, and resolve the settings of the machine."""
-    settings = dataclasses.asdict(execution)
-    settings["benchmarks_dir"] = execution.benchmarks_dir or environment.get("DAILY_TRAIN_BENCHMARKS")
-    return open_context(**settings, reading=reading)
-
-
 def run_name() -> str:
     """Date, preset and commit, so that a list of runs can be read."""
     started = flow_run.get_scheduled_start_time()
     return f"{started:%Y-%m-%d %H:%M} {flow_run.get_parameters()['preset']} {provenance.commit()[:8]}"
-
-
-def as_json(config: RunConfig) -> str:
-    """The whole configuration, for the report."""
-    return json.dumps(dataclasses.asdict(config), indent=1)

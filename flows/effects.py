@@ -12,10 +12,10 @@ from model.errors import shown_value
 from model.network.choices import AttentionKind, MLPKind, Norm, Position, Smear, Window
 from model.network.config import GPTConfig
 from model.training.config import OptimizerName, Precision, Schedule
-from tasks.tokenizer import TokenizerKind
+from tasks.config import TokenizerKind
 
 if TYPE_CHECKING:
-    from flows.config import RunConfig
+    from flows.run_config import RunConfig
 
 
 def _has_scalars(model: GPTConfig) -> bool:

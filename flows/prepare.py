@@ -25,7 +25,8 @@ from flows.config import (
     run_name,
 )
 from tasks.benchmarks import Items, fetch_benchmarks
-from tasks.contamination import Mode, check_contamination, drop_contaminated
+from tasks.config import Mode
+from tasks.contamination import check_contamination, drop_contaminated
 from tasks.download import download
 from tasks.shard import build_shards
 from tasks.store.context import RunContext

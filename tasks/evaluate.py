@@ -7,11 +7,10 @@ import dataclasses
 import json
 import os
 import tempfile
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
@@ -19,51 +18,20 @@ from prefect.context import TaskRunContext
 
 from eval.hub import unreachable
 from eval.reporting.score_table import evaluation_scores
-from eval.scoring.precision import Precision, precision_of
-from eval.suites.suites import METRIC_VERSIONS, SUITES, ZERO_SHOT, Shots
+from eval.scoring.precision import precision_of
+from eval.suites.suites import METRIC_VERSIONS
 from model.errors import regular_file
-from model.parsing import Bounds, ConfigError, check_fields
 from tasks.benchmarks import Items, find_items
+from tasks.config import EvaluationConfig
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.runtime.devices import scoring_processes, threads_per_process
 from tasks.runtime.logs import logger
 from tasks.runtime.progress import ServerUpdates, artifact_id
-from tasks.sources.document_sources import COMMIT
+from tasks.sources.config import COMMIT
 from tasks.store.context import RunContext
 from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, read_json
 
 VERSION = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """What the model is scored on."""
-
-    suites: tuple[str, ...]
-    """Which of arc_easy, arc_challenge, hellaswag, winogrande, truthfulqa."""
-    items_per_suite: Annotated[int | None, Bounds(ge=1)] = None
-    """Score a fixed, seeded subset of so many items of each suite. Empty: all of them."""
-    seed: Annotated[int, Bounds(ge=0)]
-    """Chooses the subset."""
-    num_fewshot: Shots = ZERO_SHOT
-    """Solved examples before each question, by suite; 0 by default. Public leaderboards: arc_challenge 25, hellaswag
-    10, winogrande 5. They are drawn from the train split, which the wheel does not carry."""
-    precision: Precision = Precision.FP32
-    """Arithmetic of the scores: `fp32`; `tf32`: the same with products in TF32, on a GPU that has it; `bf16`: weights
-    and activations in bf16. Scores of different precisions are not compared with each other."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in self.suites:
-            if name not in SUITES:
-                raise ConfigError(f"unknown suite {name!r}; known are {', '.join(SUITES)}")
-        if not self.suites or len(set(self.suites)) < len(self.suites):
-            raise ConfigError(f"suites are {list(self.suites)}: expected at least one, and each once")
-        for name, count in vars(self.num_fewshot).items():
-            if count and name not in self.suites:
-                raise ConfigError(f"num_fewshot.{name} is {count}, but {name} is not one of the suites")
-            if count > (most := SUITES[name].train_rows):
-                raise ConfigError(f"num_fewshot.{name} is {count}, but its train split has {most} examples")
 
 
 @task(name="evaluate", **STAGE_TASK)

@@ -14,9 +14,10 @@ from eval.document_parquet import find_text
 from eval.reporting.contamination_report import explain
 from eval.suites.suites import SUITES
 from model.errors import shown_value
+from tasks.store.attempts import fetch_outputs
 from tasks.store.context import RunContext
 from tasks.store.ledger import find_run, stage_of_run
-from tasks.store.stage import StageError, fetch_outputs
+from tasks.store.manifest import StageError
 
 
 def explain_item(name: str, run: str | None, context: RunContext) -> str:

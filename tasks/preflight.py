@@ -26,11 +26,13 @@ from prefect import task
 from tokenizers import Tokenizer
 
 from eval.suites.hellaswag import without_wikihow_marks
-from eval.suites.suites import SUITES, Suite, chosen_items
+from eval.suites.items import chosen_items
+from eval.suites.suites import SUITES, Suite
 from model.network.config import ConfigError, GPTConfig
 from model.training.config import TrainConfig
 from tasks.benchmarks import Items, find_source
-from tasks.evaluate import EvaluationConfig, defining_versions, scoring_settings
+from tasks.config import GPT2_VOCABULARY, EvaluationConfig, TokenizerConfig, TokenizerKind
+from tasks.evaluate import defining_versions, scoring_settings
 from tasks.feasibility import ANY_CPU, Training, are_trained, most_flops, require_feasible
 from tasks.runtime.child_process import run_module
 from tasks.runtime.logs import logger
@@ -38,8 +40,8 @@ from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.manifest import sha256_json
 from tasks.store.stage import STAGE_TASK, StageResult, fetch_outputs
-from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
-from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing_file, load_tokenizer
+from tasks.token_bytes import END_OF_TEXT, check_tokenizer
+from tasks.tokenizer import existing_file, load_tokenizer
 
 MOST_SAMPLED = 10_000
 """Tokens of a sample."""

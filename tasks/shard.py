@@ -7,10 +7,10 @@ documents and the tokenizer alone, not on how many workers encoded them.
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from prefect import task
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from eval.document_parquet import document_files, read_documents
 from eval.reporting.markdown import markdown_table
 from model.data.shards import write_shard
-from model.parsing import Bounds, check_fields
+from tasks.config import ShardConfig
 from tasks.download import SPLITS
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
@@ -30,17 +30,6 @@ from tasks.tokenizer import load_tokenizer
 
 VERSION = 1
 DOCUMENTS_PER_BATCH = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardConfig:
-    """How tokens are cut into files."""
-
-    tokens_per_shard: Annotated[int, Bounds(ge=1024, le=2**30)]
-    """Tokens a shard file holds (2 bytes each)."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @task(name="shard", **STAGE_TASK)

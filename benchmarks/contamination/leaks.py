@@ -25,10 +25,11 @@ from benchmarks.contamination.corpora import default_benchmarks, default_documen
 from benchmarks.contamination.speed import normalised_suites
 from benchmarks.goals import print_goal
 from eval.contamination.check import scan_documents
+from eval.contamination.config import ContaminationConfig
 from eval.contamination.index import Index, build_index
 from eval.contamination.match import find_overlaps
 from eval.contamination.references import Reference, Severity, references
-from eval.contamination.verdicts import ContaminationConfig, Tally, Verdict
+from eval.contamination.verdicts import Tally, Verdict
 from eval.document_parquet import Documents, from_texts, read_documents, read_row_group, row_groups
 from eval.reporting.markdown import markdown_table
 

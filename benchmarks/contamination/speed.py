@@ -28,15 +28,16 @@ import pyarrow.parquet as pq
 from benchmarks.contamination.corpora import default_benchmarks, default_documents
 from benchmarks.goals import print_goal
 from eval.contamination.check import scan_documents
+from eval.contamination.config import ContaminationConfig
 from eval.contamination.index import build_index
 from eval.contamination.passages import PASSAGES
 from eval.contamination.planted_items import FORMS, can_plant, contaminated_items, plant
 from eval.contamination.references import Reference, Severity, references
-from eval.contamination.verdicts import ContaminationConfig
 from eval.document_parquet import read_row_group, row_groups
 from eval.reporting.markdown import markdown_table
+from eval.suites.items import write_rows
 from eval.suites.sources import from_folder
-from eval.suites.suites import SUITES, write_rows
+from eval.suites.suites import SUITES
 
 SEED = 20_270_131
 """Not used in development."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from benchmarks.goals import print_goal
 from benchmarks.gpu.page import RESULTS, newest, of_same_stage, read
 from eval.reporting.markdown import markdown_table
-from flows.config import Preset, compose
+from flows.run_config import Preset, compose
 from model.machine.hardware import Hardware, hardware_named
 from model.network import flops
 from model.network.config import GPTConfig

@@ -22,7 +22,7 @@ from benchmarks.gpu.day import BANDWIDTH
 from benchmarks.gpu.page import RESULTS, Finding, newest, of_same_stage, only, read
 from benchmarks.gpu.shapes import DAILY_STEP
 from eval.reporting.markdown import markdown_table
-from flows.config import compose
+from flows.run_config import compose
 from model.machine.hardware import hardware_named
 from model.network import flops
 from model.network.config import GPTConfig

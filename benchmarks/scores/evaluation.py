@@ -46,8 +46,9 @@ from eval.scoring.harness import (
     write_tasks,
 )
 from eval.scoring.precision import Precision
+from eval.suites.items import chosen_items, write_rows
 from eval.suites.sources import from_folder
-from eval.suites.suites import SUITES, Metric, Suite, chosen_items, write_rows
+from eval.suites.suites import SUITES, Metric, Suite
 from model.network.config import Activation, GPTConfig, Norm, Position
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import publish_final

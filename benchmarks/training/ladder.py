@@ -29,15 +29,17 @@ import pyarrow.parquet as pq
 
 from benchmarks.training.ladder_report import Run, best_rate, mean_loss, read_runs, report
 from eval.document_parquet import SCHEMA
-from flows.config import compose
+from flows.run_config import compose
 from model.data.shards import read_dataset
 from model.training.loss_guard import TrainingError
 from model.training.metrics import NoLog
 from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer
+from tasks.config import ShardConfig
 from tasks.download import is_validation
-from tasks.shard import ShardConfig, write_shards
-from tasks.sources.document_sources import Document, FilesSource, Source, read_source
+from tasks.shard import write_shards
+from tasks.sources.config import FilesSource, Source
+from tasks.sources.document_sources import Document, read_source
 from tasks.store.source_digest import model_source_digest
 from tasks.tokenizer import train_bpe
 

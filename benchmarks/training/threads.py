@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.goals import print_goal
 from benchmarks.training.train import write_data
 from eval.reporting.markdown import markdown_table
-from flows.config import compose
+from flows.run_config import compose
 from model.machine.thread_waiting import Waiting
 from model.training.run import TrainerConfig, TrainerExecution
 from model.training.trainer import Trainer

@@ -13,8 +13,8 @@ from eval.suites.suites import SUITES
 from flows.config import FORMS, Execution, Preset
 from model.errors import reason_of, shown_value
 from model.parsing import ConfigError, Dataclass, descriptions, field_types, parse, takes_text
+from tasks.config import StudyConfig
 from tasks.store import provenance
-from tasks.study import StudyConfig
 
 MOST_NAMES = 8
 """Of a setting, with its section: `data.source.path` has 3."""

@@ -8,9 +8,9 @@ import subprocess
 
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
+from tasks.store.attempts import fetch_outputs
 from tasks.store.context import RunContext
 from tasks.store.ledger import find_run, stage_of_run
-from tasks.store.stage import fetch_outputs
 
 
 class ChatError(DailyTrainError):

@@ -33,13 +33,13 @@ from flows.daily import daily_train
 from flows.study import contamination_study
 from model.errors import name_file_in_errors, open_without_waiting, print_error
 from model.parsing import ConfigError, parse
-from tasks.evaluate import EvaluationConfig, evaluate_folder
+from tasks.config import EvaluationConfig, StudyConfig
+from tasks.evaluate import evaluate_folder
 from tasks.explain import explain_item
 from tasks.preflight import require_ready
 from tasks.report import Published
 from tasks.store.context import RunContext
 from tasks.store.ledger import read_ledger, report_pages
-from tasks.study import StudyConfig
 
 
 def main(argv: list[str] | None = None) -> int:

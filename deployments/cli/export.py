@@ -19,11 +19,11 @@ from deployments.cli.exported_code import exported_code
 from eval.reporting.model_card import model_card
 from model.errors import DailyTrainError, expand_home, reason_of, regular_file, shown_value
 from model.network.config import Activation, ConfigError, GPTConfig, Norm, Position, parse
+from tasks.store.attempts import StageResult, fetch_outputs, load, read_json
 from tasks.store.context import RunContext
 from tasks.store.ledger import find_run, stage_of_run
 from tasks.store.objects import digest_file
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import StageResult, fetch_outputs, load, read_json
 from tasks.tokenizer import load_tokenizer
 
 MODELLING = Path(__file__).with_name("modeling_daily_train.py")

@@ -37,13 +37,13 @@ import numpy as np
 from eval import document_parquet
 from eval.command import Progress, run
 from eval.contamination.audit import Audit, check_index, check_items
+from eval.contamination.config import ContaminationConfig
 from eval.contamination.index import Index, build_index
 from eval.contamination.match import Overlap, find_overlaps
 from eval.contamination.positive_control import PLANTED_FILE, Control, compose_control
 from eval.contamination.references import Reference, references
 from eval.contamination.verdicts import (
     RESULT_FILES,
-    ContaminationConfig,
     ContaminationError,
     ContaminationResult,
     Match,

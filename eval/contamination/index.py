@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from eval.contamination.config import SHORTEST
 from eval.contamination.ngram_scan import NgramTable, build_table, ngram_hashes, word_hashes
 from eval.contamination.references import Reference, Severity
 from eval.contamination.words import words
 
-SHORTEST = 4
-"""Texts of fewer words cannot be told from ordinary prose and are reported as not checkable."""
 POSITION_BITS = 16
 TEMPLATE_ITEMS = 5
 """From so many items on that share it, an n-gram says nothing about any of them."""

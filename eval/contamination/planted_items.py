@@ -11,10 +11,10 @@ from string import ascii_uppercase
 
 import numpy as np
 
+from eval.contamination.config import ContaminationConfig
 from eval.contamination.index import Index
 from eval.contamination.match import find_overlaps
 from eval.contamination.references import Reference, Severity
-from eval.contamination.verdicts import ContaminationConfig
 from eval.contamination.words import words
 from eval.document_parquet import from_texts
 

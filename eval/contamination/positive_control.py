@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.contamination.canaries import Canary, draw_canaries
-from eval.contamination.index import SHORTEST
+from eval.contamination.config import SHORTEST, ContaminationConfig
 from eval.contamination.passages import PASSAGES
 from eval.contamination.planted_items import FORMS, can_plant, plant
 from eval.contamination.probes import Probe, probes
 from eval.contamination.references import Reference, Severity
-from eval.contamination.verdicts import ContaminationConfig, ContaminationError
+from eval.contamination.verdicts import ContaminationError
 from eval.contamination.words import words
 
 PLANTED_FILE = "planted.parquet"

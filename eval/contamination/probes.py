@@ -12,8 +12,9 @@ from itertools import product
 
 import numpy as np
 
+from eval.contamination.config import ContaminationConfig
 from eval.contamination.references import Reference, Text
-from eval.contamination.verdicts import ContaminationConfig, Kind, Verdict
+from eval.contamination.verdicts import Kind, Verdict
 from eval.contamination.words import words
 
 SUITE = "control"

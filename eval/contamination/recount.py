@@ -12,9 +12,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from eval.contamination.config import ContaminationConfig
 from eval.contamination.references import Reference, Severity
 from eval.contamination.renderings import text_and_renderings
-from eval.contamination.verdicts import ContaminationConfig, ContaminationError, Kind, Verdict
+from eval.contamination.verdicts import ContaminationError, Kind, Verdict
 from eval.contamination.words import words
 from eval.document_parquet import RowGroup
 

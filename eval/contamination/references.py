@@ -15,7 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from eval.contamination.words import words
-from eval.suites.suites import Suite, gold, read_rows, read_train, suite_named
+from eval.suites.items import gold, read_rows, read_train
+from eval.suites.suites import Suite, suite_named
 
 
 class Severity(StrEnum):

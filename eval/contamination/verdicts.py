@@ -10,22 +10,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.contamination.index import SHORTEST
-from eval.contamination.match import Overlap
+from eval.contamination.config import SHORTEST, ContaminationConfig
 from eval.contamination.references import Reference, Severity
 from eval.contamination.words import located_words, words
 from model.errors import DailyTrainError
-from model.parsing import Bounds, check_fields, require
+
+if TYPE_CHECKING:
+    from eval.contamination.match import Overlap
 
 _AROUND, _LONGEST_SNIPPET = 120, 600  # characters shown beside and of a match
 _CHARACTER_BYTES = 4
 _KEPT_MATCHES = 200
-MOST_RUN, LEAST_COVERAGE = 200, 0.01  # the positive control invents items of so many words
 _SWEEP_RUNS, _SWEEP_COVERAGES = range(8, 41), [tenths / 10 for tenths in range(1, 11)]
 RESULT_FILES = ("verdicts.parquet", "flagged.parquet", "matches.jsonl", "coverage.json", "sweep.json")
 VERDICTS_SCHEMA = pa.schema(
@@ -79,37 +79,11 @@ class Kind(StrEnum):
 _KINDS = list(Kind)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ContaminationConfig:
-    """When an item counts as contaminated."""
-
-    ngram: Annotated[int, Bounds(ge=5, le=32)] = 8
-    """Shortest run of words in common that counts at all."""
-    run: Annotated[int, Bounds(ge=5, le=MOST_RUN)] = 13
-    """Words in one run from which an item is contaminated."""
-    coverage: Annotated[float, Bounds(ge=LEAST_COVERAGE, le=1)] = 0.5
-    """Share of an item's words, or of its question's, in runs within one document, from which it is contaminated."""
-    control_items: Annotated[int, Bounds(ge=1)] = 20
-    """Items of every suite and form that the positive control plants."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        require(self.ngram <= self.run, "ngram", self.ngram, f"at most run, {self.run}")
-
-    def contaminates(self, found: Overlap) -> bool:
-        """Whether one document's overlap contaminates its item, unless it is a template."""
-        return found.run >= self.run or found.coverage >= self.coverage
-
-    def is_template(self, found: Overlap) -> bool:
-        """Whether an overlap is short wording that many items share, such as "which of the following is an example"."""
-        return found.template and found.run < self.run
-
-
 @dataclass(frozen=True, slots=True)
 class Match:
     """What one document has of one item."""
 
-    overlap: Overlap
+    overlap: "Overlap"
     document: str
     file: str
     place: tuple[int, ...]
@@ -207,7 +181,7 @@ class Tally:
         contaminates = self._config.contaminates(found) and not self._config.is_template(found)
         return (not contaminates, not found.exact, -found.run, -found.coverage, match.place, match.reference)
 
-    def _kind(self, found: Overlap) -> Kind:
+    def _kind(self, found: "Overlap") -> Kind:
         if found.answer:
             return Kind.EXACT if found.exact else Kind.ANSWER_AND_CONTEXT
         return Kind.SOURCE if self._references[found.reference].has_context else Kind.QUESTION

@@ -3,14 +3,12 @@
 import base64
 import io
 import math
-from typing import Any
-
-import matplotlib as mpl
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from eval.reporting.published_scores import PUBLISHED_SCORES
 
-mpl.use("Agg")  # no display is needed, and none is looked for
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#6b7280"
 
@@ -20,7 +18,7 @@ def loss_figure(events: list[dict[str, Any]], unigram_entropy_nats: float | None
     and validation bits per byte."""
     steps = [event for event in events if event["event"] == "step"]
     validations = [event for event in events if event["event"] == "validation"]
-    figure = Figure(figsize=(10, 4.2), dpi=110, layout="constrained")
+    figure = _figure(10, 4.2)
     losses, bits = figure.subplots(1, 2, width_ratios=(3, 2))
     losses.plot([s["tokens"] / 1e6 for s in steps], [s["loss"] for s in steps], color=BLUE, alpha=0.5, label="training")
     millions = [event["tokens"] / 1e6 for event in validations]
@@ -43,7 +41,7 @@ def loss_figure(events: list[dict[str, Any]], unigram_entropy_nats: float | None
 
 def score_figure(scores: list[dict[str, Any]]) -> bytes:
     """Scores with 95 % intervals beside the chance level of the same items and published scores of public models."""
-    figure = Figure(figsize=(8, 0.5 * len(scores) + 1.8), dpi=110, layout="constrained")
+    figure = _figure(8, 0.5 * len(scores) + 1.8)
     axes = figure.subplots()
     models = list(dict.fromkeys(published.model for published in PUBLISHED_SCORES))
     shown = set()
@@ -75,7 +73,7 @@ def score_figure(scores: list[dict[str, Any]]) -> bytes:
 
 def sweep_figure(sweep: list[dict[str, Any]], run: int) -> bytes:
     """How many items of each suite count as contaminated, by the run of words that is asked for."""
-    figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")
+    figure = _figure(8, 3.6)
     axes = figure.subplots()
     for suite in sorted({row["suite"] for row in sweep}):
         rows = [row for row in sweep if row["suite"] == suite and row.get("run") is not None]
@@ -94,7 +92,7 @@ def study_figure(groups: list[dict[str, Any]]) -> bytes:
     """Gains of a contamination study with 95 % intervals, one panel a measure."""
     measures = list(dict.fromkeys(row["measure"] for row in groups))
     names = list(dict.fromkeys(row["group"] for row in groups))
-    figure = Figure(figsize=(9, 0.5 * len(names) + 1.4), dpi=110, layout="constrained")
+    figure = _figure(9, 0.5 * len(names) + 1.4)
     for axes, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
         for row in (row for row in groups if row["measure"] == measure and row["gain"] is not None):
             place = names.index(row["group"])
@@ -114,7 +112,16 @@ def inline(alt: str, png: bytes) -> str:
     return f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
-def _png(figure: Figure) -> bytes:
+def _figure(width: float, height: float) -> "Figure":
+    """A figure of so many inches. No display is needed, and none is looked for."""
+    import matplotlib as mpl  # noqa: PLC0415 (takes a third of a second, and many who import this file draw nothing)
+    from matplotlib.figure import Figure  # noqa: PLC0415 (see above)
+
+    mpl.use("Agg")
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

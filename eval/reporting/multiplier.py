@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from eval.reporting.distributions import student_quantile
 from eval.reporting.markdown import markdown_table
 
 
@@ -74,7 +74,7 @@ def half_width(values: Sequence[float]) -> float:
     """Of the 95 % interval around a mean; infinite for one value."""
     if len(values) < 2:
         return math.inf
-    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return float(student_quantile(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def _reached(loss: float, curve: list[tuple[float, float]]) -> float | None:

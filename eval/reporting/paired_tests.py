@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import bdtr, stdtr, stdtrit
 
+from eval.reporting.distributions import binomial_probability, student_probability, student_quantile
 from eval.reporting.stats import (
     DIFFERENCES,
     FEWEST_ITEMS,
@@ -95,7 +96,7 @@ def per_item(samples: pa.Table) -> PerItem:
 
 def mcnemar(better: int, worse: int) -> float:
     """Exact two-sided p of McNemar's test: `better` and `worse` count the items whose answer changed."""
-    return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))  # the binomial distribution
+    return min(1.0, 2 * binomial_probability(min(better, worse), better + worse, 0.5))
 
 
 def paired(differences: list[float], clusters: Sequence[Any], yes_no: bool = False) -> dict[str, Any]:
@@ -126,8 +127,8 @@ def paired(differences: list[float], clusters: Sequence[Any], yes_no: bool = Fal
     else:
         if yes_no:
             mean, error, n = adjusted_difference(differences, found)
-        p = float(2 * stdtr(degrees, -abs(mean) / error))
-    errors = quantile(1 - LEVEL, degrees) + float(stdtrit(degrees, POWER))
+        p = 2 * student_probability(degrees, -abs(mean) / error)
+    errors = quantile(1 - LEVEL, degrees) + student_quantile(degrees, POWER)
     if yes_no:
         changed, per_answer = float(np.mean(np.square(differences))), n / errors**2 + 1
         return row | {"p": p, "detectable": min(1.0, (1 + math.sqrt(1 + 4 * changed * per_answer)) / (2 * per_answer))}
@@ -204,4 +205,4 @@ def detectable_alone(interval: list[float]) -> float:
     """The smallest difference from a fixed number (chance, a published score) that a score with this 95 % interval
     shows."""
     normal = quantile(1 - LEVEL)
-    return (interval[1] - interval[0]) / 2 * (normal + float(stdtrit(math.inf, POWER))) / normal
+    return (interval[1] - interval[0]) / 2 * (normal + NormalDist().inv_cdf(POWER)) / normal

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.optimize import brentq
-from scipy.special import betainc, stdtrit
 
+from eval.reporting.distributions import beta_probability, root, student_quantile
 from eval.suites.suites import Metric
 from model.errors import DailyTrainError
 
@@ -146,12 +145,12 @@ def mid_p_interval(successes: float, n: float, level: float = 0.95) -> tuple[flo
     _check_counts(successes, n)
 
     def more(share: float) -> float:
-        at_least = float(betainc(successes, n - successes + 1, share)) if successes else 1.0
-        above = float(betainc(successes + 1, n - successes, share)) if successes < n else 0.0
+        at_least = beta_probability(successes, n - successes + 1, share) if successes else 1.0
+        above = beta_probability(successes + 1, n - successes, share) if successes < n else 0.0
         return (at_least + above) / 2
 
     def limit(chance: float) -> float:
-        return float(brentq(lambda share: more(share) - chance, 0.0, 1.0, xtol=1e-12))
+        return root(lambda share: more(share) - chance)
 
     return (limit(0.5 - level / 2) if successes else 0.0), (limit(0.5 + level / 2) if successes < n else 1.0)
 
@@ -175,7 +174,7 @@ def share_interval(successes: float, n: float) -> tuple[float, float]:
 
 def quantile(level: float, degrees: float = math.inf) -> float:
     """Student's two-sided quantile, the normal one without `degrees` of freedom."""
-    return NormalDist().inv_cdf(0.5 + level / 2) if math.isinf(degrees) else float(stdtrit(degrees, 0.5 + level / 2))
+    return NormalDist().inv_cdf(0.5 + level / 2) if math.isinf(degrees) else student_quantile(degrees, 0.5 + level / 2)
 
 
 def constant_interval(mean: float, effective: float, bounds: tuple[float, float]) -> tuple[float, float]:

@@ -48,17 +48,8 @@ from eval.scoring.precision import Precision
 from eval.scoring.samples import SAMPLES_SCHEMA, sample_rows, score_rows
 from eval.scoring.scorer import RequestScorer, Score, Scorer
 from eval.scoring.trained_model import TrainedModel
-from eval.suites.suites import (
-    METRIC_VERSIONS,
-    ZERO_SHOT,
-    Shots,
-    Split,
-    Suite,
-    chosen_items,
-    clusters,
-    read_rows,
-    suite_named,
-)
+from eval.suites.items import chosen_items, clusters, read_rows
+from eval.suites.suites import METRIC_VERSIONS, ZERO_SHOT, Shots, Split, Suite, suite_named
 from eval.suites.task_files import write_tasks
 from model.machine.gpu_process import join_process_group, require_own_gpu, use_expandable_segments
 from model.machine.thread_waiting import Waiting

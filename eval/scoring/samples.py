@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from eval.reporting.stats import score_summary
-from eval.suites.suites import BenchmarkTask, Metric, Suite, gold
+from eval.suites.items import gold
+from eval.suites.suites import BenchmarkTask, Metric, Suite
 
 SAMPLES_SCHEMA = pa.schema(
     [

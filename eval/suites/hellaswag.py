@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.suites.suites import chosen_items, read_rows, suite_named
+from eval.suites.items import chosen_items, read_rows
+from eval.suites.suites import suite_named
 
 
 def encoded_items(benchmarks: Path, encode: Callable[[str], list[int]], count: int) -> list[dict]:

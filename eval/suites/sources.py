@@ -18,8 +18,9 @@ from string import ascii_uppercase
 
 import pyarrow as pa
 
-from eval.hub import HubError, load_dataset
-from eval.suites.suites import Split, Suite, SuiteError, normalise, read_parquet
+from eval.hub import HubError
+from eval.suites.items import normalise, read_parquet
+from eval.suites.suites import Split, Suite, SuiteError
 from model.errors import reason_of
 
 _ARROW_MEMBERS = {
@@ -108,6 +109,8 @@ def from_hub(
     `repository` replaces the hub id by a mirror or by a local directory in the hub's layout. Raises `SuiteError`
     naming the repository and revision when it cannot be loaded.
     """
+    from eval.hub_datasets import load_dataset  # noqa: PLC0415 (datasets, which folders and wheels do without)
+
     repository = repository or suite.hub_id
     local = Path(repository).exists()
     try:

@@ -13,24 +13,7 @@ from pathlib import Path
 
 from model.errors import DailyTrainError
 
-DOCUMENT_FILES = ("*.parquet", "*.jsonl", "*.ndjson", "*.txt", "*.text", "*.md")
 PLAIN_TEXT = (".txt", ".text", ".md")
-NOTES = (
-    "*readme*",
-    "read_me*",
-    "read-me*",
-    "license*",
-    "licence*",
-    "copying.*",
-    "notice.*",
-    "changelog.*",
-    "citation.*",
-    "authors.*",
-    "contributing.*",
-    "notes.*",
-    "note.*",
-    "todo.*",
-)
 NAMED = 100
 DEEPEST = 200
 

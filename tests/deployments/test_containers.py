@@ -15,8 +15,8 @@ from prefect.utilities.templating import apply_values, find_placeholders
 from deployments import init
 from deployments.access import AUTH_STRING_VARIABLE
 from deployments.cli.arguments import command_parser
-from flows.config import compose
 from flows.preset_files import Preset
+from flows.run_config import compose
 from model.network import flops
 from model.training.config import OptimizerName
 from tasks.runtime.grace_period import seconds_to_end

@@ -12,9 +12,11 @@ import pytest
 from huggingface_hub import constants
 
 from eval import hub as hub_module
-from eval.hub import HubError, load_dataset, load_file
+from eval.hub import HubError, load_file
+from eval.hub_datasets import load_dataset
+from tasks.sources.config import HubSource
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import HubSource, read_source
+from tasks.sources.document_sources import read_source
 from tests.hub import Hub, causes, serving, silent
 
 COMMIT = "1" * 40

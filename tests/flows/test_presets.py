@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import compose
 from flows.preset_files import Preset
+from flows.run_config import compose
 from model.train import main
 from tests.markov import VOCAB, write_markov_shards
 

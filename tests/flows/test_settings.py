@@ -25,12 +25,11 @@ from model.network.gpt import GPT, initialise
 from model.parsing import ConfigError, field_types, parse
 from tasks import contamination, download, evaluate, shard, tokenizer, train
 from tasks.benchmarks import Items
-from tasks.comparison import CompareConfig
-from tasks.sources.document_sources import FilesSource, HubSource, WheelSource
+from tasks.config import CompareConfig, StudyConfig
+from tasks.sources.config import FilesSource, HubSource, WheelSource
 from tasks.store.context import Execution
 from tasks.store.manifest import Manifest, Output
 from tasks.store.stage import Stage, StageResult
-from tasks.study import StudyConfig
 from tasks.token_bytes import TokenizerError
 
 SECTIONS = field_types(RunConfig)

@@ -17,7 +17,8 @@ from deployments.cli import commands
 from deployments.cli.export import FinishedModel, write_export
 from eval.document_parquet import SCHEMA
 from eval.reporting.ledger import leaderboard, leaderboard_page
-from eval.suites.suites import SUITES, normalise, read_parquet
+from eval.suites.items import normalise, read_parquet
+from eval.suites.suites import SUITES
 from flows.config import FORMS
 from flows.daily import daily_train
 from model.data.shards import ShardSet, read_dataset
@@ -25,9 +26,10 @@ from model.errors import DailyTrainError
 from model.files import file_sha256
 from model.parsing import field_types
 from model.training import checkpoint
-from tasks.download import DataConfig, write_documents
-from tasks.shard import ShardConfig, write_shards
-from tasks.sources.document_sources import FilesSource
+from tasks.config import DataConfig, ShardConfig
+from tasks.download import write_documents
+from tasks.shard import write_shards
+from tasks.sources.config import FilesSource
 from tasks.store.context import Execution, RunContext, open_context
 from tasks.store.ledger import read_ledger
 from tasks.store.stage import fetch_outputs, load

@@ -10,7 +10,8 @@ from eval.document_parquet import SCHEMA
 from model.network.config import GPTConfig
 from model.network.gpt import GPT
 from model.training import checkpoint
-from tasks.shard import ShardConfig, write_shards
+from tasks.config import ShardConfig
+from tasks.shard import write_shards
 from tasks.store.context import open_context
 from tasks.store.stage import Stage, build_or_skip
 from tasks.tokenizer import train_bpe

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.comparison import CompareConfig
+from tasks.config import CompareConfig
 
 
 def test_budgets_must_hold_the_presets_own():

@@ -6,9 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.document_parquet import document_files
-from tasks.download import DataConfig, is_validation, write_documents
+from tasks.config import DataConfig
+from tasks.download import is_validation, write_documents
+from tasks.sources.config import FilesSource
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import FilesSource
 from tests.tasks.small_corpus import TEXTS, parquet
 
 

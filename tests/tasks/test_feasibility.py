@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from deployments.cli.commands import main
-from flows.config import compose, context_of
 from flows.daily import daily_train
 from flows.preset_files import Preset
+from flows.run_config import compose, context_of
 from model.network import flops
 from model.network.config import GPTConfig
 from model.parsing import ConfigError

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import eval.suites.suites
-from flows.config import compose
+from flows.run_config import compose
 from tasks import budget, evaluate
 from tasks.store import source_digest
 from tasks.store.context import open_context

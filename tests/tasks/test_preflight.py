@@ -17,12 +17,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eval.scoring.harness import HarnessError
 from eval.scoring.rehearsal import RehearsalConfig, rehearse
-from eval.suites.suites import SUITES, SuiteError, write_rows
+from eval.suites.items import write_rows
+from eval.suites.suites import SUITES, SuiteError
 from flows.config import compose, require_encodable
 from model.parsing import ConfigError
 from tasks import benchmarks
 from tasks.benchmarks import find_items
-from tasks.evaluate import EvaluationConfig
+from tasks.config import EvaluationConfig
 from tasks.feasibility import FeasibilityError, require_space
 from tasks.preflight import rehearse_evaluation, require_machine, require_ready
 from tasks.runtime.child_process import ProcessError

@@ -7,9 +7,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from model.data.shards import ShardSet, read_dataset, read_index
-from tasks.download import DataConfig, is_validation, write_documents
-from tasks.shard import ShardConfig, write_shards
-from tasks.sources.document_sources import FilesSource
+from tasks.config import DataConfig, ShardConfig
+from tasks.download import is_validation, write_documents
+from tasks.shard import write_shards
+from tasks.sources.config import FilesSource
 from tasks.token_bytes import END_OF_TEXT
 from tasks.tokenizer import train_bpe
 from tests.tasks.small_corpus import TEXTS, parquet

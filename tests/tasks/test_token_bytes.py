@@ -13,12 +13,13 @@ import pytest
 from eval.document_parquet import SCHEMA
 from model.data.shards import ShardSet, read_dataset
 from tasks import shard, tokenizer
-from tasks.shard import ShardConfig, write_shards
+from tasks.config import ShardConfig, TokenizerConfig, TokenizerKind
+from tasks.shard import write_shards
 from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext
 from tasks.store.manifest import StageError
 from tasks.token_bytes import TokenizerError, check_tokenizer
-from tasks.tokenizer import TokenizerConfig, TokenizerKind, build_tokenizer, load_tokenizer, train_bpe
+from tasks.tokenizer import build_tokenizer, load_tokenizer, train_bpe
 
 TEXTS = [f"Fellow citizens, speech {number}: the Union — naïve 日本 🚂.\n\n" for number in range(20)]
 HOSTILE = [

@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+from tasks.config import TokenizerConfig, TokenizerKind
 from tasks.token_bytes import TokenizerError, check_tokenizer, token_bytes
-from tasks.tokenizer import TokenizerConfig, TokenizerKind, load_tokenizer, train_bpe
+from tasks.tokenizer import load_tokenizer, train_bpe
 from tests.tasks.small_corpus import TEXTS
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.gpu.day import CHECKPOINT_SECONDS, CHECKPOINT_STALL, SECONDS, Speed, main, simulate
-from flows.config import compose
+from flows.run_config import compose
 from model.machine.hardware import known_hardware
 from model.network.scaling import learning_rates_for, sized
 from model.planning.plan import memory_bytes, plan

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.gpu.compiled_work import scores, work_of
 from benchmarks.gpu.forecast import COLUMNS, Counted, Rates, fitted, measured, table
-from flows.config import compose
+from flows.run_config import compose
 from model.network.fp8 import _Product as Product8
 from model.training.config import Precision
 

@@ -10,9 +10,9 @@ from benchmarks.training import ladder, ladder_report
 from benchmarks.training.ladder import Ladder, Size
 from benchmarks.training.ladder_report import Run, interval, multipliers, read_runs, report, trend
 from eval.reporting.multiplier import compute_at
-from flows.config import compose
+from flows.run_config import compose
 from model.network.scaling import sized
-from tasks.sources.document_sources import FilesSource
+from tasks.sources.config import FilesSource
 
 
 def result(phase: str, arm: str, seed: int, flops: float, loss: float, multiple: float = 1, size: str = "d2") -> Run:

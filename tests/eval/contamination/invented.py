@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.contamination.check import ScanConfig, check
+from eval.contamination.config import ContaminationConfig
 from eval.contamination.references import Reference, Text
-from eval.contamination.verdicts import ContaminationConfig, ContaminationResult, ItemVerdict
+from eval.contamination.verdicts import ContaminationResult, ItemVerdict
 from eval.contamination.words import words
-from eval.suites.suites import SUITES, normalise, write_rows
+from eval.suites.items import normalise, write_rows
+from eval.suites.suites import SUITES
 
 CONFIG = ContaminationConfig(control_items=6)
 SUITE_NAMES = ("arc_challenge", "winogrande", "truthfulqa")

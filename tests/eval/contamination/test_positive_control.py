@@ -14,9 +14,10 @@ import pytest
 from eval.contamination.audit import check_index, check_items
 from eval.contamination.canaries import draw_canaries
 from eval.contamination.check import Counts, ScanConfig, check, scan_files
+from eval.contamination.config import ContaminationConfig
 from eval.contamination.index import build_index
 from eval.contamination.probes import probes
-from eval.contamination.verdicts import ContaminationConfig, ContaminationError, Tally, item_lengths
+from eval.contamination.verdicts import ContaminationError, Tally, item_lengths
 from eval.contamination.words import words
 from model.parsing import ConfigError
 from tasks.store.objects import digest_file

@@ -11,7 +11,8 @@ import pytest
 from eval.contamination.references import Reference, references, without_marks
 from eval.contamination.words import words
 from eval.scoring.harness import load_tasks, templates_compiled_once
-from eval.suites.suites import SUITES, BenchmarkTask, Metric, write_rows
+from eval.suites.items import write_rows
+from eval.suites.suites import SUITES, BenchmarkTask, Metric
 from eval.suites.task_files import write_tasks
 from tests.eval.contamination.invented import suite_rows
 

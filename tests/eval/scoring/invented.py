@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eval.scoring.harness import HarnessConfig, ScoringExecution
-from eval.suites.suites import SUITES, write_rows
+from eval.suites.items import write_rows
+from eval.suites.suites import SUITES
 from model.network.choices import Activation, Norm, Position
 from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise

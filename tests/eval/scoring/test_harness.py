@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 from eval.command import run
 from eval.scoring.harness import HarnessConfig, HarnessError, ScoringExecution, evaluate_checkpoint, load_model
 from eval.scoring.precision import Precision
-from eval.suites.suites import SUITES, Shots, SuiteError, chosen_items, write_rows
+from eval.suites.items import chosen_items, write_rows
+from eval.suites.suites import SUITES, Shots, SuiteError
 from model.network.gpt import GPT, initialise
 from model.parsing import ConfigError, parse
 from model.training.checkpoint import load_final, publish_final

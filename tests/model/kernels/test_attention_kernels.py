@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.training.attention import presets_with_windows, scores_a_query
-from flows.config import compose
+from flows.run_config import compose
 from model.kernels import cudnn_attention, flash_attention
 from model.kernels.attention_kernels import (
     WindowKernel,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from flows.config import compose
+from flows.run_config import compose
 from model.network import head_loss
 from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
 import model.network.gpt
-from flows.config import compose
+from flows.run_config import compose
 from model.kernels.attention_kernels import AttentionKernels, PastKernel, WindowKernel
 from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eval.scoring.harness import HarnessConfig, evaluate_checkpoint
 from eval.suites.hellaswag import encoded_items
-from eval.suites.suites import SUITES, write_rows
+from eval.suites.items import write_rows
+from eval.suites.suites import SUITES
 from model.machine.parallel import Processes
 from model.network.config import GPTConfig
 from model.network.gpt import GPT, initialise

@@ -22,16 +22,18 @@ from eval.command import run
 from eval.document_parquet import SCHEMA
 from eval.suites.sources import from_wheel
 from eval.suites.suites import SUITES, SuiteError
-from flows.config import compose
+from flows.run_config import compose
 from model import train
 from model.errors import DailyTrainError, sentence_of
 from model.network.gpt import GPT
 from model.parsing import ConfigError
-from tasks.download import DataConfig, write_documents
+from tasks.config import DataConfig, ShardConfig
+from tasks.download import write_documents
 from tasks.feasibility import FeasibilityError, require_feasible
-from tasks.shard import ShardConfig, write_shards
+from tasks.shard import write_shards
+from tasks.sources.config import FilesSource, HubSource
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import FilesSource, HubSource, read_source
+from tasks.sources.document_sources import read_source
 from tasks.store.context import RunContext, open_context
 from tasks.store.manifest import StageError
 from tasks.store.stage import Stage, build_or_skip

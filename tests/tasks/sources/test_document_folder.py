@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.document_parquet import SCHEMA, document_files
+from tasks.config import DataConfig
 from tasks.contamination import write_filtered
-from tasks.download import DataConfig, write_documents
+from tasks.download import write_documents
 from tasks.sources import document_sources
+from tasks.sources.config import FilesSource, HubSource
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import FilesSource, HubSource, files_of_source, read_source, source_lock
+from tasks.sources.document_sources import files_of_source, read_source, source_lock
 from tasks.store.backends import LocalStore
 from tasks.store.context import RunContext
 from tasks.store.manifest import StageError

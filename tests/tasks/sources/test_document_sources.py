@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from tasks.download import DataConfig, write_documents
+from tasks.config import DataConfig
+from tasks.download import write_documents
+from tasks.sources.config import FilesSource, HubSource
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import FilesSource, HubSource, read_source, source_lock
+from tasks.sources.document_sources import read_source, source_lock
 from tests.tasks.small_corpus import TEXTS, parquet
 
 

