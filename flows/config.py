@@ -3,8 +3,6 @@
 The custom-run form shows each field with its description, and an empty field keeps the preset's value.
 """
 
-import dataclasses
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import Flow
@@ -17,9 +15,10 @@ from flows.run_config import RunConfig as RunConfig
 from flows.run_config import as_json as as_json
 from flows.run_config import compose as compose
 from flows.run_config import context_of as context_of
-from model.errors import shown_value
+from flows.run_config import require_sections
+from flows.suggestions import nearest_name_in_errors
 from model.network.config import GPTConfig
-from model.parsing import ConfigError, parse_changes
+from model.parsing import parse_changes
 from model.training.config import TrainConfig
 from tasks.config import (
     CheckConfig,
@@ -78,22 +77,11 @@ def changes_of(**sections: Changes) -> dict[str, dict[str, Any]]:
 def forms_of(changes: dict[str, dict[str, Any]], flow: Flow) -> dict[str, Changes]:
     """The filled forms of a flow's parameters. Raises ConfigError for a section that the flow does not have."""
     known = [name for name in FORMS if name in flow.parameters.properties]
-    for name in changes.keys() - set(known):
-        raise ConfigError(f"{flow.name} has no section {name!r}; known are {', '.join(known)}")
+    require_sections(changes, tuple(known), flow.name)
     for name, fields in changes.items():
-        parse_changes(FORMS[name].changed, fields, name)
+        with nearest_name_in_errors():
+            parse_changes(FORMS[name].changed, fields, name)
     return {name: FORMS[name](**fields) for name, fields in changes.items()}
-
-
-def require_encodable(**sections: Changes | Execution) -> None:
-    """Raise ConfigError for a text that Prefect could not send, such as a path that is no UTF-8."""
-    for section, form in sections.items():
-        values = dataclasses.asdict(form) if isinstance(form, Execution) else form.model_dump()
-        for name, value in values.items():
-            try:
-                json.dumps(value, default=str, ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                raise ConfigError(f"{section}.{name} is {shown_value(value)}, which is not valid UTF-8") from None
 
 
 def run_name() -> str:

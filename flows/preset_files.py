@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from model.errors import shown_value
+from model.errors import did_you_mean, shown_value
 from model.parsing import ConfigError
 from model.training.config import BUDGETS
 
@@ -45,7 +45,10 @@ def _read(name: str, folder: Path, extended_by: tuple[str, ...]) -> dict[str, An
     base = values.pop("extends")
     if not isinstance(base, str) or not (folder / f"{base}.toml").is_file():
         known = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.toml"))
-        raise ConfigError(f"{name}.toml extends {shown_value(base)}, which is no preset; known are {', '.join(known)}")
+        hint = did_you_mean(base, known)
+        raise ConfigError(
+            f"{name}.toml extends {shown_value(base)}, which is no preset{hint}; known are {', '.join(known)}"
+        )
     if base in (*extended_by, name):
         raise ConfigError(f"presets extend each other in a circle: {', '.join((*extended_by, name, base))}")
     return _merged(_read(base, folder, (*extended_by, name)), values)

@@ -5,12 +5,13 @@ net, at the top of every command: it knows errors of the operating system too, a
 of the program, whose traceback goes to a file. `DAILY_TRAIN_DEBUG=1` shows the traceback of any error.
 """
 
+import difflib
 import errno
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def shown_value(value: object) -> str:
     except (ValueError, RecursionError):
         return f"a {type(value).__name__} that is too large to be shown"
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE // 2]} … {text[-LONGEST_VALUE // 4 :]}"
+
+
+def did_you_mean(name: object, known: Iterable[str], least: float = 0.6) -> str:
+    """Of a name that is refused: ` (did you mean 'NAME'?)` with the nearest of the known ones, without regard to case;
+    empty where none shares the part `least` of its letters."""
+    by_letters = {one.casefold(): one for one in known}
+    nearest = difflib.get_close_matches(str(name)[:LONGEST_VALUE].casefold(), by_letters, 1, least)
+    return f" (did you mean {by_letters[nearest[0]]!r}?)" if nearest else ""
 
 
 def in_one_line(text: str) -> str:

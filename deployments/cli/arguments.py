@@ -1,20 +1,23 @@
 """The arguments of `daily-train`: the parser of every subcommand, and the settings that their texts stand for."""
 
 import argparse
+import difflib
 import json
 import re
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from deployments.cli.up import NOTIFY, PORT
+from deployments.cli.defaults import NOTIFY, PORT
 from eval.suites.suites import SUITES
-from flows.config import FORMS, Execution, Preset
-from model.errors import reason_of, shown_value
+from flows.preset_files import Preset
+from flows.run_config import STUDY_SECTIONS, RunConfig
+from flows.suggestions import nearest_name_in_errors
+from model.errors import did_you_mean, reason_of, shown_value
 from model.parsing import ConfigError, Dataclass, descriptions, field_types, parse, takes_text
 from tasks.config import StudyConfig
-from tasks.store import provenance
+from tasks.store.context import Execution
 
 MOST_NAMES = 8
 """Of a setting, with its section: `data.source.path` has 3."""
@@ -22,13 +25,39 @@ Section = TypeVar("Section", bound=Dataclass)
 Commands = argparse._SubParsersAction  # of argparse; it has no public name
 
 
-def command_parser() -> argparse.ArgumentParser:
-    """The parser of the command line; `command` is the name of the subcommand."""
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """A parser that suggests the nearest option or subcommand in place of one that it does not know."""
+
+    subcommands: "dict[str, Parser]"
+    """By name; empty of a subcommand itself."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self.subcommands = {}
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = self.subcommands.get(given.command, self)
+            options = re.findall("(?<!\\w)--[a-z][a-z-]+", parser.format_help())
+            hint = "".join(did_you_mean(text.partition("=")[0], options) for text in unknown if text[:1] == "-")
+            parser.error(f"unknown argument {' '.join(map(shown_value, unknown))}{hint}")
+        return given
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search("invalid choice: '([^']*)'", message):
+            hint = did_you_mean(found[1], self.subcommands)
+            message = f"unknown command {found[1]!r}{hint}; known are {', '.join(self.subcommands)}"
+        super().error(message)
+
+
+def command_parser() -> Parser:
+    """The parser of the command line; `command` is the name of the subcommand, None where there is none."""
+    parser = Parser(
         prog="daily-train",
         description="What is the best text model that one H100/H200 can train from scratch in 24 hours?",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
     for add in (
         _add_run,
         _add_up,
@@ -41,6 +70,7 @@ def command_parser() -> argparse.ArgumentParser:
         _add_leaderboard,
     ):
         add(commands)
+    parser.subcommands = commands.choices
     return parser
 
 
@@ -53,11 +83,10 @@ def _add_run(commands: Commands) -> None:
     )
     parser.add_argument(
         "--preset",
-        default="daily" if provenance.hardware()["gpus"] else "laptop",
         metavar="NAME",
-        help=f"one of {', '.join(Preset)} (default here: %(default)s)",
+        help=f"one of {', '.join(Preset)} (default: daily on a machine with an NVIDIA GPU, else laptop)",
     )
-    _changes_option(parser)
+    _changes_option(parser, tuple(field_types(RunConfig)))
     _execution_options(parser)
 
 
@@ -91,7 +120,7 @@ def _add_study(commands: Commands) -> None:
     for field in fields(StudyConfig):
         about = f"{descriptions(StudyConfig)[field.name]} (default: {field.default})"
         parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=about)
-    _changes_option(parser)
+    _changes_option(parser, STUDY_SECTIONS)
     _execution_options(parser)
 
 
@@ -179,13 +208,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _changes_option(parser: argparse.ArgumentParser) -> None:
+def _changes_option(parser: argparse.ArgumentParser, sections: tuple[str, ...]) -> None:
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.FIELD=VALUE",
-        help=f"change one value of the preset, as JSON or plain text; sections are {', '.join(FORMS)}",
+        help=f"change one value of the preset, as JSON or plain text; sections are {', '.join(sections)}",
     )
 
 
@@ -205,7 +234,8 @@ def settings_from(kind: type[Section], section: str, arguments: argparse.Namespa
         for name, text in texts.items()
         if text is not None
     }
-    return parse(kind, values, section)
+    with nearest_name_in_errors():
+        return parse(kind, values, section)
 
 
 def changes_from(assignments: list[str]) -> dict[str, dict[str, Any]]:
@@ -216,7 +246,7 @@ def changes_from(assignments: list[str]) -> dict[str, dict[str, Any]]:
         names = path.split(".")
         option = f"--set {shown_value(assignment)}"
         if not equals or not 2 <= len(names) <= MOST_NAMES:
-            raise ConfigError(f"{option}: expected SECTION.FIELD=VALUE")
+            raise ConfigError(f"{option}: expected SECTION.FIELD=VALUE{_full_name(path)}")
         level = changes
         for name in names[:-1]:
             level = level.setdefault(name, {})
@@ -229,6 +259,17 @@ def changes_from(assignments: list[str]) -> dict[str, dict[str, Any]]:
         except ConfigError as error:
             raise ConfigError(f"{option}: {error}") from None
     return changes
+
+
+def _full_name(field: str) -> str:
+    """A suggestion for a setting that is given without its section."""
+    sections = field_types(RunConfig)
+    settings = [f"{section}.{name}" for section, kind in sections.items() for name in field_types(kind)]
+    full_names = {setting.partition(".")[2]: setting for setting in settings} | {
+        setting: setting for setting in settings
+    }
+    nearest = difflib.get_close_matches(field, full_names, 1)
+    return f" (did you mean {full_names[nearest[0]]!r}?)" if nearest else ""
 
 
 def _value(text: str) -> Any:

@@ -1,6 +1,10 @@
-"""The command line: `daily-train run`, `up`, `evaluate`, `export`, `leaderboard` and more: `daily-train --help`."""
+"""The command line: `daily-train run`, `up`, `evaluate`, `export`, `leaderboard` and more: `daily-train --help`.
 
-if __name__ == "__main__":  # before the imports, which take seconds
+Arguments and settings are checked with what is imported here, in a fraction of a second. Each subcommand then imports
+what it needs: Prefect alone takes a second, and most commands do without it.
+"""
+
+if __name__ == "__main__":  # a signal is answered to from here on
     __import__("deployments.cli.entry_point").cli.entry_point.continue_in_child()
 
 import argparse
@@ -10,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Without a server a run starts one of its own for its duration; nothing is reported to anybody.
 os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
@@ -17,38 +22,38 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client, huggingface_hub
 
-from prefect.exceptions import TerminationSignal
-
-from deployments.access import auth_string, choose_server, connected_to_server
 from deployments.cli.arguments import changes_from, command_parser, settings_from
-from deployments.cli.chat import ChatError, require_gradio, run_with_model
+from deployments.cli.defaults import NOTIFY
 from deployments.cli.entry_point import run_interruptibly
-from deployments.cli.export import export
-from deployments.cli.notify import NotifyError, notify
-from deployments.cli.up import NOTIFY, up
-from eval.reporting.ledger import leaderboard, leaderboard_page
-from eval.reporting.score_table import report_scores, score_notes
-from flows.config import Execution, Preset, compose, context_of, forms_of, require_encodable
-from flows.daily import daily_train
-from flows.study import contamination_study
+from flows.preset_files import Preset
+from flows.run_config import STUDY_SECTIONS, compose, context_of, require_encodable, require_sections
+from flows.suggestions import nearest_name_in_errors
 from model.errors import name_file_in_errors, open_without_waiting, print_error
 from model.parsing import ConfigError, parse
 from tasks.config import EvaluationConfig, StudyConfig
-from tasks.evaluate import evaluate_folder
-from tasks.explain import explain_item
-from tasks.preflight import require_ready
-from tasks.report import Published
-from tasks.store.context import RunContext
-from tasks.store.ledger import read_ledger, report_pages
+from tasks.store import provenance
+from tasks.store.context import Execution, RunContext
+
+if TYPE_CHECKING:
+    from tasks.report import Published
+
+FIRST_STEPS = """\
+The Daily Train trains a small text model from scratch and reports how good it is. To begin:
+  daily-train run --preset smoke   the whole line in two minutes on any machine, to see it work
+  daily-train up                   server and UI in the browser: start, watch and schedule runs
+  daily-train --help               all commands; `daily-train COMMAND --help` all options of one"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; whatever fails ends in one sentence and exit code 1 (model/errors.py)."""
     try:
         arguments = command_parser().parse_args(argv)
+        if arguments.command is None:
+            print(FIRST_STEPS, file=sys.stderr)
+            return 2
         COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
-    except (KeyboardInterrupt, TerminationSignal):
+    except _interruptions():
         print("daily-train: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError as error:  # who read what is printed has ended
@@ -57,6 +62,12 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         return print_error(error, "daily-train")
     return 0
+
+
+def _interruptions() -> tuple[type[BaseException], ...]:
+    """What a signal raises, by itself or in a flow of Prefect's."""
+    prefect = sys.modules.get("prefect.exceptions")
+    return (KeyboardInterrupt, prefect.TerminationSignal) if prefect else (KeyboardInterrupt,)
 
 
 def _execution(arguments: argparse.Namespace) -> Execution:
@@ -69,44 +80,61 @@ def _context_to_read(arguments: argparse.Namespace) -> RunContext:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    preset = arguments.preset or ("daily" if provenance.hardware()["gpus"] else "laptop")
     changes = changes_from(arguments.set)
-    run = compose(arguments.preset, changes)  # refuse a mistake before anything is started
+    run = compose(preset, changes)  # refuse a mistake before anything is started
     execution = _execution(arguments)
+    require_encodable(**changes, execution=execution)
     context = context_of(execution, dict(os.environ))
+    from flows.config import forms_of
+    from flows.daily import daily_train
+    from tasks.preflight import require_ready
+
     require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, context)  # before a server is started
     forms = forms_of(changes, daily_train)
-    require_encodable(**forms, execution=execution)
     _prepare_run()
     began = time.monotonic()
-    published = daily_train(preset=Preset(arguments.preset), **forms, execution=execution)
+    published = daily_train(preset=Preset(preset), **forms, execution=execution)
     _summary(published, time.monotonic() - began)
 
 
 def _study(arguments: argparse.Namespace) -> None:
     changes = changes_from(arguments.set)
+    require_sections(changes, STUDY_SECTIONS, "a study")
     compose(arguments.preset, changes)
     study = settings_from(StudyConfig, "study", arguments)
-    forms, execution = forms_of(changes, contamination_study), _execution(arguments)
-    require_encodable(**forms, execution=execution)
+    execution = _execution(arguments)
+    require_encodable(**changes, execution=execution)
+    from flows.config import forms_of
+    from flows.study import contamination_study
+
+    forms = forms_of(changes, contamination_study)
     _prepare_run()
     page = contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution)
     print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
 
 
 def _up(arguments: argparse.Namespace) -> None:
+    from deployments.cli.up import up
+
     up(arguments.port)
 
 
 def _notify(arguments: argparse.Namespace) -> None:
     address = os.environ.get(NOTIFY)
     if not address:
-        raise NotifyError(f"set {NOTIFY} to the address; an argument could be read by every user of this machine")
+        raise ConfigError(f"set {NOTIFY} to the address; an argument could be read by every user of this machine")
+    from deployments.access import auth_string, connected_to_server
+    from deployments.cli.notify import notify
+
     with connected_to_server(arguments.port, auth_string()):
         notify(address)
     print("The first message is sent; runs that fail, finish or regress are told there.")
 
 
 def _explain(arguments: argparse.Namespace) -> None:
+    from tasks.explain import explain_item
+
     print(explain_item(arguments.item, arguments.run, _context_to_read(arguments)))
 
 
@@ -121,19 +149,26 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         "num_fewshot": shots,
         "precision": arguments.precision,
     }
-    config = parse(EvaluationConfig, settings, "evaluate")
+    with nearest_name_in_errors():
+        config = parse(EvaluationConfig, settings, "evaluate")
     context = context_of(_execution(arguments), dict(os.environ))
+    from tasks.evaluate import evaluate_folder
+
     print(evaluate_folder(config, arguments.model, arguments.tokenizer, arguments.trust_code, arguments.out, context))
     print(f"\n{arguments.out}: scores.json, samples.parquet")
 
 
 def _export(arguments: argparse.Namespace) -> None:
     context = _context_to_read(arguments)
+    from deployments.cli.export import export
+
     family = export(arguments.name, arguments.destination, arguments.tokenizer, context)
     print(f"{arguments.destination}: a model of the {family} family for transformers, with its model card README.md")
 
 
-def _summary(published: Published, seconds: float) -> None:
+def _summary(published: "Published", seconds: float) -> None:
+    from eval.reporting.score_table import report_scores, score_notes
+
     report = published.report
     text, validation = report["text"], report["validation"]
     in_stages = sum(stage.seconds for stage in published.stages.values())
@@ -153,15 +188,19 @@ def _summary(published: Published, seconds: float) -> None:
 
 def _chat(arguments: argparse.Namespace) -> None:
     if arguments.tokens < 1 or not (arguments.temperature == 0 or 0.01 <= arguments.temperature <= 100):
-        raise ChatError(
+        raise ConfigError(
             f"--tokens must be at least 1 and --temperature 0 or from 0.01 to 100, but they are "
             f"{arguments.tokens} and {arguments.temperature}"
         )
     options = ["--tokens", str(arguments.tokens), "--temperature", str(arguments.temperature)]
+    from deployments.cli.chat import run_with_model
+
     run_with_model("deployments.cli.dialogue", arguments.run, options, _context_to_read(arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    from deployments.cli.chat import require_gradio, run_with_model
+
     require_gradio()
     context = _context_to_read(arguments)
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
@@ -171,6 +210,9 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _leaderboard(arguments: argparse.Namespace) -> None:
     context = _context_to_read(arguments)
+    from eval.reporting.ledger import leaderboard, leaderboard_page
+    from tasks.store.ledger import read_ledger, report_pages
+
     rows = read_ledger(context)
     if arguments.html is None:
         print(leaderboard(rows))
@@ -184,7 +226,8 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
 
 def _prepare_run() -> None:
     """Have a temporary server end with the run, and answer this run alone."""
-    from deployments.temporary_server import TemporaryServer  # noqa: PLC0415 (takes seconds)
+    from deployments.access import choose_server
+    from deployments.temporary_server import TemporaryServer
 
     choose_server()
     TemporaryServer()

@@ -24,7 +24,7 @@ from tasks.store.context import RunContext
 from tasks.store.ledger import find_run, stage_of_run
 from tasks.store.objects import digest_file
 from tasks.store.source_digest import model_source_digest
-from tasks.tokenizer import load_tokenizer
+from tasks.token_bytes import load_tokenizer
 
 MODELLING = Path(__file__).with_name("modeling_daily_train.py")
 Weights = dict[str, np.ndarray]

@@ -27,16 +27,16 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
 from deployments import access
+from deployments.cli.defaults import NOTIFY
 from deployments.cli.notify import SECONDS_BETWEEN_HEARTBEATS, notify, watch_for_dead_runs
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
 from tasks.store import provenance
 
-PORT = 4200
 POOL = "daily-train"
 QUEUES = {"gpu": "Trains or scores: one run at a time.", "data": "Prepares data, beside a training: one run at a time."}
 DEPLOYMENTS = Path(__file__).resolve().parents[1] / "prefect.yaml"
-REPOSITORY, NOTIFY = "DAILY_TRAIN_REPOSITORY", "DAILY_TRAIN_NOTIFY"
+REPOSITORY = "DAILY_TRAIN_REPOSITORY"
 SECONDS_TO_START = 300  # on a machine whose cores are all in use
 SECONDS_TO_STOP = 60  # a worker kills its runs after 30; their trainers go on saving (tasks/runtime/supervise.py)
 RESTARTS, RESTART_SECONDS = 5, 3600.0

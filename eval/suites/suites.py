@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
-from model.errors import DailyTrainError
+from model.errors import DailyTrainError, did_you_mean
 from model.parsing import Bounds, check_fields
 
 if TYPE_CHECKING:
@@ -188,5 +188,6 @@ SUITES: dict[str, Suite] = {
 def suite_named(name: str) -> Suite:
     """The suite of that name; an unknown name is a `SuiteError` that lists the known ones."""
     if name not in SUITES:
-        raise SuiteError(f"unknown suite {name!r}: expected one of {', '.join(SUITES)}")
+        hint = did_you_mean(name, SUITES)
+        raise SuiteError(f"unknown suite {name!r}{hint}: expected one of {', '.join(SUITES)}")
     return SUITES[name]

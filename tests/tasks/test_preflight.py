@@ -19,7 +19,7 @@ from eval.scoring.harness import HarnessError
 from eval.scoring.rehearsal import RehearsalConfig, rehearse
 from eval.suites.items import write_rows
 from eval.suites.suites import SUITES, SuiteError
-from flows.config import compose, require_encodable
+from flows.run_config import compose, require_encodable
 from model.parsing import ConfigError
 from tasks import benchmarks
 from tasks.benchmarks import find_items
