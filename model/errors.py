@@ -44,7 +44,7 @@ def shown_value(value: object) -> str:
 def did_you_mean(name: object, known: Iterable[str], least: float = 0.6) -> str:
     """Of a name that is refused: ` (did you mean 'NAME'?)` with the nearest of the known ones, without regard to case;
     empty where none shares the part `least` of its letters."""
-    by_letters = {one.casefold(): one for one in known}
+    by_letters = {one.casefold(): str(one) for one in known}
     nearest = difflib.get_close_matches(str(name)[:LONGEST_VALUE].casefold(), by_letters, 1, least)
     return f" (did you mean {by_letters[nearest[0]]!r}?)" if nearest else ""
 

@@ -13,7 +13,7 @@ from eval.contamination.verdicts import snippet
 from eval.document_parquet import find_text
 from eval.reporting.contamination_report import explain
 from eval.suites.suites import SUITES
-from model.errors import shown_value
+from model.errors import did_you_mean, shown_value
 from tasks.store.attempts import fetch_outputs
 from tasks.store.context import RunContext
 from tasks.store.ledger import find_run, stage_of_run
@@ -24,7 +24,8 @@ def explain_item(name: str, run: str | None, context: RunContext) -> str:
     """The verdict of `suite:item` in the newest run, or in the one whose name begins with `run`, with both texts."""
     suite, _, number = name.partition(":")
     if suite not in SUITES or not re.fullmatch(r"[0-9]{1,9}", number):
-        raise StageError(f"item {shown_value(name)}: expected SUITE:NUMBER with one of {', '.join(SUITES)}")
+        hint = did_you_mean(suite, SUITES) if suite not in SUITES else ""
+        raise StageError(f"item {shown_value(name)}{hint}: expected SUITE:NUMBER with one of {', '.join(SUITES)}")
     row = find_run(run or "", context)
     folder = fetch_outputs(stage_of_run("contamination", row, context), context)
     verdicts = pq.read_table(folder / "verdicts.parquet")

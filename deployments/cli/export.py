@@ -71,7 +71,7 @@ def _model_in_folder(folder: Path, tokenizer: Path | None) -> FinishedModel:
 
 
 def _model_of_run(name: str, context: RunContext) -> FinishedModel:
-    row = find_run("" if name == "latest" else name, context)
+    row = find_run(name, context)
     trained, tokenizer = (stage_of_run(stage, row, context) for stage in ("train", "tokenizer"))
     facts: dict[str, Any] = {"model_source": trained.manifest.inputs.get("model_source")}
     if report := load("report", row["run"], context):

@@ -2,9 +2,13 @@
 
 import json
 import re
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from eval.reporting.ledger import Row, parse_row
+from model.errors import did_you_mean, shown_value
 from tasks.runtime.logs import logger
 from tasks.store.attempts import StageResult, load
 from tasks.store.context import RunContext
@@ -12,12 +16,25 @@ from tasks.store.manifest import StageError
 from tasks.store.objects import StoreError, printable
 from tasks.store.retries import is_transient
 
+LATEST = "latest"
+"""Name of the newest run."""
+NAMED = 3
+"""Runs that are named in place of one that there is not."""
+KEY_DIGITS = 12
+LIKE_A_KEY = 0.75
+"""Share of the digits: keys of one store have half of them in common by chance."""
+MOST_LOOKED_AT = 1000
+"""Files of a folder among which a store is looked for."""
+
 
 def read_ledger(context: RunContext) -> list[Row]:
     """Every run's row. Raises StoreError when there is no store."""
     keys = list(context.store.list("ledger"))
     if not keys and next(iter(context.store.list("stages")), None) is None:
-        raise StoreError(f"{context.store.url}: there is no store here: neither ledger/ nor stages/ holds anything")
+        hint = _near_store(context.store.url)
+        raise StoreError(
+            f"{context.store.url}{hint}: there is no store here: neither ledger/ nor stages/ holds anything"
+        )
     return [row for key in keys if (row := _row(key, context))]
 
 
@@ -46,13 +63,53 @@ def add_row(row: Row, context: RunContext) -> None:
 
 
 def find_run(name: str, context: RunContext) -> dict[str, Any]:
-    """The newest run whose key, or whose train stage's key, begins with `name`; "" takes the newest of all."""
-    rows = [
-        row for row in read_ledger(context) if any(k.startswith(name) for k in (row["run"], row["stages"]["train"]))
-    ]
-    if not rows:
-        raise StageError(f"{context.store.url}: there is no run{f' {name}' if name else ''} in the ledger")
-    return max(rows, key=lambda row: row["finished"])
+    """The newest run whose key, or whose train stage's key, begins with `name`; "" or `latest` takes the newest of
+    all."""
+    newest_first = sorted(read_ledger(context), key=lambda row: row["finished"], reverse=True)
+    for row in newest_first:
+        if name in ("", LATEST) or any(key.startswith(name) for key in (row["run"], row["stages"]["train"])):
+            return row
+    if not newest_first:
+        raise StageError(f"{context.store.url}: there is no run in the ledger yet")
+    raise StageError(
+        f"{context.store.url}: there is no run {shown_value(name)} in the ledger{_near_run(name, newest_first)}; "
+        f"the newest are {', '.join(_shown_run(row) for row in newest_first[:NAMED])}, or `{LATEST}`"
+    )
+
+
+def _near_run(name: str, newest_first: list[Row]) -> str:
+    """A suggestion: `latest`, or a key that begins as the name does but for a letter or two; by its preset the newest
+    run of that."""
+    for row in newest_first:
+        if row["preset"] == name:
+            return f" (did you mean {row['run'][:KEY_DIGITS]!r}, the newest run of preset {name}?)"
+    length = max(len(name), KEY_DIGITS)
+    keys = [key[:length] for row in newest_first for key in (row["run"], row["stages"]["train"])]
+    return did_you_mean(name, [LATEST]) or did_you_mean(name, keys, LIKE_A_KEY)
+
+
+def _shown_run(row: Row) -> str:
+    return f"{row['run'][:KEY_DIGITS]} ({row['preset']}, {row['finished'][:10]})"
+
+
+def _near_store(url: str) -> str:
+    """A suggestion in place of a folder that is no store: one beside it or in it that is, or one that it is in."""
+    folder = Path(url)
+    if "://" in url:
+        return ""
+    with suppress(OSError):
+        if above := next((parent for parent in folder.parents if _is_store(parent)), None):
+            return f" (did you mean '{printable(above)}'?)"
+        inside = list(islice(folder.iterdir(), MOST_LOOKED_AT)) if folder.is_dir() else []
+        if stores := [path for path in inside if _is_store(path)]:
+            return f" (did you mean '{printable(stores[0])}'?)"
+        beside = {path.name: path for path in islice(folder.parent.iterdir(), MOST_LOOKED_AT) if _is_store(path)}
+        return did_you_mean(folder.name, beside)
+    return ""
+
+
+def _is_store(folder: Path) -> bool:
+    return (folder / "ledger").is_dir() or (folder / "stages").is_dir()
 
 
 def stage_of_run(stage: str, row: Row, context: RunContext) -> StageResult:
