@@ -159,8 +159,8 @@ class Curve:
             lines.append({"event": "phase", "phase": self.phase})
         strides = {}
         for name, series in self.series.items():
-            lines += [{"event": name, **point} for _, point in series.kept]
-            # what was kept is read again as points 0, stride, 2 * stride …
+            points = series.kept + ([series.last] if series.last and series.last not in series.kept[-1:] else [])
+            lines += [{"event": name, **point} for _, point in points[:MOST_POINTS]]
             strides[name] = (series.stride, series.count)
         lines.append({"thinned": strides})
         temporary = self.path.with_suffix(".new")
