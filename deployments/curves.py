@@ -176,7 +176,11 @@ class Curve:
             columns = COLUMNS[name][: DRAWN[name]]
             answer[name] = [[_short(point.get(column)) for column in columns] for point in series.after(number)]
             answer["last"][name] = series.last[1] if series.last else None
-        return answer | {"facts": self.facts, "phase": self.phase, "quiet": round(max(0.0, time.time() - self.heard), 1)}
+        return answer | {
+            "facts": self.facts,
+            "phase": self.phase,
+            "quiet": round(max(0.0, time.time() - self.heard), 1),
+        }
 
     def summary(self) -> dict[str, Any]:
         """Where the training is, for a list of runs."""

@@ -71,7 +71,7 @@ def gpu_values(lines: str) -> dict[str, float]:
             numbers.append([float(word) for word in column])
         except ValueError:
             numbers.append([])
-    if len(numbers) != 3:  # noqa: PLR2004 (as many as QUERY asks for)
+    if len(numbers) != 3:
         return {}
     busy, memory, total = numbers
     values = {"gpu_percent": round(sum(busy) / len(busy), 1)} if busy else {}
