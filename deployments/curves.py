@@ -114,12 +114,18 @@ class Curve:
         self.facts: dict[str, Any] = {}
         self.phase, self.heard, self.lines = "", time.time(), 0
         if path.exists():
-            self.heard = path.stat().st_mtime
-            for text in path.read_text(errors="replace").splitlines():
-                try:
-                    self._take(parse_line(text) if not text.startswith('{"thinned"') else json.loads(text))
-                except ValueError:  # cut short when the server was killed
-                    continue
+            self._read()
+
+    def _read(self) -> None:
+        heard, whole = self.path.stat().st_mtime, True
+        for text in self.path.read_text(errors="replace").splitlines():
+            try:
+                self._take(json.loads(text) if text.startswith('{"thinned"') else parse_line(text))
+            except ValueError:  # cut short when the server was killed
+                whole = False
+        if not whole:
+            self._write_anew()
+        self.heard = heard
 
     def clear(self) -> None:
         self.generation, self.number = secrets.token_hex(4), 0
@@ -139,8 +145,10 @@ class Curve:
     def _take(self, line: dict[str, Any]) -> None:
         self.lines += 1
         if "thinned" in line:
-            for name, (stride, count) in line["thinned"].items():
+            for name, (stride, count, last) in line["thinned"].items():
+                self.number += 1
                 self.series[name].stride, self.series[name].count = stride, count
+                self.series[name].last = last and (self.number, last)
             return
         values = {name: value for name, value in line.items() if name != "event"}
         if line["event"] == "facts":
@@ -159,9 +167,8 @@ class Curve:
             lines.append({"event": "phase", "phase": self.phase})
         strides = {}
         for name, series in self.series.items():
-            points = series.kept + ([series.last] if series.last and series.last not in series.kept[-1:] else [])
-            lines += [{"event": name, **point} for _, point in points[:MOST_POINTS]]
-            strides[name] = (series.stride, series.count)
+            lines += [{"event": name, **point} for _, point in series.kept]
+            strides[name] = (series.stride, series.count, series.last and series.last[1])
         lines.append({"thinned": strides})
         temporary = self.path.with_suffix(".new")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))

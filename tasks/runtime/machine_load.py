@@ -1,4 +1,4 @@
-"""How busy this run keeps its machine: of its GPUs what the driver's tool says, else of its processes what Linux says."""
+"""How busy a run keeps its machine: GPUs, as the driver's tool says, and its processes, as Linux says."""
 
 import os
 import subprocess
@@ -64,20 +64,19 @@ class MachineLoad:
 
 def gpu_values(lines: str) -> dict[str, float]:
     """What nvidia-smi prints, one line a GPU; a number that it does not know (`[N/A]`) is left out."""
-    columns = zip(*(line.split(",") for line in lines.splitlines() if line.strip()), strict=True)
-    numbers = []
-    for column in columns:
+    numbers: list[list[float]] = []
+    for words in zip(*(line.split(",") for line in lines.splitlines() if line.strip()), strict=True):
         try:
-            numbers.append([float(word) for word in column])
+            numbers.append([float(word) for word in words])
         except ValueError:
             numbers.append([])
     if len(numbers) != 3:
         return {}
     busy, memory, total = numbers
     values = {"gpu_percent": round(sum(busy) / len(busy), 1)} if busy else {}
-    for name, column in (("gpu_bytes", memory), ("gpu_bytes_total", total)):
-        if column:
-            values[name] = sum(column) * 2**20
+    for name, mebibytes in (("gpu_bytes", memory), ("gpu_bytes_total", total)):
+        if mebibytes:
+            values[name] = sum(mebibytes) * 2**20
     return values
 
 
