@@ -99,7 +99,7 @@ class Series:
     def after(self, number: int) -> list[dict[str, Any]]:
         """What came after a point of that number."""
         found = [point for at, point in self.kept if at > number]
-        if self.last and self.last[0] > number and (not found or found[-1] is not self.last[1]):
+        if self.last and self.last[0] > number and (not found or found[-1] != self.last[1]):
             found.append(self.last[1])
         return found
 

@@ -1,30 +1,32 @@
 """How busy a run keeps its machine: GPUs, as the driver's tool says, and its processes, as Linux says."""
 
+import math
 import os
 import subprocess
 import time
 from pathlib import Path
 
-SECONDS_BETWEEN = 5.0
+SECONDS_BETWEEN = 4.0
 SECONDS_TO_ANSWER = 5.0
 QUERY = "--query-gpu=utilization.gpu,memory.used,memory.total"
 
 
 class MachineLoad:
-    """Measures at most every few seconds; in between it repeats what it has measured."""
+    """Measures every few seconds at most."""
 
     def __init__(self) -> None:
-        self.measured, self.values = 0.0, {}  # type: float, dict[str, float]
+        self.measured = -math.inf
         self.gpus = True
         self.cpu: tuple[float, float] | None = None
 
     def measure(self) -> dict[str, float]:
         """`gpu_percent` (mean over the GPUs), `gpu_bytes` and `gpu_bytes_total` (sums), where there are GPUs;
-        `cpu_percent` (100 is one core) and `bytes` of the child processes of this one, on Linux."""
-        if time.monotonic() - self.measured > SECONDS_BETWEEN:
-            self.values = (self._gpus() if self.gpus else {}) | self._children()
-            self.measured = time.monotonic()
-        return self.values
+        `cpu_percent` (100 is one core) and `bytes` of the child processes of this one, on Linux. Nothing when it is too early to
+        measure again."""
+        if time.monotonic() - self.measured < SECONDS_BETWEEN:
+            return {}
+        self.measured = time.monotonic()
+        return (self._gpus() if self.gpus else {}) | self._children()
 
     def _gpus(self) -> dict[str, float]:
         chosen = os.environ.get("CUDA_VISIBLE_DEVICES")

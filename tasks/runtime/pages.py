@@ -151,8 +151,8 @@ class LivePage:
     def _batches(self) -> Iterator[tuple[list[dict[str, Any]], int]]:
         """What is to be sent, and up to where in the file it goes; never nothing, so that the page hears of us."""
         lines = [self._facts(), {"event": "phase", "phase": self.phase}]
-        if not self.earlier and self.phase not in ("finished", "cancelled", "failed"):
-            lines.append({"event": "usage", "step": self.step, **self.load.measure()})
+        if not self.ended.is_set() and not self.earlier and (load := self.load.measure()):
+            lines.append({"event": "usage", "step": self.step, **load})
         position, inode = self.position, self.inode
         if self.file.exists():
             with self.file.open("rb") as file:

@@ -14,7 +14,14 @@ RUN = "0af51c6e-1111-4222-8333-{:012d}"
 
 
 def step(number: int) -> dict:
-    return {"event": "step", "step": number, "loss": 10 / number, "tokens_per_second": 1000, "mfu": None, "steps": 20000}
+    return {
+        "event": "step",
+        "step": number,
+        "loss": 10 / number,
+        "tokens_per_second": 1000,
+        "mfu": None,
+        "steps": 20000,
+    }
 
 
 @pytest.mark.parametrize(
