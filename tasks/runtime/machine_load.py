@@ -21,8 +21,8 @@ class MachineLoad:
 
     def measure(self) -> dict[str, float]:
         """`gpu_percent` (mean over the GPUs), `gpu_bytes` and `gpu_bytes_total` (sums), where there are GPUs;
-        `cpu_percent` (100 is one core) and `bytes` of the child processes of this one, on Linux. Nothing when it is too early to
-        measure again."""
+        `cpu_percent` (100 is one core) and `bytes` of the child processes of this one, on Linux. Nothing when
+        it is too early to measure again."""
         if time.monotonic() - self.measured < SECONDS_BETWEEN:
             return {}
         self.measured = time.monotonic()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_long_curve_is_thinned_evenly_and_read_again_by_the_next_server(tmp_pa
     seen = curve.after("", 0)
     numbers = [point[0] for point in seen["step"]]
     assert MOST_POINTS / 2 <= len(numbers) <= MOST_POINTS + 1 and (numbers[0], numbers[-1]) == (1, 20_000)
-    paces = {after - before for before, after in zip(numbers[:-2], numbers[1:-1], strict=True)}
+    paces = {after - before for before, after in pairwise(numbers[:-1])}
     assert len(paces) == 1, "evenly"
     assert len(json.dumps(seen)) < 100_000 and (tmp_path / "a.jsonl").stat().st_size < 2_000_000
 
