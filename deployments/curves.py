@@ -17,7 +17,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """The numbers of each series; each may be absent but the first. A page gets them in this order."""
 DRAWN = {"step": 4, "validation": 3, "usage": 6}
 """How many of the columns a page gets of every point; of the last one it gets all."""
-FACTS = {"name": str, "device": str, "usd_per_hour": float, "started": float, "earlier": bool}
+FACTS = {"device": str, "usd_per_hour": float, "started": float, "earlier": bool}
 LONGEST_WORD = 200  # characters
 LARGEST_NUMBER = 1e21
 PHASES = ("waiting", "starting", "training", "saving", "finished", "cancelled", "failed", "stopped")

@@ -85,7 +85,6 @@ class LivePage:
         self.file, self.training, self.earlier = file, key[:12], earlier
         self.usd_per_hour, self.started = usd_per_hour, time.time()
         self.run = flow_run.get_id() if server_address() else None
-        self.name = flow_run.get_name() if self.run else None
         self.client = _client() if self.run else None
         self.load = MachineLoad()
         self.device, self.phase, self.sent_phase, self.step = "", "starting", "", 0
@@ -159,7 +158,7 @@ class LivePage:
                 status = os.fstat(file.fileno())
                 if status.st_ino != inode or status.st_size < position:
                     position, self.inode = 0, status.st_ino
-                    lines.append({"event": "over"})
+                    lines.insert(0, {"event": "over"})
                 file.seek(position)
                 for text in file:
                     if not text.endswith(b"\n"):
@@ -175,8 +174,7 @@ class LivePage:
 
     def _facts(self) -> dict[str, Any]:
         facts = {"event": "facts", "usd_per_hour": self.usd_per_hour, "started": self.started, "earlier": self.earlier}
-        words = {"name": (self.name or "")[:200], "device": self.device[:200]}
-        return facts | {name: word for name, word in words.items() if word}
+        return facts | ({"device": self.device[:200]} if self.device else {})
 
     def _shown(self, text: bytes) -> dict[str, Any] | None:
         """A line of the file as the page gets it."""

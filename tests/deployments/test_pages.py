@@ -37,9 +37,9 @@ def step(number: int) -> dict:
         '{"event": "step", "step": 1, "loss": 1e400}',
         '{"event": "step", "step": 1, "loss": "<b>"}',
         '{"event": "step", "step": 1, "other": 1}',
-        '{"event": "facts", "name": 1}',
+        '{"event": "facts", "device": 1}',
         '{"event": "facts", "earlier": 1}',
-        f'{{"event": "facts", "name": "{"x" * 201}"}}',
+        f'{{"event": "facts", "device": "{"x" * 201}"}}',
         '{"event": "facts", "generation": 1}',
         '{"event": "phase", "phase": "<script>"}',
         '{"event": "thinned", "step": [1, 2]}',
@@ -54,7 +54,7 @@ def test_a_line_that_is_no_metric_is_refused(text: str):
 
 def test_a_long_curve_is_thinned_evenly_and_read_again_by_the_next_server(tmp_path: Path):
     curve = Curve(tmp_path / "a.jsonl")
-    curve.add([{"event": "facts", "name": "a run"}, {"event": "phase", "phase": "training"}])
+    curve.add([{"event": "facts", "device": "H100"}, {"event": "phase", "phase": "training"}])
     for first in range(1, 20_000, 500):
         curve.add([step(number) for number in range(first, first + 500)])
     seen = curve.after("", 0)
