@@ -35,6 +35,7 @@ from prefect.settings import (
 )
 
 from model.errors import DailyTrainError
+from tasks.runtime.pages import PAGES
 
 AUTH_STRING_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
 AUTH_FILE = "daily-train-auth"
@@ -209,12 +210,16 @@ def choose_server() -> None:
     if not url.netloc:
         string = secrets.token_urlsafe(32)
         os.environ |= {AUTH_STRING_VARIABLE: string, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1"}
-    elif PREFECT_API_AUTH_STRING.value() or url.hostname != "127.0.0.1" or not (prefect_home() / AUTH_FILE).exists():
+    elif url.hostname != "127.0.0.1":
         return
     else:
-        string = auth_string()
+        given = PREFECT_API_AUTH_STRING.value()
+        if not given and not (prefect_home() / AUTH_FILE).exists():
+            return
+        string = given or auth_string()
         try:
-            require_own_server(url.port or 80, string)
+            if require_own_server(url.port or 80, string):
+                os.environ.setdefault(PAGES, f"http://{url.netloc}")
         except AccessError:  # somebody else's server: with another string, or with none
             return
     os.environ["PREFECT_API_AUTH_STRING"] = string

@@ -1,7 +1,8 @@
 """The Prefect server behind a door: `python -m deployments.server --port 4200`, which `daily-train up` starts.
 
 Around Prefect's own application, from the outside in: requests of other web pages and under other names are refused
-(deployments/origin.py); the pages need a login; the API needs the authentication string, which Prefect checks itself.
+(deployments/origin.py); the pages need a login, Prefect's and our own of runs (deployments/pages.py); the API needs the
+authentication string, which Prefect checks itself.
 
 A person logs in at /enter, with a ticket behind the `#` of an address that `up` prints, or with the string. The
 browser keeps the string where Prefect's pages look for it, and a cookie that opens the pages and nothing of the API.
@@ -35,9 +36,11 @@ from deployments.access import (
     basic_credentials,
     equal_in_constant_time,
     is_valid_ticket,
+    prefect_home,
     signature,
 )
 from deployments.origin import OwnOrigin
+from deployments.pages import FOLDER, Pages
 from model.errors import print_error
 
 POLICY = (
@@ -62,6 +65,7 @@ class Login:
         self.app, self.port, self.string = app, port, string
         self.cookie, self.pass_word = f"daily-train-{port}", signature(string, "pages")
         self.used: set[str] = set()
+        self.pages = Pages(app, prefect_home() / FOLDER, string)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
@@ -81,6 +85,8 @@ class Login:
             answer = await self.answer_login(request)
         elif not self.is_logged_in(request):
             answer = login_page(401)
+        elif self.pages.owns(path):
+            answer = await self.pages.answer(request, may_write=self.has_string(request))
         elif path == "/ui-settings":
             answer = await self.settings(request)
         else:

@@ -24,6 +24,7 @@ from tasks.benchmarks import Items
 from tasks.contamination import read_contamination
 from tasks.runtime.events import emit_run_finished
 from tasks.runtime.logs import logger
+from tasks.runtime.pages import publish_page
 from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.ledger import add_row, read_ledger, report_pages
@@ -74,6 +75,7 @@ def publish_report(
     rows = read_ledger(context)
     if context.unwritable is None:
         _renew_leaderboard(rows, context)
+    publish_page("report", (folder / "report.html").read_bytes())
     _create_artifacts(report, folder, leaderboard(rows))
     where = f"{context.store.url}/{result.manifest.location(result.manifest.output('report.html'))}"
     if not result.skipped:

@@ -21,6 +21,7 @@ from tasks.feasibility import require_feasible, require_space
 from tasks.runtime.child_process import run_module
 from tasks.runtime.devices import threads_per_process, training_processes
 from tasks.runtime.logs import logger
+from tasks.runtime.pages import LivePage, live_page_address, show_finished
 from tasks.runtime.progress import ServerUpdates, TrainingProgress
 from tasks.runtime.sample_prompts import PROMPTS
 from tasks.runtime.tracking import Tracking
@@ -44,8 +45,15 @@ def train_model(
 ) -> StageResult:
     """Train from scratch or resume. Outputs: model.safetensors, config.json, run.json, samples.json, and the
     volatile metrics.jsonl."""
+    if address := live_page_address():
+        logger().info("watch it train: %s", address)
+        create_markdown_artifact(
+            key="live", description="Watch it train", markdown=f"[Watch it train: {address}]({address})"
+        )
     result = training_stage(model, config, shards, tokenizer, items, context)
     folder = fetch_outputs(result, context)
+    if result.skipped:
+        show_finished(folder / "metrics.jsonl", result.manifest.key, context.usd_per_hour)
     create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
     create_markdown_artifact(
         key="samples", description="Text before and after training", markdown=describe_samples(folder)
@@ -119,13 +127,15 @@ def _train(
         "store": context.store.url,
     }
     tracking = Tracking(context.tracker, context.cache / "tracking", stage.key, stage.config)
-    with ServerUpdates() as tell, tracking:
+    live = LivePage(run_dir / "metrics.jsonl", stage.key, context.usd_per_hour)
+    with ServerUpdates() as tell, tracking, live:
         progress = TrainingProgress(run_dir, encoder.decode, tell)
 
         def follow(event: dict[str, Any]) -> None:
             if event["event"] == "start":
                 require_space(run_dir, event["checkpoint_bytes"])  # before the first step
             progress(event)
+            live(event)
             tracking(event)
 
         def prepare() -> None:  # not before: the process of an earlier run may still save there

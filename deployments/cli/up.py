@@ -31,6 +31,7 @@ from deployments.cli.defaults import NOTIFY
 from deployments.cli.notify import SECONDS_BETWEEN_HEARTBEATS, notify, watch_for_dead_runs
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
+from tasks.runtime.pages import PAGES
 from tasks.store import provenance
 
 POOL = "daily-train"
@@ -119,7 +120,8 @@ def up(port: int) -> None:
         "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
         "DAILY_TRAIN_STORE": os.environ.get("DAILY_TRAIN_STORE", str(provenance.PROJECT / ".daily-train")),
         "DAILY_TRAIN_VERSION": provenance.commit(),
-        "PREFECT_UI_URL": url,
+        "PREFECT_UI_URL": os.environ.get("PREFECT_UI_URL", url),
+        PAGES: url,
     }
     environment.pop(NOTIFY, None)  # runs have no use for it
     server = RestartedProcess("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)

@@ -38,6 +38,9 @@ ATTACKS = """async ([url, basic, string, deployment]) => {
 """What a hostile page tries, with the string in its hand, so that only the checks of address and page hold it back."""
 
 
+RUN = "0af51c6e-1111-4222-8333-000000000002"
+
+
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[str]:
     """Another page on this machine: another port of loopback, another origin."""
@@ -74,9 +77,17 @@ def test_without_the_string_everything_but_the_health_check_answers_401(up: Up):
         "/api/admin/version",
         "/api/admin/settings",
         "//api/admin/version",
+        "/live",
+        "/live/data",
+        f"/live/{RUN}",
+        f"/live/{RUN}/data",
+        f"/pages/{RUN}/report",
     ):
         assert plain.get(path).status_code == 401, path
         assert plain.get(path, headers={"Authorization": "Basic eDp5"}).status_code == 401, path
+    for path in (f"/pages/{RUN}/report", f"/pages/{RUN}/metrics?training={'a' * 12}"):
+        for way in ("PUT", "POST"):
+            assert plain.request(way, path, content="{}").status_code == 401, path
     assert plain.post("/enter", content="daily-train:").status_code == 401
     assert plain.post("/enter", content=login_ticket("another string")).status_code == 401
     assert plain.get("/api/health").status_code == 200
@@ -103,6 +114,35 @@ def test_other_addresses_and_pages_are_refused_even_with_the_string(up: Up):
     answer = httpx.get(f"{up.url}/", headers=up.headers, follow_redirects=True, timeout=60)
     assert "access-control-allow-origin" not in answer.headers
     assert "connect-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_pages_of_runs_are_sent_with_the_string_alone_and_within_bounds(up: Up, logged_in: StorageState):
+    report, metrics = f"{up.url}/pages/{RUN}/report", f"{up.url}/pages/{RUN}/metrics?training={'a' * 12}"
+    cookies = {cookie["name"]: cookie["value"] for cookie in logged_in["cookies"]}
+    browser, run = httpx.Client(cookies=cookies, timeout=60), httpx.Client(headers=up.headers, timeout=60)
+    assert browser.get(f"{up.url}/live/data").status_code == 200
+    for address in (report, metrics):
+        for headers in ({}, {"Origin": up.url, "Authorization": "Basic eDp5"}):
+            assert browser.put(address, content="{}", headers=headers).status_code == 401
+        for headers in ({"Origin": "http://evil.test"}, {"Sec-Fetch-Site": "cross-site"}, {"Host": "evil.test"}):
+            assert run.put(address, content="{}", headers=headers).status_code == 403
+    assert browser.get(report).status_code == 404, "nothing was kept"
+    for headers in ({"Origin": "http://evil.test"}, {"Sec-Fetch-Site": "same-site"}, {"Host": "evil.test"}):
+        assert browser.get(f"{up.url}/live/{RUN}/data", headers=headers).status_code == 403
+
+    assert run.put(report, content=b"x" * 20_000_001).status_code == 413
+    assert run.post(metrics, content=b"x" * 1_000_001).status_code == 413
+    assert run.post(metrics, content='{"event": "step", "step": "<b>"}').status_code == 400
+    assert run.post(metrics.replace("a" * 12, "../up"), content="{}").status_code == 400
+    for name in ("..", "%2e%2e", f"{RUN}%2f..%2f..", f"..%2f{RUN}", RUN.upper(), f"{RUN}%0a", f"{RUN}/..", "x" * 36):
+        for address in (f"{up.url}/pages/{name}/report", f"{up.url}/live/{name}/data"):
+            assert run.put(address, content="").status_code in (404, 405), address
+            assert run.get(address).status_code == 404, address
+    assert run.delete(report).status_code == 405
+    home = up.folder / "home"
+    assert not list(home.rglob("report.html")) or RUN not in str(list(home.rglob("report.html")))
+    for folder in home.glob("daily-train-pages/**"):
+        assert not stat.S_IMODE(folder.stat().st_mode) & 0o077, folder
 
 
 def status_of(page: Page, url: str) -> int:
