@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.contamination.verdicts import ContaminationConfig
@@ -24,7 +23,8 @@ from tasks.benchmarks import Items
 from tasks.runtime.child_process import run_module
 from tasks.runtime.logs import logger
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 3
 FILTER_VERSION = 2
@@ -52,7 +52,7 @@ class CheckConfig(ContaminationConfig):
         return {name: value for name, value in asdict(self).items() if name != "mode"}
 
 
-@task(name="contamination", **STAGE_TASK)
+@stage_task("contamination")
 def check_contamination(config: CheckConfig, documents: StageResult, items: Items, context: RunContext) -> StageResult:
     """Scan the training documents. Outputs: verdicts.parquet, matches.jsonl, coverage.json, sweep.json,
     flagged.parquet. In mode `refuse` a contaminated item ends the run, after the artifact was written."""
@@ -97,7 +97,7 @@ def check_contamination(config: CheckConfig, documents: StageResult, items: Item
     return result
 
 
-@task(name="filter", **STAGE_TASK)
+@stage_task("filter")
 def drop_contaminated(documents: StageResult, verdicts: StageResult, context: RunContext) -> StageResult:
     """The corpus without the documents that contaminate an item. Outputs as of `download`, and dropped.json."""
     inputs = {"documents": documents.digest, "flagged": verdicts.manifest.output("flagged.parquet").sha256}

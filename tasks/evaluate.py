@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
@@ -30,7 +29,8 @@ from tasks.runtime.logs import logger
 from tasks.runtime.progress import ServerUpdates, artifact_id
 from tasks.sources.document_sources import COMMIT
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, read_json
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs, read_json
 
 VERSION = 4
 
@@ -66,7 +66,7 @@ class EvaluationConfig:
                 raise ConfigError(f"num_fewshot.{name} is {count}, but its train split has {most} examples")
 
 
-@task(name="evaluate", **STAGE_TASK)
+@stage_task("evaluate")
 def evaluate_model(
     config: EvaluationConfig, model: StageResult, tokenizer: StageResult, items: Items, context: RunContext
 ) -> StageResult:

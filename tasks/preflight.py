@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from prefect import task
 from tokenizers import Tokenizer
 
 from eval.suites.hellaswag import without_wikihow_marks
@@ -37,7 +36,8 @@ from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.manifest import sha256_json
-from tasks.store.stage import STAGE_TASK, StageResult, fetch_outputs
+from tasks.store.run_states import stage_task
+from tasks.store.stage import StageResult, fetch_outputs
 from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
 from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing_file, load_tokenizer
 
@@ -47,7 +47,7 @@ WORTH_REHEARSING = 600.0
 """Seconds of training on any CPU from which the evaluation is rehearsed, which takes 10 to 20 of them."""
 
 
-@task(name="plan", **STAGE_TASK)
+@stage_task("plan")
 def check_run(
     trainings: Sequence[Training], tokenizer: TokenizerConfig, evaluation: EvaluationConfig | None, context: RunContext
 ) -> None:
@@ -140,7 +140,7 @@ def _require_own_compiler() -> None:
         folder.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
 
 
-@task(name="rehearsal", **STAGE_TASK)
+@stage_task("rehearsal")
 def rehearse_evaluation(
     config: EvaluationConfig, trainings: Sequence[Training], tokenizer: StageResult, items: Items, context: RunContext
 ) -> None:

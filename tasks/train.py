@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from tokenizers import Tokenizer
 
@@ -27,13 +26,14 @@ from tasks.runtime.tracking import Tracking
 from tasks.store.checkpoints import delete_checkpoints, discard_damaged, restore_checkpoint
 from tasks.store.context import RunContext
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 2
 
 
-@task(name="train", **STAGE_TASK)
+@stage_task("train")
 def train_model(
     model: GPTConfig,
     config: TrainConfig,
