@@ -36,7 +36,7 @@ from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.manifest import sha256_json
-from tasks.store.run_states import stage_task
+from tasks.store.run_states import add_to_state, stage_task
 from tasks.store.stage import StageResult, fetch_outputs
 from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
 from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing_file, load_tokenizer
@@ -53,6 +53,7 @@ def check_run(
 ) -> None:
     """The first task of a run, see `require_ready`."""
     require_ready(trainings, tokenizer, evaluation, context)
+    add_to_state("nothing that the run needs is missing here")
 
 
 def require_ready(
@@ -163,12 +164,14 @@ def rehearse_evaluation(
         and not few_shot
         and 1.25 * _longest_answer(config, entries, items, context) + 8 < most
     ):
+        add_to_state("every answer fits into the model")
         return
     literal = scoring_settings(config, items)
     digests = {name: result.digest for name, result in {**items.results, **items.shots}.items()}
     identity = {**literal, **defining_versions(), **digests, "tokenizer": tokenizer.digest, "sequence_length": most}
     kept = context.cache / "plans" / f"rehearsal-{sha256_json(identity)}"
     if kept.exists() or are_trained(trainings, context):
+        add_to_state("rehearsed or trained before")
         return
     done: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:
@@ -181,6 +184,7 @@ def rehearse_evaluation(
             "out": str(work / "out"),
         }
         run_module("eval.scoring.rehearsal", rehearsal, work, done.update)
+    add_to_state("the requests of the evaluation can be scored")
     for name, (cut, count) in done["cut"].items():
         if cut:
             logger().warning(

@@ -1,4 +1,4 @@
-"""What Prefect's log says of a task or flow that has ended: one sentence, as the command line does (model/errors.py)."""
+"""What Prefect's log says of a task or flow that has ended: a sentence, as the command line does (model/errors.py)."""
 
 import ast
 import logging

@@ -1,4 +1,4 @@
-"""What the states of task runs and flow runs say in words: what was skipped or built, when and by which run, what failed.
+"""What the states of task runs and flow runs say: what was skipped or built, when and by which run, what failed.
 
 A task whose stages are all in the store ends as `Skipped`, a completed state with a badge of its own in the UI. Its
 message, and the name of its task run, say "skipped, built on DATE by RUN". The message of a flow run sums up its

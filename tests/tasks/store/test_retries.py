@@ -22,7 +22,7 @@ from prefect.states import Failed
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.sources.document_folder import SourceError
 from tasks.sources.document_sources import FilesSource, read_source
-from tasks.store import run_states, stage
+from tasks.store import run_states
 from tasks.store.backends import open_store
 from tasks.store.objects import StoreError
 from tasks.store.retries import is_transient
