@@ -166,7 +166,7 @@ def _completed(record: _Record, result: object, seconds: float, context: TaskRun
     return Completed(data=result, name=name, message="; ".join([words, *record.sentences]))
 
 
-def ends_in_words(where: Callable[[R], str | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def ends_in_words(where: Callable[[Any], str | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """For the function of a flow, below `@flow`: the state of the run says how many stages were skipped and where the
     result is (`where` gives that), or which task failed and why. Outside a flow run the function stays as it is."""
 
