@@ -35,7 +35,7 @@ def _in_words(record: logging.LogRecord) -> bool:
     elif isinstance(record.msg, str) and _AGAIN.fullmatch(record.msg) and isinstance(record.args, tuple):
         _, failure, number, most, when = record.args
         sentence = sentence_of(failure) if isinstance(failure, BaseException) else str(failure)
-        record.msg, record.args = f"{sentence}; retry {number} of {most} starts {when}", ()
+        record.msg, record.args = f"{sentence}; retry {number} of {most} starts {when}".replace("second(s)", "s"), ()
     elif isinstance(record.msg, str) and _LAST.fullmatch(record.msg):
         return False  # the line of the state follows
     return True

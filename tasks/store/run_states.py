@@ -205,7 +205,9 @@ def _summary(record: _Record, seconds: float, place: str | None) -> str:
     """What happened in a flow run: "10 of 11 stages skipped, 1 built in 5 min 2 s; report at …"."""
     count = len(record.finished)
     skipped = sum(stage.skipped for stage in record.finished.values())
-    if skipped == count:
+    if not count:
+        words = f"done in {duration(seconds)}"
+    elif skipped == count:
         words = f"all {count} stages skipped, nothing was left to do"
     elif skipped:
         words = f"{skipped} of {count} stages skipped, {count - skipped} built in {duration(seconds)}"
