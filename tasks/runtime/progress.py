@@ -31,6 +31,7 @@ from model.training.progress_bar import ProgressBar, seconds_left
 from tasks.runtime.liveness import SECONDS_BETWEEN_LOOKS, report_running
 from tasks.runtime.logs import logger
 from tasks.runtime.sample_prompts import PROMPTS
+from tasks.store.objects import printable
 
 SECONDS_BETWEEN_LOG_LINES = (5.0, 60.0)  # at first, and after a while
 SECONDS_BETWEEN_FIGURES = 60.0
@@ -162,7 +163,7 @@ class TrainingProgress:
             self.logger.warning("%s", event_sentence(event))
         elif kind == "samples":
             for prompt, tokens in zip(PROMPTS, event["tokens_of_prompts"], strict=True):
-                self.logger.info("sample at step %d: %s%s", event["step"], prompt, self.decode(tokens))
+                self.logger.info("sample at step %d: %s%s", event["step"], prompt, printable(self.decode(tokens)))
         else:
             self.logger.info("%s", event_sentence(event))
         rested = time.monotonic() - self.drawn > SECONDS_BETWEEN_FIGURES
@@ -231,7 +232,7 @@ def event_sentence(event: dict[str, Any]) -> str:
         case {"event": "waiting"}:
             return f"waits {event['until']}"
         case {"event": "output"}:
-            return event["line"]
+            return printable(event["line"])
         case {"message": str(message)}:
             return message
     values = (

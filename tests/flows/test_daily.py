@@ -79,7 +79,7 @@ def require_sentences(output: str) -> None:
     """No line of the log holds what only a programmer reads: a dict, a list, None, an exception, a hash for a name."""
     lines = re.findall(r"^\d\d:\d\d:\d\d\.\d+ \| \w+ +\| (.*)", output, re.MULTILINE)
     assert len(lines) > 5, output
-    for_programs = r"""[{\[]['"\d]|\{\}|\[\]|\bNone\b|\w+Error\b|<\w+ |'\w+-[0-9a-f]{3}'|\b[0-9a-f]{9,}\b"""
+    for_programs = r"""[{\[]['"\d]|\{\}|\[\]|\w\(|\bNone\b|\w+Error\b|<\w+ |'\w+-[0-9a-f]{3}'|\b[0-9a-f]{9,}\b"""
     for line in lines:
         words = " ".join(word for word in line.split() if "/" not in word)  # a path says where something is
         assert re.search(for_programs, words) is None, line
@@ -216,7 +216,7 @@ def test_who_calls_a_stage_gets_its_result_however_it_is_called(server: str, hom
             call(bad=True)
     runs = [run for run in asked(server, "flow_runs") if "smoke" not in run["name"]]
     states = {run["state"]["name"]: run["state"]["message"] for run in runs}
-    assert states == {"Completed": "done in 0.0 s", "Failed": "one 5 failed: number is -1"}
+    assert states["Failed"] == "one 5 failed: number is -1" and states["Completed"].startswith("done in ")
     assert one.fn(7) == [7], "no state outside a run"
 
 
