@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.document_parquet import SCHEMA
-from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
+from eval.reporting.markdown import code_block, markdown_table, passage, untrusted
 from model.parsing import Bounds, check_fields
 from tasks.runtime.logs import logger
 from tasks.sources.document_folder import left_out, left_out_sentences
@@ -28,7 +27,8 @@ from tasks.sources.document_sources import (
     source_lock,
 )
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, read_json
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageResult, build_or_skip, read_json
 
 VERSION = 2
 SPLITS = ("train", "val")
@@ -37,6 +37,7 @@ IDS_AT_ONCE = 2**16
 LONGEST_SPACE = 1_000_000
 NOT_SPACE = re.compile(r"\S")
 BYTES_PER_FILE = 256 * 2**20
+MOST_FILES_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class DataConfig:
         check_fields(self)
 
 
-@task(name="download", **STAGE_TASK)
+@stage_task("download")
 def download(config: DataConfig, context: RunContext) -> StageResult:
     """Fetch the documents and split them. Outputs: train_*.parquet, val_*.parquet (id, text, source), lock.json."""
     identity = {"source": source_lock(config.source, context.cache), "validation_fraction": config.validation_fraction}
@@ -209,28 +210,33 @@ class _Part:
         self.writer, self.bytes_in_file = None, 0
 
 
-def lock_tables(source: dict[str, Any]) -> list[str]:
-    """What identifies the documents: the source's settings and, of local files, each digest."""
-    rows = [[name, code(str(value))] for name, value in source.items() if name != "files" and value is not None]
-    tables = [markdown_table(["source", ""], rows)]
+def source_lines(source: dict[str, Any]) -> list[str]:
+    """What identifies the documents: the source's settings and, of local files, each digest. Code, since a digest is
+    wider than a cell of a table may be."""
+    settings = {name: value for name, value in source.items() if name != "files" and value is not None}
+    width = max(len(name) for name in settings)
+    lines = [code_block("\n".join(f"{name:{width}}  {value}" for name, value in settings.items()))]
     if files := source.get("files"):
-        tables.append(markdown_table(["file", "sha256"], [[code(f["path"]), code(f["sha256"])] for f in files]))
-    return tables
+        shown = [f"{file['sha256']}  {file['path']}" for file in files[:MOST_FILES_SHOWN]]
+        more = f", of {len(files):,} in lock.json the first {MOST_FILES_SHOWN}" if len(files) > MOST_FILES_SHOWN else ""
+        lines += [f"SHA-256 of each file{more}:", code_block("\n".join(shown))]
+    return lines
 
 
 def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: counts, the lock, and how the first documents begin."""
     lock: dict[str, Any] = read_json(result, context, "lock.json")
     rows = [[split, counts["documents"], counts["bytes"]] for split, counts in lock["splits"].items()]
+    empty = lock["empty_documents"]
     lines = [
-        f"{lock['empty_documents']} empty documents were left out.",
         markdown_table(["split", "documents", "bytes"], rows),
+        *([f"{empty:,} empty document{'s were' if empty > 1 else ' was'} left out."] if empty else []),
         *(
             f"Left out: {group['files']}, {group['reason']}:\n\n{code_block(chr(10).join(group['first']))}"
             for group in result.manifest.provenance.get("left_out", [])
         ),
-        "**Lock**",
-        *lock_tables(lock["source"]),
+        "**Source**",
+        *source_lines(lock["source"]),
     ]
     for sample in lock["samples"]:
         lines += [f"**{untrusted(sample['id'])}** begins", passage(sample["start"])]

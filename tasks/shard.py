@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from tokenizers import Tokenizer
 
@@ -24,12 +23,14 @@ from model.parsing import Bounds, check_fields
 from tasks.download import SPLITS
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
 from tasks.token_bytes import END_OF_TEXT, check_tokenizer, token_bytes, tokenizer_errors
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 1
 DOCUMENTS_PER_BATCH = 256
+MOST_FILES_SHOWN = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class ShardConfig:
         check_fields(self)
 
 
-@task(name="shard", **STAGE_TASK)
+@stage_task("shard")
 def build_shards(
     config: ShardConfig, documents: StageResult, tokenizer: StageResult, context: RunContext
 ) -> StageResult:
@@ -180,13 +181,17 @@ def describe(result: StageResult, context: RunContext) -> str:
         [name, split["documents"], split["tokens"], split["bytes"], split["bytes"] / split["tokens"], entropies[name]]
         for name, split in shards["splits"].items()
     ]
-    files = [[output.path, output.bytes, output.sha256[:16]] for output in result.manifest.outputs]
+    outputs = result.manifest.outputs
+    files = [[output.path, output.bytes, output.sha256[:16]] for output in outputs[:MOST_FILES_SHOWN]]
+    more = [f"… and {len(outputs) - MOST_FILES_SHOWN:,} more files"] if len(outputs) > MOST_FILES_SHOWN else []
     facts = result.manifest.provenance
-    speed = f"encoded at {facts['megabytes_per_second']} MB/s on {facts['workers']} cores"
+    cores = f"{facts['workers']} core{'s' if facts['workers'] > 1 else ''}"
+    speed = f"encoded at {facts['megabytes_per_second']:.1f} MB/s on {cores}"
     return "\n\n".join(
         [
             f"Vocabulary of {shards['vocab_size']:,}; {speed}.",
             markdown_table(header, rows),
-            markdown_table(["file", "bytes", "sha256"], files),
+            markdown_table(["file", "bytes", "SHA-256 begins"], files),
+            *more,
         ]
     )
