@@ -107,11 +107,11 @@ def what_is_wrong_with_note(note: object) -> str | None:
     """Why a text cannot be the note of a run, as the end of a sentence; None for a good one. Its HTML and Markdown are
     escaped wherever it is shown."""
     if not isinstance(note, str) or not note.strip():
-        return f"is {ascii(note):.80}, expected a text"
+        return f"is {note!a:.80}, expected a text"
     if len(note) > LONGEST_NOTE:
         return f"has {len(note):,} characters, expected at most {LONGEST_NOTE}"
     if _CONTROL.search(note) or re.search(r"[\n\t\ud800-\udfff]", note):
-        return f"is {ascii(note):.80}, expected one line without control characters"
+        return f"is {note!a:.80}, expected one line without control characters"
     return None
 
 

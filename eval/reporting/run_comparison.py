@@ -95,7 +95,12 @@ def _compared(entry: dict[str, Any]) -> list[str]:
 
 
 def _roles(entry: dict[str, Any]) -> str:
-    named = {"yesterday": "yesterday's run", "best": "the best run", "baseline": "the baseline"}
+    named = {
+        "last": "the last comparable run",
+        "yesterday": "yesterday's run",
+        "best": "the best run",
+        "baseline": "the baseline",
+    }
     return " and ".join(named[role] for role in entry["roles"])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from eval.reporting.markdown import markdown_table, sentence
 from eval.reporting.paired_tests import GOLD_PROBABILITY
 from eval.reporting.published_scores import published_scores_note
+from eval.reporting.words import loss
 
 Score = dict[str, Any]
 Columns = dict[str, Callable[[Score], object]]
@@ -37,6 +38,11 @@ def report_scores(scores: list[Score]) -> str:
     if scored := [score for score in scores if score["value"] is not None]:
         tables.append(score_table(scored, _REPORT_DETAILS))
     return "\n\n".join(tables)
+
+
+def scores_in_short(scores: list[Score]) -> str:
+    """Each score beside chance, for one screen; nothing where nothing was scored."""
+    return score_table(scores, _IN_SHORT) if any(score["value"] is not None for score in scores) else ""
 
 
 def score_notes(scores: list[Score]) -> list[str]:
@@ -81,6 +87,11 @@ def percent(name: str) -> Callable[[Score], str]:
     return lambda score: f"{100 * score[name]:.2f}"
 
 
+def bits(name: str) -> Callable[[Score], str]:
+    """A cell with the bits per byte `name`."""
+    return lambda score: loss(score[name])
+
+
 def interval_text(row: dict[str, Any], sign: str = "", interval: str = "interval") -> str:
     """The `interval` of a row in per cent, or that there is none and why."""
     if row.get(interval):
@@ -116,9 +127,14 @@ _REPORT: Columns = _NAME | {
     "95 % interval, %": interval_text,
     "chance, %": percent("chance"),
 }
+_IN_SHORT: Columns = _NAME | {
+    "score, %": percent("value"),
+    "95 % interval, %": interval_text,
+    "chance, %": percent("chance"),
+}
 _REPORT_DETAILS: Columns = _NAME | {
     "gold prob., %": percent(GOLD_PROBABILITY),
-    "gold bits/byte": itemgetter("gold_bits_per_byte"),
+    "gold bits/byte": bits("gold_bits_per_byte"),
     "clean / leaked": lambda score: f"{score['clean_items']:,} / {score['contaminated_items']:,}",
     "score on each, %": lambda score: f"{_part(score['clean'])} / {_part(score['contaminated'])}",
 }
@@ -129,7 +145,7 @@ _EVALUATION: Columns = {
     "score, %": percent("value"),
     "95 % interval": interval_text,
     "chance, %": percent("chance"),
-    "bits per byte": itemgetter("gold_bits_per_byte"),
+    "bits per byte": bits("gold_bits_per_byte"),
     "cut": itemgetter("truncated"),
 }
 _MODEL_CARD: Columns = {
@@ -137,5 +153,5 @@ _MODEL_CARD: Columns = {
     "score, %": percent("value"),
     "95 % interval, %": interval_text,
     "chance, %": percent("chance"),
-    "gold bits per byte": itemgetter("gold_bits_per_byte"),
+    "gold bits per byte": bits("gold_bits_per_byte"),
 }
