@@ -122,14 +122,21 @@ def replace_control_characters(text: str) -> str:
 
 def untrusted(text: str) -> str:
     """Text from a document or a model as inline Markdown that shows exactly that text and nothing more."""
-    visible = html.escape(replace_control_characters(text), quote=False)
+    visible = html.escape(_without_addresses(replace_control_characters(text)), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|~>])", r"\\\1", visible).replace("\n", " ")
 
 
 def sentence(text: str) -> str:
     """A sentence of ours with foreign words in it, such as the reason of an error: no link, image, code, emphasis or
     HTML comes of it, and in a terminal it can still be read."""
-    return re.sub(r"([\\`*\[\]<|])", r"\\\1", replace_control_characters(text)).replace("\n", " ")
+    visible = _without_addresses(replace_control_characters(text))
+    return re.sub(r"([\\`*\[\]<|])", r"\\\1", visible).replace("\n", " ")
+
+
+def _without_addresses(text: str) -> str:
+    """The same to the eye, with an invisible character in each address of a page or a person: Prefect's UI makes links
+    of them by itself, whatever is escaped."""
+    return re.sub(r"(?i)(?<=http)(?=s?:)|(?<=\bwww)(?=\.)|(?=@)", "\N{WORD JOINER}", text)
 
 
 def code_block(text: str) -> str:
