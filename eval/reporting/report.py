@@ -121,7 +121,7 @@ def one_screen(report: Report, figure: str, full_report: str) -> str:
     """The report on one screen of the UI: the headline, the scores in short, one `figure` (Markdown, may be empty) and
     where the `full_report` is (Markdown)."""
     sections = [
-        f"**{report['preset']} run {report['run'][:12]}**, {_finished(report)}",
+        f"**{report['preset']} run {report['run'][:12]}**, finished {_when(report)}",
         headline_section(report),
         full_report,
         scores_in_short(report["scores"]),
@@ -131,11 +131,11 @@ def one_screen(report: Report, figure: str, full_report: str) -> str:
 
 
 def _title(report: Report) -> str:
-    return f"# {report['preset']} run {report['run'][:12]}\n\n{_finished(report).capitalize()}"
+    return f"# {report['preset']} run {report['run'][:12]}\n\nFinished {_when(report)}"
 
 
-def _finished(report: Report) -> str:
-    return f"finished {report['finished']}, commit `{short_commit(report['commit'])}`."
+def _when(report: Report) -> str:
+    return f"{report['finished']}, commit `{short_commit(report['commit'])}`."
 
 
 def cost_table(report: Report) -> str:
