@@ -13,6 +13,8 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
+from eval.reporting.markdown import NO_ADDRESS
+
 STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --page: #ffffff; --soft: #f4f6f8; --line: #d5dae0; --link: #0b57d0;
   --muted: #59636e; }
@@ -82,7 +84,7 @@ def html_page(markdown: str, images: dict[str, bytes]) -> str:
             if part.type == "image" and not str(part.attrGet("src")).startswith("data:"):
                 png = images[str(part.attrGet("src"))]
                 part.attrSet("src", f"data:image/png;base64,{base64.b64encode(png).decode()}")
-    body = reader.renderer.render(tokens, reader.options, {})
+    body = reader.renderer.render(tokens, reader.options, {}).replace(NO_ADDRESS, "")
     links = "".join(f'<a href="#{name}">{html.escape(heading)}</a>' for name, heading in chapters)
     if links:
         body = re.sub(r"(<h2 id=)", lambda found: f"<nav>{links}</nav>\n{found[0]}", body, count=1)

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+NO_ADDRESS = "\N{WORD JOINER}"
+"""Invisible; in an address it keeps Prefect's UI from making a link of it. The HTML pages, which make none, leave it
+out."""
 COLUMN_PIXELS = 584
 """Width of an artifact's Markdown in Prefect's UI, in a window of 1280 pixels. Its tables break cells at spaces only,
 do not scroll, and cover what is beside them when they are wider."""
@@ -134,9 +137,9 @@ def sentence(text: str) -> str:
 
 
 def _without_addresses(text: str) -> str:
-    """The same to the eye, with an invisible character in each address of a page or a person: Prefect's UI makes links
-    of them by itself, whatever is escaped."""
-    return re.sub(r"(?i)(?<=http)(?=s?:)|(?<=\bwww)(?=\.)|(?=@)", "\N{WORD JOINER}", text)
+    """The same to the eye, with `NO_ADDRESS` in each address of a page or a person: whatever is escaped, Prefect's UI
+    makes links of them."""
+    return re.sub(r"(?i)(?<=http)(?=s?:)|(?<=\bwww)(?=\.)|(?=@)", NO_ADDRESS, text)
 
 
 def code_block(text: str) -> str:
