@@ -15,6 +15,7 @@ from flows.run_config import RunConfig as RunConfig
 from flows.run_config import as_json as as_json
 from flows.run_config import compose as compose
 from flows.run_config import context_of as context_of
+from flows.run_config import differs_from_preset as differs_from_preset
 from flows.run_config import require_sections
 from flows.suggestions import nearest_name_in_errors
 from model.network.config import GPTConfig

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from eval.settings import Differing, differing_settings
 from flows.effects import without_effect
 from flows.preset_files import Preset, read_preset, what_stays
 from flows.suggestions import nearest_name_in_errors
@@ -94,6 +95,11 @@ def context_of(execution: Execution, environment: dict[str, str], *, reading: bo
     settings = dataclasses.asdict(execution)
     settings["benchmarks_dir"] = execution.benchmarks_dir or environment.get("DAILY_TRAIN_BENCHMARKS")
     return open_context(**settings, reading=reading)
+
+
+def differs_from_preset(preset: str, config: RunConfig) -> Differing:
+    """The settings of a run that are not its preset's, each with the preset's value and its own."""
+    return differing_settings(*(json.loads(as_json(each)) for each in (compose(preset, {}), config)))
 
 
 def as_json(config: RunConfig) -> str:
