@@ -17,6 +17,7 @@ from eval.document_parquet import SCHEMA
 from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
 from model.parsing import Bounds, check_fields
 from tasks.runtime.logs import logger
+from tasks.runtime.stage_events import progress
 from tasks.sources.document_folder import left_out, left_out_sentences
 from tasks.sources.document_sources import (
     Document,
@@ -87,6 +88,8 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
         split = "val" if is_validation(document.text, config.validation_fraction) else "train"
         ids.add(document)
         parts[split].add(document)
+        if (documents := sum(part.documents for part in parts.values())) % ROWS_PER_GROUP == 0:
+            progress(documents, 0, f"{documents:,} documents, {sum(part.bytes for part in parts.values()) / 1e6:,.0f} MB")
         if len(samples) < 3:
             samples.append({"id": document.id, "start": document.text[:600]})
     ids.check()

@@ -1,7 +1,6 @@
-"""What a person sees of a stage while it runs: log lines, progress and loss as artifacts, a bar in a terminal."""
+"""What a person sees of a training while it runs: log lines, progress and loss as artifacts, the table in a terminal."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,8 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from eval.reporting.figures import inline, loss_figure
 from model.training.metrics import read_lines
-from model.training.progress_bar import ProgressBar, seconds_left
+from model.training.progress_bar import seconds_left
+from tasks.runtime import stage_events
 from tasks.runtime.liveness import SECONDS_BETWEEN_LOOKS, report_running
 from tasks.runtime.logs import logger
 from tasks.runtime.sample_prompts import PROMPTS
@@ -82,7 +82,6 @@ class TrainingProgress:
         self.run_dir, self.decode, self.tell = run_dir, decode, tell
         self.logger = logger()
         self.device = "unknown"
-        self.bar = ProgressBar(sys.stderr) if sys.stderr.isatty() else None
         self.began, self.logged, self.drawn = time.monotonic(), -math.inf, -math.inf
         self.context = TaskRunContext.get()
         self.figure: UUID | None = None
@@ -92,21 +91,13 @@ class TrainingProgress:
             )
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if self.bar is not None:
-            self.bar.clear()
-        self._log(event)
-        if self.bar is not None and event["event"] == "step":
-            self.bar.show(event)
-        elif self.bar is not None:
-            self.bar.redraw()
-
-    def _log(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "step":
             self._step(event)
         elif kind == "warning":
             self.logger.warning(event["message"])
         elif kind == "ending":
+            stage_events.stopping(f"saving, within {event['at_most_seconds']:,} s")
             self.logger.info("the trainer saves, uploads and ends, within %d s", event["at_most_seconds"])
         elif kind == "samples":
             for prompt, tokens in zip(PROMPTS, event["tokens_of_prompts"], strict=True):
@@ -120,12 +111,20 @@ class TrainingProgress:
             self.tell("figure", self._draw)
 
     def _step(self, event: dict[str, Any]) -> None:
+        left = seconds_left(event)
+        stage_events.progress(
+            event["step"],
+            event["steps"],
+            f"step {event['step']:,} of {event['steps']:,}",
+            f"loss {event['loss']:.3f}",
+            f"{event['tokens_per_second']:,} tokens/s",
+            seconds_left=left,
+        )
         now, (shortest, longest) = time.monotonic(), SECONDS_BETWEEN_LOG_LINES
         between = min(longest, max(shortest, (now - self.began) / 100))
         if now - self.logged < between and event["step"] < event["steps"]:
             return
         self.logged = now
-        left = seconds_left(event)
         self.logger.info(
             "step %d/%d loss %.4f lr %.2g norm %.2f %d tok/s %.0f s left",
             event["step"],

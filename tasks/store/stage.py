@@ -27,6 +27,7 @@ from prefect.states import State
 from model.errors import reason_of
 from tasks.runtime.lock import is_unlocked, locked
 from tasks.runtime.logs import logger
+from tasks.runtime.stage_events import announced
 from tasks.store import provenance, retries
 from tasks.store.attempts import (
     ATTEMPT_DIGITS,
@@ -72,6 +73,7 @@ class StageResult:
         return self.manifest.digest
 
 
+@announced
 def build_or_skip(
     stage: Stage, context: RunContext, build: Callable[[Path, Path], dict[str, Json] | None]
 ) -> StageResult:
