@@ -49,8 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
     except (KeyboardInterrupt, TerminationSignal):
-        print("daily-train: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 130  # deployments/cli/entry_point.py says what is kept
     except BrokenPipeError as error:  # who read what is printed has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return print_error(error, "daily-train")
