@@ -89,9 +89,8 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
         ids.add(document)
         parts[split].add(document)
         if (documents := sum(part.documents for part in parts.values())) % ROWS_PER_GROUP == 0:
-            progress(
-                documents, 0, f"{documents:,} documents, {sum(part.bytes for part in parts.values()) / 1e6:,.0f} MB"
-            )
+            megabytes = sum(part.bytes for part in parts.values()) / 1e6
+            progress(documents, 0, f"{documents:,} documents", f"{megabytes:,.0f} MB")
         if len(samples) < 3:
             samples.append({"id": document.id, "start": document.text[:600]})
     ids.check()

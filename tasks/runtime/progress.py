@@ -1,4 +1,4 @@
-"""What a person sees of a training while it runs: log lines, progress and loss as artifacts, the table in a terminal."""
+"""What a person sees of a stage while it runs: log lines, progress and loss as artifacts, what a table shows."""
 
 import math
 import time
