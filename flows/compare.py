@@ -30,6 +30,7 @@ from tasks.comparison import CompareConfig, publish_comparison
 from tasks.download import download
 from tasks.preflight import check_run
 from tasks.shard import build_shards
+from tasks.store.run_states import ends_in_words
 from tasks.store.stage import StageResult
 from tasks.tokenizer import build_tokenizer
 from tasks.train import train_model
@@ -39,6 +40,7 @@ Recipes = dict[tuple[int, float], TrainConfig]
 
 
 @flow(name="compare", flow_run_name=run_name)
+@ends_in_words(lambda page: page)
 def compare_designs(
     preset: Preset = Preset.mini_d2,
     candidate: Preset | None = None,

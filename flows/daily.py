@@ -37,10 +37,12 @@ from flows.prepare import prepare
 from tasks.evaluate import evaluate_model
 from tasks.preflight import check_run, rehearse_evaluation
 from tasks.report import Published, publish_report
+from tasks.store.run_states import ends_in_words
 from tasks.train import train_model
 
 
 @flow(name="daily-train", flow_run_name=run_name)
+@ends_in_words(lambda published: published.report_path)
 def daily_train(
     preset: Preset = Preset.laptop,
     train: TrainChanges = TrainChanges(),

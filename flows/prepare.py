@@ -29,6 +29,7 @@ from tasks.contamination import Mode, check_contamination, drop_contaminated
 from tasks.download import download
 from tasks.shard import build_shards
 from tasks.store.context import RunContext
+from tasks.store.run_states import ends_in_words
 from tasks.store.stage import StageResult
 from tasks.tokenizer import build_tokenizer
 
@@ -59,6 +60,7 @@ def prepare(run: RunConfig, context: RunContext) -> Prepared:
 
 
 @flow(name="prepare-data", flow_run_name=run_name)
+@ends_in_words(lambda _: None)
 def prepare_data(
     preset: Preset = Preset.laptop,
     data: DataChanges = DataChanges(),

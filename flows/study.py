@@ -30,6 +30,7 @@ from tasks.download import download
 from tasks.evaluate import evaluate_model
 from tasks.preflight import check_run, rehearse_evaluation
 from tasks.shard import build_shards
+from tasks.store.run_states import ends_in_words
 from tasks.store.stage import StageResult
 from tasks.study import StudyConfig, plant, planted_items, publish_study, require_planted
 from tasks.tokenizer import build_tokenizer
@@ -39,6 +40,7 @@ SEED_OF_THE_OTHER_ARM = 1000
 
 
 @flow(name="contamination-study", flow_run_name=run_name)
+@ends_in_words(lambda page: page)
 def contamination_study(
     preset: Preset = Preset.study,
     study: StudyForm = StudyConfig(),

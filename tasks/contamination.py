@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.contamination.verdicts import ContaminationConfig
@@ -20,11 +19,14 @@ from eval.document_parquet import SCHEMA, document_files, read_tables
 from eval.reporting.contamination_report import contamination_section
 from eval.reporting.figures import inline, sweep_figure
 from eval.reporting.report import FIGURES
+from eval.reporting.words import count
 from tasks.benchmarks import Items
 from tasks.runtime.child_process import run_module
 from tasks.runtime.logs import logger
+from tasks.runtime.progress import CountingProgress
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
+from tasks.store.run_states import add_to_state, stage_task
+from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 3
 FILTER_VERSION = 2
@@ -52,7 +54,7 @@ class CheckConfig(ContaminationConfig):
         return {name: value for name, value in asdict(self).items() if name != "mode"}
 
 
-@task(name="contamination", **STAGE_TASK)
+@stage_task("contamination")
 def check_contamination(config: CheckConfig, documents: StageResult, items: Items, context: RunContext) -> StageResult:
     """Scan the training documents. Outputs: verdicts.parquet, matches.jsonl, coverage.json, sweep.json,
     flagged.parquet. In mode `refuse` a contaminated item ends the run, after the artifact was written."""
@@ -80,12 +82,13 @@ def check_contamination(config: CheckConfig, documents: StageResult, items: Item
                 "out": str(out),
             },
             work,
-            lambda event: logger().info("contamination: %s", event),
+            CountingProgress("documents scanned"),
         )
         _refuse_incomplete(json.loads((out / "coverage.json").read_text()), config, items)
 
     result = build_or_skip(stage, context, build)
     contamination = read_contamination(fetch_outputs(result, context))
+    add_to_state(_found(contamination["coverage"]))
     figure = inline(FIGURES["sweep.png"], sweep_figure(contamination["sweep"], config.run))
     create_markdown_artifact(
         key="contamination",
@@ -97,7 +100,7 @@ def check_contamination(config: CheckConfig, documents: StageResult, items: Item
     return result
 
 
-@task(name="filter", **STAGE_TASK)
+@stage_task("filter")
 def drop_contaminated(documents: StageResult, verdicts: StageResult, context: RunContext) -> StageResult:
     """The corpus without the documents that contaminate an item. Outputs as of `download`, and dropped.json."""
     inputs = {"documents": documents.digest, "flagged": verdicts.manifest.output("flagged.parquet").sha256}
@@ -109,8 +112,9 @@ def drop_contaminated(documents: StageResult, verdicts: StageResult, context: Ru
 
     result = build_or_skip(stage, context, build)
     dropped = json.loads((fetch_outputs(result, context) / "dropped.json").read_text())
-    message = f"{len(dropped)} documents that contaminate benchmark items were dropped from the training text."
+    message = f"{len(dropped):,} documents that contaminate benchmark items were dropped from the training text."
     logger().info(message)
+    add_to_state(f"{len(dropped):,} documents dropped")
     create_markdown_artifact(key="filtered-documents", description="Documents dropped", markdown=message)
     return result
 
@@ -162,11 +166,25 @@ def read_contamination(folder: Path) -> dict[str, Any]:
     }
 
 
-def _refuse(coverage: dict[str, Any]) -> None:
+def _contaminated(coverage: dict[str, Any]) -> dict[str, int]:
+    """How many items of each suite that is scored are contaminated, where there are some."""
     scored = {suite: part for suite, part in coverage["suites"].items() if part["severity"] == "test"}
-    counts = {suite: part["contaminated"] for suite, part in scored.items() if part["contaminated"]}
-    if counts:
-        named = ", ".join(f"{suite} {count}" for suite, count in counts.items())
+    return {suite: part["contaminated"] for suite, part in scored.items() if part["contaminated"]}
+
+
+def _found(coverage: dict[str, Any]) -> str:
+    """What was scanned, and what of it is contaminated, in words."""
+    scanned = f"{coverage['documents']:,} documents ({count(coverage['words'])} words)"
+    items = sum(part["items"] for part in coverage["suites"].values() if part["severity"] == "test")
+    counts = _contaminated(coverage)
+    named = ", ".join(f"{suite} {number:,}" for suite, number in counts.items())
+    found = f"{sum(counts.values()):,} of {items:,} items are in them ({named})" if counts else "they hold none"
+    return f"{scanned} were searched for {items:,} benchmark items: {found}"
+
+
+def _refuse(coverage: dict[str, Any]) -> None:
+    if counts := _contaminated(coverage):
+        named = ", ".join(f"{suite} {number}" for suite, number in counts.items())
         raise StageError(
             f"the training text contains benchmark items ({named}) and contamination.mode is 'refuse': nothing was "
             "trained; the contamination artifact shows every match"

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.document_parquet import SCHEMA
@@ -29,7 +28,8 @@ from tasks.sources.document_sources import (
     source_lock,
 )
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, read_json
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageResult, build_or_skip, read_json
 
 VERSION = 2
 SPLITS = ("train", "val")
@@ -53,7 +53,7 @@ class DataConfig:
         check_fields(self)
 
 
-@task(name="download", **STAGE_TASK)
+@stage_task("download")
 def download(config: DataConfig, context: RunContext) -> StageResult:
     """Fetch the documents and split them. Outputs: train_*.parquet, val_*.parquet (id, text, source), lock.json."""
     identity = {"source": source_lock(config.source, context.cache), "validation_fraction": config.validation_fraction}

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
@@ -27,10 +26,11 @@ from tasks.benchmarks import Items, find_items
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.runtime.devices import scoring_processes, threads_per_process
 from tasks.runtime.logs import logger
-from tasks.runtime.progress import ServerUpdates, artifact_id
+from tasks.runtime.progress import CountingProgress, ServerUpdates, artifact_id
 from tasks.sources.document_sources import COMMIT
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs, read_json
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs, read_json
 
 VERSION = 4
 
@@ -66,7 +66,7 @@ class EvaluationConfig:
                 raise ConfigError(f"num_fewshot.{name} is {count}, but its train split has {most} examples")
 
 
-@task(name="evaluate", **STAGE_TASK)
+@stage_task("evaluate")
 def evaluate_model(
     config: EvaluationConfig, model: StageResult, tokenizer: StageResult, items: Items, context: RunContext
 ) -> StageResult:
@@ -92,14 +92,13 @@ def evaluate_model(
             "execution": {"device": context.device, "threads": threads_per_process(processes, context)},
         }
         with ServerUpdates() as tell:
-            report, done = progress_reporter(tell), {}
+            report, log, done = progress_reporter(tell), CountingProgress("requests scored"), {}
 
             def follow(event: dict[str, Any]) -> None:
                 report(event)
+                log(event)
                 if event["event"] == "done":
                     done.update(event)
-                elif event["event"] == "warning":
-                    logger().warning(event["message"])
 
             run_module("eval.scoring.harness", evaluation, work, follow, context.device_lock, processes=processes)
         if note := _precision_note(config, done):

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from eval.reporting.words import duration
 from model.errors import DailyTrainError
 from model.network.config import ConfigError, GPTConfig
 from model.training.config import TrainConfig
@@ -79,7 +80,7 @@ def require_feasible(trainings: Sequence[Training], vocabulary: int, context: Ru
         if reason := why_infeasible(projections, driver, context):
             if not are_trained(trainings, context):
                 raise FeasibilityError(reason)
-            logger().info("The trainings are in the store already, which is as well: %s", reason)
+            logger().info("the store holds the trainings already; this machine could not run them: %s", reason)
             return
         for path, projection in zip(paths, projections, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,4 +265,5 @@ def _log_plan(projections: list[dict[str, Any]], driver: str | None) -> None:
             )
     if driver is not None and projections[-1]["device"] == "cpu":
         logger().warning("the run takes the CPU: %s", why_no_gpu(projections[-1], driver))
-    logger().info("planned: about %s hours of training", _hours_text(sum(p["hours"] or 0 for p in projections)))
+    seconds = 3600 * sum(projection["hours"] or 0 for projection in projections)
+    logger().info("planned: about %s of training", duration(seconds))

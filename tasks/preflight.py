@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from prefect import task
 from tokenizers import Tokenizer
 
 from eval.suites.hellaswag import without_wikihow_marks
@@ -37,7 +36,8 @@ from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext
 from tasks.store.manifest import sha256_json
-from tasks.store.stage import STAGE_TASK, StageResult, fetch_outputs
+from tasks.store.run_states import add_to_state, stage_task
+from tasks.store.stage import StageResult, fetch_outputs
 from tasks.token_bytes import END_OF_TEXT, GPT2_VOCABULARY, check_tokenizer
 from tasks.tokenizer import TokenizerConfig, TokenizerKind, existing_file, load_tokenizer
 
@@ -47,12 +47,13 @@ WORTH_REHEARSING = 600.0
 """Seconds of training on any CPU from which the evaluation is rehearsed, which takes 10 to 20 of them."""
 
 
-@task(name="plan", **STAGE_TASK)
+@stage_task("plan")
 def check_run(
     trainings: Sequence[Training], tokenizer: TokenizerConfig, evaluation: EvaluationConfig | None, context: RunContext
 ) -> None:
     """The first task of a run, see `require_ready`."""
     require_ready(trainings, tokenizer, evaluation, context)
+    add_to_state("nothing that the run needs is missing here")
 
 
 def require_ready(
@@ -140,7 +141,7 @@ def _require_own_compiler() -> None:
         folder.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
 
 
-@task(name="rehearsal", **STAGE_TASK)
+@stage_task("rehearsal")
 def rehearse_evaluation(
     config: EvaluationConfig, trainings: Sequence[Training], tokenizer: StageResult, items: Items, context: RunContext
 ) -> None:
@@ -163,12 +164,14 @@ def rehearse_evaluation(
         and not few_shot
         and 1.25 * _longest_answer(config, entries, items, context) + 8 < most
     ):
+        add_to_state("every answer fits into the model")
         return
     literal = scoring_settings(config, items)
     digests = {name: result.digest for name, result in {**items.results, **items.shots}.items()}
     identity = {**literal, **defining_versions(), **digests, "tokenizer": tokenizer.digest, "sequence_length": most}
     kept = context.cache / "plans" / f"rehearsal-{sha256_json(identity)}"
     if kept.exists() or are_trained(trainings, context):
+        add_to_state("rehearsed or trained before")
         return
     done: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:
@@ -181,6 +184,7 @@ def rehearse_evaluation(
             "out": str(work / "out"),
         }
         run_module("eval.scoring.rehearsal", rehearsal, work, done.update)
+    add_to_state("the requests of the evaluation can be scored")
     for name, (cut, count) in done["cut"].items():
         if cut:
             logger().warning(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.reporting.figures import inline, loss_figure, score_figure, sweep_figure
@@ -29,7 +28,8 @@ from tasks.store.context import RunContext
 from tasks.store.ledger import add_row, read_ledger, report_pages
 from tasks.store.objects import StoreError, digest_file
 from tasks.store.retries import is_transient
-from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, load, read_json
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs, load, read_json
 from tasks.train import read_metrics
 
 VERSION = 5
@@ -44,7 +44,7 @@ class Published:
     stages: dict[str, StageResult]
 
 
-@task(name="report", **STAGE_TASK)
+@stage_task("report")
 def publish_report(
     preset: str, configuration: str, results: list[StageResult], items: Items, context: RunContext
 ) -> Published:

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from tokenizers import Tokenizer
 
@@ -26,7 +25,8 @@ from tasks.download import SPLITS
 from tasks.runtime.stage_events import progress
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs, read_json
 from tasks.token_bytes import END_OF_TEXT, check_tokenizer, token_bytes, tokenizer_errors
 from tasks.tokenizer import load_tokenizer
 
@@ -45,7 +45,7 @@ class ShardConfig:
         check_fields(self)
 
 
-@task(name="shard", **STAGE_TASK)
+@stage_task("shard")
 def build_shards(
     config: ShardConfig, documents: StageResult, tokenizer: StageResult, context: RunContext
 ) -> StageResult:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from eval.contamination.references import references
@@ -20,7 +19,8 @@ from model.parsing import Bounds, ConfigError, check_fields
 from tasks.benchmarks import Items
 from tasks.evaluate import EvaluationConfig
 from tasks.store.context import RunContext
-from tasks.store.stage import STAGE_TASK, Stage, StageError, StageResult, build_or_skip, fetch_outputs
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageError, StageResult, build_or_skip, fetch_outputs
 
 VERSION = 1
 STUDY_VERSION = 2
@@ -62,7 +62,7 @@ def require_planted(config: StudyConfig, items: Items) -> None:
         raise StageError(f"{config.suite} is to be planted, but {items.missing[config.suite]}")
 
 
-@task(name="plant", **STAGE_TASK)
+@stage_task("plant")
 def plant(
     config: StudyConfig, planted: list[int], documents: StageResult, items: Items, context: RunContext
 ) -> StageResult:
@@ -87,7 +87,7 @@ def plant(
     return build_or_skip(stage, context, build)
 
 
-@task(name="study", **STAGE_TASK)
+@stage_task("study")
 def publish_study(
     config: StudyConfig,
     planted: list[int],

@@ -9,7 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -23,7 +22,8 @@ from tasks.sources.document_sources import COMMIT, require_repository_id
 from tasks.sources.pip_wheels import fetch_wheel
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs
+from tasks.store.run_states import stage_task
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs
 from tasks.token_bytes import (
     END_OF_TEXT,
     GPT2_VOCABULARY,
@@ -88,7 +88,7 @@ class TokenizerConfig:
         return self.vocab_size or (GPT2_VOCABULARY if self.kind is TokenizerKind.GPT2 else MAX_VOCABULARY)
 
 
-@task(name="tokenizer", **STAGE_TASK)
+@stage_task("tokenizer")
 def build_tokenizer(config: TokenizerConfig, documents: StageResult, context: RunContext) -> StageResult:
     """Train or load the tokenizer. Output: tokenizer.json with a byte-level decoder and an end-of-text token."""
     match config:

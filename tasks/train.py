@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from tokenizers import Tokenizer
 
 from eval.reporting.figures import inline, loss_figure
 from eval.reporting.markdown import markdown_table, passage, untrusted
+from eval.reporting.words import count, duration
 from eval.suites.hellaswag import encoded_items
 from model.network.config import GPTConfig
 from model.training.config import TrainConfig
@@ -26,14 +26,15 @@ from tasks.runtime.sample_prompts import PROMPTS
 from tasks.runtime.tracking import Tracking
 from tasks.store.checkpoints import delete_checkpoints, discard_damaged, restore_checkpoint
 from tasks.store.context import RunContext
+from tasks.store.run_states import add_to_state, stage_task
 from tasks.store.source_digest import model_source_digest
-from tasks.store.stage import STAGE_TASK, Stage, StageResult, build_or_skip, fetch_outputs
+from tasks.store.stage import Stage, StageResult, build_or_skip, fetch_outputs
 from tasks.tokenizer import load_tokenizer
 
 VERSION = 2
 
 
-@task(name="train", **STAGE_TASK)
+@stage_task("train")
 def train_model(
     model: GPTConfig,
     config: TrainConfig,
@@ -46,6 +47,8 @@ def train_model(
     volatile metrics.jsonl."""
     result = training_stage(model, config, shards, tokenizer, items, context)
     folder = fetch_outputs(result, context)
+    done = read_metrics(folder)[-1]
+    add_to_state(f"{count(done['tokens'])} tokens, {done['bits_per_byte']:.4f} bits per byte")
     create_markdown_artifact(key="training", description="Training", markdown=describe(folder))
     create_markdown_artifact(
         key="samples", description="Text before and after training", markdown=describe_samples(folder)
@@ -119,8 +122,7 @@ def _train(
         "store": context.store.url,
     }
     tracking = Tracking(context.tracker, context.cache / "tracking", stage.key, stage.config)
-    with ServerUpdates() as tell, tracking:
-        progress = TrainingProgress(run_dir, encoder.decode, tell)
+    with ServerUpdates() as tell, tracking, TrainingProgress(run_dir, encoder.decode, tell) as progress:
 
         def follow(event: dict[str, Any]) -> None:
             if event["event"] == "start":
@@ -178,12 +180,24 @@ def describe(folder: Path) -> str:
     run = json.loads((folder / "run.json").read_text())
     done = read_metrics(folder)[-1]
     executed = run.get("execution", [{}])[-1]  # absent in what earlier versions trained
+    seconds = done.get("seconds")
     rows = [
-        [name, value]
-        for name, value in {**run, **executed, **done}.items()
-        if name not in ("event", "from_step") and isinstance(value, int | float | str)
+        ["loss", f"{done['loss']:.4f} nats per token"],
+        ["bits per byte", f"{done['bits_per_byte']:.4f}"],
+        ["parameters", count(run["parameters"]["total"])],
+        ["tokens", f"{run['tokens']:,}"],
+        ["steps", f"{run['steps']:,} of {run['tokens_per_step']:,} tokens"],
+        ["FLOPs", f"{run['flops']:.3g}, {run['flops_per_token']:.3g} a token"],
+        ["time", seconds and duration(seconds)],
+        ["speed", f"{run['tokens'] / seconds:,.0f} tokens a second" if seconds else None],
     ]
+    rows += [[name.replace("_", " "), value] for name, value in executed.items() if _is_shown(name, value)]
     return markdown_table(["", "value"], rows)
+
+
+def _is_shown(name: str, value: object) -> bool:
+    """Whether a line on how a training was executed says something to a reader."""
+    return name != "from_step" and isinstance(value, int | float | str) and value != ""
 
 
 def describe_samples(folder: Path) -> str:

@@ -4,8 +4,14 @@ import html
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+COLUMN_PIXELS = 584
+"""Width of an artifact's Markdown in Prefect's UI, in a window of 1280 pixels. Its tables break cells at spaces only,
+do not scroll, and cover what is beside them when they are wider."""
+_CELL_PIXELS, _CHARACTER_PIXELS = 17.0, 7.4
+"""Of a column without text, and of a character of the longest word in it; measured in Chromium."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -19,6 +25,41 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     lines = ["| " + " | ".join(header) + " |", rule]
     lines += ["| " + " | ".join(table_cell(value) for value in row) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def tables_fit(markdown: str, width: float = COLUMN_PIXELS) -> bool:
+    """Whether every table of a text fits a column of so many pixels."""
+    return all(pixels <= width for pixels in table_widths(markdown))
+
+
+def table_widths(markdown: str) -> list[float]:
+    """Pixels, about, that each table of a text needs at least: Markdown's, and those in HTML."""
+    text = re.sub(r"^(`{3,}).*?^\1`*$", "", markdown, flags=re.DOTALL | re.MULTILINE)  # code scrolls by itself
+    tables = [
+        [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in table.splitlines()]
+        for table in re.findall(r"(?:^[ \t]*\|.*(?:\n|\Z))+", text, re.MULTILINE)
+    ]
+    tables += [
+        [
+            re.findall(r"<t[dh]\b[^>]*>(.*?)(?=</t|<t[dhr]\b|\Z)", row, re.DOTALL)
+            for row in re.split(r"<tr\b", table)[1:]
+        ]
+        for table in re.findall(r"<table\b.*?(?:</table>|\Z)", text, re.DOTALL)
+    ]
+    return [sum(_column_pixels(cells) for cells in zip_longest(*rows, fillvalue="")) for rows in tables if rows]
+
+
+def _column_pixels(cells: Iterable[str]) -> float:
+    return _CELL_PIXELS + _CHARACTER_PIXELS * max(len(word) for cell in cells for word in ["", *_shown(cell).split()])
+
+
+def _shown(cell: str) -> str:
+    """The text of a cell as a reader sees it."""
+    if re.fullmatch(r"\s*:?-+:?\s*", cell):  # the rule below the header
+        return ""
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", cell)
+    text = re.sub(r"<br\b[^>]*>", " ", text)
+    return html.unescape(re.sub(r"<[^>]*>|\*\*|(?<!\\)`|\\(?=[^\w\s])", "", text))
 
 
 def table_cell(value: object) -> str:

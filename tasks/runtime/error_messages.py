@@ -1,20 +1,51 @@
-"""What Prefect's log shows of a failed task or flow: one sentence, as the command line does (model/errors.py)."""
+"""What Prefect's log says of a task or flow that has ended: a sentence, as the command line does (model/errors.py)."""
 
+import ast
 import logging
+import re
 
 from model.errors import debugging, sentence_of
 
+_FINISHED = re.compile(r"Finished in state (?P<name>\w+)\((?P<message>.*?)(?:, type=\w+)?\)", re.DOTALL)
+"""How Prefect says in which state a run has ended: name, message as a Python literal, and type where it differs."""
+_AGAIN = re.compile(r"Task run failed with .* - Retry %s/%s will start %s")
+_LAST = re.compile(r"Task run failed with state: .*", re.DOTALL)
+
 
 def shorten_errors() -> None:
-    """Leave the traceback out of what Prefect logs for a failed task or flow, unless it is asked for."""
+    """Have Prefect log how tasks and flows ended in sentences, and errors without traceback unless it is asked for."""
     for name in ("prefect.task_runs", "prefect.flow_runs"):
         log = logging.getLogger(name)
-        if _shorten not in log.filters:
-            log.addFilter(_shorten)
+        if _in_words not in log.filters:
+            log.addFilter(_in_words)
 
 
-def _shorten(record: logging.LogRecord) -> bool:
+def _in_words(record: logging.LogRecord) -> bool:
+    """Whether the line is logged; its text becomes a sentence."""
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, Exception) and not debugging():
+    if isinstance(record.msg, str) and (found := _FINISHED.fullmatch(record.msg)):
+        record.msg, record.args = ended_in_words(found["name"], found["message"]), ()
+        if found["name"] in ("Failed", "Crashed"):
+            record.levelno, record.levelname = logging.ERROR, "ERROR"
+    elif debugging():
+        return True
+    elif isinstance(error, Exception):
         record.msg, record.args, record.exc_info = sentence_of(error), (), None
+    elif isinstance(record.msg, str) and _AGAIN.fullmatch(record.msg) and isinstance(record.args, tuple):
+        _, failure, number, most, when = record.args
+        sentence = sentence_of(failure) if isinstance(failure, BaseException) else str(failure)
+        record.msg, record.args = f"{sentence}; retry {number} of {most} starts {when}", ()
+    elif isinstance(record.msg, str) and _LAST.fullmatch(record.msg):
+        return False  # the line of the state follows
     return True
+
+
+def ended_in_words(name: str, message: str) -> str:
+    """A state by its name and its message, a Python literal, as one sentence that begins with the name."""
+    try:
+        words = str(ast.literal_eval(message)) if message else ""
+    except (ValueError, SyntaxError):
+        words = message
+    if words.lower().startswith(name.lower()):
+        return name + words[len(name) :]
+    return f"{name}: {words}" if words else name

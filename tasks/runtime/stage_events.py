@@ -1,7 +1,7 @@
 """What the stages of a run in this process do, told to listeners such as the table of `daily-train run`.
 
-`build_or_skip` tells when a stage begins and how it ends; whoever builds a stage calls `progress`. In a run that a worker
-has started nobody listens.
+`build_or_skip` tells when a stage begins and how it ends; whoever builds a stage calls `progress`. Nobody listens in a
+run that a worker has started.
 """
 
 from collections.abc import Callable

@@ -129,11 +129,11 @@ def restore_checkpoint(key: str, run_dir: Path, store: Store, cache: Path, log: 
             shutil.rmtree(temporary, ignore_errors=True)
             if not _is_damage(error):  # an older checkpoint would cost the steps between them
                 raise
-            log.warning("%s is passed over: %s", folder, printable(error))
+            log.warning("checkpoint %s is passed over: %s", _name(step), printable(error))
             continue
         shutil.rmtree(run_dir / "checkpoints" / _name(step), ignore_errors=True)  # a damaged one
         temporary.replace(run_dir / "checkpoints" / _name(step))
-        log.info("%s comes from the store %s", _name(step), store.url)
+        log.info("the checkpoint of step %d comes from the store %s", step, store.url)
         return
 
 
@@ -169,7 +169,7 @@ def discard_damaged(run_dir: Path, log: Log) -> None:
             if not finished:
                 continue
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-            log.warning("%s is damaged (%s) and made anew", path, printable(error))
+            log.warning("%s is damaged (%s) and is written anew", path, printable(error))
         if path.exists() and name != "metrics.jsonl":  # of that the trainer keeps the lines before the damage
             path.replace(path.with_name(f"{name}.damaged"))
         shutil.rmtree(run_dir / "final", ignore_errors=True)

@@ -19,10 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from prefect.cache_policies import NO_CACHE
-from prefect.states import State
+from prefect.context import FlowRunContext
 
 from model.errors import reason_of
 from tasks.runtime.lock import is_unlocked, locked
@@ -42,6 +40,7 @@ from tasks.store.attempts import (
 from tasks.store.context import RunContext
 from tasks.store.manifest import Json, Manifest, Output, StageError, manifest_key, parse_manifest, sha256_json
 from tasks.store.objects import StoreError, digest_file, printable
+from tasks.store.run_states import record_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +99,16 @@ def build_or_skip(
                     work / "out",
                 )
                 shutil.rmtree(work, ignore_errors=True)  # whoever removed the cache loses nothing
-                return StageResult(manifest=manifest, skipped=False, seconds=time.monotonic() - began)
+                return _finished(manifest, began, skipped=False)
             discard_unpublished(work, done, context)
-    return StageResult(manifest=done, skipped=True, seconds=time.monotonic() - began)
+    return _finished(done, began, skipped=True)
+
+
+def _finished(manifest: Manifest, began: float, *, skipped: bool) -> StageResult:
+    """The result of a stage, which the state of the run counts. The log of a task says what it skipped of several."""
+    result = StageResult(manifest=manifest, skipped=skipped, seconds=time.monotonic() - began)
+    record_stage(result)
+    return result
 
 
 def load(name: str, key: str, context: RunContext) -> StageResult | None:
@@ -164,21 +170,6 @@ def finished_manifests(name: str, context: RunContext) -> Iterator[Manifest]:
                 logger().warning("%s/%s is passed over: %s", context.store.url, printable(where), printable(error))
 
 
-def retry_condition(_task: object, _run: object, state: State) -> bool:
-    """Whether a later attempt can mend a failure: somebody on the network did not answer. Never so for bad input."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, BaseException) and retries.is_transient(error)
-
-
-STAGE_TASK: dict[str, Any] = {
-    "cache_policy": NO_CACHE,
-    "retries": 3,
-    "retry_delay_seconds": [5, 15, 30],
-    "retry_condition_fn": retry_condition,
-}
-"""How every stage is run as a Prefect task: kept by its own manifest, tried again when hub, store or server is away."""
-
-
 def _build(
     stage: Stage, context: RunContext, work: Path, build: Callable[[Path, Path], dict[str, Json] | None]
 ) -> Manifest:
@@ -222,6 +213,7 @@ def _build(
 def _provenance(context: RunContext, started: datetime, seconds: float) -> dict[str, Json]:
     return {
         "commit": provenance.commit(),
+        **_run_name(),
         "packages": provenance.packages(),
         "hardware": provenance.hardware(),
         "workers": context.workers,
@@ -231,9 +223,15 @@ def _provenance(context: RunContext, started: datetime, seconds: float) -> dict[
     }
 
 
+def _run_name() -> dict[str, Json]:
+    """The name of the flow run that builds, if one does."""
+    context = FlowRunContext.get()
+    return {"run": context.flow_run.name} if context is not None and context.flow_run is not None else {}
+
+
 @contextmanager
 def _work_lock(work: Path) -> Iterator[None]:
     """Hold the machine-wide lock of one stage's work folder."""
-    stage = f"stage {work.parent.name} {work.name[:12]}"
-    with locked(work.with_suffix(".lock"), lambda message: logger().info("%s waits %s", stage, message)):
+    stage = work.parent.name
+    with locked(work.with_suffix(".lock"), lambda message: logger().info("stage %s waits %s", stage, message)):
         yield

@@ -22,7 +22,7 @@ from prefect.states import Failed
 from tasks.runtime.child_process import ProcessError, run_module
 from tasks.sources.document_folder import SourceError
 from tasks.sources.document_sources import FilesSource, read_source
-from tasks.store import stage
+from tasks.store import run_states
 from tasks.store.backends import open_store
 from tasks.store.objects import StoreError
 from tasks.store.retries import is_transient
@@ -75,7 +75,7 @@ def test_the_network_is_tried_again_and_bad_input_is_not(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     with pytest.raises(error) as raised:
         failure(tmp_path)
-    assert stage.retry_condition(None, None, Failed(data=raised.value)) is again
+    assert run_states.retry_condition(None, None, Failed(data=raised.value)) is again
 
 
 def error_of(package: str, name: str, *bases: type) -> Exception:
