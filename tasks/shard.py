@@ -102,7 +102,7 @@ def _write_split(
             ids, content = encoding.ids, text.encode()
             require_same_bytes(name, ids, table, content)
             writer.add(name, np.array(ids, dtype=np.uint16), len(content))
-        progress(writer.documents, total, f"{writer.documents:,} documents of {split}")
+        progress(writer.documents, total, f"{writer.documents:,} of {total:,} documents", f"{split} split")
     writer.close()
     return writer
 

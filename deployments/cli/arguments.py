@@ -57,6 +57,7 @@ def _add_run(commands: Commands) -> None:
         metavar="NAME",
         help=f"one of {', '.join(Preset)} (default here: %(default)s)",
     )
+    _json_option(parser)
     _changes_option(parser)
     _execution_options(parser)
 
@@ -91,6 +92,7 @@ def _add_study(commands: Commands) -> None:
     for field in fields(StudyConfig):
         about = f"{descriptions(StudyConfig)[field.name]} (default: {field.default})"
         parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=about)
+    _json_option(parser)
     _changes_option(parser)
     _execution_options(parser)
 
@@ -177,6 +179,12 @@ def _port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 2**16:
         raise argparse.ArgumentTypeError(f"{shown_value(text)} is no port: expected a number from 1 to 65535")
     return int(text)
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print the results as one JSON object, and nothing else on standard output"
+    )
 
 
 def _changes_option(parser: argparse.ArgumentParser) -> None:

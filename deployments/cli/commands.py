@@ -7,8 +7,8 @@ import argparse
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Without a server a run starts one of its own for its duration; nothing is reported to anybody.
@@ -27,9 +27,9 @@ from deployments.cli.export import export
 from deployments.cli.notify import NotifyError, notify
 from deployments.cli.up import NOTIFY, up
 from eval.reporting.ledger import leaderboard, leaderboard_page
-from eval.reporting.score_table import report_scores, score_notes
 from flows.config import Execution, Preset, compose, context_of, forms_of, require_encodable
 from flows.daily import daily_train
+from flows.planned_stages import Planned, stages_of_run, stages_of_study
 from flows.study import contamination_study
 from model.errors import name_file_in_errors, open_without_waiting, print_error
 from model.parsing import ConfigError, parse
@@ -75,10 +75,9 @@ def _run(arguments: argparse.Namespace) -> None:
     require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, context)  # before a server is started
     forms = forms_of(changes, daily_train)
     require_encodable(**forms, execution=execution)
-    _prepare_run()
-    began = time.monotonic()
-    published = daily_train(preset=Preset(arguments.preset), **forms, execution=execution)
-    _summary(published, time.monotonic() - began)
+    where = f"{arguments.preset} into {context.store.url}"
+    with _shown(f"daily-train run: {where}", stages_of_run(run), arguments.json) as show:
+        show(daily_train(preset=Preset(arguments.preset), **forms, execution=execution))
 
 
 def _study(arguments: argparse.Namespace) -> None:
@@ -87,9 +86,9 @@ def _study(arguments: argparse.Namespace) -> None:
     study = settings_from(StudyConfig, "study", arguments)
     forms, execution = forms_of(changes, contamination_study), _execution(arguments)
     require_encodable(**forms, execution=execution)
-    _prepare_run()
-    page = contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution)
-    print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
+    where = f"{arguments.preset} into {execution.store}"
+    with _shown(f"daily-train study: {where}", stages_of_study(study), arguments.json) as show:
+        show(contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution))
 
 
 def _up(arguments: argparse.Namespace) -> None:
@@ -132,24 +131,6 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.destination}: a model of the {family} family for transformers, with its model card README.md")
 
 
-def _summary(published: Published, seconds: float) -> None:
-    report = published.report
-    text, validation = report["text"], report["validation"]
-    in_stages = sum(stage.seconds for stage in published.stages.values())
-    skipped = [name for name, stage in published.stages.items() if stage.skipped]
-    print("\n" + report_scores(report["scores"]))
-    for note in score_notes(report["scores"]):
-        print(f"\n{note}")
-    print(
-        f"\nvalidation loss {validation['loss']:.4f} nats per token, {validation['bits_per_byte']:.4f} bits per byte; "
-        f"unigram entropy of the text {text['unigram_entropy_nats']:.4f} nats per token"
-        f"\nshard: {text['megabytes_per_second'] / text['workers']:.2f} MB/s per core on {text['workers']} cores"
-        f"\nstages: {in_stages:.1f} s, of which {len(skipped)} of {len(published.stages)} were skipped; "
-        f"Prefect's own overhead: {seconds - in_stages:.1f} s; together {seconds:.1f} s"
-        f"\nreport: {published.report_path}"
-    )
-
-
 def _chat(arguments: argparse.Namespace) -> None:
     if arguments.tokens < 1 or not (arguments.temperature == 0 or 0.01 <= arguments.temperature <= 100):
         raise ChatError(
@@ -181,12 +162,18 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
     print(arguments.html)
 
 
-def _prepare_run() -> None:
-    """Have a temporary server end with the run, and answer this run alone."""
-    from deployments.temporary_server import TemporaryServer  # noqa: PLC0415 (takes seconds)
+@contextmanager
+def _shown(title: str, planned: Planned, as_json: bool) -> Iterator[Callable[[Published | str], None]]:
+    """Show the stages of a flow while it runs, with a temporary server that ends with it and answers it alone; gives
+    the function that prints what the flow returns when all has been shown."""
+    from deployments.cli.live_table import shown_run  # noqa: PLC0415 (takes seconds)
+    from deployments.cli.summary import printed  # noqa: PLC0415
+    from deployments.temporary_server import TemporaryServer  # noqa: PLC0415
 
     choose_server()
     TemporaryServer()
+    with printed(as_json) as results, shown_run(title, planned) as state:
+        yield lambda returned: results.append((returned, state))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

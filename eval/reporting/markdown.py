@@ -40,10 +40,7 @@ def table_widths(markdown: str) -> list[float]:
         for table in re.findall(r"(?:^[ \t]*\|.*(?:\n|\Z))+", text, re.MULTILINE)
     ]
     tables += [
-        [
-            re.findall(r"<t[dh]\b[^>]*>(.*?)(?=</t|<t[dhr]\b|\Z)", row, re.DOTALL)
-            for row in re.split(r"<tr\b", table)[1:]
-        ]
+        [re.findall(r"<t[dh]\b[^>]*>(.*?)(?=</t|<t[dhr]\b|\Z)", row, re.DOTALL) for row in re.split(r"<tr\b", table)[1:]]
         for table in re.findall(r"<table\b.*?(?:</table>|\Z)", text, re.DOTALL)
     ]
     return [sum(_column_pixels(cells) for cells in zip_longest(*rows, fillvalue="")) for rows in tables if rows]

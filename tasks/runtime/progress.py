@@ -154,7 +154,7 @@ class TrainingProgress:
         else:
             self.logger.info("%s", event_sentence(event))
             if kind == "ending":
-                stage_events.stopping(event_sentence(event))
+                stage_events.note(event_sentence(event))
         rested = time.monotonic() - self.drawn > SECONDS_BETWEEN_FIGURES
         if kind == "checkpoint" and self.context is not None and rested:
             self.drawn = time.monotonic()

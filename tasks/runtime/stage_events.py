@@ -6,7 +6,7 @@ run that a worker has started.
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -18,10 +18,11 @@ class Moment(StrEnum):
 
     BEGUN = "begun"
     PROGRESS = "progress"
-    STOPPING = "stopping"
+    NOTE = "note"
     SKIPPED = "skipped"
     BUILT = "built"
     FAILED = "failed"
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class StageEvent:
     """As the stage knows it; None: it follows from `done`, `total` and the time."""
     facts: tuple[str, ...] = ()
     """More about the progress, in words."""
-    provenance: dict[str, Any] = field(default_factory=dict)
-    """Of the manifest of a stage that was skipped or built."""
+    manifest: Any = None
+    """Of a stage that was skipped or built (tasks/store/manifest.py)."""
 
 
 LISTENERS: list[Callable[[StageEvent], None]] = []
@@ -61,10 +62,13 @@ def announced(build_or_skip: Function) -> Function:
             _tell(moment=Moment.BEGUN)
             result = build_or_skip(stage, context, *rest, **named)
             moment = Moment.SKIPPED if result.skipped else Moment.BUILT
-            _tell(moment=moment, provenance=result.manifest.provenance)
+            _tell(moment=moment, manifest=result.manifest)
             return result
-        except BaseException:
+        except Exception:
             _tell(moment=Moment.FAILED)
+            raise
+        except BaseException:
+            _tell(moment=Moment.STOPPED)
             raise
         finally:
             _current.reset(token)
@@ -77,9 +81,9 @@ def progress(done: int, total: int = 0, *facts: str, seconds_left: float | None 
     _tell(moment=Moment.PROGRESS, done=done, total=total, facts=facts, seconds_left=seconds_left)
 
 
-def stopping(what: str) -> None:
-    """Tell the listeners what the stage still does before it ends unfinished, such as to save."""
-    _tell(moment=Moment.STOPPING, facts=(what,))
+def note(what: str) -> None:
+    """Tell the listeners what the stage does instead of going on, such as to wait or to save."""
+    _tell(moment=Moment.NOTE, facts=(what,))
 
 
 def _tell(**what: Any) -> None:
