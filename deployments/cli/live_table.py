@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.live import Live
 from rich.segment import Segment
 from rich.table import Table
@@ -32,7 +32,9 @@ STYLES = {
     State.FAILED: "bold red",
     State.STOPPED: "yellow",
 }
-WIDTH_OF_STATE, WIDTH_OF_TIME, GAP = 7, 10, 2
+WIDTHS = {"state": 7, "time": 11}
+"""Of columns that hold one of a few words, and `23 h 59 min`."""
+GAP = 2
 LINES_OF_NOTE = 3
 Cells = tuple[str, str, str, list[str], State]
 """Stage, state, time and lines of progress of a row, and the state again for its style."""
@@ -125,10 +127,12 @@ class _Frame:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(box=None, padding=(0, GAP, 0, 0), header_style="dim", pad_edge=False)
+        widths = {"stage": max((len(row[0]) for row in self.rows), default=0), **WIDTHS}
         for name in ("stage", "state", "time", "progress"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", justify="right" if name == "time" else "left")
+            justify: JustifyMethod = "right" if name == "time" else "left"
+            table.add_column(name, no_wrap=True, overflow="ellipsis", justify=justify, width=widths.get(name))
         for stage, state, seconds, progress, style in self.rows:
-            text = Text("\n".join(progress), no_wrap=True, overflow="ellipsis")
+            text = Text("\n".join(progress))
             table.add_row(stage, Text(state, STYLES[style]), seconds, text, style="dim" * (style is State.WAITING))
         parts = (Text(self.title, "bold", no_wrap=True, overflow="ellipsis"), table, Text(self.footer, "dim"))
         lines = [line for part in parts for line in console.render_lines(part, options, pad=False)]
@@ -147,7 +151,7 @@ def _trimmed(line: list[Segment]) -> list[Segment]:
 
 def _room(state: RunState, width: int) -> int:
     """Columns for the progress of a stage."""
-    return max(12, width - max(len(row.label) for row in state.rows) - WIDTH_OF_STATE - WIDTH_OF_TIME - 3 * GAP)
+    return max(12, width - max(len(row.label) for row in state.rows) - sum(WIDTHS.values()) - 3 * GAP)
 
 
 def _cells(row: StageRow, now: float, room: int) -> Cells:

@@ -3,49 +3,85 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
 from deployments.cli.run_state import RunState, State
-from eval.reporting.score_table import report_scores, score_notes
+from eval.reporting.score_table import interval_text
 from eval.reporting.words import dollars, duration
+from model.errors import in_one_line
 from tasks.report import Published
 
+COLUMNS_OF_FILE = 120
+"""Width of what is printed where no terminal says how wide it is."""
+FEWEST_COLUMNS = 4
+"""Of the table of scores, in the narrowest terminal."""
+_WIDE = Console(width=1000)
 
-def run_summary(published: Published, state: RunState) -> str:
+
+def print_run(published: Published, state: RunState, console: Console) -> None:
     """Headline, scores, cost and where the report is."""
     report = published.report
+    console.print()
+    for topic, text in headline(report):
+        console.print(Text.assemble((topic, "bold"), ": ", text))
+    console.print()
+    console.print(score_table(report["scores"], console.width))
+    for row in report["scores"]:
+        if row["value"] is None:
+            console.print(Text(f"{row['suite']} is not scored: {in_one_line(row['not_scored'])}"))
+    console.print()
     stages = published.stages.values()
-    skipped = sum(stage.skipped for stage in stages)
-    in_stages = sum(stage.seconds for stage in stages)
-    seconds = state.clock() - state.began
-    text, cost = report["text"], report["cost"]
-    return "\n".join(
-        [
-            "",
-            headline(report),
-            "",
-            report_scores(report["scores"]),
-            *(f"\n{note}" for note in score_notes(report["scores"])),
-            "",
-            f"cost: {dollars(cost['usd'])} for {duration(cost['seconds'])} of work, in this run or in earlier ones",
-            f"this command: {duration(seconds)}, {duration(in_stages)} in stages, {duration(seconds - in_stages)} of "
-            f"Prefect's own; {skipped} of {len(stages)} stages were skipped; shards were encoded at "
-            f"{text['megabytes_per_second'] / text['workers']:.2f} MB/s per core",
-            f"report: {published.report_path}",
-        ]
+    in_stages, seconds = sum(stage.seconds for stage in stages), state.clock() - state.began
+    console.print(
+        f"stages: {duration(in_stages)}, of which {sum(stage.skipped for stage in stages)} of {len(stages)} were "
+        f"skipped; Prefect's own: {duration(max(0.0, seconds - in_stages))}; together {duration(seconds)}"
     )
+    console.print(Text.assemble("report: ", (published.report_path, "bold")), soft_wrap=True)
 
 
-def headline(report: dict[str, Any]) -> str:
-    """Bits per byte, and what changed since earlier runs as far as the report says so."""
-    validation, text = report["validation"], report["text"]
-    return (
-        f"{validation['bits_per_byte']:.4f} bits per byte (validation loss {validation['loss']:.4f} nats per token; "
-        f"unigram entropy of the text {text['unigram_entropy_nats']:.4f})"
-    )
+def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What each line is about, and the line."""
+    validation, text, cost = report["validation"], report["text"], report["cost"]
+    return [
+        (
+            "Result",
+            f"{validation['bits_per_byte']:.4f} bits per byte, validation loss {validation['loss']:.4f} nats per "
+            f"token; unigram entropy of the text {text['unigram_entropy_nats']:.4f}",
+        ),
+        ("Cost", f"{dollars(cost['usd'])} for {duration(cost['seconds'])} of work"),
+    ]
+
+
+def score_table(scores: list[dict[str, Any]], width: int) -> Table:
+    """Scores in per cent, with as many columns as the width has room for."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "suite": lambda row: row["suite"],
+        "metric": lambda row: row["metric"],
+        "score, %": lambda row: f"{100 * row['value']:.2f}",
+        "chance": lambda row: f"{100 * row['chance']:.2f}",
+        "95 % interval": lambda row: interval_text(row) if row["interval"] else "–",
+        "items": lambda row: f"{row['n']:,}" + f" of {row['n_total']:,}" * row["subset"],
+        "leaked": lambda row: f"{row['contaminated_items']:,}",
+    }
+    scored = [row for row in scores if row["value"] is not None]
+    while columns:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+        for name in columns:
+            table.add_column(name, no_wrap=True, justify="left" if name in ("suite", "metric") else "right")
+        for row in scored:
+            table.add_row(*(cell(row) for cell in columns.values()))
+        if len(columns) <= FEWEST_COLUMNS or Measurement.get(_WIDE, _WIDE.options, table).maximum <= width:
+            break
+        columns.popitem()
+    return table
 
 
 def run_json(published: Published, state: RunState) -> dict[str, Any]:
@@ -71,10 +107,12 @@ def run_json(published: Published, state: RunState) -> dict[str, Any]:
     }
 
 
-def study_summary(page: str, state: RunState) -> str:
+def print_study(page: str, state: RunState, console: Console) -> None:
     """The page of a study, where it is a file of this machine, and where it is."""
-    text = "" if "://" in page else f"\n{Path(page).read_text()}\n"
-    return f"{text}study: {page}\nthis command: {duration(state.clock() - state.began)}"
+    if "://" not in page:
+        console.print(Text(f"\n{Path(page).read_text()}"), soft_wrap=True)
+    console.print(f"together {duration(state.clock() - state.began)}")
+    console.print(Text.assemble("study: ", (page, "bold")), soft_wrap=True)
 
 
 def study_json(page: str, state: RunState) -> dict[str, Any]:
@@ -106,9 +144,14 @@ def printed(as_json: bool) -> Iterator[list[tuple[Published | str, RunState]]]:
         sys.stdout.flush()
         os.dup2(output, 1)
         os.close(output)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = COLUMNS_OF_FILE
     for returned, state in results:
-        match returned:
-            case Published():
-                print(json.dumps(run_json(returned, state)) if as_json else run_summary(returned, state))
-            case page:
-                print(json.dumps(study_json(page, state)) if as_json else study_summary(page, state))
+        run = isinstance(returned, Published)
+        if as_json:
+            print(json.dumps(run_json(returned, state) if run else study_json(returned, state)))
+        elif run:
+            print_run(returned, state, console)
+        else:
+            print_study(returned, state, console)
