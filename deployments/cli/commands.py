@@ -22,7 +22,7 @@ from prefect.exceptions import TerminationSignal
 from deployments.access import auth_string, choose_server, connected_to_server
 from deployments.cli.arguments import changes_from, command_parser, settings_from
 from deployments.cli.chat import ChatError, require_gradio, run_with_model
-from deployments.cli.entry_point import run_interruptibly
+from deployments.cli.entry_point import run_interruptibly, was_interrupted
 from deployments.cli.export import export
 from deployments.cli.notify import NotifyError, notify
 from deployments.cli.up import NOTIFY, up
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return print_error(error, "daily-train")
     except Exception as error:
-        return print_error(error, "daily-train")
+        return 130 if was_interrupted() else print_error(error, "daily-train")  # a library may wrap the interrupt
     return 0
 
 

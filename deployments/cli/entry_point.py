@@ -36,6 +36,8 @@ SECONDS_TO_END = 3.0
 """For what the command has left behind."""
 SAVES = (b"tasks.runtime.supervise", b"model.train")
 """Children that save before they end."""
+_interrupted = False
+"""Whether a signal has asked this process to end."""
 _watched = False
 """Whether this process is the child that `continue_in_child` has made."""
 
@@ -121,8 +123,15 @@ def end_when_child_ends(child: "Popen", name: str, stopped: threading.Event) -> 
     threading.Thread(target=wait, daemon=True, name="end_when_child_ends").start()
 
 
+def was_interrupted() -> bool:
+    """Whether a signal has asked this process to end: what fails from then on fails for that reason."""
+    return _interrupted
+
+
 def _interrupt(_number: int, _frame: object) -> None:
     """Unwind, once: a second signal must not disturb that."""
+    global _interrupted
+    _interrupted = True
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -15,6 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from deployments.cli.entry_point import was_interrupted
 from deployments.cli.run_log import RunLogHandler, handled_by
 from deployments.cli.run_state import RunState, StageRow, State
 from eval.reporting.words import duration
@@ -102,7 +103,7 @@ class LiveTable:
         width, height = self.console.size
         with self.state.lock:
             cells = [_cells(row, self.state.clock(), _room(self.state, width)) for row in self.state.rows]
-            footer = _footer(self.state)
+            footer = _footer(self.state, ended=whole)
         rows = cells if whole else _rows_that_fit(cells, height - 4)  # title, header, footer, and the line after it
         content = (rows, footer, width)
         if content != self.shown:
@@ -127,7 +128,8 @@ class _Frame:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(box=None, padding=(0, GAP, 0, 0), header_style="dim", pad_edge=False)
-        widths = {"stage": max((len(row[0]) for row in self.rows), default=0), **WIDTHS}
+        columns = list(zip(*((stage, state, time) for stage, state, time, *_ in self.rows), strict=True))
+        widths = {name: max(map(len, (name, *cells))) for name, cells in zip(("stage", *WIDTHS), columns)}
         for name in ("stage", "state", "time", "progress"):
             justify: JustifyMethod = "right" if name == "time" else "left"
             table.add_column(name, no_wrap=True, overflow="ellipsis", justify=justify, width=widths.get(name))
@@ -156,7 +158,7 @@ def _room(state: RunState, width: int) -> int:
 
 def _cells(row: StageRow, now: float, room: int) -> Cells:
     seconds = row.seconds(now)
-    took = "" if row.state is State.WAITING else f"{int(seconds)} s" if seconds < 60 else duration(seconds)
+    took = "" if row.state is State.WAITING else _whole_seconds(seconds)
     return row.label, row.state.value, took, _progress(row, now, room), row.state
 
 
@@ -168,13 +170,15 @@ def _progress(row: StageRow, now: float, room: int) -> list[str]:
         return [f"built {builders[-1]}{more}"]
     if row.state not in (State.RUNNING, State.STOPPED):
         return []
+    if row.note:
+        return _pieces(in_one_line(row.note), room)
     parts = []
     if row.total and row.state is State.RUNNING:
         share = min(1.0, row.done / row.total)
         filled = round(BAR * share)
         parts.append(f"{'━' * filled}{'┄' * (BAR - filled)} {100 * share:.0f} %")
-    if row.left_at is not None and row.done < row.total:
-        parts.append(f"{duration(max(1, round(row.left_at - now)))} left".replace(".0", ""))
+    if row.left_at is not None and row.done < row.total and row.state is State.RUNNING:
+        parts.append(f"{_whole_seconds(max(1.0, row.left_at - now))} left")
     lines = [""]
     for part in [*parts, *(in_one_line(fact) for fact in row.facts)]:
         joined = f"{lines[-1]} · {part}" if lines[-1] else part
@@ -216,9 +220,14 @@ def _counted(cells: list[Cells], where: str) -> list[Cells]:
     return [(f"{len(cells)} {where}", "", "", [""], State.WAITING)] if cells else []
 
 
-def _footer(state: RunState) -> str:
-    seconds = state.clock() - state.began
-    took = f"{int(seconds)} s" if seconds < 60 else duration(seconds)
+def _whole_seconds(seconds: float) -> str:
+    return f"{int(seconds)} s" if seconds < 60 else duration(seconds)
+
+
+def _footer(state: RunState, *, ended: bool) -> str:
+    took = _whole_seconds(state.clock() - state.began)
     begun = any(row.state is not State.WAITING for row in state.rows)
     what = f"{state.finished} of {len(state.rows)} stages finished" if begun else "starting"
-    return f"{what}, {took} so far"
+    if ended:
+        return f"{state.finished} of {len(state.rows)} stages finished after {took}"
+    return f"{'stopping, ' * was_interrupted()}{what}, {took} so far"

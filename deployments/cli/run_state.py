@@ -55,6 +55,8 @@ class StageRow:
     done: int = 0
     total: int = 0
     facts: tuple[str, ...] = ()
+    note: str = ""
+    """What it does instead of going on."""
     left_at: float | None = None
     """When it ends, by the clock, as far as that is known."""
     first: tuple[float, int] | None = None
@@ -68,10 +70,10 @@ class StageRow:
         self.state, self.work = State.RUNNING, event.work
         self.keys.add(event.key)
         self.began = now if self.began is None else self.began
-        self.done, self.total, self.facts, self.left_at, self.first = 0, 0, (), None, None
+        self.done, self.total, self.facts, self.note, self.left_at, self.first = 0, 0, (), "", None, None
 
     def progress(self, event: StageEvent, now: float) -> None:
-        self.done, self.total, self.facts = event.done, event.total, event.facts
+        self.done, self.total, self.facts, self.note = event.done, event.total, event.facts, ""
         if self.first is None or event.done < self.first[1]:
             self.first = (now, event.done)
         passed, counted = now - self.first[0], event.done - self.first[1]
@@ -88,9 +90,6 @@ class StageRow:
         elif event.moment is Moment.SKIPPED:
             self.builders.append(built_by(event.manifest))
             self.state = State.DONE if self.built else State.SKIPPED
-        if self.state is not State.STOPPED:
-            self.facts = ()
-        self.left_at = None
 
 
 class RunState:
@@ -117,7 +116,7 @@ class RunState:
                 case Moment.PROGRESS:
                     row.progress(event, now)
                 case Moment.NOTE:
-                    row.facts, row.left_at, row.total = event.facts, None, 0
+                    row.note = " ".join(event.facts)
                 case _:
                     row.end(event, now)
             self._note(row)
