@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.segment import Segment
 from rich.table import Table
@@ -51,9 +51,9 @@ def shown_run(title: str, planned: Planned) -> Iterator[RunState]:
         stack.callback(LISTENERS.remove, state)
         if console.is_terminal and not console.is_dumb_terminal:
             table = stack.enter_context(LiveTable(console, in_one_line(title), state))
-            stack.enter_context(handled_by(RunLogHandler(table.print, state.mark_failed, table=True)))
+            stack.enter_context(handled_by(RunLogHandler(table.print, state, table=True)))
         else:
-            stack.enter_context(handled_by(RunLogHandler(_print_line, state.mark_failed, table=False)))
+            stack.enter_context(handled_by(RunLogHandler(_print_line, state, table=False)))
         yield state
 
 
@@ -90,7 +90,7 @@ class LiveTable:
         style = "bold red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else ""
         with suppress(OSError):
             self._follow_size()
-            self.console.print(Text(line, style), soft_wrap=True)
+            self.console.print(Text(line, style))
 
     def _draw_until_ended(self) -> None:
         at_first, later = SECONDS_BETWEEN_FRAMES
@@ -113,7 +113,7 @@ class LiveTable:
     def _follow_size(self) -> None:
         """A terminal that becomes narrower breaks the lines that are there: the next frame must erase more of them."""
         size, self.size = self.size, self.console.size
-        frame = self.live.renderable
+        frame = self.live.get_renderable()
         if self.size.width < size.width and isinstance(frame, _Frame) and frame.widths:
             height = sum(max(1, math.ceil(width / self.size.width)) for width in frame.widths)
             self.live._live_render._shape = (self.size.width, height)  # rich has no other way to say so
@@ -130,11 +130,12 @@ class _Frame:
         table = Table(box=None, padding=(0, GAP, 0, 0), header_style="dim", pad_edge=False)
         columns = list(zip(*((stage, state, time) for stage, state, time, *_ in self.rows), strict=True))
         widths = {name: max(map(len, (name, *cells))) for name, cells in zip(("stage", *WIDTHS), columns)}
-        for name in ("stage", "state", "time", "progress"):
-            justify: JustifyMethod = "right" if name == "time" else "left"
-            table.add_column(name, no_wrap=True, overflow="ellipsis", justify=justify, width=widths.get(name))
+        for name, width in widths.items():
+            table.add_column(name, no_wrap=True, justify="right" if name == "time" else "left", width=width)
+        room = max(1, options.max_width - sum(widths.values()) - GAP * len(widths))
+        table.add_column("progress", no_wrap=True, overflow="ellipsis", max_width=room)
         for stage, state, seconds, progress, style in self.rows:
-            text = Text("\n".join(progress))
+            text = Text("\n".join(progress), no_wrap=True, overflow="ellipsis")
             table.add_row(stage, Text(state, STYLES[style]), seconds, text, style="dim" * (style is State.WAITING))
         parts = (Text(self.title, "bold", no_wrap=True, overflow="ellipsis"), table, Text(self.footer, "dim"))
         lines = [line for part in parts for line in console.render_lines(part, options, pad=False)]

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import prefect
 
+from deployments.cli.run_state import RunState
 from model.errors import in_one_line
 
 PREFECT = str(Path(prefect.__file__).parent)
 RUNS = ("prefect.task_runs", "prefect.flow_runs")
-WORDS = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
+WORDS = {logging.ERROR: "error: ", logging.WARNING: "warning: "}
 
 
 class RunLogHandler(logging.Handler):
@@ -23,19 +24,19 @@ class RunLogHandler(logging.Handler):
     below it.
     """
 
-    def __init__(self, write: Callable[[str, int], None], failed: Callable[[str], None], *, table: bool) -> None:
+    def __init__(self, write: Callable[[str, int], None], state: RunState, *, table: bool) -> None:
         super().__init__()
-        self.write, self.failed, self.table = write, failed, table
+        self.write, self.state, self.table = write, state, table
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, if it is one to read; `failed` gets the name of a task that has failed for good."""
+        """Write a record, if it is one to read; the state learns which task has failed for good."""
         try:
             message = record.getMessage()
             by_prefect = record.pathname.startswith(PREFECT)
             of_run = record.name in RUNS
             task = getattr(record, "task_name", None)
             if by_prefect and of_run and task and record.levelno >= logging.ERROR:
-                self.failed(task)
+                self.state.mark_failed(task)
             level = record.levelno
             if by_prefect and of_run and "; retry " in message:
                 level = logging.WARNING
@@ -43,20 +44,16 @@ class RunLogHandler(logging.Handler):
                 return  # of the temporary server; of states, which the table shows
             elif (self.table and level < logging.WARNING) or message.startswith("Beginning flow run"):
                 return
-            self.write(_line(record, message, task, level), level)
+            self.write(self._line(record, message, task, level), level)
         except Exception:
             self.handleError(record)
 
-
-def _line(record: logging.LogRecord, message: str, task: str | None, level: int) -> str:
-    at = time.strftime("%H:%M:%S", time.localtime(record.created))
-    word = next((word for least, word in sorted(WORDS.items(), reverse=True) if level >= least), "")
-    if record.name in RUNS:
-        name = getattr(record, "task_run_name", None) or task or getattr(record, "flow_name", "")
-        named = f"{name}: " if not message.startswith(f"{name}:") else ""
-    else:
-        named = ""
-    return in_one_line(f"{at} {word}{named}{message}")
+    def _line(self, record: logging.LogRecord, message: str, task: str | None, level: int) -> str:
+        at = time.strftime("%H:%M:%S", time.localtime(record.created))
+        word = next((word for least, word in WORDS.items() if level >= least), "")
+        name = self.state.label_of(task) if task else getattr(record, "flow_name", "")
+        named = f"{name}: " if name and not message.startswith(f"{name}:") else ""
+        return in_one_line(f"{at} {word}{named}{message}")
 
 
 @contextmanager

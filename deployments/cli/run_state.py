@@ -129,6 +129,11 @@ class RunState:
             if row.state is not State.STOPPED:
                 row.state = State.FAILED
 
+    def label_of(self, stage: str) -> str:
+        """What the stage of that name is called that was begun last."""
+        begun = [row.label for row in self.rows if row.stage == stage and row.state is not State.WAITING]
+        return begun[-1] if begun else stage
+
     @property
     def finished(self) -> int:
         """How many stages are finished."""

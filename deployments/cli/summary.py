@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -110,7 +111,8 @@ def run_json(published: Published, state: RunState) -> dict[str, Any]:
 def print_study(page: str, state: RunState, console: Console) -> None:
     """The page of a study, where it is a file of this machine, and where it is."""
     if "://" not in page:
-        console.print(Text(f"\n{Path(page).read_text()}"), soft_wrap=True)
+        text = Path(page).read_text()
+        console.print("", Markdown(text, hyperlinks=False) if console.is_terminal else Text(text), sep="\n")
     console.print(f"together {duration(state.clock() - state.began)}")
     console.print(Text.assemble("study: ", (page, "bold")), soft_wrap=True)
 
