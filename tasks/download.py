@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from prefect.artifacts import create_markdown_artifact
 
 from eval.document_parquet import SCHEMA
-from eval.reporting.markdown import code, code_block, markdown_table, passage, untrusted
+from eval.reporting.markdown import CODE_CHARACTERS, code_block, markdown_table, passage, untrusted
 from model.parsing import Bounds, check_fields
 from tasks.runtime.logs import logger
 from tasks.runtime.stage_events import progress
@@ -38,6 +38,7 @@ IDS_AT_ONCE = 2**16
 LONGEST_SPACE = 1_000_000
 NOT_SPACE = re.compile(r"\S")
 BYTES_PER_FILE = 256 * 2**20
+MOST_FILES_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,28 +214,37 @@ class _Part:
         self.writer, self.bytes_in_file = None, 0
 
 
-def lock_tables(source: dict[str, Any]) -> list[str]:
-    """What identifies the documents: the source's settings and, of local files, each digest."""
-    rows = [[name, code(str(value))] for name, value in source.items() if name != "files" and value is not None]
-    tables = [markdown_table(["source", ""], rows)]
+def source_lines(source: dict[str, Any]) -> list[str]:
+    """What identifies the documents: the source's settings and, of local files, each digest. Code, since a digest is
+    wider than a cell of a table may be."""
+    settings = {name: value for name, value in source.items() if name != "files" and value is not None}
+    lines = [code_block("\n".join(_beside_or_below(name, str(value)) for name, value in settings.items()))]
     if files := source.get("files"):
-        tables.append(markdown_table(["file", "sha256"], [[code(f["path"]), code(f["sha256"])] for f in files]))
-    return tables
+        shown = [_beside_or_below(file["path"], file["sha256"]) for file in files[:MOST_FILES_SHOWN]]
+        more = f", of {len(files):,} in lock.json the first {MOST_FILES_SHOWN}" if len(files) > MOST_FILES_SHOWN else ""
+        lines += [f"SHA-256 of each file{more}:", code_block("\n".join(shown))]
+    return lines
+
+
+def _beside_or_below(name: str, value: str) -> str:
+    line = f"{name}: {value}"
+    return line if len(line) <= CODE_CHARACTERS else f"{name}:\n{value}"
 
 
 def describe(result: StageResult, context: RunContext) -> str:
     """The stage's artifact: counts, the lock, and how the first documents begin."""
     lock: dict[str, Any] = read_json(result, context, "lock.json")
     rows = [[split, counts["documents"], counts["bytes"]] for split, counts in lock["splits"].items()]
+    empty = lock["empty_documents"]
     lines = [
-        f"{lock['empty_documents']} empty documents were left out.",
         markdown_table(["split", "documents", "bytes"], rows),
+        *([f"{empty:,} empty document{'s were' if empty > 1 else ' was'} left out."] if empty else []),
         *(
             f"Left out: {group['files']}, {group['reason']}:\n\n{code_block(chr(10).join(group['first']))}"
             for group in result.manifest.provenance.get("left_out", [])
         ),
-        "**Lock**",
-        *lock_tables(lock["source"]),
+        "**Source**",
+        *source_lines(lock["source"]),
     ]
     for sample in lock["samples"]:
         lines += [f"**{untrusted(sample['id'])}** begins", passage(sample["start"])]

@@ -32,6 +32,7 @@ from tasks.tokenizer import load_tokenizer
 
 VERSION = 1
 DOCUMENTS_PER_BATCH = 256
+MOST_FILES_SHOWN = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +186,17 @@ def describe(result: StageResult, context: RunContext) -> str:
         [name, split["documents"], split["tokens"], split["bytes"], split["bytes"] / split["tokens"], entropies[name]]
         for name, split in shards["splits"].items()
     ]
-    files = [[output.path, output.bytes, output.sha256[:16]] for output in result.manifest.outputs]
+    outputs = result.manifest.outputs
+    files = [[output.path, output.bytes, output.sha256[:16]] for output in outputs[:MOST_FILES_SHOWN]]
+    more = [f"… and {len(outputs) - MOST_FILES_SHOWN:,} more files"] if len(outputs) > MOST_FILES_SHOWN else []
     facts = result.manifest.provenance
-    speed = f"encoded at {facts['megabytes_per_second']} MB/s on {facts['workers']} cores"
+    cores = f"{facts['workers']} core{'s' if facts['workers'] > 1 else ''}"
+    speed = f"encoded at {facts['megabytes_per_second']:.1f} MB/s on {cores}"
     return "\n\n".join(
         [
             f"Vocabulary of {shards['vocab_size']:,}; {speed}.",
             markdown_table(header, rows),
-            markdown_table(["file", "bytes", "sha256"], files),
+            markdown_table(["file", "bytes", "SHA-256 begins"], files),
+            *more,
         ]
     )

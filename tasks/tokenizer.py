@@ -199,9 +199,9 @@ def describe(tokenizer: Tokenizer) -> str:
     rows: list[list[object]] = [
         ["vocabulary", tokenizer.get_vocab_size()],
         ["end-of-text id", tokenizer.token_to_id(END_OF_TEXT)],
-        ["mean bytes a token", sum(lengths) / len(lengths)],
+        ["bytes an entry, on average", sum(lengths) / len(lengths)],
     ]
-    words = "\n".join(repr(tokenizer.decode([number])) for number in longest)
+    words = "\n".join(json.dumps(tokenizer.decode([number]), ensure_ascii=False) for number in longest)
     return "\n\n".join([markdown_table(["", "value"], rows), "**The longest tokens**", code_block(words)])
 
 

@@ -225,25 +225,30 @@ def _check_suites(coverage: Row, verdicts: list[Row], items: Sequence[Reference]
         raise control_failure(
             f"the suites {sorted(expected)} were scanned", f"coverage.json has {sorted(coverage['suites'])}"
         )
-    header, *body = _table_cells(verdict_table(coverage))
-    for line in body:
-        part = expected[line[0]]
-        shown = dict(zip(header[1:], (int(cell.replace(",", "")) for cell in line[1:]), strict=True))
+    verdicts_shown = _shown_by_suite(verdict_table(coverage))
+    for suite, cells in verdicts_shown.items():
+        part = expected[suite]
+        shown = {name: int(cell.replace(",", "")) for name, cell in cells.items()}
         counts = {name: part[name] for name in ("items", "checkable", "clean", "contaminated")}
         if shown != {**{kind: part["by_kind"].get(kind, 0) for kind in shown}, **counts}:
-            raise control_failure(f"the verdicts of {line[0]} are {part}", f"the report's table has {shown}")
-    if len(body) != len(expected):
-        raise control_failure(f"{len(expected)} suites were scanned", f"the report's table has {len(body)}")
-    for suite, *line in _table_cells(control_table(coverage))[1:]:
+            raise control_failure(f"the verdicts of {suite} are {part}", f"the report's table has {shown}")
+    if len(verdicts_shown) != len(expected):
+        raise control_failure(f"{len(expected)} suites were scanned", f"the report's table has {len(verdicts_shown)}")
+    for suite, cells in _shown_by_suite(control_table(coverage)).items():
+        line = list(cells.values())
         recall = [f"{count['found']} of {count['planted']}" for count in control_suites(coverage)[suite].values()]
         if [cell for cell in line if cell != "–"] != recall:
             raise control_failure(f"of planted items of {suite} were found {recall}", f"the report's table has {line}")
 
 
-def _table_cells(table: str) -> list[list[str]]:
-    """Cells of a Markdown table, the header first."""
-    header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    return [header, *body]
+def _shown_by_suite(tables: str) -> dict[str, dict[str, str]]:
+    """Cells of Markdown tables below each other, by the suite at the beginning of their row and by their header."""
+    shown: dict[str, dict[str, str]] = {}
+    for table in tables.split("\n\n"):
+        header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        for suite, *cells in body:
+            shown.setdefault(suite, {}).update(zip(header[1:], cells, strict=True))
+    return shown
 
 
 def _check_sweep(sweep: list[Row], verdicts: list[Row], items: Sequence[Reference]) -> None:

@@ -5,7 +5,7 @@ Every word of a document or an item is untrusted here and escaped.
 
 from typing import Any
 
-from eval.reporting.markdown import markdown_table, replace_control_characters, untrusted
+from eval.reporting.markdown import markdown_table, narrow_tables, replace_control_characters, untrusted
 from eval.reporting.score_table import interval_text
 
 SHOWN_MATCHES = 10
@@ -47,7 +47,7 @@ def control_suites(coverage: dict[str, Any]) -> dict[str, dict[str, dict[str, in
 
 
 def verdict_table(coverage: dict[str, Any]) -> str:
-    """Items of each suite by verdict and kind."""
+    """Items of each suite by verdict and kind; in several tables where one would be too wide."""
     suites = coverage["suites"]
     kinds = sorted({kind for part in suites.values() for kind in part["by_kind"]} - {"clean", "uncheckable"})
     counts = ("items", "checkable", "clean", "contaminated")
@@ -55,18 +55,18 @@ def verdict_table(coverage: dict[str, Any]) -> str:
         [suite, *(part[name] for name in counts), *(part["by_kind"].get(kind, 0) for kind in kinds)]
         for suite, part in suites.items()
     ]
-    return markdown_table(["suite", *counts, *kinds], rows)
+    return narrow_tables(["suite", *counts, *kinds], rows)
 
 
 def control_table(coverage: dict[str, Any]) -> str:
-    """Planted items found, by suite and form."""
+    """Planted items found, by suite and form; in several tables where one would be too wide."""
     recall = control_suites(coverage)
     names = list(dict.fromkeys(form for forms in recall.values() for form in forms))
     rows = [
         [suite, *(f"{forms[form]['found']} of {forms[form]['planted']}" if form in forms else None for form in names)]
         for suite, forms in recall.items()
     ]
-    return markdown_table(["suite", *(name.replace("_", " ") for name in names)], rows)
+    return narrow_tables(["suite", *(name.replace("_", " ") for name in names)], rows)
 
 
 def match_lines(match: dict[str, Any]) -> list[str]:

@@ -17,25 +17,30 @@ BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#6b7280"
 
 def loss_figure(events: list[dict[str, Any]], unigram_entropy_nats: float | None = None) -> bytes:
     """Training and validation loss (nats a token) over training tokens, with the unigram entropy as a floor to beat,
-    and validation bits per byte."""
+    and validation bits per byte once there are two. The axis goes from 0 to the tokens that were reached."""
     steps = [event for event in events if event["event"] == "step"]
     validations = [event for event in events if event["event"] == "validation"]
     figure = Figure(figsize=(10, 4.2), dpi=110, layout="constrained")
-    losses, bits = figure.subplots(1, 2, width_ratios=(3, 2))
+    panels = figure.subplots(1, 2, width_ratios=(3, 2)) if len(validations) > 1 else [figure.subplots()]
+    losses = panels[0]
     losses.plot([s["tokens"] / 1e6 for s in steps], [s["loss"] for s in steps], color=BLUE, alpha=0.5, label="training")
     millions = [event["tokens"] / 1e6 for event in validations]
     label = "validation: {loss:.3f}".format(**validations[-1]) if validations else "validation"
-    losses.plot(millions, [event["loss"] for event in validations], "o-", color=ORANGE, label=label, markersize=4)
+    marks: dict[str, Any] = {"color": ORANGE, "markersize": 4, "clip_on": False}
+    losses.plot(millions, [event["loss"] for event in validations], "o-", label=label, **marks)
     if unigram_entropy_nats is not None:
         losses.axhline(unigram_entropy_nats, color=GREY, linestyle="--", label="unigram entropy of the text")
     losses.set_ylabel("loss (nats per token)")
     losses.legend()
-    label = "validation: {bits_per_byte:.3f}".format(**validations[-1]) if validations else "validation"
-    values = [event["bits_per_byte"] for event in validations]
-    bits.plot(millions, values, "o-", color=ORANGE, label=label, markersize=4)
-    bits.set_ylabel("bits per byte")
-    bits.legend()
-    for axes in (losses, bits):
+    for bits in panels[1:]:
+        label = "validation: {bits_per_byte:.3f}".format(**validations[-1])
+        bits.plot(millions, [event["bits_per_byte"] for event in validations], "o-", label=label, **marks)
+        bits.set_ylabel("bits per byte")
+        bits.legend()
+    reached = max((event.get("tokens", 0) for event in events if event["event"] != "start"), default=0)
+    for axes in panels:
+        if reached:
+            axes.set_xlim(0, reached / 1e6)
         axes.set_xlabel("training tokens (millions)")
         axes.grid(alpha=0.25)
     return _png(figure)

@@ -10,6 +10,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 COLUMN_PIXELS = 584
 """Width of an artifact's Markdown in Prefect's UI, in a window of 1280 pixels. Its tables break cells at spaces only,
 do not scroll, and cover what is beside them when they are wider."""
+CODE_CHARACTERS = 64
+"""Of a line of code, that it need not be scrolled there."""
 _CELL_PIXELS, _CHARACTER_PIXELS = 17.0, 7.4
 """Of a column without text, and of a character of the longest word in it; measured in Chromium."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -27,6 +29,25 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     return "\n".join(lines)
 
 
+def narrow_tables(
+    header: Sequence[str], rows: Iterable[Sequence[object]], names: int = 1, width: float = COLUMN_PIXELS
+) -> str:
+    """As `markdown_table`; where that is wider than so many pixels, its columns stand in several tables one below the
+    other, each of which begins with the first columns, the `names`."""
+    rows = [list(row) for row in rows]
+    pixels = [_column_pixels([title, *(table_cell(row[at]) for row in rows)]) for at, title in enumerate(header)]
+    always = list(range(names))
+    parts: list[list[int]] = [[]]
+    for column in range(names, len(header)):
+        if parts[-1] and sum(pixels[at] for at in [*always, *parts[-1], column]) > width:
+            parts.append([])
+        parts[-1].append(column)
+    chosen = [[*always, *part] for part in parts]
+    return "\n\n".join(
+        markdown_table([header[at] for at in part], [[row[at] for at in part] for row in rows]) for part in chosen
+    )
+
+
 def tables_fit(markdown: str, width: float = COLUMN_PIXELS) -> bool:
     """Whether every table of a text fits a column of so many pixels."""
     return all(pixels <= width for pixels in table_widths(markdown))
@@ -40,7 +61,10 @@ def table_widths(markdown: str) -> list[float]:
         for table in re.findall(r"(?:^[ \t]*\|.*(?:\n|\Z))+", text, re.MULTILINE)
     ]
     tables += [
-        [re.findall(r"<t[dh]\b[^>]*>(.*?)(?=</t|<t[dhr]\b|\Z)", row, re.DOTALL) for row in re.split(r"<tr\b", table)[1:]]
+        [
+            re.findall(r"<t[dh]\b[^>]*>(.*?)(?=</t|<t[dhr]\b|\Z)", row, re.DOTALL)
+            for row in re.split(r"<tr\b", table)[1:]
+        ]
         for table in re.findall(r"<table\b.*?(?:</table>|\Z)", text, re.DOTALL)
     ]
     return [sum(_column_pixels(cells) for cells in zip_longest(*rows, fillvalue="")) for rows in tables if rows]
@@ -101,7 +125,7 @@ def code_block(text: str) -> str:
 def passage(text: str) -> str:
     """A piece of prose as a block whose long lines are broken, so that a page need not be scrolled sideways."""
     lines = replace_control_characters(text).split("\n")
-    return code_block("\n".join(textwrap.fill(line, 88) for line in lines))
+    return code_block("\n".join(textwrap.fill(line, CODE_CHARACTERS) for line in lines))
 
 
 def code(text: str) -> str:

@@ -97,22 +97,24 @@ class LogPace:
 
 
 class CountingProgress:
-    """Logs the progress of a child process that counts: `480 of 5,000 documents scanned`."""
+    """Logs the progress of a child process that counts: `contamination: 480 of 5,000 documents scanned`. The server
+    shows the lines of all stages in one list, so that each must name its own."""
 
-    def __init__(self, counted: str) -> None:
-        self.counted, self.pace, self.logger = counted, LogPace(), logger()
+    def __init__(self, stage: str, counted: str) -> None:
+        self.stage, self.counted = stage, counted
+        self.pace, self.logger = LogPace(), logger()
 
     def __call__(self, event: dict[str, Any]) -> None:
         match event:
             case {"event": "progress", "done": done, "total": total}:
                 if self.pace.due(at_end=done == total):
-                    self.logger.info("%s of %s %s", f"{done:,}", f"{total:,}", self.counted)
+                    self.logger.info("%s: %s of %s %s", self.stage, f"{done:,}", f"{total:,}", self.counted)
             case {"event": "warning"}:
-                self.logger.warning("%s", event_sentence(event))
+                self.logger.warning("%s: %s", self.stage, event_sentence(event))
             case {"event": "done"}:
                 pass  # whoever follows the child says what it has found
             case _:
-                self.logger.info("%s", event_sentence(event))
+                self.logger.info("%s: %s", self.stage, event_sentence(event))
 
 
 class TrainingProgress:
@@ -177,8 +179,9 @@ class TrainingProgress:
         events = read_lines(self.run_dir / "metrics.jsonl")
         steps = next((event["steps"] for event in reversed(events) if "steps" in event), 0)
         reached = max(event.get("step", 0) for event in events)
-        figure = inline("loss so far", loss_figure(events))
-        markdown = f"Step {reached:,} of {steps:,}.\n\n{figure}"
+        markdown = f"Step {reached:,} of {steps:,}."
+        if sum(event["event"] == "step" for event in events) > 1:  # else there is no line to draw
+            markdown += f"\n\n{inline('loss so far', loss_figure(events))}"
         if self.figure is None:
             description = "Loss so far, drawn at checkpoints and when the training ends"
             self.figure = artifact_id(

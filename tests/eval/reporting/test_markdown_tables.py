@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.reporting.markdown import markdown_table, table_widths, tables_fit
+from eval.reporting.markdown import markdown_table, narrow_tables, table_widths, tables_fit
 
 
 def pixels(*longest: int) -> float:
@@ -32,3 +32,14 @@ def test_seven_columns_of_eight_characters_fit_and_eight_do_not():
     assert tables_fit(columns[7]) and not tables_fit(columns[8])
     assert tables_fit(columns[8], width=690)
     assert not tables_fit("| " + "x" * 77 + " |\n|---|")
+
+
+def test_a_table_that_is_too_wide_becomes_several_that_begin_alike():
+    header, row = ["suite", *(f"column{number}" for number in range(12))], ["arc_challenge", *range(12)]
+    text = narrow_tables(header, [row])
+    assert tables_fit(text) and not tables_fit(markdown_table(header, [row]))
+    heads = [table.splitlines()[0].strip("| ").split(" | ") for table in text.split("\n\n")]
+    assert len(heads) == 2 and [head[0] for head in heads] == ["suite", "suite"]
+    assert [name for head in heads for name in head[1:]] == header[1:]
+    assert narrow_tables(header[:3], [row[:3]]) == markdown_table(header[:3], [row[:3]])
+    assert len(narrow_tables(["a", "b"], [["x" * 90, "y" * 90]]).split("\n\n")) == 1, "there is nothing to part"
