@@ -16,6 +16,7 @@ from prefect import Flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from eval.settings import Differing, differing_settings
 from flows.effects import without_effect
 from flows.forms import Changes, ShownAsForm, changes_form
 from flows.preset_files import Preset as Preset
@@ -139,6 +140,11 @@ def run_name() -> str:
     """Date, preset and commit, so that a list of runs can be read."""
     started = flow_run.get_scheduled_start_time()
     return f"{started:%Y-%m-%d %H:%M} {flow_run.get_parameters()['preset']} {provenance.commit()[:8]}"
+
+
+def differs_from_preset(preset: str, config: RunConfig) -> Differing:
+    """The settings of a run that are not its preset's, each with the preset's value and its own."""
+    return differing_settings(*(json.loads(as_json(each)) for each in (compose(preset, {}), config)))
 
 
 def as_json(config: RunConfig) -> str:

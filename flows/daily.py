@@ -31,6 +31,7 @@ from flows.config import (
     changes_of,
     compose,
     context_of,
+    differs_from_preset,
     run_name,
 )
 from flows.prepare import prepare
@@ -88,4 +89,4 @@ def daily_train(
     checkpoint = train_model(run.model, run.train, ready.shards, ready.vocabulary, ready.items, context)
     scores = evaluate_model(run.evaluation, checkpoint, ready.vocabulary, ready.items, context)
     stages = [ready.raw, ready.documents, ready.verdicts, ready.vocabulary, ready.shards, checkpoint, scores]
-    return publish_report(preset.value, as_json(run), stages, ready.items, context)
+    return publish_report(preset.value, as_json(run), stages, ready.items, context, differs_from_preset(preset, run))

@@ -17,7 +17,7 @@ from prefect.artifacts import create_markdown_artifact
 from eval.contamination.verdicts import ContaminationConfig
 from eval.document_parquet import SCHEMA, document_files, read_tables
 from eval.reporting.contamination_report import contamination_section
-from eval.reporting.figures import inline, sweep_figure
+from eval.reporting.figures import inline, sweep_figure, sweep_shows_something
 from eval.reporting.report import FIGURES
 from eval.reporting.words import count
 from tasks.benchmarks import Items
@@ -89,12 +89,10 @@ def check_contamination(config: CheckConfig, documents: StageResult, items: Item
     result = build_or_skip(stage, context, build)
     contamination = read_contamination(fetch_outputs(result, context))
     add_to_state(_found(contamination["coverage"]))
-    figure = inline(FIGURES["sweep.png"], sweep_figure(contamination["sweep"], config.run))
-    create_markdown_artifact(
-        key="contamination",
-        description="Benchmark items in the training text",
-        markdown=f"{contamination_section(contamination)}\n\n{figure}",
-    )
+    text = contamination_section(contamination)
+    if sweep_shows_something(contamination["sweep"]):
+        text += f"\n\n{inline(FIGURES['sweep.png'], sweep_figure(contamination['sweep'], config.run))}"
+    create_markdown_artifact(key="contamination", description="Benchmark items in the training text", markdown=text)
     if config.mode is Mode.REFUSE:
         _refuse(contamination["coverage"])
     return result

@@ -108,7 +108,7 @@ def stage_keys(preset: str, context: RunContext) -> dict[str, str]:
         "filter": lambda: tasks.contamination.drop_contaminated.fn(one, one, context),
         "train": lambda: tasks.train.training_stage(config.model, config.train, one, one, None, context),
         "evaluate": lambda: tasks.evaluate.evaluate_model.fn(config.evaluation, one, one, items, context),
-        "report": lambda: tasks.report.publish_report.fn(preset, "", [one], items, context),
+        "report": lambda: tasks.report.publish_report.fn(preset, "", [one], items, context, {}),
     }
     return {name: key for name, build in stages.items() for key in _key(build)}
 

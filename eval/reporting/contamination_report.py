@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.reporting.markdown import markdown_table, narrow_tables, replace_control_characters, untrusted
 from eval.reporting.score_table import interval_text
+from eval.reporting.words import count, data_size
 
 SHOWN_MATCHES = 10
 
@@ -14,7 +15,7 @@ SHOWN_MATCHES = 10
 def contamination_section(found: dict[str, Any]) -> str:
     """The whole section from `coverage` (coverage.json) and `matches` (lines of matches.jsonl)."""
     coverage, matches = found["coverage"], found["matches"]
-    size = f"{coverage['documents']:,} documents, {coverage['words']:,} words: every document against every item."
+    size = f"{coverage['documents']:,} documents, {count(coverage['words'])} words: every document against every item."
     lines = [size, verdict_table(coverage)]
     lines += ["**Positive control**: items planted in this text, and how many were found.", control_table(coverage)]
     negatives = coverage["control"]["hard_negatives"]
@@ -34,10 +35,11 @@ def _canaries(control: dict[str, Any]) -> list[str]:
     if "canaries" not in control:
         return []
     canaries, probes = control["canaries"], control["probes"]
+    scanned = data_size(control["scanned"]["bytes"])
     return [
         f"{canaries['found']:,} of {canaries['drawn']:,} stretches of words drawn from {canaries['documents']:,} of "
         f"these documents were found where they stand, and {probes['found']:,} of {probes['planted']:,} invented items "
-        f"came back with the verdict that is known of them; {control['scanned']['bytes']:,} bytes of text were scanned."
+        f"came back with the verdict that is known of them; {scanned} of text were scanned."
     ]
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from PIL import Image
 
 from eval.reporting.published_scores import PUBLISHED_SCORES
 
 mpl.use("Agg")  # no display is needed, and none is looked for
 
+COLOURS = 128
+"""Of a figure: as many as its lines and letters need, in a third of the bytes of full colour."""
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#6b7280"
 
 
@@ -44,6 +47,11 @@ def loss_figure(events: list[dict[str, Any]], unigram_entropy_nats: float | None
         axes.set_xlabel("training tokens (millions)")
         axes.grid(alpha=0.25)
     return _png(figure)
+
+
+def loss_shows_something(events: list[dict[str, Any]]) -> bool:
+    """Whether `loss_figure` would have a line: two points of one kind."""
+    return any(sum(event["event"] == kind for event in events) > 1 for kind in ("step", "validation"))
 
 
 def score_figure(scores: list[dict[str, Any]]) -> bytes:
@@ -95,6 +103,11 @@ def sweep_figure(sweep: list[dict[str, Any]], run: int) -> bytes:
     return _png(figure)
 
 
+def sweep_shows_something(sweep: list[dict[str, Any]]) -> bool:
+    """Whether any item counts as contaminated at any run of words: else `sweep_figure` is lines at zero."""
+    return any(row["contaminated"] for row in sweep if row.get("run") is not None)
+
+
 def study_figure(groups: list[dict[str, Any]]) -> bytes:
     """Gains of a contamination study with 95 % intervals, one panel a measure."""
     measures = list(dict.fromkeys(row["measure"] for row in groups))
@@ -120,6 +133,8 @@ def inline(alt: str, png: bytes) -> str:
 
 
 def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    full, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png")
+    few = Image.open(full).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    few.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

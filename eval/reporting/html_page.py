@@ -29,13 +29,19 @@ nav a { padding: .15rem .7rem; border: 1px solid var(--line); border-radius: 1re
 a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
 .table { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
-  overflow-wrap: normal; }
+table { border-collapse: collapse; width: max-content; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { max-width: 15rem; padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; overflow-wrap: normal; }
+th { max-width: 7rem; }
 td[style*="right"] { white-space: nowrap; }
 th { background: var(--soft); font-weight: 600; }
 td code { font-size: .8em; overflow-wrap: anywhere; }
-td:has(code) { min-width: 14rem; }
+main > ul { max-width: 60rem; padding-left: 1.2rem; }
+li { margin: .3rem 0; }
+@media (max-width: 40rem) { th, td { max-width: 11rem; padding: .3rem .5rem; }
+  th:first-child, td:first-child { position: sticky; left: 0; max-width: 9rem; background: var(--page);
+    overflow-wrap: anywhere; }
+  th:first-child { background: var(--soft); } }
 pre, blockquote { margin: .5rem 0 1rem; padding: .7rem 1rem; background: var(--soft); border-radius: .4rem; }
 pre { white-space: pre-wrap; font-size: .85rem; }
 blockquote { border-left: .25rem solid var(--line); }

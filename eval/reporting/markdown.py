@@ -14,15 +14,17 @@ CODE_CHARACTERS = 64
 """Of a line of code, that it need not be scrolled there."""
 _CELL_PIXELS, _CHARACTER_PIXELS = 17.0, 7.4
 """Of a column without text, and of a character of the longest word in it; measured in Chromium."""
+LONGEST_NOTE = 500
+"""Characters of the note of a run."""
+_NUMBER = re.compile(r"[+−-]?\$?\d[\d,.]*( (k|M|B|T|%|× 10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; numbers are aligned right, floats shown with four significant digits, None as a dash."""
+    """A Markdown table; numbers, also those in words (`1.31 M`, `$0.12`), are aligned right, floats shown with four
+    significant digits, None as a dash."""
     rows = [list(row) for row in rows]
-    numeric = [
-        bool(rows) and all(isinstance(row[column], int | float | None) for row in rows) for column in range(len(header))
-    ]
+    numeric = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
     rule = "|" + "|".join("---:" if right else "---" for right in numeric) + "|"
     lines = ["| " + " | ".join(header) + " |", rule]
     lines += ["| " + " | ".join(table_cell(value) for value in row) + " |" for row in rows]
@@ -46,6 +48,11 @@ def narrow_tables(
     return "\n\n".join(
         markdown_table([header[at] for at in part], [[row[at] for at in part] for row in rows]) for part in chosen
     )
+
+
+def _is_number(value: object) -> bool:
+    """Whether a cell belongs in a column of numbers."""
+    return isinstance(value, int | float | None) or (isinstance(value, str) and _NUMBER.fullmatch(value) is not None)
 
 
 def tables_fit(markdown: str, width: float = COLUMN_PIXELS) -> bool:
@@ -98,6 +105,18 @@ def table_cell(value: object) -> str:
             return re.sub(r"(?<!\\)\|", r"\\|", str(value)).replace("\n", " ")
 
 
+def what_is_wrong_with_note(note: object) -> str | None:
+    """Why a text cannot be the note of a run, as the end of a sentence; None for a good one. Its HTML and Markdown are
+    escaped wherever it is shown."""
+    if not isinstance(note, str) or not note.strip():
+        return f"is {note!a:.80}, expected a text"
+    if len(note) > LONGEST_NOTE:
+        return f"has {len(note):,} characters, expected at most {LONGEST_NOTE}"
+    if _CONTROL.search(note) or re.search(r"[\n\t\ud800-\udfff]", note):
+        return f"is {note!a:.80}, expected one line without control characters"
+    return None
+
+
 def replace_control_characters(text: str) -> str:
     """The text with `REPLACEMENT` for all that a terminal or a page would act on, but for tabs and ends of lines."""
     return _CONTROL.sub(REPLACEMENT, text)
@@ -105,14 +124,21 @@ def replace_control_characters(text: str) -> str:
 
 def untrusted(text: str) -> str:
     """Text from a document or a model as inline Markdown that shows exactly that text and nothing more."""
-    visible = html.escape(replace_control_characters(text), quote=False)
+    visible = html.escape(_without_addresses(replace_control_characters(text)), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|~>])", r"\\\1", visible).replace("\n", " ")
 
 
 def sentence(text: str) -> str:
     """A sentence of ours with foreign words in it, such as the reason of an error: no link, image, code, emphasis or
     HTML comes of it, and in a terminal it can still be read."""
-    return re.sub(r"([\\`*\[\]<|])", r"\\\1", replace_control_characters(text)).replace("\n", " ")
+    visible = _without_addresses(replace_control_characters(text))
+    return re.sub(r"([\\`*\[\]<|])", r"\\\1", visible).replace("\n", " ")
+
+
+def _without_addresses(text: str) -> str:
+    """The same to the eye, with an invisible character in each address of a page or a person: Prefect's UI makes links
+    of them by itself, whatever is escaped."""
+    return re.sub(r"(?i)(?<=http)(?=s?:)|(?<=\bwww)(?=\.)|(?=@)", "\N{WORD JOINER}", text)
 
 
 def code_block(text: str) -> str:

@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 from eval.reporting.contamination_report import control_suites, verdict_table
-from eval.reporting.markdown import code_block, markdown_table, sentence
+from eval.reporting.markdown import code_block, markdown_table, sentence, untrusted
 from eval.reporting.score_table import model_card_scores
+from eval.reporting.words import data_size, dollars, duration, flops, loss
 from eval.scoring.precision import precision_of
 
 UNRECORDED = "Not recorded: this model was exported from a folder, without its run's report."
@@ -60,10 +61,10 @@ def _training(facts: dict[str, Any]) -> list[list[object]]:
     record, report = facts["record"], facts.get("report")
     result, network = record["result"], record["model"]
     rows: list[list[object]] = [
-        ["validation loss, nats per token", result.get("loss")],
-        ["validation bits per byte", result.get("bits_per_byte")],
+        ["validation loss, nats per token", loss(result["loss"]) if "loss" in result else None],
+        ["validation bits per byte", loss(result["bits_per_byte"]) if "bits_per_byte" in result else None],
         ["tokens", result.get("tokens")],
-        ["FLOPs", f"{result['flops']:.3e}" if "flops" in result else None],
+        ["FLOPs", flops(result["flops"]) if "flops" in result else None],
         ["context, tokens", network["sequence_length"]],
         ["vocabulary", network["vocab_size"]],
         ["tokenizer, SHA-256", f"`{record['tokenizer_sha256']}`"],
@@ -75,12 +76,14 @@ def _training(facts: dict[str, Any]) -> list[list[object]]:
         rows += [
             ["parameters", report["training"]["parameters"]],
             ["budget", " and ".join(budget) or None],
-            ["trained on", f"{report['training']['device']}, {report['training']['seconds']:,.0f} s"],
-            ["the whole run", f"{cost['seconds']:,.0f} s, {cost['usd']:.2f} USD"],
+            ["trained on", f"{report['training']['device']}, {duration(report['training']['seconds'])}"],
+            ["the whole run", f"{duration(cost['seconds'])}, {dollars(cost['usd'])}"],
             ["finished", report["finished"]],
             ["commit", f"`{report['commit']}`"],
             ["run", f"`{report['run']}`"],
         ]
+        if note := report.get("note"):
+            rows.append(["note", untrusted(note)])
     if "model_source" in facts:
         same = facts["model_source"] == facts["model_source_here"]
         rows.append(
@@ -122,9 +125,9 @@ def _contamination(coverage: dict[str, Any]) -> list[str]:
 def _data(facts: dict[str, Any]) -> list[str]:
     if "lock" not in facts:
         return ["Not recorded: the run's data is not in the store." if "report" in facts else UNRECORDED]
-    splits = [[split, part["documents"], part["bytes"]] for split, part in facts["lock"]["splits"].items()]
+    splits = [[split, part["documents"], data_size(part["bytes"])] for split, part in facts["lock"]["splits"].items()]
     return [
         f"Lock of the data, SHA-256 `{facts['lock_sha256']}`:",
         code_block(json.dumps(facts["lock"]["source"], indent=1)),
-        markdown_table(["split", "documents", "bytes"], splits),
+        markdown_table(["split", "documents", "size"], splits),
     ]

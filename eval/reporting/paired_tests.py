@@ -170,7 +170,34 @@ def compare(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
                 worse = sum(new < before for new, before in pairs)
                 row |= {"better": better, "worse": worse, "mcnemar_p": mcnemar(better, worse)}
             rows.append({"suite": suite, "task": task, "metric": metric} | row)
-    return {"rows": rows, "omitted": omitted} | verdict(rows)
+    return {"rows": rows, "omitted": omitted, "gold_bits_per_byte": compare_gold(ours, theirs)} | verdict(rows)
+
+
+def compare_gold(ours: Evaluation, theirs: Evaluation) -> dict[str, Any] | None:
+    """The mean difference in bits per byte of the right answers over the items that both scored by one definition, with
+    its interval: finer than right and wrong, and of the models, not of what they were trained from. None: no item."""
+    before = {(row["task"], row["item"]): row for row in theirs.samples.to_pylist()}
+    same: dict[tuple[str, str], bool] = {}
+    differences, clusters, suites = list[float](), list[str](), set[str]()
+    for row in ours.samples.to_pylist():
+        task = row["suite"], row["task"]
+        if task not in same:
+            same[task] = ours.definition(*task) == theirs.definition(*task)
+        old = before.get((row["task"], row["item"]))
+        if same[task] and old is not None:
+            differences.append((old["gold_logprob"] - row["gold_logprob"]) / (math.log(2) * row["gold_bytes"]))
+            clusters.append(f"{row['suite']} {row['cluster']}")
+            suites.add(row["suite"])
+    if not differences:
+        return None
+    limits, reason = interval(differences, clusters, None)
+    return {
+        "n": len(differences),
+        "suites": sorted(suites),
+        "difference": float(np.mean(differences)),
+        "interval": limits,
+        "no_interval": reason,
+    }
 
 
 def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:

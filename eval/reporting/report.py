@@ -4,17 +4,19 @@
 """
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from eval.reporting.contamination_report import contamination_section, effects_section
+from eval.reporting.headline import headline_section, short_commit
 from eval.reporting.markdown import code, markdown_table, passage
 from eval.reporting.paired_tests import GOLD_PROBABILITY, PerItem
 from eval.reporting.run_comparison import comparison_section
-from eval.reporting.score_table import report_scores, score_notes
+from eval.reporting.score_table import report_scores, score_notes, scores_in_short
 from eval.reporting.stats import ItemSet
+from eval.reporting.words import count, data_size, dollars, duration, flops, loss, loss_difference
+from eval.settings import flat_settings
 
 Report = dict[str, Any]
 
@@ -23,7 +25,7 @@ FIGURES = {
     "loss.png": "loss and bits per byte over training",
     "sweep.png": "contaminated items by threshold",
 }
-"""Figures that lie beside the report, with what they show."""
+"""Figures that lie beside the report, with what they show; `figures` of the report names those that show something."""
 
 
 def joined_scores(
@@ -60,33 +62,40 @@ def joined_scores(
 def render(report: Report) -> str:
     """The whole report as Markdown; the figures lie beside it."""
     training, validation, text = report["training"], report["validation"], report["text"]
-    gain = text["unigram_entropy_nats"] - validation["loss"]
+    entropy = text["unigram_entropy_nats"]
     sections = [
-        f"# {report['preset']} run {report['run'][:12]}",
-        f"Finished {report['finished']}, commit `{report['commit']}`.",
+        _title(report),
+        headline_section(report),
         "## Scores",
         report_scores(report["scores"]),
         *score_notes(report["scores"]),
-        _figure("scores.png"),
+        _figure("scores.png", report),
         "## Against earlier runs",
         *comparison_section(report["against"], report["scores"]),
         "## Loss",
         markdown_table(
-            ["validation loss (nats per token)", "bits per byte", "unigram entropy of the text (nats)", "below it by"],
-            [[validation["loss"], validation["bits_per_byte"], text["unigram_entropy_nats"], gain]],
+            ["validation loss (nats per token)", "bits per byte", "unigram entropy of the text (nats)", "against it"],
+            [
+                [
+                    loss(validation["loss"]),
+                    loss(validation["bits_per_byte"]),
+                    loss(entropy),
+                    loss_difference(validation["loss"] - entropy),
+                ]
+            ],
         ),
-        _figure("loss.png"),
+        _figure("loss.png", report),
         "## Training",
         markdown_table(
-            ["parameters", "tokens", "steps", "FLOPs", "seconds", "tokens a second", "device"],
+            ["parameters", "tokens", "steps", "FLOPs", "time", "tokens per second", "device"],
             [
                 [
                     training["parameters"],
                     training["tokens"],
                     training["steps"],
-                    f"{training['flops']:.3e}",
-                    training["seconds"],
-                    training["tokens"] / training["seconds"],
+                    flops(training["flops"]),
+                    duration(training["seconds"]),
+                    count(training["tokens"] / training["seconds"]),
                     training["device"],
                 ]
             ],
@@ -95,24 +104,50 @@ def render(report: Report) -> str:
         *_samples(report["samples"]),
         "## Contamination",
         contamination_section(report["contamination"]),
-        _figure("sweep.png"),
+        _figure("sweep.png", report),
         *effects_section(report["leak_effects"]),
         "## Cost",
         cost_table(report),
-        f"Encoding ran at {text['megabytes_per_second']} MB/s on {text['workers']} cores; "
+        f"Encoding ran at {data_size(1e6 * text['megabytes_per_second'])} per second on {text['workers']} cores; "
         f"hardware: {report['hardware']['cpu']}, {report['hardware']['cores']} cores, "
         f"GPUs: {', '.join(report['hardware']['gpus']) or 'none'}.",
         "## Configuration",
         configuration_table(json.loads(report["configuration"])),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def one_screen(report: Report, figure: str, full_report: str) -> str:
+    """The report on one screen of the UI: the headline, the scores in short, one `figure` (Markdown, may be empty) and
+    where the `full_report` is (Markdown)."""
+    sections = [
+        f"**{report['preset']} run {report['run'][:12]}**, finished {_when(report)}",
+        headline_section(report),
+        full_report,
+        scores_in_short(report["scores"]),
+        figure,
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _title(report: Report) -> str:
+    return f"# {report['preset']} run {report['run'][:12]}\n\nFinished {_when(report)}"
+
+
+def _when(report: Report) -> str:
+    return f"{report['finished']}, commit `{short_commit(report['commit'])}`."
 
 
 def cost_table(report: Report) -> str:
     """Time, money and the beginning of the key of each stage."""
-    rows = [[name, s["seconds"], f"{s['usd']:.4f}", f"`{s['key'][:12]}`"] for name, s in report["stages"].items()]
-    total = ["sum", report["cost"]["seconds"], f"{report['cost']['usd']:.4f}", ""]
-    return markdown_table(["stage", "seconds", "USD", "key"], [*rows, total])
+    rows = [
+        [name, duration(stage["seconds"]), dollars(stage["usd"]), f"`{stage['key'][:12]}`"]
+        for name, stage in report["stages"].items()
+    ]
+    cost = report["cost"]
+    return markdown_table(
+        ["stage", "time", "cost", "key"], [*rows, ["sum", duration(cost["seconds"]), dollars(cost["usd"]), ""]]
+    )
 
 
 def configuration_table(sections: dict[str, dict[str, Any]]) -> str:
@@ -120,23 +155,14 @@ def configuration_table(sections: dict[str, dict[str, Any]]) -> str:
     return markdown_table(
         ["setting", "value"],
         [
-            [f"`{section}.{name}`", code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
-            for section, values in sections.items()
-            for name, value in _flat(values)
+            [f"`{name}`", code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+            for name, value in flat_settings(sections)
         ],
     )
 
 
-def _flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
-        elif value is not None:
-            yield above + name, value
-
-
-def _figure(name: str) -> str:
-    return f"![{FIGURES[name]}]({name})"
+def _figure(name: str, report: Report) -> str:
+    return f"![{FIGURES[name]}]({name})" if name in report["figures"] else ""
 
 
 def _samples(samples: list[dict[str, str]]) -> list[str]:

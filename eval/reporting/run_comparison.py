@@ -1,10 +1,43 @@
 """How a run compares with earlier ones, for people: differences with intervals, tests, and what could be seen."""
 
+import math
 from typing import Any
 
+from eval.reporting.ledger import DESIGN, Row, is_comparable
 from eval.reporting.markdown import markdown_table
 from eval.reporting.paired_tests import POWER, detectable_alone
 from eval.reporting.score_table import interval_text
+from eval.reporting.stats import FEWEST_DEGREES, quantile
+
+
+def seed_deviation(rows: list[Row]) -> dict[str, Any] | None:
+    """How much bits per byte of one design differ by seed: standard `deviation`, pooled over the designs that were
+    trained with several seeds, its `degrees` of freedom and how many `designs`; None where there is none."""
+    by_design: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row.keys() >= DESIGN.keys():
+            by_design.setdefault(row["design"], {})[row["seed"]] = row["bits_per_byte"]
+    repeated = [list(values.values()) for values in by_design.values() if len(values) > 1]
+    degrees = sum(len(values) - 1 for values in repeated)
+    if not degrees:
+        return None
+    squares = sum((value - sum(values) / len(values)) ** 2 for values in repeated for value in values)
+    return {"deviation": math.sqrt(squares / degrees), "degrees": degrees, "designs": len(repeated)}
+
+
+def difference_of_runs(ours: Row, theirs: Row, rows: list[Row]) -> dict[str, Any]:
+    """Bits per byte of a run minus those of another one, with the 95 % `interval` that repeated trainings in the store
+    give (Student's t, two trainings differ by sqrt(2) deviations), or None and the `seeds` that are known.
+
+    The validation text is the same, so what differs by chance is the training: a single one has no error of its own.
+    """
+    seeds = seed_deviation([row for row in rows if is_comparable(row, ours)])
+    difference = ours["bits_per_byte"] - theirs["bits_per_byte"]
+    interval = None
+    if seeds and seeds["degrees"] >= FEWEST_DEGREES and seeds["deviation"] > 0:
+        half = quantile(0.95, seeds["degrees"]) * math.sqrt(2) * seeds["deviation"]
+        interval = [difference - half, difference + half]
+    return {"difference": difference, "interval": interval, "seeds": seeds}
 
 
 def comparison_section(against: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[str]:
@@ -62,7 +95,12 @@ def _compared(entry: dict[str, Any]) -> list[str]:
 
 
 def _roles(entry: dict[str, Any]) -> str:
-    named = {"yesterday": "yesterday's run", "best": "the best run", "baseline": "the baseline"}
+    named = {
+        "last": "the last comparable run",
+        "yesterday": "yesterday's run",
+        "best": "the best run",
+        "baseline": "the baseline",
+    }
     return " and ".join(named[role] for role in entry["roles"])
 
 

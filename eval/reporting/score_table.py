@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any
 
-from eval.reporting.markdown import markdown_table, sentence
+from eval.reporting.markdown import markdown_table, narrow_tables, sentence
 from eval.reporting.paired_tests import GOLD_PROBABILITY
 from eval.reporting.published_scores import published_scores_note
+from eval.reporting.words import loss
 
 Score = dict[str, Any]
 Columns = dict[str, Callable[[Score], object]]
@@ -37,6 +38,29 @@ def report_scores(scores: list[Score]) -> str:
     if scored := [score for score in scores if score["value"] is not None]:
         tables.append(score_table(scored, _REPORT_DETAILS))
     return "\n\n".join(tables)
+
+
+def scores_in_short(scores: list[Score]) -> str:
+    """Each score with its interval, a column a suite and a row a metric, beside chance; nothing where nothing was
+    scored."""
+    scored = {(score["suite"], score["metric"]): score for score in scores if score["value"] is not None}
+    if not scored:
+        return ""
+    suites = list(dict.fromkeys(score["suite"] for score in scores))
+    chance = {suite: score["chance"] for (suite, _), score in scored.items()}
+    rows: list[list[object]] = [
+        [f"{metric}, %", *(_in_short(scored.get((suite, metric))) for suite in suites)]
+        for metric in dict.fromkeys(metric for _, metric in scored)
+    ]
+    rows.append(["chance, %", *(f"{100 * chance[suite]:.2f}" if suite in chance else "not scored" for suite in suites)])
+    return narrow_tables(["", *suites], rows)
+
+
+def _in_short(score: Score | None) -> str | None:
+    if score is None:
+        return None
+    text = f"{100 * score['value']:.2f}"
+    return f"{text} ({interval_text(score)})" if score["interval"] else text
 
 
 def score_notes(scores: list[Score]) -> list[str]:
@@ -81,6 +105,11 @@ def percent(name: str) -> Callable[[Score], str]:
     return lambda score: f"{100 * score[name]:.2f}"
 
 
+def bits(name: str) -> Callable[[Score], str]:
+    """A cell with the bits per byte `name`."""
+    return lambda score: loss(score[name])
+
+
 def interval_text(row: dict[str, Any], sign: str = "", interval: str = "interval") -> str:
     """The `interval` of a row in per cent, or that there is none and why."""
     if row.get(interval):
@@ -118,7 +147,7 @@ _REPORT: Columns = _NAME | {
 }
 _REPORT_DETAILS: Columns = _NAME | {
     "gold prob., %": percent(GOLD_PROBABILITY),
-    "gold bits/byte": itemgetter("gold_bits_per_byte"),
+    "gold bits/byte": bits("gold_bits_per_byte"),
     "clean / leaked": lambda score: f"{score['clean_items']:,} / {score['contaminated_items']:,}",
     "score on each, %": lambda score: f"{_part(score['clean'])} / {_part(score['contaminated'])}",
 }
@@ -129,7 +158,7 @@ _EVALUATION: Columns = {
     "score, %": percent("value"),
     "95 % interval": interval_text,
     "chance, %": percent("chance"),
-    "bits per byte": itemgetter("gold_bits_per_byte"),
+    "bits per byte": bits("gold_bits_per_byte"),
     "cut": itemgetter("truncated"),
 }
 _MODEL_CARD: Columns = {
@@ -137,5 +166,5 @@ _MODEL_CARD: Columns = {
     "score, %": percent("value"),
     "95 % interval, %": interval_text,
     "chance, %": percent("chance"),
-    "gold bits per byte": itemgetter("gold_bits_per_byte"),
+    "gold bits per byte": bits("gold_bits_per_byte"),
 }

@@ -4,6 +4,9 @@ from typing import Any
 
 from prefect.events import emit_event
 
+from eval.reporting.headline import headline
+from eval.reporting.words import percent
+
 FINISHED = "daily-train.finished"
 REGRESSED = "daily-train.regressed"
 
@@ -23,19 +26,13 @@ def _emit(event: str, report: dict[str, Any], subject: str, body: str, against: 
 
 
 def _finished(report: dict[str, Any], report_path: str) -> str:
-    validation, cost = report["validation"], report["cost"]
+    lines = [f"{topic}: {text}" for topic, text in headline(report)]
     scores = [
-        f"{row['suite']} {row['metric']} {100 * row['value']:.2f} %"
+        f"{row['suite']} {row['metric']} {percent(row['value'])}"
         for row in report["scores"]
         if row["value"] is not None
     ]
-    lines = [
-        f"{validation['bits_per_byte']:.4f} bits per byte, {validation['loss']:.4f} nats per token",
-        ", ".join(scores),
-        f"commit {report['commit'][:12]}, {cost['seconds'] / 3600:.2f} hours, {cost['usd']:.2f} USD",
-        f"report: {report_path}",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *([", ".join(scores)] if scores else []), f"Report: {report_path}"])
 
 
 def _regressed(entry: dict[str, Any]) -> list[str]:

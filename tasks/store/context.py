@@ -1,11 +1,13 @@
 """Where and how a run is executed: its store, its cache and what it may use of this machine."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from eval.reporting.markdown import what_is_wrong_with_note
 from model.errors import expand_home
-from model.parsing import Bounds, check_fields
+from model.parsing import Bounds, ConfigError, check_fields
 from tasks.runtime.tracking import Tracker, check_tracker
 from tasks.store import provenance
 from tasks.store.backends import LocalStore, Store, open_store
@@ -54,9 +56,13 @@ class Execution(MachineUse):
     """Folder with benchmark items as parquet, looked at first. Empty: `DAILY_TRAIN_BENCHMARKS`."""
     usd_per_hour: Annotated[float | None, Bounds(ge=0)] = None
     """Price of this machine. Empty: list price of its kind."""
+    note: str | None = None
+    """What this run tries, in a sentence, for its report and the leaderboard; at most 500 characters."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if (note := one_line(self.note)) and (reason := what_is_wrong_with_note(note)):
+            raise ConfigError(f"note {reason}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,8 @@ class RunContext(MachineUse):
     """Folder with the benchmark items as parquet, looked at before any other source."""
     usd_per_hour: float = 0.0
     """What an hour on this machine costs."""
+    note: str | None = None
+    """What the run tries, in one line."""
     unwritable: str | None = None
     """Why nothing can be written to the store: a run in which everything is done needs no more than to read it."""
 
@@ -79,6 +87,11 @@ class RunContext(MachineUse):
     def device_lock(self) -> Path:
         """Held by whoever trains or scores on this machine: one run at a time has the GPU."""
         return self.cache / "device.lock"
+
+
+def one_line(note: str | None) -> str | None:
+    """A note without ends of lines, tabs and spaces that say nothing; None for an empty one."""
+    return re.sub(r"[ \t\r\n]+", " ", note or "").strip() or None
 
 
 def open_context(
@@ -114,5 +127,5 @@ def open_context(
         benchmarks_dir=expand_home(benchmarks_dir).absolute() if benchmarks_dir else None,
         usd_per_hour=provenance.default_usd_per_hour() if usd_per_hour is None else usd_per_hour,
         unwritable=unwritable,
-        **training,
+        **training | {"note": one_line(training.get("note"))},
     )
