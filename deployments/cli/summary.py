@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from deployments.cli.run_state import RunState, State
+from eval.reporting.headline import headline
 from eval.reporting.score_table import interval_text
-from eval.reporting.words import dollars, duration
+from eval.reporting.words import duration
 from model.errors import in_one_line
 from tasks.report import Published
 
@@ -24,12 +25,15 @@ COLUMNS_OF_FILE = 120
 """Width of what is printed where no terminal says how wide it is."""
 FEWEST_COLUMNS = 4
 """Of the table of scores, in the narrowest terminal."""
+OF_LAST = ("run", "preset", "finished", "bits_per_byte", "difference", "interval", "reason")
+"""What programs learn of the last comparable run: `difference` of bits per byte to it, or the `reason` why none is."""
 _WIDE = Console(width=1000)
 
 
 def print_run(published: Published, state: RunState, console: Console) -> None:
     """Headline, scores, cost and where the report is."""
     report = published.report
+    text = report["text"]
     console.print()
     for topic, text in headline(report):
         console.print(Text.assemble((topic, "bold"), ": ", text))
@@ -45,20 +49,11 @@ def print_run(published: Published, state: RunState, console: Console) -> None:
         f"stages: {duration(in_stages)}, of which {sum(stage.skipped for stage in stages)} of {len(stages)} were "
         f"skipped; Prefect's own: {duration(max(0.0, seconds - in_stages))}; together {duration(seconds)}"
     )
+    console.print(
+        f"text: unigram entropy {text['unigram_entropy_nats']:.4f} nats per token, encoded at "
+        f"{text['megabytes_per_second'] / text['workers']:.2f} MB/s per core"
+    )
     console.print(Text.assemble("report: ", (published.report_path, "bold")), soft_wrap=True)
-
-
-def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """What each line is about, and the line."""
-    validation, text, cost = report["validation"], report["text"], report["cost"]
-    return [
-        (
-            "Result",
-            f"{validation['bits_per_byte']:.4f} bits per byte, validation loss {validation['loss']:.4f} nats per "
-            f"token; unigram entropy of the text {text['unigram_entropy_nats']:.4f}",
-        ),
-        ("Cost", f"{dollars(cost['usd'])} for {duration(cost['seconds'])} of work"),
-    ]
 
 
 def score_table(scores: list[dict[str, Any]], width: int) -> Table:
@@ -94,6 +89,8 @@ def run_json(published: Published, state: RunState) -> dict[str, Any]:
         "report": published.report_path,
         "bits_per_byte": report["validation"]["bits_per_byte"],
         "validation_loss": report["validation"]["loss"],
+        "headline": dict(headline(report)),
+        "last": {name: value for name, value in report["last"].items() if name in OF_LAST},
         "regressed": report["regressed"],
         "scores": [
             {name: row.get(name) for name in ("suite", "metric", "value", "standard_error", "interval", "n", "n_total")}
