@@ -1,6 +1,7 @@
 """The Prefect server that a run starts for itself where PREFECT_API_URL names none. However the run ends, it ends; and
 a run whose server was ended, which would wait for it in vain, ends with it."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ class TemporaryServer(SubprocessASGIServer):
         if self.stopped:
             self.stopped.set()
         self.stopped = None
+        logging.getLogger("prefect").setLevel(logging.WARNING)  # that it stops is no news: the run has ended
         super().stop()
 
     def _run_uvicorn_command(self) -> subprocess.Popen[Any]:

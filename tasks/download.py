@@ -16,6 +16,7 @@ from eval.document_parquet import SCHEMA
 from eval.reporting.markdown import CODE_CHARACTERS, code_block, markdown_table, passage, untrusted
 from tasks.config import DataConfig
 from tasks.runtime.logs import logger
+from tasks.runtime.stage_events import progress
 from tasks.sources.config import FilesSource
 from tasks.sources.document_folder import left_out, left_out_sentences
 from tasks.sources.document_sources import Document, SourceError, files_of_source, read_source, source_lock
@@ -68,6 +69,9 @@ def write_documents(config: DataConfig, cache: Path, out: Path) -> None:
         split = "val" if is_validation(document.text, config.validation_fraction) else "train"
         ids.add(document)
         parts[split].add(document)
+        if (documents := sum(part.documents for part in parts.values())) % ROWS_PER_GROUP == 0:
+            megabytes = sum(part.bytes for part in parts.values()) / 1e6
+            progress(documents, 0, f"{documents:,} documents", f"{megabytes:,.0f} MB")
         if len(samples) < 3:
             samples.append({"id": document.id, "start": document.text[:600]})
     ids.check()

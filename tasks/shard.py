@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from prefect.artifacts import create_markdown_artifact
 from tokenizers import Tokenizer
 
@@ -21,6 +22,7 @@ from eval.reporting.markdown import markdown_table
 from model.data.shards import write_shard
 from tasks.config import ShardConfig
 from tasks.download import SPLITS
+from tasks.runtime.stage_events import progress
 from tasks.store.context import RunContext
 from tasks.store.objects import digest_file
 from tasks.store.run_states import stage_task
@@ -79,7 +81,9 @@ def _write_split(
     config: ShardConfig, documents: Path, split: str, tokenizer: Tokenizer, table: list[bytes], out: Path
 ) -> "_Writer":
     writer = _Writer(out, split, config.tokens_per_shard, tokenizer)
-    rows = read_documents(document_files(documents, split))
+    files = document_files(documents, split)
+    total = sum(pq.read_metadata(file).num_rows for file in files)
+    rows = read_documents(files)
     while batch := list(islice(rows, DOCUMENTS_PER_BATCH)):
         texts = [text for _, text in batch]
         with tokenizer_errors(f"documents {batch[0][0]} to {batch[-1][0]} cannot be encoded"):
@@ -88,6 +92,7 @@ def _write_split(
             ids, content = encoding.ids, text.encode()
             require_same_bytes(name, ids, table, content)
             writer.add(name, np.array(ids, dtype=np.uint16), len(content))
+        progress(writer.documents, total, f"{writer.documents:,} of {total:,} documents", f"{split} split")
     writer.close()
     return writer
 

@@ -345,7 +345,7 @@ def stopped(folder: Path, only: str) -> tuple[list[float], list[list], int]:
         reached = run.wait_for(moment)
         run.kill("command", signal.SIGTERM)
         seconds, code = run.seconds_to_end(), run.command.returncode
-        sentence = run.log_text().count("stopped; the same command goes on from here")
+        sentence = run.log_text().count("daily-train: stopped; ")
         right = reached and code == 143 and sentence == 1 and not held(folder)
         bad += not right
         times.append(seconds)

@@ -86,6 +86,7 @@ def _add_run(commands: Commands) -> None:
         metavar="NAME",
         help=f"one of {', '.join(Preset)} (default: daily on a machine with an NVIDIA GPU, else laptop)",
     )
+    _json_option(parser)
     _changes_option(parser, tuple(field_types(RunConfig)))
     _execution_options(parser)
 
@@ -120,6 +121,7 @@ def _add_study(commands: Commands) -> None:
     for field in fields(StudyConfig):
         about = f"{descriptions(StudyConfig)[field.name]} (default: {field.default})"
         parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=about)
+    _json_option(parser)
     _changes_option(parser, STUDY_SECTIONS)
     _execution_options(parser)
 
@@ -206,6 +208,12 @@ def _port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 2**16:
         raise argparse.ArgumentTypeError(f"{shown_value(text)} is no port: expected a number from 1 to 65535")
     return int(text)
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print the results as one JSON object, and nothing else on standard output"
+    )
 
 
 def _changes_option(parser: argparse.ArgumentParser, sections: tuple[str, ...]) -> None:

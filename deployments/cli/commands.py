@@ -11,8 +11,8 @@ import argparse
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client, huggingface_hub
 
 from deployments.cli.arguments import changes_from, command_parser, settings_from
 from deployments.cli.defaults import NOTIFY
-from deployments.cli.entry_point import run_interruptibly
+from deployments.cli.entry_point import run_interruptibly, was_interrupted
+from flows.planned_stages import Planned, stages_of_run, stages_of_study
 from flows.preset_files import Preset
 from flows.run_config import STUDY_SECTIONS, compose, context_of, require_encodable, require_sections
 from flows.suggestions import nearest_name_in_errors
@@ -54,13 +55,12 @@ def main(argv: list[str] | None = None) -> int:
         COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
     except _interruptions():
-        print("daily-train: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 130  # deployments/cli/entry_point.py says what is kept
     except BrokenPipeError as error:  # who read what is printed has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return print_error(error, "daily-train")
     except Exception as error:
-        return print_error(error, "daily-train")
+        return 130 if was_interrupted() else print_error(error, "daily-train")  # a library may wrap the interrupt
     return 0
 
 
@@ -92,10 +92,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
     require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, context)  # before a server is started
     forms = forms_of(changes, daily_train)
-    _prepare_run()
-    began = time.monotonic()
-    published = daily_train(preset=Preset(preset), **forms, execution=execution)
-    _summary(published, time.monotonic() - began)
+    where = f"{preset} into {context.store.url}"
+    with _shown(f"daily-train run: {where}", stages_of_run(run), arguments.json) as show:
+        show(daily_train(preset=Preset(preset), **forms, execution=execution))
 
 
 def _study(arguments: argparse.Namespace) -> None:
@@ -109,9 +108,9 @@ def _study(arguments: argparse.Namespace) -> None:
     from flows.study import contamination_study
 
     forms = forms_of(changes, contamination_study)
-    _prepare_run()
-    page = contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution)
-    print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
+    where = f"{arguments.preset} into {execution.store}"
+    with _shown(f"daily-train study: {where}", stages_of_study(study), arguments.json) as show:
+        show(contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution))
 
 
 def _up(arguments: argparse.Namespace) -> None:
@@ -166,26 +165,6 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.destination}: a model of the {family} family for transformers, with its model card README.md")
 
 
-def _summary(published: "Published", seconds: float) -> None:
-    from eval.reporting.score_table import report_scores, score_notes
-
-    report = published.report
-    text, validation = report["text"], report["validation"]
-    in_stages = sum(stage.seconds for stage in published.stages.values())
-    skipped = [name for name, stage in published.stages.items() if stage.skipped]
-    print("\n" + report_scores(report["scores"]))
-    for note in score_notes(report["scores"]):
-        print(f"\n{note}")
-    print(
-        f"\nvalidation loss {validation['loss']:.4f} nats per token, {validation['bits_per_byte']:.4f} bits per byte; "
-        f"unigram entropy of the text {text['unigram_entropy_nats']:.4f} nats per token"
-        f"\nshard: {text['megabytes_per_second'] / text['workers']:.2f} MB/s per core on {text['workers']} cores"
-        f"\nstages: {in_stages:.1f} s, of which {len(skipped)} of {len(published.stages)} were skipped; "
-        f"Prefect's own overhead: {seconds - in_stages:.1f} s; together {seconds:.1f} s"
-        f"\nreport: {published.report_path}"
-    )
-
-
 def _chat(arguments: argparse.Namespace) -> None:
     if arguments.tokens < 1 or not (arguments.temperature == 0 or 0.01 <= arguments.temperature <= 100):
         raise ConfigError(
@@ -224,13 +203,19 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
     print(arguments.html)
 
 
-def _prepare_run() -> None:
-    """Have a temporary server end with the run, and answer this run alone."""
+@contextmanager
+def _shown(title: str, planned: Planned, as_json: bool) -> Iterator[Callable[["Published | str"], None]]:
+    """Show the stages of a flow while it runs, with a temporary server that ends with it and answers it alone; gives
+    the function that prints what the flow returns when all has been shown."""
     from deployments.access import choose_server
+    from deployments.cli.live_table import shown_run
+    from deployments.cli.summary import printed
     from deployments.temporary_server import TemporaryServer
 
     choose_server()
     TemporaryServer()
+    with printed(as_json) as results, shown_run(title, planned) as state:
+        yield lambda returned: results.append((returned, state))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deployments.cli.stop_line import kept_and_how_to_go_on
 from deployments.init import PR_SET_CHILD_SUBREAPER
 from deployments.init import SECONDS as SECONDS_FOR_LARGEST
 from tasks.runtime.child import end_with_parent
@@ -35,6 +36,8 @@ SECONDS_TO_END = 3.0
 """For what the command has left behind."""
 SAVES = (b"tasks.runtime.supervise", b"model.train")
 """Children that save before they end."""
+_interrupted = False
+"""Whether a signal has asked this process to end."""
 _watched = False
 """Whether this process is the child that `continue_in_child` has made."""
 
@@ -86,12 +89,15 @@ def open_standard_streams() -> None:
 def run_interruptibly(main: Callable[[], int]) -> int:
     """The exit code of `main`, which a signal interrupts from now on; until now it has ended this process.
 
-    Once interrupted, it ends without waiting for its threads, which wait for whatever did not answer.
+    Once interrupted, it ends without waiting for its threads, which wait for whatever did not answer. The process that
+    waits for this one says what is kept.
     """
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
     code = main()
+    if code == 128 + signal.SIGINT and not _watched:
+        print(f"daily-train: stopped; {kept_and_how_to_go_on(sys.argv)}", file=sys.stderr)
     if code == 128 + signal.SIGINT and sys.platform == "linux":  # what it leaves behind is ended
         with suppress(OSError):
             sys.stdout.flush()
@@ -109,16 +115,23 @@ def end_when_child_ends(child: "Popen", name: str, stopped: threading.Event) -> 
         if stopped.is_set():
             return
         by = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with code {code}"
-        with suppress(OSError):
-            os.write(2, f"daily-train: error: {name} {by}; what is finished is kept\n".encode())
+        with suppress(OSError):  # above a table, where there is one
+            print(f"daily-train: error: {name} {by}; what is finished is kept", file=sys.stderr, flush=True)
         if _watched:
             os.kill(os.getppid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True, name="end_when_child_ends").start()
 
 
+def was_interrupted() -> bool:
+    """Whether a signal has asked this process to end: what fails from then on fails for that reason."""
+    return _interrupted
+
+
 def _interrupt(_number: int, _frame: object) -> None:
     """Unwind, once: a second signal must not disturb that."""
+    global _interrupted
+    _interrupted = True
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -180,21 +193,20 @@ class _CommandWatch:
             self._wait(began)
 
     def _told(self) -> int:
-        """The exit code, and the reason where the command could not give it."""
+        """The exit code; says why, where the command did not end by itself, and how to go on."""
         code = os.waitstatus_to_exitcode(self.status or 0)
-        message = None
-        if self.asked and code != 128 + signal.SIGINT:
-            message = "stopped; the same command goes on from here"
+        if self.asked or code == 128 + signal.SIGINT:
+            self._say(code, "stopped")
         elif code < 0:
-            message = (
-                f"error: its process was ended by {signal.Signals(-code).name}; the same command goes on from here"
-            )
-        if message:
-            with suppress(OSError):
-                os.write(2, f"daily-train: {message}\n".encode())
+            self._say(code, f"error: its process was ended by {signal.Signals(-code).name}")
         if self.asked:
             return 128 + self.asked
         return code if code >= 0 else 128 - code
+
+    def _say(self, code: int, what: str) -> None:
+        restored = "\x1b[?25h\n" if code < 0 and os.isatty(2) else ""  # a table hides the cursor
+        with suppress(OSError):
+            os.write(2, f"{restored}daily-train: {what}; {kept_and_how_to_go_on(sys.argv)}\n".encode())
 
 
 def descendants() -> list[int]:

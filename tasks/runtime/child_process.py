@@ -21,6 +21,7 @@ from tasks.runtime.grace_period import seconds_to_end
 from tasks.runtime.liveness import LivenessWatch
 from tasks.runtime.lock import locked
 from tasks.runtime.ranks import Ranks
+from tasks.runtime.stage_events import note, progress
 
 
 class ProcessError(DailyTrainError):
@@ -60,6 +61,8 @@ def run_module(
                 if line.startswith("{"):
                     event = _event(module, line)
                     checkpoint_bytes = event.get("checkpoint_bytes", checkpoint_bytes)
+                    if event["event"] == "progress":
+                        progress(event["done"], event["total"])
                     on_event(event)
                 elif line.strip():
                     on_event({"event": "output", "line": line.rstrip()})
@@ -85,7 +88,12 @@ def _device_lock(lock: Path | None, on_event: Callable[[dict[str, Any]], None]) 
     if lock is None:
         yield ()
         return
-    with locked(lock, lambda message: on_event({"event": "waiting", "until": message})) as descriptor:
+
+    def wait(message: str) -> None:
+        note(f"waits {message}")
+        on_event({"event": "waiting", "until": message})
+
+    with locked(lock, wait) as descriptor:
         yield (descriptor,)
 
 

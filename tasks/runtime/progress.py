@@ -1,10 +1,9 @@
-"""What a person sees of a stage while it runs: log lines, progress and loss as artifacts, a bar in a terminal.
+"""What a person sees of a stage while it runs: log lines, progress and loss as artifacts, the table in a terminal.
 
 The last loss is drawn when the training ends, however it ends; a process that is killed leaves the drawing before.
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +26,8 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from eval.reporting.figures import inline, loss_figure
 from eval.reporting.words import count, duration
 from model.training.metrics import read_lines
-from model.training.progress_bar import ProgressBar, seconds_left
+from model.training.progress_bar import seconds_left
+from tasks.runtime import stage_events
 from tasks.runtime.liveness import SECONDS_BETWEEN_LOOKS, report_running
 from tasks.runtime.logs import logger
 from tasks.runtime.sample_prompts import PROMPTS
@@ -125,7 +125,6 @@ class TrainingProgress:
         self.run_dir, self.decode, self.tell = run_dir, decode, tell
         self.logger = logger()
         self.device = "unknown"
-        self.bar = ProgressBar(sys.stderr) if sys.stderr.isatty() else None
         self.pace, self.drawn = LogPace(), -math.inf
         self.context = TaskRunContext.get()
         self.figure: UUID | None = None
@@ -133,15 +132,6 @@ class TrainingProgress:
             self.artifact = artifact_id(
                 create_progress_artifact(0.0, key="training-progress", description="Training progress")
             )
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if self.bar is not None:
-            self.bar.clear()
-        self._log(event)
-        if self.bar is not None and event["event"] == "step":
-            self.bar.show(event)
-        elif self.bar is not None:
-            self.bar.redraw()
 
     def __enter__(self) -> "TrainingProgress":
         return self
@@ -154,7 +144,7 @@ class TrainingProgress:
             with suppress(TimeoutError):
                 last.result(SECONDS_FOR_THE_LAST)
 
-    def _log(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         self.device = event.get("device", self.device)
         if kind == "step":
@@ -166,12 +156,17 @@ class TrainingProgress:
                 self.logger.info("sample at step %d: %s%s", event["step"], prompt, printable(self.decode(tokens)))
         else:
             self.logger.info("%s", event_sentence(event))
+            if kind == "ending":
+                stage_events.note(event_sentence(event))
         rested = time.monotonic() - self.drawn > SECONDS_BETWEEN_FIGURES
         if kind == "checkpoint" and self.context is not None and rested:
             self.drawn = time.monotonic()
             self.tell("figure", self._draw)
 
     def _step(self, event: dict[str, Any]) -> None:
+        step, steps, loss, rate = (event[name] for name in ("step", "steps", "loss", "tokens_per_second"))
+        facts = (f"step {step:,} of {steps:,}", f"loss {loss:.3f}", f"{rate:,} tokens/s")
+        stage_events.progress(step, steps, *facts, seconds_left=seconds_left(event))
         if not self.pace.due(at_end=event["step"] == event["steps"]):
             return
         self.logger.info("%s", step_sentence(event))

@@ -25,6 +25,7 @@ from model.errors import DailyTrainError
 from tasks.store.backends import Store
 from tasks.store.objects import Digest, StoreError, digest_file, name_problem, printable
 from tasks.store.retries import is_transient
+from tasks.store.saved_steps import saved_steps
 
 CHECKPOINTS_KEPT = 2
 RUN_FILES = ("run.json", "metrics.jsonl", "samples.json")  # of the run: its resolved budget, its curve, first samples
@@ -55,7 +56,7 @@ class CheckpointUploads:
     def close(self, *, keep: bool) -> None:
         """Wait for what is being uploaded. With `keep` also upload the newest that the trainer has left, without drop
         what waits: the stage's outputs replace it."""
-        if keep and (steps := _local_steps(self.run_dir)):
+        if keep and (steps := saved_steps(self.run_dir)):
             self._take(steps[-1])
         elif not keep:
             self._replace(None)
@@ -112,7 +113,7 @@ class CheckpointUploads:
 def restore_checkpoint(key: str, run_dir: Path, store: Store, cache: Path, log: Log) -> None:
     """Fetch the newest intact checkpoint of the store into `run_dir`, when it is newer than those there."""
     steps = _uploaded(key, store)
-    local_steps = reversed(_local_steps(run_dir)) if steps else ()
+    local_steps = reversed(saved_steps(run_dir)) if steps else ()
     newest_here = next((step for step in local_steps if _is_intact(run_dir / "checkpoints" / _name(step))), -1)
     for step in reversed(steps):
         if step <= newest_here:
@@ -215,11 +216,6 @@ def _delete(prefix: str, store: Store) -> None:
 def _uploaded(key: str, store: Store) -> list[int]:
     pattern = re.compile(rf"checkpoints/{re.escape(key)}/step_(\d{{9}})/{re.escape(UPLOAD_RECORD)}")
     return sorted(int(found[1]) for name in store.list(f"checkpoints/{key}") if (found := pattern.fullmatch(name)))
-
-
-def _local_steps(run_dir: Path) -> list[int]:
-    names = (re.fullmatch(r"step_(\d{9})", path.name) for path in (run_dir / "checkpoints").glob("step_*"))
-    return sorted(int(name[1]) for name in names if name)
 
 
 def _name(step: int) -> str:

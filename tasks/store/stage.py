@@ -23,6 +23,7 @@ from prefect.context import FlowRunContext
 from model.errors import reason_of
 from tasks.runtime.lock import is_unlocked, locked
 from tasks.runtime.logs import logger
+from tasks.runtime.stage_events import announced, note
 from tasks.store import provenance, retries
 from tasks.store.attempts import (
     ATTEMPT_DIGITS,
@@ -58,6 +59,7 @@ class Stage:
         return sha256_json({"stage": self.name, "version": self.version, "config": self.config, "inputs": self.inputs})
 
 
+@announced
 def build_or_skip(
     stage: Stage, context: RunContext, build: Callable[[Path, Path], dict[str, Json] | None]
 ) -> StageResult:
@@ -158,6 +160,10 @@ def _run_name() -> dict[str, Json]:
 @contextmanager
 def _work_lock(work: Path) -> Iterator[None]:
     """Hold the machine-wide lock of one stage's work folder."""
-    stage = work.parent.name
-    with locked(work.with_suffix(".lock"), lambda message: logger().info("stage %s waits %s", stage, message)):
+
+    def wait(message: str) -> None:
+        note(f"waits {message}")
+        logger().info("stage %s waits %s", work.parent.name, message)
+
+    with locked(work.with_suffix(".lock"), wait):
         yield

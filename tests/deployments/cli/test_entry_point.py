@@ -137,7 +137,7 @@ def test_a_signal_ends_the_command_and_all_that_it_started(
         time.sleep(0.1)
     code, said = command.ended()
     assert code == 128 + number and not command.left()
-    assert said.count("stopped; the same command goes on from here") == (how != "unwinds")  # else main() has said it
+    assert said.count("daily-train: stopped; ") == 1
     assert (tmp_path / "saved").exists() == (child == "tasks.runtime.supervise")
 
 
@@ -151,7 +151,7 @@ def test_what_is_killed_takes_its_children_along(start: Callable[..., Command], 
         os.kill(run if who == "the run" else command.process.pid, signal.SIGKILL)
     code, said = command.ended()
     assert code == (137 if who == "the run" else -9)
-    assert ("ended by SIGKILL; the same command" in said) == (who == "the run")
+    assert ("ended by SIGKILL; nothing was begun" in said) == (who == "the run")
     wait_until(lambda: not command.left(), 30)
 
 
