@@ -61,11 +61,11 @@ class Login:
     """An ASGI application whose pages need a login. The API below /api is left to Prefect, which checks the string: it
     hears the right one or none, since of others it takes some for mistakes of its own, with a traceback each."""
 
-    def __init__(self, app: ASGIApp, port: int, string: str) -> None:
+    def __init__(self, app: ASGIApp, port: int, string: str, pages: Path) -> None:
         self.app, self.port, self.string = app, port, string
         self.cookie, self.pass_word = f"daily-train-{port}", signature(string, "pages")
         self.used: set[str] = set()
-        self.pages = Pages(app, prefect_home() / FOLDER, string)
+        self.pages = Pages(app, pages, string)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
@@ -188,9 +188,9 @@ def login_page(status: int) -> Response:
     return HTMLResponse(LOGIN_PAGE.replace("NONCE", nonce), status, headers)
 
 
-def guarded_app(app: ASGIApp, port: int, string: str) -> ASGIApp:
-    """The application behind both doors."""
-    return OwnOrigin(Login(app, port, string), port, POLICY)
+def guarded_app(app: ASGIApp, port: int, string: str, pages: Path) -> ASGIApp:
+    """The application behind both doors; `pages`: the folder with what runs send."""
+    return OwnOrigin(Login(app, port, string, pages), port, POLICY)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         print("error: PREFECT_SERVER_API_AUTH_STRING is not set; nobody could log in", file=sys.stderr)
         return 1
     try:
-        string = auth_string()
+        string, pages = auth_string(), prefect_home() / FOLDER
     except AccessError as error:
         return print_error(error)
     try:
@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {given.host} port {given.port}: {error.strerror}", file=sys.stderr)
         return 1
     config = uvicorn.Config(
-        guarded_app(create_app(final=True), given.port, string),
+        guarded_app(create_app(final=True), given.port, string, pages),
         timeout_keep_alive=PREFECT_SERVER_API_KEEPALIVE_TIMEOUT.value(),
         ws_ping_interval=PREFECT_SERVER_API_WEBSOCKET_PING_INTERVAL.value(),
         ws_ping_timeout=PREFECT_SERVER_API_WEBSOCKET_PING_TIMEOUT.value(),

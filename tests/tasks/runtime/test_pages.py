@@ -35,8 +35,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Cl
             PREFECT_UI_URL: "https://train.example.org",
         }
     ):
-        monkeypatch.setattr("deployments.server.prefect_home", lambda: tmp_path)
-        app = guarded_app(PlainTextResponse("no such run", 404), port, STRING)
+        app = guarded_app(PlainTextResponse("no such run", 404), port, STRING, tmp_path / "pages")
         served = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
         thread = threading.Thread(target=served.run)
         thread.start()
