@@ -11,6 +11,7 @@ one of this machine. Runs of other workers of the pool, on other machines or in 
 
 import os
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
@@ -26,7 +27,7 @@ from prefect.client.schemas.filters import FlowRunFilter, WorkerFilter, WorkPool
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import PrefectException
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import State
 
@@ -193,22 +194,27 @@ class QueueWatch:
     worker_since: Callable[[], datetime | None]
     """When the worker's process was started. None: not yet."""
     processes: Callable[[], RunProcesses | None] = find_run_processes
-    seen: dict[UUID, Any] = field(default_factory=dict)
-    """The state that was judged dead, by run: it is marked when the next look finds the same."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    judged: dict[UUID, tuple[Any, float]] = field(default_factory=dict)
+    """The state of a run that is to be marked, and when it was seen first: it is marked if a later look sees it too."""
     saving: frozenset[str] = frozenset()
     """Runs that had ended at the last look, while their trainings saved."""
 
     def keep_looking(self, stopped: threading.Event) -> None:
         """Until stopped. A server that is away or busy is asked again at the next look."""
-        while not stopped.wait(SECONDS_BETWEEN_LOOKS):
-            with suppress(DailyTrainError):
-                self.look()
+        while not stopped.is_set():
+            self.look()
+            stopped.wait(SECONDS_BETWEEN_LOOKS)
 
     def look(self) -> None:
-        """Once; nothing is marked that the server does not tell of."""
+        """Once; a run that seems to be dead is marked at the next look that finds it so."""
+        with self.lock:
+            self._look()
+
+    def _look(self) -> None:
         patience = {PREFECT_CLIENT_MAX_RETRIES: 1, PREFECT_API_REQUEST_TIMEOUT: 20.0}
         with (
-            suppress(HTTPError, PrefectException),
+            suppress(HTTPError, PrefectException, DailyTrainError),
             self.connected(),
             temporary_settings(patience),
             get_client(sync_client=True) as client,
@@ -219,7 +225,8 @@ class QueueWatch:
 
     def _skip_missed(self, client: SyncPrefectClient) -> None:
         now = datetime.now(UTC)
-        due = [run for run in self._runs(client, StateType.SCHEDULED) if _due(run) <= now]
+        scheduled = self._runs(client, StateType.SCHEDULED)
+        due = [run for run in scheduled if run.expected_start_time and _due(run) <= now]
         marks = skipped_nights(due)
         for run in due:
             if run.id in marks and self._mark(client, run, marks[run.id]):  # lists of runs show names, no messages
@@ -232,29 +239,35 @@ class QueueWatch:
             return
         online = self._online(client) if runs else frozenset()
         situation = Situation(datetime.now(UTC), self.worker, self.worker_since(), processes, online)
-        judged: dict[UUID, Any] = {}
+        judged = {}
         for run in runs:
             is_cancelling = run.state_type == StateType.CANCELLING
             mark = cancel_of(run, situation) if is_cancelling else crash_of(run, situation)
             if mark is None:
                 continue
-            judged[run.id] = run.state_id
-            if self.seen.get(run.id) != run.state_id or not self._mark(client, run, _in_full(mark, run, situation)):
+            state, first = self.judged.get(run.id, (None, 0.0))
+            judged[run.id] = (run.state_id, first if state == run.state_id else time.monotonic())
+            if time.monotonic() - judged[run.id][1] < SECONDS_BETWEEN_LOOKS - 1:
                 continue
-            if mark.kill and (process := situation.executing(run)):
+            if self._mark(client, run, _in_full(mark, run, situation)) and mark.kill:
+                process = situation.executing(run)
+                assert process is not None
                 process.kill()
-        self.seen = judged
+        self.judged = judged
         self._tell_of_saving(client, processes)
 
     def _tell_of_saving(self, client: SyncPrefectClient, processes: RunProcesses) -> None:
         """A worker says that a run is cancelled, but not that its training goes on saving."""
         left = processes.saving - processes.executing.keys()
         for run_id in left & self.saving:  # at two looks: most have saved by then
-            run = client.read_flow_run(UUID(run_id))
-            message = run.state.message or "" if run.state else ""
-            if run.state_type == StateType.CANCELLED and STILL_SAVING not in message:
-                self._mark(client, run, _cancelled(f"{message} {STILL_SAVING}".strip()))
+            with suppress(ObjectNotFound):  # a run of another server
+                self._say_saving(client, client.read_flow_run(UUID(run_id)))
         self.saving = left
+
+    def _say_saving(self, client: SyncPrefectClient, run: FlowRun) -> None:
+        message = run.state.message or "" if run.state else ""
+        if run.state_type == StateType.CANCELLED and STILL_SAVING not in message:
+            self._mark(client, run, _cancelled(f"{message} {STILL_SAVING}".strip()))
 
     def _runs(self, client: SyncPrefectClient, *types: StateType) -> list[FlowRun]:
         """All runs of the pool in these states."""

@@ -116,24 +116,11 @@ def up(port: int) -> None:
     string = access.auth_string()
     access.bypass_proxies()
     url = f"http://127.0.0.1:{port}"
-    api = f"{url}/api"
-    environment = {
-        **SETTINGS,
-        **os.environ,
-        "PREFECT_API_URL": api,
-        "PREFECT_API_AUTH_STRING": string,
-        access.AUTH_STRING_VARIABLE: string,
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
-        "DAILY_TRAIN_HOME": str(provenance.PROJECT),
-        "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
-        STORE: os.environ.get(STORE, str(provenance.PROJECT / ".daily-train")),
-        "DAILY_TRAIN_VERSION": provenance.commit(),
-        "PREFECT_UI_URL": url,
-    }
-    environment.pop(NOTIFY, None)  # runs have no use for it
+    environment = _environment(url, string)
     missed, prepare_at = missed_setting(), _prepare_setting()
     locks = {name: Lock(name, port) for name in ("up", "server", "worker")}
-    first, owner = locks["up"].take_from_ending(SECONDS_TO_STOP), locks["worker"].owner()
+    first = locks["up"].take_from_ending(SECONDS_TO_STOP) is not None
+    owner = locks["worker"].owner()
     server = RestartedProcess("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)
     work = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", owner]
     worker = RestartedProcess("worker", work, environment)
@@ -153,39 +140,61 @@ def up(port: int) -> None:
             server.start()
         _wait_until_ready(port, string, server)
         if first:
-            watch.look()
-        with access.connected_to_server(port, string):
-            _set_up(api, environment, prepare_at)
-        if first:
-            watch.look()  # what was lost before is marked at its second look, and never by a worker's start
             threading.Thread(target=watch.keep_looking, args=(stopped,), daemon=True).start()
+        with access.connected_to_server(port, string):
+            _set_up(environment, prepare_at)
+        if first:
+            watch.look()  # before the worker takes the oldest of several missed nights
             if lock := locks["worker"].take():
                 worker.lock = lock
                 worker.start()
-        parts = [part for part in (server, worker) if part.process]
         reused = [part.name for part in (server, worker) if not part.process]
         note = f" The {' and the '.join(reused)} ran already." if reused else ""
         print(
             f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.login_ticket(string)}\n"
             f"or at any time with the string of {access.where_auth_string_is()}.{note}"
-            f"{' Ctrl-C stops it.' if parts else ''}",
+            f"{' Ctrl-C stops it.' if first else ''}",
             flush=True,
         )
-        while parts or first:
-            time.sleep(1)
-            for part in parts:
-                if part.ended() and (part is server or _server_answers(port, string)):  # a worker needs its server
-                    print(f"The {part.name} ended with exit code {part.exit_code}; it is started again.")
-                    part.start()
-            if worker not in parts and (lock := locks["worker"].take()):  # that of an `up` that was killed has ended
-                worker.lock = lock
-                worker.start()
-                parts.append(worker)
+        if first:
+            _keep_running(port, string, server, worker, locks["worker"])
     finally:
         stopped.set()
         locks["up"].say_ending()
         for part in (worker, server):
             part.stop()
+
+
+def _keep_running(port: int, string: str, server: RestartedProcess, worker: RestartedProcess, lock: Lock) -> None:
+    """Start again what ends, until interrupted; and a worker when that of an `up` that was killed has ended."""
+    while True:
+        time.sleep(1)
+        for part in (server, worker):
+            if part.ended() and (part is server or _server_answers(port, string)):  # a worker needs its server
+                print(f"The {part.name} ended with exit code {part.exit_code}; it is started again.")
+                part.start()
+        if not worker.process and (held := lock.take()):
+            worker.lock = held
+            worker.start()
+
+
+def _environment(url: str, string: str) -> dict[str, str]:
+    """Of server, worker and runs."""
+    environment = {
+        **SETTINGS,
+        **os.environ,
+        "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_API_AUTH_STRING": string,
+        access.AUTH_STRING_VARIABLE: string,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
+        "DAILY_TRAIN_HOME": str(provenance.PROJECT),
+        "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
+        STORE: os.environ.get(STORE, str(provenance.PROJECT / ".daily-train")),
+        "DAILY_TRAIN_VERSION": provenance.commit(),
+        "PREFECT_UI_URL": url,
+    }
+    environment.pop(NOTIFY, None)  # runs have no use for it
+    return environment
 
 
 def _hold_port(port: int) -> list[socket.socket]:
@@ -209,7 +218,7 @@ def _hold_port(port: int) -> list[socket.socket]:
     return held
 
 
-def _set_up(api: str, environment: dict[str, str], prepare_at: str) -> None:
+def _set_up(environment: dict[str, str], prepare_at: str) -> None:
     """Work pool, queues, deployments and automations; what is there is brought up to date."""
     with get_client(sync_client=True) as client:
         template = ProcessWorker.get_default_base_job_template()
