@@ -30,8 +30,8 @@ check: $(VENV)/installed-dev  ## lint, format, types, dead code, layout
 coverage: $(VENV)/installed-dev  ## run the test suite and print which lines no test runs
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report term:skip-covered $(ARGS)
 
-up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback
-	$(BIN)/daily-train up
+up: $(VENV)/installed  ## Prefect server, worker and deployments on loopback; PORT=4300
+	$(BIN)/daily-train up $(if $(PORT),--port $(PORT)) $(ARGS)
 
 bench-attention: $(VENV)/installed  ## windows beside full causal attention on a CPU, at the shapes of the presets
 	$(BIN)/python -m benchmarks.training.attention $(ARGS)

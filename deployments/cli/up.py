@@ -6,15 +6,17 @@ It answers its own pages and those who know its authentication string (deploymen
 """
 
 import errno
-import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -28,7 +30,9 @@ from prefect.workers.process import ProcessWorker
 
 from deployments import access
 from deployments.cli.defaults import NOTIFY
+from deployments.cli.locks import Lock
 from deployments.cli.notify import SECONDS_BETWEEN_HEARTBEATS, notify, watch_for_dead_runs
+from deployments.cli.queue_watch import QueueWatch, missed_setting
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
 from tasks.runtime.pages import PAGES
@@ -37,7 +41,9 @@ from tasks.store import provenance
 POOL = "daily-train"
 QUEUES = {"gpu": "Trains or scores: one run at a time.", "data": "Prepares data, beside a training: one run at a time."}
 DEPLOYMENTS = Path(__file__).resolve().parents[1] / "prefect.yaml"
-REPOSITORY = "DAILY_TRAIN_REPOSITORY"
+REPOSITORY, PREPARE_AT = "DAILY_TRAIN_REPOSITORY", "DAILY_TRAIN_PREPARE_AT"
+STORE = "DAILY_TRAIN_STORE"
+PREPARED_AT = "01:00"
 SECONDS_TO_START = 300  # on a machine whose cores are all in use
 SECONDS_TO_STOP = 60  # a worker kills its runs after 30; their trainers go on saving (tasks/runtime/supervise.py)
 RESTARTS, RESTART_SECONDS = 5, 3600.0
@@ -47,6 +53,7 @@ SETTINGS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(SECONDS_BETWEEN_HEARTBEATS),
     "PREFECT_WORKER_QUERY_SECONDS": "5",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_RUNS": "8",  # nights: what was not scheduled before the server went is lost
 }
 
 
@@ -65,6 +72,7 @@ class RestartedProcess:
     umask: int = -1
     process: subprocess.Popen | None = None
     started: list[float] = field(default_factory=list)
+    since: datetime | None = None
 
     def start(self) -> None:
         recent = [moment for moment in self.started if time.monotonic() - moment < RESTART_SECONDS]
@@ -74,6 +82,7 @@ class RestartedProcess:
                 "its last lines say why"
             )
         self.started = [*recent, time.monotonic()]
+        self.since = datetime.now(UTC)
         self.process = subprocess.Popen(
             child_command(*self.arguments),
             env=self.environment,
@@ -108,52 +117,86 @@ def up(port: int) -> None:
     string = access.auth_string()
     access.bypass_proxies()
     url = f"http://127.0.0.1:{port}"
-    api = f"{url}/api"
-    environment = {
-        **SETTINGS,
-        **os.environ,
-        "PREFECT_API_URL": api,
-        "PREFECT_API_AUTH_STRING": string,
-        access.AUTH_STRING_VARIABLE: string,
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
-        "DAILY_TRAIN_HOME": str(provenance.PROJECT),
-        "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
-        "DAILY_TRAIN_STORE": os.environ.get("DAILY_TRAIN_STORE", str(provenance.PROJECT / ".daily-train")),
-        "DAILY_TRAIN_VERSION": provenance.commit(),
-        "PREFECT_UI_URL": os.environ.get("PREFECT_UI_URL", url),
-        PAGES: url,
-    }
-    environment.pop(NOTIFY, None)  # runs have no use for it
+    environment = _environment(url, string)
+    missed, prepare_at = missed_setting(), _prepare_setting()
+    locks = {name: Lock(name, port) for name in ("up", "server", "worker")}
+    first = locks["up"].take_from_ending(SECONDS_TO_STOP) is not None
+    owner = locks["worker"].owner()
     server = RestartedProcess("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)
-    work = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-    worker = RestartedProcess("worker", work, environment, _worker_lock(port))
+    work = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", owner]
+    worker = RestartedProcess("worker", work, environment)
+    watch = QueueWatch(
+        POOL,
+        owner,
+        missed,
+        connected=lambda: access.connected_to_server(port, string),
+        worker_since=lambda: worker.since,
+    )
+    stopped = threading.Event()
     try:
-        if not access.require_own_server(port, string):
+        if first:  # a server whose `up` was killed is ending
+            server.lock = locks["server"].take(SECONDS_TO_STOP)
+        if first and not access.require_own_server(port, string):
             held = _hold_port(port)  # noqa: F841 (as long as this runs)
             server.start()
-            _wait_until_ready(port, string, server)
+        _wait_until_ready(port, string, server)
+        if first:
+            threading.Thread(target=watch.keep_looking, args=(stopped,), daemon=True).start()
         with access.connected_to_server(port, string):
-            _set_up(api, environment)
-        if worker.lock:
-            worker.start()
-        parts = [part for part in (server, worker) if part.process]
+            _set_up(environment, prepare_at)
+        if first:
+            watch.look()  # before the worker takes the oldest of several missed nights
+            if lock := locks["worker"].take():
+                worker.lock = lock
+                worker.start()
         reused = [part.name for part in (server, worker) if not part.process]
         note = f" The {' and the '.join(reused)} ran already." if reused else ""
         print(
             f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.login_ticket(string)}\n"
             f"or at any time with the string of {access.where_auth_string_is()}.{note}"
-            f"{' Ctrl-C stops it.' if parts else ''}",
+            f"{' Ctrl-C stops it.' if first else ''}",
             flush=True,
         )
-        while parts:
-            time.sleep(1)
-            for part in parts:
-                if part.ended() and (part is server or _server_answers(port, string)):  # a worker needs its server
-                    print(f"The {part.name} ended with exit code {part.exit_code}; it is started again.")
-                    part.start()
+        if first:
+            _keep_running(port, string, server, worker, locks["worker"])
     finally:
+        stopped.set()
+        locks["up"].say_ending()
         for part in (worker, server):
             part.stop()
+
+
+def _keep_running(port: int, string: str, server: RestartedProcess, worker: RestartedProcess, lock: Lock) -> None:
+    """Start again what ends, until interrupted; and a worker when that of an `up` that was killed has ended."""
+    while True:
+        time.sleep(1)
+        for part in (server, worker):
+            if part.ended() and (part is server or _server_answers(port, string)):  # a worker needs its server
+                print(f"The {part.name} ended with exit code {part.exit_code}; it is started again.")
+                part.start()
+        if not worker.process and (held := lock.take()):
+            worker.lock = held
+            worker.start()
+
+
+def _environment(url: str, string: str) -> dict[str, str]:
+    """Of server, worker and runs."""
+    environment = {
+        **SETTINGS,
+        **os.environ,
+        "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_API_AUTH_STRING": string,
+        access.AUTH_STRING_VARIABLE: string,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
+        "DAILY_TRAIN_HOME": str(provenance.PROJECT),
+        "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
+        STORE: os.environ.get(STORE, str(provenance.PROJECT / ".daily-train")),
+        "DAILY_TRAIN_VERSION": provenance.commit(),
+        "PREFECT_UI_URL": os.environ.get("PREFECT_UI_URL", url),
+        PAGES: url,
+    }
+    environment.pop(NOTIFY, None)  # runs have no use for it
+    return environment
 
 
 def _hold_port(port: int) -> list[socket.socket]:
@@ -177,18 +220,7 @@ def _hold_port(port: int) -> list[socket.socket]:
     return held
 
 
-def _worker_lock(port: int) -> IO | None:
-    """A lock that the worker of this server holds as long as it lives; None when one does."""
-    file = (access.prefect_home() / f"daily-train-worker-{port}.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
-def _set_up(api: str, environment: dict[str, str]) -> None:
+def _set_up(environment: dict[str, str], prepare_at: str) -> None:
     """Work pool, queues, deployments and automations; what is there is brought up to date."""
     with get_client(sync_client=True) as client:
         template = ProcessWorker.get_default_base_job_template()
@@ -196,12 +228,16 @@ def _set_up(api: str, environment: dict[str, str]) -> None:
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
         for name, description in QUEUES.items():
             _queue(client, {"name": name, "description": description, "concurrency_limit": 1})
-        paused = [found.name for found in client.read_deployments() if not any(s.active for s in found.schedules)]
+        paused = [
+            found.name
+            for found in client.read_deployments()
+            if found.schedules and not any(s.active for s in found.schedules)
+        ]
         watch_for_dead_runs()
         if address := os.environ.get(NOTIFY):
             notify(address)
     file = access.prefect_home() / "daily-train-deployments.yaml"
-    file.write_text(deployments_yaml(os.environ.get(REPOSITORY), paused))
+    file.write_text(deployments_yaml(os.environ.get(REPOSITORY), paused, prepare_at))
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
     done = subprocess.run(command, env=environment, cwd=provenance.PROJECT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -219,15 +255,26 @@ def _queue(client: SyncPrefectClient, values: dict[str, Any]) -> None:
         client.request("PATCH", "/work_pools/{work_pool_name}/queues/{name}", json=values, path_params=place)
 
 
-def deployments_yaml(repository: str | None, paused: list[str]) -> str:
-    """prefect.yaml, with two things that it cannot say: a scheduled deployment pulls `main` of the repository where
-    one is given, and a schedule that was paused in the UI stays so."""
+def _prepare_setting() -> str:
+    """When data is prepared ahead of the night, as the minute and the hour of a cron expression. Raises UpError."""
+    given = os.environ.get(PREPARE_AT) or PREPARED_AT
+    if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", given):
+        raise UpError(f"{PREPARE_AT} is {given!r}; expected an hour of UTC such as {PREPARED_AT!r}")
+    hour, _, minute = given.partition(":")
+    return f"{int(minute)} {int(hour)}"
+
+
+def deployments_yaml(repository: str | None, paused: list[str], prepare_at: str) -> str:
+    """prefect.yaml, with what it cannot say: a scheduled deployment pulls `main` of the repository where one is given,
+    a schedule that was paused in the UI stays so, and data is prepared at a minute and an hour of choice."""
     described = yaml.safe_load(DEPLOYMENTS.read_text())
     for deployment in described["deployments"]:
         if "schedules" not in deployment:
             continue
         for schedule in deployment["schedules"]:
             schedule["active"] = deployment["name"] not in paused
+            if schedule["slug"] == "ahead-of-the-night":
+                schedule["cron"] = f"{prepare_at} * * *"
         if repository:
             if urlsplit(repository).password or urlsplit(repository).username not in (None, "git"):
                 raise UpError(
@@ -236,9 +283,13 @@ def deployments_yaml(repository: str | None, paused: list[str]) -> str:
                 )
             clone = {"repository": repository, "branch": "main"}
             deployment["pull"] = [{"prefect.deployments.steps.git_clone": clone}]
-            checkouts = provenance.PROJECT / ".daily-train" / "checkouts"
+            # of its own: a pull would change the code of a run that is under way in the other queue
+            checkouts = provenance.PROJECT / ".daily-train" / "checkouts" / deployment["name"]
             checkouts.mkdir(parents=True, exist_ok=True)
-            deployment["work_pool"]["job_variables"] = {"working_dir": str(checkouts)}
+            deployment["work_pool"] = {**deployment["work_pool"], "job_variables": {"working_dir": str(checkouts)}}
+            cache = provenance.PROJECT / ".daily-train" / "cache"  # with one cache nothing is downloaded twice
+            if "://" in os.environ.get(STORE, ""):
+                deployment["parameters"]["execution"].setdefault("cache", str(cache))
     return yaml.safe_dump(described, sort_keys=False)
 
 

@@ -54,7 +54,7 @@ class LivenessWatch:
                 state = client.read_flow_run(self.run).state
         except (HTTPError, PrefectException):  # the server is away: the next look may find it
             return False
-        return state is not None and state.is_cancelling()
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
 
     def leave(self) -> NoReturn:
         """End this process as cancelled, without a word of its own, which the server would take for a crash."""

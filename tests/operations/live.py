@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +21,7 @@ import httpx
 
 from deployments.access import AUTH_FILE, AUTH_STRING_VARIABLE, basic_credentials
 from tests.lingering import SITE
+from tests.processes import family
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -96,8 +97,8 @@ class Up:
     folder: Path
     command: list[str]
     environment: dict[str, str]
-    process: subprocess.Popen
     messages: list[dict[str, str]]
+    process: subprocess.Popen = field(init=False)
     lost_run: str = ""
 
     @property
@@ -124,13 +125,15 @@ class Up:
         found = self.api.post("/deployments/filter", json={}).json()
         return next(deployment for deployment in found if deployment["name"] == name)
 
-    def put_off_the_nightly_run(self) -> None:
-        """By half a day: it would hold the queue for minutes if it fired amid the tests."""
-        daily = self.deployment("daily")
-        [schedule] = daily["schedules"]
-        cron = f"0 {(datetime.now(UTC) + timedelta(hours=12)).hour} * * *"
-        later = {"schedule": {"cron": cron, "timezone": "UTC"}}
-        self.api.patch(f"/deployments/{daily['id']}/schedules/{schedule['id']}", json=later).raise_for_status()
+    def put_off_the_nightly_runs(self) -> None:
+        """By half a day: they would hold the queues for minutes if they fired amid the tests."""
+        for name in ("daily", "prepare-ahead"):
+            deployment = self.deployment(name)
+            [schedule] = deployment["schedules"]
+            cron = f"0 {(datetime.now(UTC) + timedelta(hours=12)).hour} * * *"
+            later = {"schedule": {"cron": cron, "timezone": "UTC"}}
+            path = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
+            self.api.patch(path, json=later).raise_for_status()
 
     def parameters(self, **train: Any) -> dict[str, Any]:
         return {
@@ -201,6 +204,33 @@ class Up:
                 kept.append(int(number))
         return kept
 
+    def cut_power(self, *, cancelling: str) -> None:
+        """End everything at once, so that nobody tells the server anything: `up`, its parts and all runs. One of them
+        has been cancelled a moment before."""
+        everything = {*family(self.process.pid), *self.processes("")}
+        server = set(self.processes("deployments.server"))
+        self._signal(everything - server, signal.SIGSTOP)
+        self.cancel(cancelling)
+        self._signal(everything, signal.SIGSTOP)
+        self._signal(everything, signal.SIGKILL)
+        self.process.wait()
+
+    @staticmethod
+    def _signal(processes: Iterable[int], number: signal.Signals) -> None:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def start_up(self) -> None:
+        """The command, for the first time or after its end; back when it says that it is up."""
+        before = self.log.count("is up: http")
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        wait_for(lambda: self.process.poll() is not None or self.log.count("is up: http") > before)
+        assert self.process.poll() is None, self.log
+
     def kill(self, words: str, run: str = "") -> None:
         numbers = self.processes(words, run)
         assert numbers, words
@@ -255,17 +285,15 @@ def daily_train_up(folder: Path, credentials: dict[str, str], store: str) -> Ite
     for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", AUTH_STRING_VARIABLE):
         environment.pop(name, None)
     command = [sys.executable, "-m", "deployments.cli.commands", "up", "--port", str(port)]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
-    running = Up(f"http://127.0.0.1:{port}", store, folder, command, environment, process, messages)
+    (folder / "log").touch()
+    running = Up(f"http://127.0.0.1:{port}", store, folder, command, environment, messages)
     try:
-        wait_for(lambda: process.poll() is not None or "is up: http://127.0.0.1" in running.log)
-        assert process.poll() is None, running.log
-        running.put_off_the_nightly_run()
+        running.start_up()
+        running.put_off_the_nightly_runs()
         yield running
     finally:
-        process.terminate()
-        code = process.wait(90)
+        running.process.terminate()
+        code = running.process.wait(90)
         receiver.shutdown()
     assert code == 128 + signal.SIGTERM, "an orderly end"
     assert not running.processes("prefect"), "nothing of it is left"

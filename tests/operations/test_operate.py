@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,43 @@ def test_a_run_that_died_with_its_worker_is_shown_as_crashed(up: Up, lost: float
     assert up.processes("prefect worker start")
 
 
+def test_after_a_power_cut_the_queue_moves_and_of_four_nights_one_is_executed(up: Up, record_property: Callable):
+    daily = up.deployment("daily")
+    preparing = {"preset": "smoke", "execution": {"store": str(up.folder / "cut")}}
+    cancelled, taken = up.create("prepare-data", preparing), up.start(**FIRST)
+    wait_for(lambda: up.state(cancelled)["type"] == "RUNNING")
+    wait_for(lambda: up.state(taken).get("name") in ("Submitting", "Running"))
+    waiting = up.start(**FIRST)
+    soon = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+    often = {"schedule": {"interval": 4, "anchor_date": soon}, "active": True, "parameters": up.parameters(**FIRST)}
+    up.api.post(f"/deployments/{daily['id']}/schedules", json=[often]).raise_for_status()
+
+    def nights() -> list[dict[str, Any]]:
+        due = {"before_": datetime.now(UTC).isoformat(), "after_": soon}
+        chosen = {"deployment_id": {"any_": [daily["id"]]}, "expected_start_time": due}
+        body = {"flow_runs": chosen, "sort": "EXPECTED_START_TIME_ASC"}
+        return up.api.post("/flow_runs/filter", json=body).raise_for_status().json()
+
+    wait_for(nights)
+    up.cut_power(cancelling=cancelled)
+    time.sleep(18)  # four nights
+    up.start_up()
+    began = time.monotonic()
+    state = up.ended(taken)
+    assert state["type"] == "CRASHED" and state["message"].startswith(DID_NOT_ANSWER)
+    state = up.ended(cancelled)
+    assert (state["type"], state["message"]) == ("CANCELLED", "Cancelled: nothing executes the run any more.")
+    wait_for(lambda: up.state(waiting)["type"] != "SCHEDULED", seconds=60)
+    record_property("seconds until the queue moved", time.monotonic() - began)
+    assert up.ended(waiting)["type"] == "COMPLETED"  # a run by hand is never skipped
+
+    *older, newest = nights()
+    assert up.ended(newest["id"])["type"] == "COMPLETED" and len(older) >= 3
+    skipped = [up.api.get(f"/flow_runs/{night['id']}").json() for night in older]
+    assert {run["state"]["name"] for run in skipped} == {"Skipped"}
+    assert all(run["state"]["type"] == "CANCELLED" and run["name"].endswith(" skipped") for run in skipped)
+
+
 def test_no_secret_is_written_anywhere(up: Up, s3_environment: dict[str, str]):
     secrets = [*SECRETS.values(), s3_environment["AWS_SECRET_ACCESS_KEY"], up.auth_string]
     objects = [content for contents in _objects(up).values() for content in contents]
@@ -223,14 +261,20 @@ def _objects(up: Up) -> dict[str, list[bytes]]:
 
 
 def test_the_scheduled_deployment_pulls_main_where_a_repository_is_given():
-    made = yaml.safe_load(deployments_yaml("git@host:a/b.git", []))["deployments"]
+    made = yaml.safe_load(deployments_yaml("git@host:a/b.git", ["prepare-ahead"], "30 23"))["deployments"]
     described = {found["name"]: found for found in made}
-    [step] = described["daily"]["pull"]
-    assert [schedule["cron"] for schedule in described["daily"]["schedules"]] == ["0 3 * * *"]
+    night, ahead = described["daily"], described["prepare-ahead"]
+    [step] = night["pull"]
+    assert [(schedule["cron"], schedule["active"]) for schedule in night["schedules"]] == [("0 3 * * *", True)]
+    assert [(schedule["cron"], schedule["active"]) for schedule in ahead["schedules"]] == [("30 23 * * *", False)]
+    # the same code and settings, so that the keys agree; a folder of its own, where no pull changes a run's code
+    assert (ahead["pull"], ahead["parameters"]) == (night["pull"], night["parameters"])
+    folders = [found["work_pool"]["job_variables"]["working_dir"] for found in (night, ahead, described["by-hand"])]
+    assert len(set(folders)) == 3 and ahead["work_pool"]["work_queue_name"] == "data"
     assert step == {"prefect.deployments.steps.git_clone": {"repository": "git@host:a/b.git", "branch": "main"}}
     assert "pull" not in described["by-hand"]
     with pytest.raises(UpError, match="must hold no credentials"):
-        deployments_yaml("https://token123@host/a/b.git", [])
+        deployments_yaml("https://token123@host/a/b.git", [], "0 1")
 
 
 @pytest.mark.parametrize(
