@@ -15,7 +15,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from eval.document_parquet import SCHEMA, document_files, read_tables
 from eval.reporting.contamination_report import contamination_section
-from eval.reporting.figures import inline, sweep_figure
+from eval.reporting.figures import inline, kept, sweep_figure
 from eval.reporting.report import FIGURES
 from tasks.benchmarks import Items
 from tasks.config import CheckConfig, Mode
@@ -63,7 +63,8 @@ def check_contamination(config: CheckConfig, documents: StageResult, items: Item
 
     result = build_or_skip(stage, context, build)
     contamination = read_contamination(fetch_outputs(result, context))
-    figure = inline(FIGURES["sweep.png"], sweep_figure(contamination["sweep"], config.run))
+    sweep = kept(context.cache / "figures", sweep_figure, contamination["sweep"], config.run)
+    figure = inline(FIGURES["sweep.png"], sweep)
     create_markdown_artifact(
         key="contamination",
         description="Benchmark items in the training text",

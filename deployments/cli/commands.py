@@ -12,7 +12,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client, huggingface_hub
 from deployments.cli.arguments import changes_from, command_parser, settings_from
 from deployments.cli.defaults import NOTIFY
 from deployments.cli.entry_point import run_interruptibly
+from deployments.temporary_server import TemporaryServer
 from flows.preset_files import Preset
 from flows.run_config import STUDY_SECTIONS, compose, context_of, require_encodable, require_sections
 from flows.suggestions import nearest_name_in_errors
@@ -86,16 +88,19 @@ def _run(arguments: argparse.Namespace) -> None:
     execution = _execution(arguments)
     require_encodable(**changes, execution=execution)
     context = context_of(execution, dict(os.environ))
-    from flows.config import forms_of
-    from flows.daily import daily_train
-    from tasks.preflight import require_ready
+    with _server_of_run() as connect:
+        from flows.config import forms_of
+        from flows.daily import daily_train
+        from tasks.preflight import require_ready
+        from tasks.store.source_digest import model_source_digest
 
-    require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, context)  # before a server is started
-    forms = forms_of(changes, daily_train)
-    _prepare_run()
-    began = time.monotonic()
-    published = daily_train(preset=Preset(preset), **forms, execution=execution)
-    _summary(published, time.monotonic() - began)
+        require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, context)  # before anything is built
+        forms = forms_of(changes, daily_train)
+        model_source_digest()  # kept for the stages that need it: half a second, in which the server starts
+        connect()
+        began = time.monotonic()
+        published = daily_train(preset=Preset(preset), **forms, execution=execution)
+        _summary(published, time.monotonic() - began)
 
 
 def _study(arguments: argparse.Namespace) -> None:
@@ -105,12 +110,13 @@ def _study(arguments: argparse.Namespace) -> None:
     study = settings_from(StudyConfig, "study", arguments)
     execution = _execution(arguments)
     require_encodable(**changes, execution=execution)
-    from flows.config import forms_of
-    from flows.study import contamination_study
+    with _server_of_run() as connect:
+        from flows.config import forms_of
+        from flows.study import contamination_study
 
-    forms = forms_of(changes, contamination_study)
-    _prepare_run()
-    page = contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution)
+        forms = forms_of(changes, contamination_study)
+        connect()
+        page = contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution)
     print(f"\n{Path(page).read_text()}" if "://" not in page else "", f"study: {page}", sep="\n")
 
 
@@ -224,14 +230,36 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
     print(arguments.html)
 
 
-def _prepare_run() -> None:
-    """Have a temporary server end with the run, and answer this run alone."""
-    from deployments.access import choose_server
-    from deployments.temporary_server import TemporaryServer
+@contextmanager
+def _server_of_run() -> Iterator[Callable[[], None]]:
+    """A function that connects Prefect's clients to the server of PREFECT_API_URL or, where that names none, to a
+    temporary one, which is launched now and starts meanwhile: it ends with the run, and answers this run alone."""
+    own = None if os.environ.get("PREFECT_API_URL") else TemporaryServer()
 
-    choose_server()
-    TemporaryServer()
+    def connect() -> None:
+        from deployments.access import choose_server
 
+        choose_server(own.environment if own and own.wait_until_ready() else None)
+
+    try:
+        yield connect
+    finally:
+        if own:
+            if own.ready:
+                _send_what_is_queued()
+            own.stop()
+
+
+def _send_what_is_queued() -> None:
+    """Prefect sends logs and events from threads, the last ones when Python ends: a temporary server is gone then."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=SECONDS_TO_SEND, at_exit=False)
+
+
+SECONDS_TO_SEND = 3.0
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": _run,
