@@ -327,7 +327,7 @@ def stopped(folder: Path, only: str) -> tuple[list[float], list[list], int]:
             "start",
             "the temporary server starts",
             "command",
-            seen=lambda run: run.processes("deployments.temporary_server"),
+            seen=lambda run: run.processes("temporary_server"),
         ),
     ]
     for moment in moments():
