@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check coverage up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-threads bench-token-bytes bench-train test-kills test-inputs bench-faults bench-unbroken lock clean
+.PHONY: daily test check coverage up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-startup bench-threads bench-token-bytes bench-train test-kills test-inputs bench-faults bench-unbroken lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -60,6 +60,9 @@ bench-forecast: $(VENV)/installed  ## speed of daily beside nanochat's before a 
 bench-gpu: $(VENV)/installed  ## everything that only a GPU can show, at most 9 minutes, and docs/gpu.md; ARGS="--nanochat DIR"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 	$(BIN)/python -m benchmarks.gpu.page
+
+bench-startup: $(VENV)/installed  ## CPU and wall seconds before the command does anything; ARGS="--before CHECKOUT"
+	$(BIN)/python -m benchmarks.pipeline.startup $(ARGS)
 
 bench-threads: $(VENV)/installed  ## one thread and two beside other programs; nothing else should run
 	$(BIN)/python -m benchmarks.training.threads $(ARGS)

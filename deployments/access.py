@@ -34,10 +34,10 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from deployments.temporary_server import AUTH_STRING_VARIABLE
 from model.errors import DailyTrainError
 from tasks.runtime.pages import PAGES
 
-AUTH_STRING_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
 AUTH_FILE = "daily-train-auth"
 SHORTEST_AUTH_STRING = 16
 SECONDS_TO_LOG_IN = 15 * 60
@@ -198,29 +198,26 @@ def connected_to_server(port: int, string: str) -> Iterator[None]:
         yield
 
 
-@functools.cache
-def choose_server() -> None:
-    """For a run in a terminal: it uses the server of PREFECT_API_URL, with the string of our file if that server is
-    ours.
+def choose_server(own: dict[str, str] | None) -> None:
+    """For a run in a terminal: it uses its `own` temporary server, by the environment of its clients, or the one of
+    PREFECT_API_URL, with the string of our file if that server is ours.
 
-    Without that setting Prefect starts a server for the run, which then answers this process and its children alone: it
-    writes to the database of PREFECT_HOME, from which the worker of a later `up` would take deployments."""
+    A temporary server answers this process and its children alone: it writes to the database of PREFECT_HOME, from
+    which the worker of a later `up` would take deployments."""
     bypass_proxies()
-    url = urlsplit(PREFECT_API_URL.value() or "")
-    if not url.netloc:
-        string = secrets.token_urlsafe(32)
-        os.environ |= {AUTH_STRING_VARIABLE: string, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1"}
-    elif url.hostname != "127.0.0.1":
+    if own:
+        os.environ |= own
+        refresh_global_settings_context()
         return
-    else:
-        given = PREFECT_API_AUTH_STRING.value()
-        if not given and not (prefect_home() / AUTH_FILE).exists():
-            return
-        string = given or auth_string()
-        try:
-            if require_own_server(url.port or 80, string):
-                os.environ.setdefault(PAGES, f"http://{url.netloc}")
-        except AccessError:  # somebody else's server: with another string, or with none
-            return
+    url = urlsplit(PREFECT_API_URL.value() or "")
+    given = PREFECT_API_AUTH_STRING.value()
+    if url.hostname != "127.0.0.1" or not (given or (prefect_home() / AUTH_FILE).exists()):
+        return
+    string = given or auth_string()
+    try:
+        if require_own_server(url.port or 80, string):
+            os.environ.setdefault(PAGES, f"http://{url.netloc}")
+    except AccessError:  # somebody else's server: with another string, or with none
+        return
     os.environ["PREFECT_API_AUTH_STRING"] = string
     refresh_global_settings_context()

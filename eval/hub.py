@@ -8,6 +8,8 @@ a hub that does answer keep their cause, from which `tasks/store/stage.py` decid
 """
 
 import os
+import re
+import sys
 import threading
 import time
 from functools import cache
@@ -50,6 +52,21 @@ def _ask_hub(endpoint: str, minute: int) -> str | None:
     asking.join(LOOK_UP_SECONDS)
     reason = answers[0] if answers else f"no answer within {LOOK_UP_SECONDS} s"
     return reason and f"the hub ({endpoint}) does not answer: {reason}"
+
+
+def may_be_cached(dataset: str) -> bool:
+    """Whether a cache holds anything of the name of a dataset. Less than half a second of importing the library tells,
+    which knows whether it is whole."""
+    if "datasets" in sys.modules:
+        return True
+    folders = (os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets"), constants.HF_HUB_CACHE)
+    names = {_letters(name) for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)}
+    return not names.isdisjoint((_letters(dataset), f"datasets{_letters(dataset)}"))
+
+
+def _letters(name: str) -> str:
+    """Of a folder's name: the library writes `Owner/SomeSet` as `Owner___some_set`, its client as `Owner--SomeSet`."""
+    return re.sub("[^a-z0-9]", "", name.casefold())
 
 
 def load_file(repository: str, name: str, commit: str, *, again: bool = False) -> Path:

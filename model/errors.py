@@ -41,12 +41,18 @@ def shown_value(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE // 2]} … {text[-LONGEST_VALUE // 4 :]}"
 
 
-def did_you_mean(name: object, known: Iterable[str], least: float = 0.6) -> str:
-    """Of a name that is refused: ` (did you mean 'NAME'?)` with the nearest of the known ones, without regard to case;
-    empty where none shares the part `least` of its letters."""
+def nearest_name(name: object, known: Iterable[str], least: float = 0.6) -> str | None:
+    """The one of the known names that is nearest to another, without regard to case; None where none shares the part
+    `least` of its letters."""
     by_letters = {one.casefold(): str(one) for one in known}
     nearest = difflib.get_close_matches(str(name)[:LONGEST_VALUE].casefold(), by_letters, 1, least)
-    return f" (did you mean {by_letters[nearest[0]]!r}?)" if nearest else ""
+    return by_letters[nearest[0]] if nearest else None
+
+
+def did_you_mean(name: object, known: Iterable[str], least: float = 0.6) -> str:
+    """` (did you mean 'NAME'?)` with the nearest of the known names, for one that is refused; empty without one."""
+    nearest = nearest_name(name, known, least)
+    return f" (did you mean {nearest!r}?)" if nearest else ""
 
 
 def in_one_line(text: str) -> str:

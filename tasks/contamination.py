@@ -14,7 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from eval.document_parquet import SCHEMA, document_files, read_tables
 from eval.reporting.contamination_report import contamination_section
-from eval.reporting.figures import inline, sweep_figure, sweep_shows_something
+from eval.reporting.figures import inline, kept, sweep_figure, sweep_shows_something
 from eval.reporting.report import FIGURES
 from eval.reporting.words import count
 from tasks.benchmarks import Items
@@ -68,7 +68,8 @@ def check_contamination(config: CheckConfig, documents: StageResult, items: Item
     add_to_state(_found(contamination["coverage"]))
     text = contamination_section(contamination)
     if sweep_shows_something(contamination["sweep"]):
-        text += f"\n\n{inline(FIGURES['sweep.png'], sweep_figure(contamination['sweep'], config.run))}"
+        sweep = kept(context.cache / "figures", sweep_figure, contamination["sweep"], config.run)
+        text += f"\n\n{inline(FIGURES['sweep.png'], sweep)}"
     create_markdown_artifact(key="contamination", description="Benchmark items in the training text", markdown=text)
     if config.mode is Mode.REFUSE:
         _refuse(contamination["coverage"])

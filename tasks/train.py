@@ -9,7 +9,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 from tokenizers import Tokenizer
 
-from eval.reporting.figures import inline, loss_figure
+from eval.reporting.figures import inline, kept, loss_figure
 from eval.reporting.markdown import markdown_table, passage, untrusted
 from eval.reporting.words import count, duration
 from eval.suites.hellaswag import encoded_items
@@ -61,7 +61,7 @@ def train_model(
     create_markdown_artifact(
         key="samples", description="Text before and after training", markdown=describe_samples(folder)
     )
-    figure = inline("loss over training", loss_figure(read_metrics(folder)))
+    figure = inline("loss over training", kept(context.cache / "figures", loss_figure, read_metrics(folder)))
     create_markdown_artifact(key="loss", description="Loss over training", markdown=figure)
     return result
 

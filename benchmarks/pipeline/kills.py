@@ -29,8 +29,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect.settings import PREFECT_HOME, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
-
 from benchmarks.goals import print_goal
 from deployments.temporary_server import TemporaryServer
 from eval.reporting.markdown import markdown_table
@@ -325,7 +323,12 @@ def stopped(folder: Path, only: str) -> tuple[list[float], list[list], int]:
     wanted = {stage: 0 for stage in STAGES}
     chosen = [
         Moment("start", "modules are imported", "command", seen=lambda run: len(run.processes()) > 1),
-        Moment("start", "the temporary server starts", "command", seen=lambda run: run.processes("uvicorn")),
+        Moment(
+            "start",
+            "the temporary server starts",
+            "command",
+            seen=lambda run: run.processes("temporary_server"),
+        ),
     ]
     for moment in moments():
         if wanted[moment.stage] < 2:
@@ -379,9 +382,11 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
         os.environ.pop("PREFECT_API_URL", None)
         # a home of its own: SQLite takes one writer at a time
-        with temporary_settings({PREFECT_HOME: base / "shared", PREFECT_SERVER_ANALYTICS_ENABLED: False}):
-            server = TemporaryServer()
-            server.start(600)
+        os.environ |= {"PREFECT_HOME": str(base / "shared"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        server = TemporaryServer()
+        stack.callback(server.stop)
+        server.wait_until_ready()
+        os.environ["PREFECT_API_AUTH_STRING"] = server.string
         api = server.api_url
         expected = finished(folders["straight"], str(folders["straight"] / "store"), {}, api)
         if arguments.signal != "SIGKILL":

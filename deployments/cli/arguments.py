@@ -1,7 +1,6 @@
 """The arguments of `daily-train`: the parser of every subcommand, and the settings that their texts stand for."""
 
 import argparse
-import difflib
 import json
 import re
 from collections import Counter
@@ -14,7 +13,7 @@ from eval.suites.suites import SUITES
 from flows.preset_files import Preset
 from flows.run_config import STUDY_SECTIONS, RunConfig
 from flows.suggestions import nearest_name_in_errors
-from model.errors import did_you_mean, reason_of, shown_value
+from model.errors import did_you_mean, nearest_name, reason_of, shown_value
 from model.parsing import ConfigError, Dataclass, descriptions, field_types, parse, takes_text
 from tasks.config import StudyConfig
 from tasks.store.context import Execution
@@ -276,8 +275,8 @@ def _full_name(field: str) -> str:
     full_names = {setting.partition(".")[2]: setting for setting in settings} | {
         setting: setting for setting in settings
     }
-    nearest = difflib.get_close_matches(field, full_names, 1)
-    return f" (did you mean {full_names[nearest[0]]!r}?)" if nearest else ""
+    nearest = nearest_name(field, full_names)
+    return f" (did you mean {full_names[nearest]!r}?)" if nearest else ""
 
 
 def _value(text: str) -> Any:

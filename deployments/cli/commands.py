@@ -25,6 +25,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client, huggingface_hub
 from deployments.cli.arguments import changes_from, command_parser, settings_from
 from deployments.cli.defaults import NOTIFY
 from deployments.cli.entry_point import run_interruptibly, was_interrupted
+from deployments.temporary_server import TemporaryServer
 from flows.planned_stages import Planned, stages_of_run, stages_of_study
 from flows.preset_files import Preset
 from flows.run_config import STUDY_SECTIONS, compose, context_of, require_encodable, require_sections
@@ -86,15 +87,19 @@ def _run(arguments: argparse.Namespace) -> None:
     execution = _execution(arguments)
     require_encodable(**changes, execution=execution)
     context = context_of(execution, dict(os.environ))
-    from flows.config import forms_of
-    from flows.daily import daily_train
-    from tasks.preflight import require_ready
+    with _server_of_run() as connect:
+        from flows.config import forms_of
+        from flows.daily import daily_train
+        from tasks.preflight import require_ready
+        from tasks.store.source_digest import model_source_digest
 
-    require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, context)  # before a server is started
-    forms = forms_of(changes, daily_train)
-    where = f"{preset} into {context.store.url}"
-    with _shown(f"daily-train run: {where}", stages_of_run(run), arguments.json) as show:
-        show(daily_train(preset=Preset(preset), **forms, execution=execution))
+        require_ready([(run.model, run.train)], run.tokenizer, run.evaluation, context)  # before anything is built
+        forms = forms_of(changes, daily_train)
+        model_source_digest()  # kept for the stages that need it: half a second, in which the server starts
+        connect()
+        title = f"daily-train run: {preset} into {context.store.url}"
+        with _shown(title, stages_of_run(run), arguments.json) as show:
+            show(daily_train(preset=Preset(preset), **forms, execution=execution))
 
 
 def _study(arguments: argparse.Namespace) -> None:
@@ -104,13 +109,15 @@ def _study(arguments: argparse.Namespace) -> None:
     study = settings_from(StudyConfig, "study", arguments)
     execution = _execution(arguments)
     require_encodable(**changes, execution=execution)
-    from flows.config import forms_of
-    from flows.study import contamination_study
+    with _server_of_run() as connect:
+        from flows.config import forms_of
+        from flows.study import contamination_study
 
-    forms = forms_of(changes, contamination_study)
-    where = f"{arguments.preset} into {execution.store}"
-    with _shown(f"daily-train study: {where}", stages_of_study(study), arguments.json) as show:
-        show(contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution))
+        forms = forms_of(changes, contamination_study)
+        connect()
+        title = f"daily-train study: {arguments.preset} into {execution.store}"
+        with _shown(title, stages_of_study(study), arguments.json) as show:
+            show(contamination_study(preset=Preset(arguments.preset), study=study, **forms, execution=execution))
 
 
 def _up(arguments: argparse.Namespace) -> None:
@@ -205,18 +212,45 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _shown(title: str, planned: Planned, as_json: bool) -> Iterator[Callable[["Published | str"], None]]:
-    """Show the stages of a flow while it runs, with a temporary server that ends with it and answers it alone; gives
-    the function that prints what the flow returns when all has been shown."""
-    from deployments.access import choose_server
+    """Show the stages of a flow while it runs; gives the function that prints what the flow returns when all has been
+    shown."""
     from deployments.cli.live_table import shown_run
     from deployments.cli.summary import printed
-    from deployments.temporary_server import TemporaryServer
 
-    choose_server()
-    TemporaryServer()
     with printed(as_json) as results, shown_run(title, planned) as state:
         yield lambda returned: results.append((returned, state))
 
+
+@contextmanager
+def _server_of_run() -> Iterator[Callable[[], None]]:
+    """A function that connects Prefect's clients to the server of PREFECT_API_URL or, where that names none, to a
+    temporary one, which is launched now and starts meanwhile: it ends with the run, and answers this run alone."""
+    own = None if os.environ.get("PREFECT_API_URL") else TemporaryServer()
+
+    def connect() -> None:
+        from deployments.access import choose_server
+
+        choose_server(own.environment if own and own.wait_until_ready() else None)
+
+    try:
+        yield connect
+    finally:
+        if own:
+            if own.ready:
+                _send_what_is_queued()
+            own.stop()
+
+
+def _send_what_is_queued() -> None:
+    """Prefect sends logs and events from threads, the last ones when Python ends: a temporary server is gone then."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=SECONDS_TO_SEND, at_exit=False)
+
+
+SECONDS_TO_SEND = 3.0
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": _run,

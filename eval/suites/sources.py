@@ -18,7 +18,7 @@ from string import ascii_uppercase
 
 import pyarrow as pa
 
-from eval.hub import HubError
+from eval.hub import HubError, may_be_cached, unreachable
 from eval.suites.items import normalise, read_parquet
 from eval.suites.suites import Split, Suite, SuiteError
 from model.errors import reason_of
@@ -109,11 +109,13 @@ def from_hub(
     `repository` replaces the hub id by a mirror or by a local directory in the hub's layout. Raises `SuiteError`
     naming the repository and revision when it cannot be loaded.
     """
-    from eval.hub_datasets import load_dataset  # noqa: PLC0415 (datasets, which folders and wheels do without)
-
     repository = repository or suite.hub_id
     local = Path(repository).exists()
     try:
+        if not local and (reason := unreachable()) and not may_be_cached(repository):
+            raise HubError(f"{repository}@{revision or suite.revision}: {reason}, and the cache does not hold it")
+        from eval.hub_datasets import load_dataset  # noqa: PLC0415 (datasets: half a second)
+
         loaded = load_dataset(
             repository, suite.hub_config, suite.hub_split(split), None if local else revision or suite.revision
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.reporting.ledger import Row, parse_row
-from model.errors import did_you_mean, shown_value
+from model.errors import did_you_mean, nearest_name, shown_value
 from tasks.runtime.logs import logger
 from tasks.store.attempts import StageResult, load
 from tasks.store.context import RunContext
@@ -32,9 +32,8 @@ def read_ledger(context: RunContext) -> list[Row]:
     keys = list(context.store.list("ledger"))
     if not keys and next(iter(context.store.list("stages")), None) is None:
         hint = _near_store(context.store.url)
-        raise StoreError(
-            f"{context.store.url}{hint}: there is no store here: neither ledger/ nor stages/ holds anything"
-        )
+        nothing = "neither ledger/ nor stages/ holds anything"
+        raise StoreError(f"{context.store.url}: there is no store here{hint}: {nothing}")
     return [row for key in keys if (row := _row(key, context))]
 
 
@@ -93,19 +92,19 @@ def _shown_run(row: Row) -> str:
 
 
 def _near_store(url: str) -> str:
-    """A suggestion in place of a folder that is no store: one beside it or in it that is, or one that it is in."""
-    folder = Path(url)
+    """A suggestion in place of a folder that is no store: one that it is in, one in it, or one beside it."""
     if "://" in url:
         return ""
+    folder, found = Path(url).resolve(), None
     with suppress(OSError):
-        if above := next((parent for parent in folder.parents if _is_store(parent)), None):
-            return f" (did you mean '{printable(above)}'?)"
-        inside = list(islice(folder.iterdir(), MOST_LOOKED_AT)) if folder.is_dir() else []
-        if stores := [path for path in inside if _is_store(path)]:
-            return f" (did you mean '{printable(stores[0])}'?)"
-        beside = {path.name: path for path in islice(folder.parent.iterdir(), MOST_LOOKED_AT) if _is_store(path)}
-        return did_you_mean(folder.name, beside)
-    return ""
+        found = next((parent for parent in folder.parents if _is_store(parent)), None)
+        if not found and folder.is_dir():
+            found = next((path for path in islice(folder.iterdir(), MOST_LOOKED_AT) if _is_store(path)), None)
+        if not found:
+            beside = [path.name for path in islice(folder.parent.iterdir(), MOST_LOOKED_AT) if _is_store(path)]
+            nearest = nearest_name(folder.name, beside)
+            found = folder.with_name(nearest) if nearest else None
+    return f" (did you mean '{printable(found)}'?)" if found else ""
 
 
 def _is_store(folder: Path) -> bool:

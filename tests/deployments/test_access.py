@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import json
 import os
+import sys
 import threading
 import time
 from contextlib import closing
@@ -17,6 +18,7 @@ import pytest
 from prefect.context import refresh_global_settings_context
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
     PREFECT_HOME,
     PREFECT_SERVER_API_AUTH_STRING,
     get_current_settings,
@@ -24,7 +26,7 @@ from prefect.settings import (
 )
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments import access, server
+from deployments import access, server, temporary_server
 from deployments.access import AUTH_FILE, AccessError, auth_string, require_own_server
 from deployments.cli.up import UpError, _hold_port
 from deployments.origin import HOSTS, OwnOrigin
@@ -133,26 +135,30 @@ def test_somebody_elses_server_on_the_port_is_not_told_the_string(home: Path, mo
     )
 
 
-def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(monkeypatch: pytest.MonkeyPatch):
+def test_the_server_that_a_run_starts_for_itself_answers_the_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     names = (access.AUTH_STRING_VARIABLE, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
-    for name in (*names, "PREFECT_API_URL", "NO_PROXY", "no_proxy"):
+    for name in (*names, "PREFECT_API_URL", "PREFECT_UI_URL", "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "")  # to be put back
         monkeypatch.delenv(name)
     monkeypatch.setenv("no_proxy", "example.org")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    refresh_global_settings_context()
+    program = "import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1], 'w')); sys.exit(3)"
+    command = [sys.executable, "-c", program, str(tmp_path / "environment")]
+    monkeypatch.setattr(temporary_server, "child_command", lambda *_, **__: command)
+    server = temporary_server.TemporaryServer()
+    with pytest.raises(temporary_server.TemporaryServerError, match="ended with code 3"):
+        server.wait_until_ready()
     try:
-        access.choose_server.__wrapped__()
+        access.choose_server(server.environment)
         assert all(map(proxy_bypass, ("127.0.0.1", "localhost", "example.org"))) and not proxy_bypass("example.com")
-        # what Prefect starts its temporary server with, and what the clients of this process send
-        environment = get_current_settings().to_environment_variables(exclude_unset=True)
-        sent = PREFECT_API_AUTH_STRING.value()
+        sent, url = PREFECT_API_AUTH_STRING.value(), PREFECT_API_URL.value()
+        assert get_current_settings().ui_url == "", "no link to pages that there are not"
     finally:
         monkeypatch.undo()
         refresh_global_settings_context()
-    string = environment[access.AUTH_STRING_VARIABLE]
-    assert len(string) > 40 and sent == string
-    assert environment["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1"
+    given = json.loads((tmp_path / "environment").read_text())
+    assert len(sent) > 40 and sent == given[access.AUTH_STRING_VARIABLE] and url == server.api_url
+    assert given["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1"
 
 
 def test_up_holds_its_port_for_localhost_too():
