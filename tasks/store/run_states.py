@@ -112,24 +112,7 @@ def stage_task(name: str) -> Callable[[Callable[P, R]], StageTask[P, R]]:
     def decorate(function: Callable[P, R]) -> StageTask[P, R]:
         @wraps(function)
         def run(*arguments: P.args, **parameters: P.kwargs) -> R:
-            context = TaskRunContext.get()
-            if context is None:
-                return function(*arguments, **parameters)
-            record, began = _Record(), monotonic()
-            token = _task.set(record)
-            try:
-                result = function(*arguments, **parameters)
-            except Exception as error:
-                last = context.task_run.run_count > RETRIES
-                if debugging() or (retries.is_transient(error) and not last):
-                    raise
-                sentence = sentence_of(error)
-                if (whole := _flow.get()) is not None:
-                    whole.failed = (context.task_run.name, error, sentence)
-                return cast(R, Failed(data=error, message=sentence))
-            finally:
-                _task.reset(token)
-            return cast(R, _completed(record, result, monotonic() - began, context))
+            return _run_task(function, *arguments, **parameters)
 
         return StageTask(
             run,
@@ -142,6 +125,28 @@ def stage_task(name: str) -> Callable[[Callable[P, R]], StageTask[P, R]]:
         )
 
     return decorate
+
+
+def _run_task(function: Callable[P, R], *arguments: P.args, **parameters: P.kwargs) -> R:
+    """The state of a task run, with what the function returns or raises; outside a task run the plain result."""
+    context = TaskRunContext.get()
+    if context is None:
+        return function(*arguments, **parameters)
+    record, began = _Record(), monotonic()
+    token = _task.set(record)
+    try:
+        result = function(*arguments, **parameters)
+    except Exception as error:
+        last = context.task_run.run_count > RETRIES
+        if debugging() or (retries.is_transient(error) and not last):
+            raise
+        sentence = sentence_of(error)
+        if (whole := _flow.get()) is not None:
+            whole.failed = (context.task_run.name, error, sentence)
+        return cast(R, Failed(data=error, message=sentence))
+    finally:
+        _task.reset(token)
+    return cast(R, _completed(record, result, monotonic() - began, context))
 
 
 def _numbered(name: str) -> str:
@@ -173,24 +178,31 @@ def ends_in_words(where: Callable[[Any], str | None]) -> Callable[[Callable[P, R
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def run(*arguments: P.args, **parameters: P.kwargs) -> R:
-            if FlowRunContext.get() is None:
-                return function(*arguments, **parameters)
-            record, began = _Record(), monotonic()
-            token = _flow.set(record)
-            try:
-                result = function(*arguments, **parameters)
-            except Exception as error:
-                if debugging():
-                    raise
-                return cast(R, Failed(data=error, message=_failure(record, error)))
-            finally:
-                _flow.reset(token)
-            message = _summary(record, monotonic() - began, where(result))
-            return cast(R, Completed(data=result, message=message))
+            return _run_flow(function, where, *arguments, **parameters)
 
         return run
 
     return decorate
+
+
+def _run_flow(
+    function: Callable[P, R], where: Callable[[Any], str | None], *arguments: P.args, **parameters: P.kwargs
+) -> R:
+    """The state of a flow run, as `_run_task`."""
+    if FlowRunContext.get() is None:
+        return function(*arguments, **parameters)
+    record, began = _Record(), monotonic()
+    token = _flow.set(record)
+    try:
+        result = function(*arguments, **parameters)
+    except Exception as error:
+        if debugging():
+            raise
+        return cast(R, Failed(data=error, message=_failure(record, error)))
+    finally:
+        _flow.reset(token)
+    message = _summary(record, monotonic() - began, where(result))
+    return cast(R, Completed(data=result, message=message))
 
 
 def _failure(record: _Record, error: Exception) -> str:

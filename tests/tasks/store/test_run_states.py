@@ -4,18 +4,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 
 from tasks.store.context import RunContext, open_context
 from tasks.store.manifest import Manifest
-from tasks.store.run_states import LONGEST_NAME, built_by, skipped_words
+from tasks.store.run_states import LONGEST_NAME, StageTask, built_by, skipped_words, stage_task
 from tasks.store.stage import Stage, StageResult, build_or_skip
 
 RUN = {"started": "2026-11-26T03:00:07+00:00", "run": "2026-11-26 03:00 daily 0d8af78f", "commit": "c" * 40}
 
 
 def manifest(**provenance: Any) -> Manifest:
-    parts = {"key": "k", "stage": "train", "version": 1, "config": {}, "inputs": {}, "attempt": "a", "outputs": ()}
+    parts: dict[str, Any] = {
+        "key": "k",
+        "stage": "train",
+        "version": 1,
+        "config": {},
+        "inputs": {},
+        "attempt": "a",
+        "outputs": (),
+    }
     return Manifest(**parts, provenance=provenance)
 
 
@@ -62,3 +71,9 @@ def test_the_run_that_built_a_stage_identifies_nothing(tmp_path: Path):
     assert "run" not in built.provenance, "no flow run has built it"
     other = replace(built, provenance=built.provenance | {"run": "another"})
     assert other.digest == built.digest and other.key == built.key == stage.key
+
+
+def test_a_stage_travels_to_another_process():
+    """As runners of tasks in processes or on other machines send it."""
+    task = cloudpickle.loads(cloudpickle.dumps(stage_task("double")(lambda number: 2 * number)))
+    assert isinstance(task, StageTask) and task.name == "double" and task.fn(3) == 6
