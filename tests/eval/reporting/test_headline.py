@@ -53,7 +53,7 @@ def test_a_first_run_says_that_there_is_nobody_to_compare_with():
         "2.2346 bits per byte of validation text (loss 4.6000 nats per token), 124 M parameters trained on 10 B tokens"
     )
     assert found["Against the last comparable run"] == "there is no earlier run on the same validation data"
-    assert "Changed since that run" not in found and found["Differs from the preset smoke"] == "in nothing"
+    assert "Changed since that run" not in found and found["Differs from the preset"] == "in nothing"
     assert found["Cost"] == "6 min 40 s and $0.50, of which 5 min 52 s training on H100"
     assert found["Scores"] == "1 of 1 are above guessing: arc_easy acc 40.00 % (guessing 25.00 %)"
     assert sentence_on_bits_per_byte(report()) == "2.2346 bits per byte"
