@@ -22,7 +22,7 @@ CHANGED, DIFFERS, NOTE = "Changed since that run", "Differs from the preset", "N
 """The lines that hold words of people."""
 MOST_SETTINGS = 8
 """Settings that are named in one line."""
-LONGEST_VALUE = 60
+LONGEST_VALUE = 40
 LADDER_DIFFERENCES = (0.001, 0.012)
 """About how much bits per byte of two seeds differ: smallest and largest of the trainings in docs/ladder.md."""
 

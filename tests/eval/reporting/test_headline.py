@@ -88,7 +88,7 @@ def test_whether_it_is_better_and_what_is_known_of_chance(facts: dict[str, Any],
         ({"commit": "d" * 40 + "-dirty"}, f"train.seed 2 (was 1); the code (commit {'c' * 12}, was {'d' * 12}-dirty)"),
         ({"settings": {}}, "nothing"),
         ({"settings": None}, "its settings are not known: its report is gone or damaged"),
-        ({"settings": {"data.path": [None, "x" * 90]}}, f"data.path {'x' * 60}… (was none)"),
+        ({"settings": {"data.path": [None, "x" * 90]}}, f"data.path {'x' * 40}… (was none)"),
         ({"settings": {f"a.{n}": [n, True] for n in range(10)}}, ", a.7 true (was 7), and 2 more"),
     ],
 )
