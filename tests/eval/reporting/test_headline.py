@@ -153,6 +153,14 @@ def test_settings_that_differ():
     now = {"data": {"source": {"path": "b", "id": "x"}}, "train": {"tokens": 5, "gone": None}}
     expected = {"data.source.path": ["a", "b"], "data.source.id": [None, "x"], "train.gone": [1, None]}
     assert differing_settings(before, now) == expected and differing_settings(now, now) == {}
+    wheel = {"data": {"source": {"kind": "wheel", "sha256": "x"}}}
+    files = {"data": {"source": {"kind": "files", "patterns": ["*"], "path": "a"}}}
+    found = {
+        "data.source.kind": ["wheel", "files"],
+        "data.source.path": [None, "a"],
+        "data.source.patterns": [None, ["*"]],
+    }
+    assert list(differing_settings(wheel, files).items()) == list(found.items())
 
 
 def test_numbers_in_words_stand_right_like_numbers():
