@@ -15,7 +15,15 @@ RUN = {"started": "2026-11-26T03:00:07+00:00", "run": "2026-11-26 03:00 daily 0d
 
 
 def manifest(**provenance: Any) -> Manifest:
-    parts = {"key": "k", "stage": "train", "version": 1, "config": {}, "inputs": {}, "attempt": "a", "outputs": ()}
+    parts: dict[str, Any] = {
+        "key": "k",
+        "stage": "train",
+        "version": 1,
+        "config": {},
+        "inputs": {},
+        "attempt": "a",
+        "outputs": (),
+    }
     return Manifest(**parts, provenance=provenance)
 
 
