@@ -17,7 +17,11 @@ def flat_settings(values: dict[str, Any], above: str = "") -> Iterator[tuple[str
 
 
 def differing_settings(before: dict[str, Any], now: dict[str, Any]) -> Differing:
-    """In which settings two configurations differ."""
+    """In which settings two configurations differ, lists last. Of a part that is of another `kind` now, what it had as
+    the earlier kind is left out."""
     first, second = dict(flat_settings(before)), dict(flat_settings(now))
-    names = dict.fromkeys([*second, *first])
-    return {name: [first.get(name), second.get(name)] for name in names if first.get(name) != second.get(name)}
+    names = [name for name in dict.fromkeys([*second, *first]) if first.get(name) != second.get(name)]
+    parts = {name.rpartition(".")[0] for name in names if name.endswith(".kind")}
+    names = [name for name in names if name in second or name.rpartition(".")[0] not in parts]
+    names.sort(key=lambda name: isinstance(second.get(name), list))
+    return {name: [first.get(name), second.get(name)] for name in names}

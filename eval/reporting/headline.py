@@ -18,9 +18,11 @@ from eval.reporting.words import count, dollars, duration, loss, loss_difference
 from eval.settings import Differing
 
 Report = dict[str, Any]
+CHANGED, DIFFERS, NOTE = "Changed since that run", "Differs from the preset", "Note"
+"""The lines that hold words of people."""
 MOST_SETTINGS = 8
 """Settings that are named in one line."""
-LONGEST_VALUE = 60
+LONGEST_VALUE = 40
 LADDER_DIFFERENCES = (0.001, 0.012)
 """About how much bits per byte of two seeds differ: smallest and largest of the trainings in docs/ladder.md."""
 
@@ -56,11 +58,11 @@ def _lines(report: Report, prose: Shown, value: Shown) -> list[tuple[str, str]]:
     lines = [("Result", _result(report)), ("Against the last comparable run", _since(report))]
     if "reason" not in last:
         lines.append(("Benchmarks against that run", _benchmarks(against)))
-        lines.append(("Changed since that run", _changes(last, report, value)))
+        lines.append((CHANGED, _changes(last, report, value)))
     different = _settings(report["differs_from_preset"], value, "preset")
-    lines.append((f"Differs from the preset {report['preset']}", different or "in nothing"))
+    lines.append((DIFFERS, different or "in nothing"))
     if report["note"]:
-        lines.append(("Note", prose(report["note"])))
+        lines.append((NOTE, prose(report["note"])))
     lines.append(("Contamination", _contamination(report)))
     lines.append(("Cost", _cost(report)))
     lines.append(("Scores", _scores(report["scores"])))

@@ -121,7 +121,8 @@ def one_screen(report: Report, figure: str, full_report: str) -> str:
     """The report on one screen of the UI: the headline, the scores in short, one `figure` (Markdown, may be empty) and
     where the `full_report` is (Markdown)."""
     sections = [
-        f"**{report['preset']} run {report['run'][:12]}**, finished {_when(report)}",
+        f"**{report['preset']} run {report['run'][:12]}**, finished {report['finished']}, commit "
+        f"`{short_commit(report['commit'])}`.",
         headline_section(report),
         full_report,
         scores_in_short(report["scores"]),
@@ -131,11 +132,9 @@ def one_screen(report: Report, figure: str, full_report: str) -> str:
 
 
 def _title(report: Report) -> str:
-    return f"# {report['preset']} run {report['run'][:12]}\n\nFinished {_when(report)}"
-
-
-def _when(report: Report) -> str:
-    return f"{report['finished']}, commit `{short_commit(report['commit'])}`."
+    return (
+        f"# {report['preset']} run {report['run'][:12]}\n\nFinished {report['finished']}, commit `{report['commit']}`."
+    )
 
 
 def cost_table(report: Report) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect.events import emit_event
 
-from eval.reporting.headline import headline
+from eval.reporting.headline import CHANGED, DIFFERS, NOTE, headline
 from eval.reporting.words import percent
 
 FINISHED = "daily-train.finished"
@@ -26,7 +26,8 @@ def _emit(event: str, report: dict[str, Any], subject: str, body: str, against: 
 
 
 def _finished(report: dict[str, Any], report_path: str) -> str:
-    lines = [f"{topic}: {text}" for topic, text in headline(report)]
+    """The headline without texts of people, which a reader of messages may make links of."""
+    lines = [f"{topic}: {text}" for topic, text in headline(report) if topic not in (CHANGED, DIFFERS, NOTE)]
     scores = [
         f"{row['suite']} {row['metric']} {percent(row['value'])}"
         for row in report["scores"]

@@ -20,8 +20,12 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments.cli.commands import main
-from eval.reporting.markdown import tables_fit
+from eval.reporting.figures import inline
+from eval.reporting.markdown import table_widths, tables_fit
+from eval.reporting.report import cost_table, one_screen
+from eval.reporting.score_table import report_scores
 from model.parsing import ConfigError
+from tasks.report import LARGEST_ARTIFACT
 from tasks.store.run_states import ends_in_words, stage_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +164,10 @@ def test_the_report_says_what_a_reader_needs(first: Store):
     assert "No comparison with yesterday's run: no earlier run of preset smoke." in text
     assert "**Against the last comparable run**: there is no earlier run on the same validation data" in text
     assert report["differs_from_preset"]["train.tokens"] == [81920, 40960] and report["note"] == NOTE
+    screen = one_screen(report, inline("loss", (folder / "loss.png").read_bytes()), "")
+    assert len(screen.encode()) < LARGEST_ARTIFACT and tables_fit(screen), table_widths(screen)
+    for artifact in (report_scores(report["scores"]), cost_table(report)):
+        assert tables_fit(artifact), table_widths(artifact)
     assert not (folder / "sweep.png").exists() and "sweep.png" not in text, "no item is contaminated at any threshold"
     for score in report["scores"]:
         low, high = score["interval"]

@@ -53,7 +53,7 @@ def test_a_first_run_says_that_there_is_nobody_to_compare_with():
         "2.2346 bits per byte of validation text (loss 4.6000 nats per token), 124 M parameters trained on 10 B tokens"
     )
     assert found["Against the last comparable run"] == "there is no earlier run on the same validation data"
-    assert "Changed since that run" not in found and found["Differs from the preset smoke"] == "in nothing"
+    assert "Changed since that run" not in found and found["Differs from the preset"] == "in nothing"
     assert found["Cost"] == "6 min 40 s and $0.50, of which 5 min 52 s training on H100"
     assert found["Scores"] == "1 of 1 are above guessing: arc_easy acc 40.00 % (guessing 25.00 %)"
     assert sentence_on_bits_per_byte(report()) == "2.2346 bits per byte"
@@ -88,7 +88,7 @@ def test_whether_it_is_better_and_what_is_known_of_chance(facts: dict[str, Any],
         ({"commit": "d" * 40 + "-dirty"}, f"train.seed 2 (was 1); the code (commit {'c' * 12}, was {'d' * 12}-dirty)"),
         ({"settings": {}}, "nothing"),
         ({"settings": None}, "its settings are not known: its report is gone or damaged"),
-        ({"settings": {"data.path": [None, "x" * 90]}}, f"data.path {'x' * 60}… (was none)"),
+        ({"settings": {"data.path": [None, "x" * 90]}}, f"data.path {'x' * 40}… (was none)"),
         ({"settings": {f"a.{n}": [n, True] for n in range(10)}}, ", a.7 true (was 7), and 2 more"),
     ],
 )
@@ -153,6 +153,14 @@ def test_settings_that_differ():
     now = {"data": {"source": {"path": "b", "id": "x"}}, "train": {"tokens": 5, "gone": None}}
     expected = {"data.source.path": ["a", "b"], "data.source.id": [None, "x"], "train.gone": [1, None]}
     assert differing_settings(before, now) == expected and differing_settings(now, now) == {}
+    wheel = {"data": {"source": {"kind": "wheel", "sha256": "x"}}}
+    files = {"data": {"source": {"kind": "files", "patterns": ["*"], "path": "a"}}}
+    found = {
+        "data.source.kind": ["wheel", "files"],
+        "data.source.path": [None, "a"],
+        "data.source.patterns": [None, ["*"]],
+    }
+    assert list(differing_settings(wheel, files).items()) == list(found.items())
 
 
 def test_numbers_in_words_stand_right_like_numbers():

@@ -211,7 +211,7 @@ def test_whom_a_run_is_compared_with():
 def repeated(spread: float, designs: int, seeds: int) -> list[dict[str, Any]]:
     """Rows of designs of any level, each trained with several seeds, with this standard deviation."""
     generator = np.random.default_rng(2)
-    facts = {"validation_tokens": 8}
+    facts: dict[str, Any] = {"validation_tokens": 8}
     return [
         ledger_row(f"{design} {seed}", "daily", "1", bits, design=str(design), seed=seed, **facts)
         for design in range(designs)
