@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -45,13 +46,14 @@ Cells = tuple[str, str, str, list[str], State]
 def shown_run(title: str, planned: Planned) -> Iterator[RunState]:
     """Show the stages of a run while it goes on, on standard error; gives what they have come to."""
     state = RunState(planned)
-    console = Console(stderr=True, highlight=False)
+    console = _OneAtATime(stderr=True, highlight=False)
     with ExitStack() as stack:
         LISTENERS.append(state)
         stack.callback(LISTENERS.remove, state)
         if console.is_terminal and not console.is_dumb_terminal:
-            table = stack.enter_context(LiveTable(console, in_one_line(title), state))
+            table = LiveTable(console, in_one_line(title), state)
             stack.enter_context(handled_by(RunLogHandler(table.print, state, table=True)))
+            stack.enter_context(table)
         else:
             stack.enter_context(handled_by(RunLogHandler(_print_line, state, table=False)))
         yield state
@@ -59,6 +61,26 @@ def shown_run(title: str, planned: Planned) -> Iterator[RunState]:
 
 def _print_line(line: str, _level: int) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+class _OneAtATime(Console):
+    """A console on which one thread prints at a time: the table, and what comes above it. Else two that move the
+    cursor up by the same frame leave a line of it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.printing = threading.RLock()
+
+    def __enter__(self) -> "_OneAtATime":
+        self.printing.acquire()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            super().__exit__(*exception)
+        finally:
+            self.printing.release()
 
 
 class LiveTable:
@@ -108,7 +130,8 @@ class LiveTable:
         content = (rows, footer, width)
         if content != self.shown:
             self.shown = content
-            self.live.update(_Frame(self.title, rows, footer), refresh=True)
+            with self.console:  # before the lock of `Live`, as whoever prints does
+                self.live.update(_Frame(self.title, rows, footer), refresh=True)
 
     def _follow_size(self) -> None:
         """A terminal that becomes narrower breaks the lines that are there: the next frame must erase more of them."""
