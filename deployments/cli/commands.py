@@ -166,9 +166,9 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
 def _shown(title: str, planned: Planned, as_json: bool) -> Iterator[Callable[[Published | str], None]]:
     """Show the stages of a flow while it runs, with a temporary server that ends with it and answers it alone; gives
     the function that prints what the flow returns when all has been shown."""
-    from deployments.cli.live_table import shown_run  # noqa: PLC0415 (takes seconds)
-    from deployments.cli.summary import printed  # noqa: PLC0415
     from deployments.temporary_server import TemporaryServer  # noqa: PLC0415
+    from deployments.terminal.live_table import shown_run  # noqa: PLC0415 (takes seconds)
+    from deployments.terminal.summary import printed  # noqa: PLC0415
 
     choose_server()
     TemporaryServer()

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments.cli.live_table import shown_run
-from deployments.cli.run_state import RunState, State
+from deployments.terminal.live_table import shown_run
+from deployments.terminal.run_state import RunState, State
 from tasks.runtime.stage_events import Moment, StageEvent, announced, progress
 from tests.screen import lines_on_screen
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import prefect
 from prefect.logging.handlers import PrefectConsoleHandler
 
-from deployments.cli.run_state import RunState
+from deployments.terminal.run_state import RunState
 from model.errors import in_one_line
 
 PREFECT = str(Path(prefect.__file__).parent)
