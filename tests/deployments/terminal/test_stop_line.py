@@ -36,7 +36,8 @@ DOWNLOADED = [("download", Moment.BEGUN), ("download", Moment.BUILT), ("train", 
         (DOWNLOADED, "1 of 3 stages are finished and kept; the same command goes on from there"),
         (
             [*DOWNLOADED, ("train", Moment.PROGRESS, 0, 1280)],
-            "1 of 3 stages are finished and kept, the training had no step to save; the same command goes on from there",
+            "1 of 3 stages are finished and kept, the training had no step to save; the same command goes on from "
+            "there",
         ),
         (
             [*DOWNLOADED, ("train", Moment.PROGRESS, 1200, 1280)],
