@@ -46,7 +46,7 @@ Cells = tuple[str, str, str, list[str], State]
 def shown_run(title: str, planned: Planned) -> Iterator[RunState]:
     """Show the stages of a run while it goes on, on standard error; gives what they have come to."""
     state = RunState(planned)
-    console = _OneAtATime(stderr=True, highlight=False)
+    console = OneAtATime(stderr=True, highlight=False)
     with ExitStack() as stack:
         LISTENERS.append(state)
         stack.callback(LISTENERS.remove, state)
@@ -63,7 +63,7 @@ def _print_line(line: str, _level: int) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class _OneAtATime(Console):
+class OneAtATime(Console):
     """A console on which one thread prints at a time: the table, and what comes above it. Else two that move the
     cursor up by the same frame leave a line of it."""
 
@@ -71,7 +71,7 @@ class _OneAtATime(Console):
         super().__init__(**settings)
         self.printing = threading.RLock()
 
-    def __enter__(self) -> "_OneAtATime":
+    def __enter__(self) -> "OneAtATime":
         self.printing.acquire()
         super().__enter__()
         return self
@@ -110,7 +110,7 @@ class LiveTable:
     def print(self, line: str, level: int) -> None:
         """Write a line above the table, where it stays."""
         style = "bold red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else ""
-        with suppress(OSError):
+        with suppress(OSError), self.console:
             self._follow_size()
             self.console.print(Text(line, style))
 
@@ -121,16 +121,16 @@ class LiveTable:
                 self._draw()
 
     def _draw(self, *, whole: bool = False) -> None:
-        self._follow_size()
-        width, height = self.console.size
-        with self.state.lock:
-            cells = [_cells(row, self.state.clock(), _room(self.state, width)) for row in self.state.rows]
-            footer = _footer(self.state, ended=whole)
-        rows = cells if whole else _rows_that_fit(cells, height - 4)  # title, header, footer, and the line after it
-        content = (rows, footer, width)
-        if content != self.shown:
-            self.shown = content
-            with self.console:  # before the lock of `Live`, as whoever prints does
+        with self.console:  # before the lock of `Live`, as whoever prints does
+            self._follow_size()
+            width, height = self.console.size
+            with self.state.lock:
+                cells = [_cells(row, self.state.clock(), _room(self.state, width)) for row in self.state.rows]
+                footer = _footer(self.state, ended=whole)
+            rows = cells if whole else _rows_that_fit(cells, height - 4)  # title, header, footer, a line after it
+            content = (rows, footer, width)
+            if content != self.shown:
+                self.shown = content
                 self.live.update(_Frame(self.title, rows, footer), refresh=True)
 
     def _follow_size(self) -> None:

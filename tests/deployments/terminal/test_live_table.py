@@ -1,9 +1,11 @@
 """The table of a run in a terminal: what is on the screen, which a real pseudo terminal receives."""
 
 import fcntl
+import io
 import logging
 import os
 import pty
+import re
 import struct
 import sys
 import termios
@@ -15,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments.terminal.live_table import shown_run
+from deployments.terminal.live_table import LiveTable, OneAtATime, shown_run
 from deployments.terminal.run_state import RunState, State
 from tasks.runtime.stage_events import Moment, StageEvent, announced, progress
 from tests.screen import lines_on_screen
@@ -113,6 +115,19 @@ def test_a_dumb_terminal_gets_plain_lines():
     written = in_terminal(100, 30, TERM="dumb")
     assert "\x1b" not in written and "train: step 600/1200 loss 3.21" in written
     assert written.count("daily-train run: smoke") == 0
+
+
+def test_a_terminal_that_becomes_narrower_has_broken_the_lines_that_are_erased():
+    written = io.StringIO()
+    console = OneAtATime(file=written, force_terminal=True, width=100, height=30, color_system=None)
+    with LiveTable(console, "a title of thirty characters..", RunState([("a" * 50, "a" * 50), ("b", "b")])) as table:
+        table.print("first", 0)
+        before = len(written.getvalue())
+        console.width = 40
+        table.print("second", 0)
+    erased = re.match(r"\r\x1b\[2K((?:\x1b\[1A\x1b\[2K)*)", written.getvalue()[before:])
+    lines = {"title": 1, "header": 2, "row of a": 2, "row of b": 2, "footer": 1}  # b is waiting in column 52
+    assert erased is not None and erased[1].count("\x1b[1A") == sum(lines.values()) - 1
 
 
 def event(stage: str, moment: Moment, key: str = "", **more: object) -> StageEvent:
