@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from eval.reporting.figures import inline, kept, loss_figure
 from eval.reporting.markdown import markdown_table, passage, untrusted
 from eval.reporting.words import count, duration
+from eval.sample_prompts import PROMPTS
 from eval.suites.hellaswag import encoded_items
 from model.network.config import GPTConfig
 from model.training.config import TrainConfig
@@ -23,7 +24,6 @@ from tasks.runtime.devices import threads_per_process, training_processes
 from tasks.runtime.logs import logger
 from tasks.runtime.pages import LivePage, live_page_address, show_finished
 from tasks.runtime.progress import ServerUpdates, TrainingProgress
-from tasks.runtime.sample_prompts import PROMPTS
 from tasks.runtime.tracking import Tracking
 from tasks.store.checkpoints import delete_checkpoints, discard_damaged, restore_checkpoint
 from tasks.store.context import RunContext

@@ -214,8 +214,8 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
 def _shown(title: str, planned: Planned, as_json: bool) -> Iterator[Callable[["Published | str"], None]]:
     """Show the stages of a flow while it runs; gives the function that prints what the flow returns when all has been
     shown."""
-    from deployments.cli.live_table import shown_run
-    from deployments.cli.summary import printed
+    from deployments.terminal.live_table import shown_run
+    from deployments.terminal.summary import printed
 
     with printed(as_json) as results, shown_run(title, planned) as state:
         yield lambda returned: results.append((returned, state))

@@ -13,8 +13,8 @@ from starlette.middleware import Middleware
 
 from deployments.cli.dialogue import ModelPair, argument_parser, load_model_pair
 from deployments.origin import OwnOrigin
+from eval.sample_prompts import PROMPTS
 from model.errors import print_error
-from tasks.runtime.sample_prompts import PROMPTS
 
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "

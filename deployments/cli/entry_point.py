@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deployments.cli.stop_line import kept_and_how_to_go_on
 from deployments.init import PR_SET_CHILD_SUBREAPER
 from deployments.init import SECONDS as SECONDS_FOR_LARGEST
+from deployments.terminal.stop_line import kept_and_how_to_go_on
 from tasks.runtime.child import end_with_parent
 
 if TYPE_CHECKING:

@@ -25,12 +25,12 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from eval.reporting.figures import inline, loss_figure
 from eval.reporting.words import count, duration
+from eval.sample_prompts import PROMPTS
 from model.training.metrics import read_lines
 from model.training.progress_bar import seconds_left
 from tasks.runtime import stage_events
 from tasks.runtime.liveness import SECONDS_BETWEEN_LOOKS, report_running
 from tasks.runtime.logs import logger
-from tasks.runtime.sample_prompts import PROMPTS
 from tasks.store.objects import printable
 
 SECONDS_BETWEEN_LOG_LINES = (5.0, 60.0)  # at first, and after a while

@@ -23,9 +23,8 @@ from typing import Any
 
 from model.errors import DailyTrainError
 from tasks.store.backends import Store
-from tasks.store.objects import Digest, StoreError, digest_file, name_problem, printable
+from tasks.store.objects import Digest, StoreError, digest_file, name_problem, printable, saved_steps
 from tasks.store.retries import is_transient
-from tasks.store.saved_steps import saved_steps
 
 CHECKPOINTS_KEPT = 2
 RUN_FILES = ("run.json", "metrics.jsonl", "samples.json")  # of the run: its resolved budget, its curve, first samples

@@ -1,6 +1,7 @@
 """Names, digests and errors of what lies in a store."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,12 @@ class StoreError(DailyTrainError):
 
 class ReadOnlyStoreError(StoreError):
     """The store can be read at most; the message says what was refused."""
+
+
+def saved_steps(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints in a trainer's folder, ascending. A checkpoint has its name when it is whole."""
+    names = (re.fullmatch(r"step_(\d{9})", path.name) for path in (run_dir / "checkpoints").glob("step_*"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 @dataclass(frozen=True)

@@ -1,83 +1,82 @@
 """The table of a run in a terminal: what is on the screen, which a real pseudo terminal receives."""
 
+import fcntl
+import io
+import logging
 import os
 import pty
-import subprocess
+import re
+import struct
 import sys
+import termios
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from deployments.cli.run_state import RunState, State
-from tasks.runtime.stage_events import Moment, StageEvent
+from deployments.terminal.live_table import LiveTable, OneAtATime, shown_run
+from deployments.terminal.run_state import RunState, State
+from tasks.runtime.stage_events import Moment, StageEvent, announced, progress
 from tests.screen import lines_on_screen
 
-ROOT = Path(__file__).resolve().parents[3]
-PROGRAM = """
-import logging, sys, time
-from pathlib import Path
-from types import SimpleNamespace
-from deployments.cli.live_table import shown_run
-from tasks.runtime.stage_events import announced, note, progress
-import prefect.main
 
-prefect_log = logging.getLogger("prefect.task_runs")
-context = SimpleNamespace(cache=Path("cache"))
+def run_with_a_failure() -> None:
+    """What a terminal is to show: a stage that is skipped, one that trains while others print, and one that fails."""
+    log = logging.getLogger("prefect.task_runs")
+    log.setLevel(logging.INFO)
+    log.handlers.clear()  # there is no server
+    logging.getLogger().addHandler(logging.StreamHandler(sys.stderr))
+    context = SimpleNamespace(cache=Path("cache"))
 
-@announced
-def build_or_skip(stage, context, build):
-    if build is not None:
-        build()
-    provenance = {"started": "2026-11-26T03:00:00", "run": "a run of last night"}
-    return SimpleNamespace(skipped=build is None, manifest=SimpleNamespace(provenance=provenance))
+    @announced
+    def build_or_skip(stage: SimpleNamespace, context: SimpleNamespace, build: Callable[[], object] | None) -> object:
+        if build is not None:
+            build()
+        provenance = {"started": "2026-11-26T03:00:00", "run": "a run of last night"}
+        return SimpleNamespace(skipped=build is None, manifest=SimpleNamespace(provenance=provenance))
 
-def stage(name, build):
-    build_or_skip(SimpleNamespace(name=name, key=name + "-key"), context, build)
+    def stage(name: str, build: Callable[[], object] | None) -> None:
+        build_or_skip(SimpleNamespace(name=name, key=f"{name}-key"), context, build)
 
-def train():
-    progress(600, 1200, "step 600 of 1,200", "loss 3.210", "51,234 tokens/s", seconds_left=75)
-    prefect_log.info("step 600/1200 loss 3.21", extra={"task_name": "train"})
-    prefect_log.warning("a slow \\x1b[31mneighbour\\x1b]0;title\\x07", extra={"task_name": "train"})
-    print("a library says something", flush=True)
-    print("on standard error too", file=sys.stderr, flush=True)
-    time.sleep(0.6)
+    def train() -> None:
+        progress(600, 1200, "step 600 of 1,200", "loss 3.210", "51,234 tokens/s", seconds_left=75)
+        log.info("step 600/1200 loss 3.21", extra={"task_name": "train"})
+        log.warning("a slow \x1b[31mneighbour\x1b]0;title\x07", extra={"task_name": "train"})
+        print("a library says something", flush=True)
+        print("on standard error too", file=sys.stderr, flush=True)
+        time.sleep(0.4)
 
-planned = [(name, name) for name in ("benchmarks", "download", "train", "evaluate", "report")]
-try:
-    with shown_run("daily-train run: smoke", planned):
+    planned = [(name, name) for name in ("benchmarks", "download", "train", "evaluate", "report")]
+    with suppress(ZeroDivisionError), shown_run("daily-train run: smoke", planned):
         stage("benchmarks", None)
         stage("download", lambda: time.sleep(0.3))
         stage("train", train)
         stage("evaluate", lambda: 1 / 0)
-except ZeroDivisionError:
-    print("daily-train: error: it cannot be divided", file=sys.stderr)
-"""
+    print("daily-train: error: it cannot be divided", file=sys.stderr, flush=True)
 
 
 def in_terminal(width: int, height: int, **environment: str) -> str:
-    """All that the program above writes to a terminal of that size."""
-    master, slave = pty.openpty()
-    subprocess.run(["stty", "cols", str(width), "rows", str(height)], stdin=slave, check=True)
-    given = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        cwd=ROOT,
-        env={**given, "TERM": "xterm-256color", **environment},
-    )
-    os.close(slave)
-    written = b""
-    while True:
+    """All that the run above writes to a terminal of that size, in a process of its own."""
+    process, terminal = pty.fork()
+    if not process:
         try:
-            written += os.read(master, 65536)
-        except OSError:  # how Linux says that the other end is closed
-            break
-    os.close(master)
-    assert process.wait() == 0
+            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+            for name in ("COLUMNS", "LINES", "NO_COLOR"):
+                os.environ.pop(name, None)
+            os.environ.update({"TERM": "xterm-256color", **environment})
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            run_with_a_failure()
+        finally:
+            os._exit(0)
+    written = b""
+    with suppress(OSError):  # how Linux says that the other end is closed
+        while True:
+            written += os.read(terminal, 65536)
+    os.close(terminal)
+    os.waitpid(process, 0)
     return written.decode()
 
 
@@ -116,6 +115,19 @@ def test_a_dumb_terminal_gets_plain_lines():
     written = in_terminal(100, 30, TERM="dumb")
     assert "\x1b" not in written and "train: step 600/1200 loss 3.21" in written
     assert written.count("daily-train run: smoke") == 0
+
+
+def test_a_terminal_that_becomes_narrower_has_broken_the_lines_that_are_erased():
+    written = io.StringIO()
+    console = OneAtATime(file=written, force_terminal=True, width=100, height=30, color_system=None)
+    with LiveTable(console, "a title of thirty characters..", RunState([("a" * 50, "a" * 50), ("b", "b")])) as table:
+        table.print("first", 0)
+        before = len(written.getvalue())
+        console.width = 40
+        table.print("second", 0)
+    erased = re.match(r"\r\x1b\[2K((?:\x1b\[1A\x1b\[2K)*)", written.getvalue()[before:])
+    lines = {"title": 1, "header": 2, "row of a": 2, "row of b": 2, "footer": 1}  # b is waiting in column 52
+    assert erased is not None and erased[1].count("\x1b[1A") == sum(lines.values()) - 1
 
 
 def event(stage: str, moment: Moment, key: str = "", **more: object) -> StageEvent:

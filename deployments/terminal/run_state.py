@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from threading import Lock
 
-from deployments.cli.stop_line import note_progress
+from deployments.terminal.stop_line import note_progress
 from flows.planned_stages import Planned
 from tasks.runtime.stage_events import Moment, StageEvent
 from tasks.store.run_states import built_by

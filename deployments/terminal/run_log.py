@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import prefect
+from prefect.logging.handlers import PrefectConsoleHandler
 
-from deployments.cli.run_state import RunState
+from deployments.terminal.run_state import RunState
 from model.errors import in_one_line
 
 PREFECT = str(Path(prefect.__file__).parent)
@@ -65,7 +66,7 @@ def handled_by(handler: logging.Handler) -> Iterator[None]:
         (logger, old)
         for logger in loggers
         for old in list(logger.handlers)
-        if isinstance(old, logging.StreamHandler) and old.stream in streams
+        if isinstance(old, PrefectConsoleHandler) or (isinstance(old, logging.StreamHandler) and old.stream in streams)
     ]
     for logger, old in replaced:
         logger.removeHandler(old)

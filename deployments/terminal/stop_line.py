@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tasks.store.saved_steps import saved_steps
+from tasks.store.objects import saved_steps
 
 BYTES = 2**14
 LONGEST_COMMAND = 800

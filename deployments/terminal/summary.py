@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from deployments.cli.run_state import RunState, State
+from deployments.terminal.run_state import RunState, State
 from eval.reporting.headline import headline
 from eval.reporting.score_table import interval_text
 from eval.reporting.words import duration

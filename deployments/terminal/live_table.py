@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -16,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deployments.cli.entry_point import was_interrupted
-from deployments.cli.run_log import RunLogHandler, handled_by
-from deployments.cli.run_state import RunState, StageRow, State
+from deployments.terminal.run_log import RunLogHandler, handled_by
+from deployments.terminal.run_state import RunState, StageRow, State
 from eval.reporting.words import duration
 from flows.planned_stages import Planned
 from model.errors import in_one_line
@@ -45,13 +46,14 @@ Cells = tuple[str, str, str, list[str], State]
 def shown_run(title: str, planned: Planned) -> Iterator[RunState]:
     """Show the stages of a run while it goes on, on standard error; gives what they have come to."""
     state = RunState(planned)
-    console = Console(stderr=True, highlight=False)
+    console = OneAtATime(stderr=True, highlight=False)
     with ExitStack() as stack:
         LISTENERS.append(state)
         stack.callback(LISTENERS.remove, state)
         if console.is_terminal and not console.is_dumb_terminal:
-            table = stack.enter_context(LiveTable(console, in_one_line(title), state))
+            table = LiveTable(console, in_one_line(title), state)
             stack.enter_context(handled_by(RunLogHandler(table.print, state, table=True)))
+            stack.enter_context(table)
         else:
             stack.enter_context(handled_by(RunLogHandler(_print_line, state, table=False)))
         yield state
@@ -59,6 +61,26 @@ def shown_run(title: str, planned: Planned) -> Iterator[RunState]:
 
 def _print_line(line: str, _level: int) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+class OneAtATime(Console):
+    """A console on which one thread prints at a time: the table, and what comes above it. Else two that move the
+    cursor up by the same frame leave a line of it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.printing = threading.RLock()
+
+    def __enter__(self) -> "OneAtATime":
+        self.printing.acquire()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            super().__exit__(*exception)
+        finally:
+            self.printing.release()
 
 
 class LiveTable:
@@ -88,7 +110,7 @@ class LiveTable:
     def print(self, line: str, level: int) -> None:
         """Write a line above the table, where it stays."""
         style = "bold red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else ""
-        with suppress(OSError):
+        with suppress(OSError), self.console:
             self._follow_size()
             self.console.print(Text(line, style))
 
@@ -99,16 +121,17 @@ class LiveTable:
                 self._draw()
 
     def _draw(self, *, whole: bool = False) -> None:
-        self._follow_size()
-        width, height = self.console.size
-        with self.state.lock:
-            cells = [_cells(row, self.state.clock(), _room(self.state, width)) for row in self.state.rows]
-            footer = _footer(self.state, ended=whole)
-        rows = cells if whole else _rows_that_fit(cells, height - 4)  # title, header, footer, and the line after it
-        content = (rows, footer, width)
-        if content != self.shown:
-            self.shown = content
-            self.live.update(_Frame(self.title, rows, footer), refresh=True)
+        with self.console:  # before the lock of `Live`, as whoever prints does
+            self._follow_size()
+            width, height = self.console.size
+            with self.state.lock:
+                cells = [_cells(row, self.state.clock(), _room(self.state, width)) for row in self.state.rows]
+                footer = _footer(self.state, ended=whole)
+            rows = cells if whole else _rows_that_fit(cells, height - 4)  # title, header, footer, a line after it
+            content = (rows, footer, width)
+            if content != self.shown:
+                self.shown = content
+                self.live.update(_Frame(self.title, rows, footer), refresh=True)
 
     def _follow_size(self) -> None:
         """A terminal that becomes narrower breaks the lines that are there: the next frame must erase more of them."""
