@@ -77,6 +77,7 @@ def test_a_page_gets_only_what_is_new_and_everything_after_a_resume(tmp_path: Pa
     curve.add([step(11), {"event": "validation", "step": 11, "loss": 3.0, "bits_per_byte": 1.0}])
     new = curve.after(seen["generation"], seen["number"])
     assert [point[0] for point in new["step"]] == [11] and new["validation"] == [[11, 3.0, 1.0]]
+    curve.add([step(10), step(11)])  # a run that has not heard our answer
     assert curve.after(new["generation"], new["number"])["step"] == []
 
     curve.add([{"event": "over"}, *(step(number) for number in range(1, 6))])
