@@ -111,11 +111,12 @@ def test_threads_of_the_server_do_not_mix_what_two_runs_send(tmp_path: Path):
 
     async def send() -> None:
         sent = [
-            asyncio.to_thread(store.add, RUN.format(number % 2), "a" * 12, [step(number + 1)]) for number in range(60)
+            asyncio.to_thread(store.add, RUN.format(number % 2), "a" * 12, [{"event": "usage", "step": number}])
+            for number in range(60)
         ]
         await asyncio.gather(*sent)
 
     asyncio.run(send())
     for run in (0, 1):
-        numbers = {point[0] for point in PageStore(tmp_path / "pages").after(RUN.format(run), "a" * 12, "", 0)["step"]}
-        assert numbers == {number + 1 for number in range(60) if number % 2 == run}
+        numbers = {point[0] for point in PageStore(tmp_path / "pages").after(RUN.format(run), "a" * 12, "", 0)["usage"]}
+        assert numbers == {number for number in range(60) if number % 2 == run}
