@@ -157,9 +157,14 @@ class Curve:
             self.phase = line["phase"]
         elif line["event"] == "over":
             self.clear()
-        else:
+        elif not self._is_there(line):
             self.number += 1
             self.series[line["event"]].append(self.number, values)
+
+    def _is_there(self, line: dict[str, Any]) -> bool:
+        """Whether a step was sent before: a run that has missed our answer sends it again."""
+        last = self.series[line["event"]].last
+        return line["event"] != "usage" and last is not None and line["step"] <= last[1]["step"]
 
     def _write_anew(self) -> None:
         lines: list[dict[str, Any]] = [{"event": "facts", **self.facts}]

@@ -189,7 +189,7 @@ class Pages:
         names = await run_in_threadpool(self.store.trainings, run)
         asked = request.query_params.get("training", "")
         number = request.query_params.get("number", "")
-        answer = {"run": await self.state(run), "trainings": names, "curve": None}
+        answer: dict[str, Any] = {"run": await self.state(run), "trainings": names, "curve": None}
         answer["report"] = await run_in_threadpool(self.store.report, run) is not None
         if names:
             training = asked if asked in names else names[-1]

@@ -16,8 +16,8 @@ import httpx
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_UI_URL
 
+from tasks.machine_load import MachineLoad
 from tasks.runtime.logs import logger
-from tasks.runtime.machine_load import MachineLoad
 
 PAGES = "DAILY_TRAIN_PAGES"
 """Address of the server, where it is ours, as this process reaches it: `http://127.0.0.1:4200`. `up` sets it."""
@@ -87,7 +87,7 @@ class LivePage:
         self.run = flow_run.get_id() if server_address() else None
         self.client = _client() if self.run else None
         self.load = MachineLoad()
-        self.device, self.phase, self.sent_phase, self.step = "", "starting", "", 0
+        self.device, self.phase, self.step = "", "starting", 0
         self.inode, self.position = 0, 0
         self.refused = False
         self.ended = threading.Event()

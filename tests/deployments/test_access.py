@@ -188,7 +188,7 @@ def test_a_string_that_could_be_guessed_or_not_be_entered_is_refused(home: Path)
         assert given not in str(refused.value)
 
 
-def test_prefect_hears_the_right_string_or_none(monkeypatch: pytest.MonkeyPatch):
+def test_prefect_hears_the_right_string_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(server, "SECONDS_TO_AUTHENTICATE", 0.05)
     string, heard = "daily-train:a string", []
 
@@ -206,7 +206,7 @@ def test_prefect_hears_the_right_string_or_none(monkeypatch: pytest.MonkeyPatch)
             raise AssertionError("the application answers")
 
         scope = {"type": kind, "path": "/api/events/out", "headers": [(b"authorization", header), (b"accept", b"*")]}
-        await server.Login(application, 4200, string)(scope, receive, send)
+        await server.Login(application, 4200, string, tmp_path)(scope, receive, send)
         return heard.pop()
 
     async def every() -> None:

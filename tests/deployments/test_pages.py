@@ -77,6 +77,7 @@ def test_a_page_gets_only_what_is_new_and_everything_after_a_resume(tmp_path: Pa
     curve.add([step(11), {"event": "validation", "step": 11, "loss": 3.0, "bits_per_byte": 1.0}])
     new = curve.after(seen["generation"], seen["number"])
     assert [point[0] for point in new["step"]] == [11] and new["validation"] == [[11, 3.0, 1.0]]
+    curve.add([step(10), step(11)])  # a run that has not heard our answer
     assert curve.after(new["generation"], new["number"])["step"] == []
 
     curve.add([{"event": "over"}, *(step(number) for number in range(1, 6))])
@@ -108,13 +109,13 @@ def test_the_oldest_run_makes_room_and_a_killed_servers_half_line_is_passed_over
 def test_threads_of_the_server_do_not_mix_what_two_runs_send(tmp_path: Path):
     store = PageStore(tmp_path / "pages")
 
-    async def send() -> None:
-        sent = [
-            asyncio.to_thread(store.add, RUN.format(number % 2), "a" * 12, [step(number + 1)]) for number in range(60)
-        ]
-        await asyncio.gather(*sent)
+    async def send(number: int) -> None:
+        await asyncio.to_thread(store.add, RUN.format(number % 2), "a" * 12, [{"event": "usage", "step": number}])
 
-    asyncio.run(send())
+    async def send_all() -> None:
+        await asyncio.gather(*map(send, range(60)))
+
+    asyncio.run(send_all())
     for run in (0, 1):
-        numbers = {point[0] for point in PageStore(tmp_path / "pages").after(RUN.format(run), "a" * 12, "", 0)["step"]}
-        assert numbers == {number + 1 for number in range(60) if number % 2 == run}
+        numbers = {point[0] for point in PageStore(tmp_path / "pages").after(RUN.format(run), "a" * 12, "", 0)["usage"]}
+        assert numbers == {number for number in range(60) if number % 2 == run}

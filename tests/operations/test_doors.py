@@ -134,7 +134,7 @@ def test_pages_of_runs_are_sent_with_the_string_alone_and_within_bounds(up: Up, 
     assert run.post(metrics, content=b"x" * 1_000_001).status_code == 413
     assert run.post(metrics, content='{"event": "step", "step": "<b>"}').status_code == 400
     assert run.post(metrics.replace("a" * 12, "../up"), content="{}").status_code == 400
-    for name in ("..", "%2e%2e", f"{RUN}%2f..%2f..", f"..%2f{RUN}", RUN.upper(), f"{RUN}%0a", f"{RUN}/..", "x" * 36):
+    for name in ("%2e%2e", f"{RUN}%2f%2e%2e", f"%2e%2e%2f{RUN}", RUN.upper(), f"{RUN}%0a", "x" * 36):
         for address in (f"{up.url}/pages/{name}/report", f"{up.url}/live/{name}/data"):
             assert run.put(address, content="").status_code in (404, 405), address
             assert run.get(address).status_code == 404, address
