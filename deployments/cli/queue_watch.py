@@ -31,9 +31,9 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import State
 
+from deployments.cli.run_processes import RunProcess, RunProcesses, find_run_processes
 from model.errors import DailyTrainError
 from tasks.runtime.liveness import DID_NOT_ANSWER
-from tasks.runtime.run_processes import RunProcess, RunProcesses, find_run_processes
 
 MISSED = "DAILY_TRAIN_MISSED"
 SECONDS_BETWEEN_LOOKS = 5.0
