@@ -43,6 +43,7 @@ SECONDS_FOR_ORPHAN = 35.0
 """A training whose worker has died asks the server itself, saves, and says that it is cancelled."""
 SECONDS_FOR_START = 15.0
 """A worker that lives ends a cancelled run that it has not started."""
+NOT_ENDED = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 AT_ONCE = 200
 """Runs that one request asks for: the server's limit."""
 GONE = f"{DID_NOT_ANSWER}: no process of this machine executes it any more. Run it again to resume."
@@ -219,21 +220,20 @@ class QueueWatch:
             temporary_settings(patience),
             get_client(sync_client=True) as client,
         ):
+            runs = self._runs(client)
             if self.missed is Missed.NEWEST:
-                self._skip_missed(client)
-            self._end_lost(client)
+                self._skip_missed(client, [run for run in runs if run.state_type == StateType.SCHEDULED])
+            self._end_lost(client, [run for run in runs if run.state_type != StateType.SCHEDULED])
 
-    def _skip_missed(self, client: SyncPrefectClient) -> None:
+    def _skip_missed(self, client: SyncPrefectClient, scheduled: list[FlowRun]) -> None:
         now = datetime.now(UTC)
-        scheduled = self._runs(client, StateType.SCHEDULED)
         due = [run for run in scheduled if run.expected_start_time and _due(run) <= now]
         marks = skipped_nights(due)
         for run in due:
             if run.id in marks and self._mark(client, run, marks[run.id]):  # lists of runs show names, no messages
                 client.update_flow_run(run.id, name=f"{_due(run):%Y-%m-%d %H:%M} skipped")
 
-    def _end_lost(self, client: SyncPrefectClient) -> None:
-        runs = self._runs(client, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+    def _end_lost(self, client: SyncPrefectClient, runs: list[FlowRun]) -> None:
         processes = self.processes()  # after the states: whoever is said to run must be there
         if processes is None:
             return
@@ -269,12 +269,12 @@ class QueueWatch:
         if run.state_type == StateType.CANCELLED and STILL_SAVING not in message:
             self._mark(client, run, _cancelled(f"{message} {STILL_SAVING}".strip()))
 
-    def _runs(self, client: SyncPrefectClient, *types: StateType) -> list[FlowRun]:
-        """All runs of the pool in these states."""
+    def _runs(self, client: SyncPrefectClient) -> list[FlowRun]:
+        """All runs of the pool that have not ended."""
         runs: list[FlowRun] = []
         while True:
             page = client.read_flow_runs(
-                flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": types}}}),
+                flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": NOT_ENDED}}}),
                 work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [self.pool]}}),
                 sort=FlowRunSort.EXPECTED_START_TIME_ASC,
                 limit=AT_ONCE,
