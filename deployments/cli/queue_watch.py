@@ -48,9 +48,9 @@ AT_ONCE = 200
 """Runs that one request asks for: the server's limit."""
 GONE = f"{DID_NOT_ANSWER}: no process of this machine executes it any more. Run it again to resume."
 NOT_STARTED = f"{DID_NOT_ANSWER}: the worker that had taken it ended before it was started. Run it again."
-CANCELLED = "Cancelled: nothing executes the run any more."
-ENDED = "Cancelled: the run did not end by itself in time, and its process was ended."
-NO_WORKER = "Cancelled: the worker {worker} does not answer."
+CANCELLED = "No process executes the run any more."
+ENDED = "The run did not end by itself in time: its process was ended."
+NO_WORKER = "The worker {worker}, which had taken the run, does not answer."
 STILL_SAVING = "Its training goes on saving its last step; a run that trains waits until that is done."
 
 
@@ -126,7 +126,7 @@ def skipped_nights(due: Iterable[FlowRun]) -> dict[UUID, Mark]:
     marks: dict[UUID, Mark] = {}
     for runs in of_schedule.values():
         *older, newest = sorted(runs, key=_due)
-        message = f"Skipped: a newer run of the same schedule is due, that of {_due(newest):%Y-%m-%d %H:%M:%S} UTC."
+        message = f"A newer run of the same schedule is due, that of {_due(newest):%Y-%m-%d %H:%M:%S} UTC."
         marks |= {run.id: Mark(StateType.CANCELLED, "Skipped", message) for run in older}
     return marks
 

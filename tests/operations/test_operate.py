@@ -213,7 +213,7 @@ def test_after_a_power_cut_the_queue_moves_and_of_four_nights_one_is_executed(up
     state = up.ended(taken)
     assert state["type"] == "CRASHED" and state["message"].startswith(DID_NOT_ANSWER)
     state = up.ended(cancelled)
-    assert (state["type"], state["message"]) == ("CANCELLED", "Cancelled: nothing executes the run any more.")
+    assert (state["type"], state["message"]) == ("CANCELLED", "No process executes the run any more.")
     wait_for(lambda: up.state(waiting)["type"] != "SCHEDULED", seconds=60)
     record_property("seconds until the queue moved", time.monotonic() - began)
     assert up.ended(waiting)["type"] == "COMPLETED"  # a run by hand is never skipped
