@@ -185,7 +185,8 @@ def require_own_server(port: int, string: str) -> bool:
 def bypass_proxies() -> None:
     """What goes to loopback, the string with it, goes through no HTTP proxy."""
     for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+        named = list(filter(None, os.environ.get(name, "").split(",")))
+        os.environ[name] = ",".join([*named, *(host for host in ("127.0.0.1", "localhost") if host not in named)])
 
 
 @contextmanager

@@ -31,9 +31,9 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import State
 
+from deployments.cli.run_processes import RunProcess, RunProcesses, find_run_processes
 from model.errors import DailyTrainError
 from tasks.runtime.liveness import DID_NOT_ANSWER
-from tasks.runtime.run_processes import RunProcess, RunProcesses, find_run_processes
 
 MISSED = "DAILY_TRAIN_MISSED"
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -43,13 +43,14 @@ SECONDS_FOR_ORPHAN = 35.0
 """A training whose worker has died asks the server itself, saves, and says that it is cancelled."""
 SECONDS_FOR_START = 15.0
 """A worker that lives ends a cancelled run that it has not started."""
+NOT_ENDED = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 AT_ONCE = 200
 """Runs that one request asks for: the server's limit."""
 GONE = f"{DID_NOT_ANSWER}: no process of this machine executes it any more. Run it again to resume."
 NOT_STARTED = f"{DID_NOT_ANSWER}: the worker that had taken it ended before it was started. Run it again."
-CANCELLED = "Cancelled: nothing executes the run any more."
-ENDED = "Cancelled: the run did not end by itself in time, and its process was ended."
-NO_WORKER = "Cancelled: the worker {worker} does not answer."
+CANCELLED = "No process executes the run any more."
+ENDED = "The run did not end by itself in time: its process was ended."
+NO_WORKER = "The worker {worker}, which had taken the run, does not answer."
 STILL_SAVING = "Its training goes on saving its last step; a run that trains waits until that is done."
 
 
@@ -125,7 +126,7 @@ def skipped_nights(due: Iterable[FlowRun]) -> dict[UUID, Mark]:
     marks: dict[UUID, Mark] = {}
     for runs in of_schedule.values():
         *older, newest = sorted(runs, key=_due)
-        message = f"Skipped: a newer run of the same schedule is due, that of {_due(newest):%Y-%m-%d %H:%M:%S} UTC."
+        message = f"A newer run of the same schedule is due, that of {_due(newest):%Y-%m-%d %H:%M:%S} UTC."
         marks |= {run.id: Mark(StateType.CANCELLED, "Skipped", message) for run in older}
     return marks
 
@@ -219,21 +220,20 @@ class QueueWatch:
             temporary_settings(patience),
             get_client(sync_client=True) as client,
         ):
+            runs = self._runs(client)
             if self.missed is Missed.NEWEST:
-                self._skip_missed(client)
-            self._end_lost(client)
+                self._skip_missed(client, [run for run in runs if run.state_type == StateType.SCHEDULED])
+            self._end_lost(client, [run for run in runs if run.state_type != StateType.SCHEDULED])
 
-    def _skip_missed(self, client: SyncPrefectClient) -> None:
+    def _skip_missed(self, client: SyncPrefectClient, scheduled: list[FlowRun]) -> None:
         now = datetime.now(UTC)
-        scheduled = self._runs(client, StateType.SCHEDULED)
         due = [run for run in scheduled if run.expected_start_time and _due(run) <= now]
         marks = skipped_nights(due)
         for run in due:
             if run.id in marks and self._mark(client, run, marks[run.id]):  # lists of runs show names, no messages
                 client.update_flow_run(run.id, name=f"{_due(run):%Y-%m-%d %H:%M} skipped")
 
-    def _end_lost(self, client: SyncPrefectClient) -> None:
-        runs = self._runs(client, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+    def _end_lost(self, client: SyncPrefectClient, runs: list[FlowRun]) -> None:
         processes = self.processes()  # after the states: whoever is said to run must be there
         if processes is None:
             return
@@ -269,12 +269,12 @@ class QueueWatch:
         if run.state_type == StateType.CANCELLED and STILL_SAVING not in message:
             self._mark(client, run, _cancelled(f"{message} {STILL_SAVING}".strip()))
 
-    def _runs(self, client: SyncPrefectClient, *types: StateType) -> list[FlowRun]:
-        """All runs of the pool in these states."""
+    def _runs(self, client: SyncPrefectClient) -> list[FlowRun]:
+        """All runs of the pool that have not ended."""
         runs: list[FlowRun] = []
         while True:
             page = client.read_flow_runs(
-                flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": types}}}),
+                flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": NOT_ENDED}}}),
                 work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [self.pool]}}),
                 sort=FlowRunSort.EXPECTED_START_TIME_ASC,
                 limit=AT_ONCE,

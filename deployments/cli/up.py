@@ -151,6 +151,8 @@ def up(port: int) -> None:
                 worker.start()
         reused = [part.name for part in (server, worker) if not part.process]
         note = f" The {' and the '.join(reused)} ran already." if reused else ""
+        if first and not worker.process:
+            note += " That worker is ending, since its `up` was killed; a new one is started then."
         print(
             f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.login_ticket(string)}\n"
             f"or at any time with the string of {access.where_auth_string_is()}.{note}"

@@ -198,7 +198,7 @@ class Up:
         for number in found:
             try:
                 environment = Path(f"/proc/{number}/environ").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
+            except OSError:  # ended meanwhile, or of another user
                 continue
             if f"{self.url}/api".encode() in environment and run.encode() in environment:
                 kept.append(int(number))

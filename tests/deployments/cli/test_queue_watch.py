@@ -26,8 +26,8 @@ from deployments.cli.queue_watch import (
     missed_setting,
     skipped_nights,
 )
+from deployments.cli.run_processes import RunProcess, RunProcesses, find_run_processes
 from model.errors import DailyTrainError
-from tasks.runtime.run_processes import RunProcess, RunProcesses, find_run_processes
 from tests.processes import wait_until
 
 NOW = datetime(2026, 11, 27, 8, tzinfo=UTC)
@@ -39,7 +39,7 @@ ATTENDED, ORPHAN = RunProcess(1, "0", attended=True), RunProcess(1, "0", attende
 
 def run_in(state: StateType, seconds: float = 300, worker: str | None = OURS, name: str | None = None) -> FlowRun:
     """A run that a worker has taken and that has been in its state so long."""
-    labels = {"prefect.worker.name": worker} if worker else {}
+    labels: dict[str, Any] = {"prefect.worker.name": worker} if worker else {}
     since = State[Any](type=state, name=name or state.value.capitalize(), timestamp=NOW - timedelta(seconds=seconds))
     return FlowRun(id=uuid4(), flow_id=uuid4(), state=since, state_type=state, labels=labels)
 
@@ -138,15 +138,16 @@ def test_a_cancelled_run_is_ended_within_a_minute(
 
 def night(days_ago: int, by: CreatedBy | None = NIGHTLY, deployment: UUID = DAILY, **other: Any) -> FlowRun:
     """A run that was due some nights ago and was not executed."""
-    return FlowRun(
-        id=uuid4(),
-        flow_id=uuid4(),
-        deployment_id=deployment,
-        auto_scheduled=by is not None,
-        created_by=by,
-        expected_start_time=NOW - timedelta(days=days_ago),
-        **{"state_name": "Late", **other},
-    )
+    values = {
+        "id": uuid4(),
+        "flow_id": uuid4(),
+        "deployment_id": deployment,
+        "auto_scheduled": by is not None,
+        "created_by": by,
+        "expected_start_time": NOW - timedelta(days=days_ago),
+        "state_name": "Late",
+    }
+    return FlowRun.model_validate(values | other)
 
 
 def test_of_four_missed_nights_the_newest_is_executed():
