@@ -94,7 +94,7 @@ def _study(arguments: argparse.Namespace) -> None:
 
 
 def _up(arguments: argparse.Namespace) -> None:
-    up(arguments.port)
+    up(arguments.port, arguments.postgres)
 
 
 def _notify(arguments: argparse.Namespace) -> None:

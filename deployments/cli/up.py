@@ -1,7 +1,7 @@
 """`daily-train up`: Prefect server, worker and deployments on this machine's loopback, in one command.
 
 What already runs is used as it is. A part that ends is started again; Ctrl-C stops what was started here. The server
-keeps its state in SQLite below PREFECT_HOME, or in the database that PREFECT_SERVER_DATABASE_CONNECTION_URL names.
+keeps its state in SQLite below PREFECT_HOME, or in PostgreSQL (deployments/cli/postgres.py).
 It answers its own pages and those who know its authentication string (deployments/server.py, deployments/access.py).
 """
 
@@ -28,6 +28,7 @@ from prefect.workers.process import ProcessWorker
 
 from deployments import access
 from deployments.cli.notify import SECONDS_BETWEEN_HEARTBEATS, notify, watch_for_dead_runs
+from deployments.cli.postgres import SECRETS_OF_DATABASE, postgres_of
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
 from tasks.store import provenance
@@ -39,7 +40,8 @@ DEPLOYMENTS = Path(__file__).resolve().parents[1] / "prefect.yaml"
 REPOSITORY, NOTIFY = "DAILY_TRAIN_REPOSITORY", "DAILY_TRAIN_NOTIFY"
 SECONDS_TO_START = 300  # on a machine whose cores are all in use
 SECONDS_TO_STOP = 60  # a worker kills its runs after 30; their trainers go on saving (tasks/runtime/supervise.py)
-RESTARTS, RESTART_SECONDS = 5, 3600.0
+RESTARTS, SECONDS_OF_WORK = 5, 60.0
+"""A part is started again without end as long as it works for a minute in between; one that does not, so often."""
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -55,7 +57,7 @@ class UpError(DailyTrainError):
 
 @dataclass
 class RestartedProcess:
-    """A process that is started again when it ends, a few times an hour at most."""
+    """A process that is started again when it ends, unless it ends right after each of several starts in a row."""
 
     name: str
     arguments: list[str]
@@ -66,13 +68,14 @@ class RestartedProcess:
     started: list[float] = field(default_factory=list)
 
     def start(self) -> None:
-        recent = [moment for moment in self.started if time.monotonic() - moment < RESTART_SECONDS]
-        if len(recent) > RESTARTS:
+        if self.started and time.monotonic() - self.started[-1] > SECONDS_OF_WORK:
+            self.started.clear()
+        if len(self.started) > RESTARTS:
             raise UpError(
-                f"the {self.name} ended {len(recent)} times within an hour, last with exit code {self.exit_code}; "
-                "its last lines say why"
+                f"the {self.name} ended {len(self.started)} times in a row within {SECONDS_OF_WORK:.0f} s of its start, "
+                f"last with exit code {self.exit_code}; its last lines say why"
             )
-        self.started = [*recent, time.monotonic()]
+        self.started.append(time.monotonic())
         self.process = subprocess.Popen(
             child_command(*self.arguments),
             env=self.environment,
@@ -102,8 +105,10 @@ class RestartedProcess:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def up(port: int) -> None:
+def up(port: int, postgres: str | None = None) -> None:
     """Start everything, print the address, and stay until interrupted or until a part ends again and again."""
+    application = f"daily-train {socket.gethostname()}"[:50] + f" {port}"
+    database = postgres_of(postgres, application)
     string = access.auth_string()
     access.bypass_proxies()
     url = f"http://127.0.0.1:{port}"
@@ -122,14 +127,21 @@ def up(port: int) -> None:
         "PREFECT_UI_URL": url,
     }
     environment.pop(NOTIFY, None)  # runs have no use for it
-    server = RestartedProcess("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)
+    of_server = environment | (database.environment if database else {})
+    server = RestartedProcess("server", ["deployments.server", "--port", str(port)], of_server, umask=0o077)
+    for name in SECRETS_OF_DATABASE:
+        environment.pop(name, None)
     work = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     worker = RestartedProcess("worker", work, environment, _worker_lock(port))
     try:
         if not access.require_own_server(port, string):
             held = _hold_port(port)  # noqa: F841 (as long as this runs)
+            if database:
+                database.require_usable()
             server.start()
             _wait_until_ready(port, string, server)
+        elif postgres and database and not database.is_used_by(application):
+            raise UpError(f"the server on port {port} runs already, with another database; end its `up` first")
         with access.connected_to_server(port, string):
             _set_up(api, environment)
         if worker.lock:
@@ -148,6 +160,8 @@ def up(port: int) -> None:
             for part in parts:
                 if part.ended() and (part is server or _server_answers(port, string)):  # a worker needs its server
                     print(f"The {part.name} ended with exit code {part.exit_code}; it is started again.")
+                    if part is server and database:
+                        database.wait_until_usable()
                     part.start()
     finally:
         for part in (worker, server):
