@@ -72,8 +72,8 @@ def _add_up(commands: Commands) -> None:
     parser.add_argument(
         "--postgres",
         metavar="URL",
-        help="keep the server's state in this database, postgresql://USER@HOST/NAME or postgresql:///NAME?host=FOLDER; "
-        "the password comes from ~/.pgpass or PGPASSWORD (default: PREFECT_SERVER_DATABASE_CONNECTION_URL, else SQLite)",
+        help="database of the server, as postgresql://USER@HOST/NAME or postgresql:///NAME?host=FOLDER, with its "
+        "password in ~/.pgpass or PGPASSWORD (default: PREFECT_SERVER_DATABASE_CONNECTION_URL, else SQLite)",
     )
 
 

@@ -72,8 +72,8 @@ class RestartedProcess:
             self.started.clear()
         if len(self.started) > RESTARTS:
             raise UpError(
-                f"the {self.name} ended {len(self.started)} times in a row within {SECONDS_OF_WORK:.0f} s of its start, "
-                f"last with exit code {self.exit_code}; its last lines say why"
+                f"the {self.name} ended {len(self.started)} times in a row within {SECONDS_OF_WORK:.0f} s, last with "
+                f"exit code {self.exit_code}; its last lines say why"
             )
         self.started.append(time.monotonic())
         self.process = subprocess.Popen(
