@@ -176,9 +176,7 @@ class Postgres:
         if isinstance(error, socket.gaierror | UnicodeError):
             return "no machine of this name is known; is the address mistyped?"
         if isinstance(error, TimeoutError):
-            return (
-                f"no answer within {SECONDS_TO_CONNECT:.0f} s; is it PostgreSQL that listens? is there a firewall?"
-            )
+            return f"no answer within {SECONDS_TO_CONNECT:.0f} s; is it PostgreSQL that listens? is there a firewall?"
         if isinstance(error, ssl.SSLError):
             return f"the encrypted connection failed ({error.reason or error}); see sslmode and sslrootcert"
         if isinstance(error, ConnectionRefusedError | FileNotFoundError) or "Errno 111" in str(error):
