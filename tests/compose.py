@@ -1,7 +1,7 @@
-"""The services of deployments/compose.yaml, started from packages in place of images, where there is no container engine.
+"""The services of deployments/compose.yaml, started from packages in place of images: no container engine is needed.
 
-Commands, environments, health checks and the order of starts are read from the file and from the Dockerfile. What an
-image would bring is Debian's PostgreSQL (tests/postgres.py), the SeaweedFS of the virtual environment and this checkout.
+Commands, environments, health checks and the order of starts are read from the file and from the Dockerfile. In place
+of the images are Debian's PostgreSQL (tests/postgres.py), the SeaweedFS of the virtual environment and this checkout.
 Addresses and folders of containers are replaced by ports of loopback and folders below one: nothing else is.
 """
 

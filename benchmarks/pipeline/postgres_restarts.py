@@ -1,9 +1,9 @@
 """What does a client see while the server is started again in mid-run? `python -m benchmarks.pipeline.postgres_restarts
 [--restarts 20] [--database postgres|sqlite]`
 
-The services of deployments/compose.yaml are started from packages (tests/compose.py); a run of the preset `smoke`, whose
-steps are slowed down, trains; and the server is ended again and again, by SIGKILL and SIGTERM in turns, each time after
-the run was seen to go on. The same with the server on SQLite, for comparison. On PostgreSQL afterwards
+The services of deployments/compose.yaml are started from packages (tests/compose.py); a run of the preset `smoke`,
+whose steps are slowed down, trains; and the server is ended again and again, by SIGKILL and SIGTERM in turns, each time
+after the run was seen to go on. The same with the server on SQLite, for comparison. On PostgreSQL afterwards
 
 * PostgreSQL itself is restarted in mid-run, once as `pg_ctl restart` does and once away for a while;
 * the worker's container is killed in mid-run while another run waits: how long until the queue moves again.
@@ -216,20 +216,15 @@ def running(folder: Path, database: str) -> Iterator[Running]:
 def restart_server(services: Running, restarts: int, tokens: int) -> dict[str, Any]:
     """A run in whose middle the server is ended so often; what was seen."""
     run = services.create(tokens)
-    server = services.compose.services["server"]
     with services.watch(run) as watch:
         watch.wait(lambda: watch.ended or services.in_training(), "the training starts")
         began = time.monotonic()
         before = services.bad_answers()
         done = 0
         while done < restarts and not watch.ended:
-            starts, moment = len(server.starts), time.monotonic()
-            server.kill(signal.SIGKILL if done % 2 else signal.SIGTERM)
-            watch.wait(lambda: len(server.starts) > starts, "the server is started again")
-            watch.wait(lambda: watch.answered[-1] > server.starts[-1], "the server answers")
-            watch.wait(lambda: watch.ended or watch.moved[-1] > server.starts[-1], "the run goes on")
+            seconds = restart_once(services, watch, signal.SIGKILL if done % 2 else signal.SIGTERM)
             done += 1
-            print(f"restart {done}: answers after {first_after(watch.answered, moment):.1f} s", flush=True)
+            print(f"restart {done}: an answer after {seconds:.1f} s", flush=True)
             time.sleep(2)
         ended = time.monotonic()
         watch.wait(lambda: watch.ended, "the run ends")
@@ -244,9 +239,16 @@ def restart_server(services: Running, restarts: int, tokens: int) -> dict[str, A
     }
 
 
-def first_after(moments: list[float], moment: float) -> float:
-    """Seconds from an end of the server to its next answer."""
-    return next(found for found in moments if found > moment + 0.5) - moment
+def restart_once(services: Running, watch: Watch, by: signal.Signals) -> float:
+    """Seconds from the end of the server to its next answer; returns when the run was seen to go on."""
+    server = services.compose.services["server"]
+    starts, moment = len(server.starts), time.monotonic()
+    server.kill(by)
+    watch.wait(lambda: len(server.starts) > starts, "the server is started again")
+    watch.wait(lambda: watch.answered[-1] > server.starts[-1], "the server answers")
+    seconds = watch.answered[-1] - moment
+    watch.wait(lambda: watch.ended or watch.moved[-1] > server.starts[-1], "the run goes on")
+    return seconds
 
 
 def tokens_for(restarts: int) -> int:
