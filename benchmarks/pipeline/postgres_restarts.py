@@ -153,11 +153,25 @@ class Running:
     def api(self) -> httpx.Client:
         return httpx.Client(base_url=f"{self.compose.url}/api", headers=self.headers, timeout=SECONDS)
 
-    def create(self, tokens: int) -> str:
-        """The id of a new run."""
+    def deployment(self, name: str) -> dict[str, Any]:
         with self.api() as client:
             found = client.post("/deployments/filter", json={}).raise_for_status().json()
-            deployment = next(entry["id"] for entry in found if entry["name"] == "by-hand")
+        return next(entry for entry in found if entry["name"] == name)
+
+    def schedule_of(self, name: str) -> dict[str, Any]:
+        [schedule] = self.deployment(name)["schedules"]
+        return schedule
+
+    def pause(self, schedule: dict[str, Any]) -> None:
+        """What the switch of the UI does."""
+        address = f"/deployments/{schedule['deployment_id']}/schedules/{schedule['id']}"
+        with self.api() as client:
+            client.patch(address, json={"active": False}).raise_for_status()
+
+    def create(self, tokens: int) -> str:
+        """The id of a new run."""
+        deployment = self.deployment("by-hand")["id"]
+        with self.api() as client:
             parameters = parameters_of(self.store, str(self.cache), tokens)
             answer = client.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters})
             return answer.raise_for_status().json()["id"]
@@ -330,6 +344,7 @@ def main() -> None:
     parser.add_argument("--database", choices=("postgres", "sqlite", "both"), default="both", help="of the server")
     parser.add_argument("--folder", type=Path, help="for stores, caches and logs; default: a temporary one")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end what was started
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         tokens = tokens_for(arguments.restarts)

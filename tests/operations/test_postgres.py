@@ -256,6 +256,8 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def test_a_run_of_the_compose_file_survives_restarts_of_its_server(services: Running, monkeypatch: pytest.MonkeyPatch):
+    schedule = services.schedule_of("daily")
+    services.pause(schedule)
     seen = restart_server(services, RESTARTS, tokens_for(RESTARTS))
     assert seen["restarts"] == RESTARTS and seen["state"]["type"] == "COMPLETED", seen
     assert seen["bad"]["503"] == seen["bad"]["500"] == 0 and seen["bad"]["all"] > 100, seen
@@ -266,8 +268,11 @@ def test_a_run_of_the_compose_file_survives_restarts_of_its_server(services: Run
     assert services.store == "s3://daily-train/runs"
     stages = {key.split("/")[1] for key in digests(open_store(services.store)) if key.startswith("stages/")}
     assert stages >= {"download", "tokenizer", "shard", "train", "evaluate", "report"}
-    tables = services.compose.database.sql("SELECT count(*) FROM flow_run WHERE state_type = 'COMPLETED'")
-    assert tables == "1", "the server's state is in PostgreSQL"
+    rows = {
+        name: services.compose.database.sql(f"SELECT count(*) FROM {name}") for name in ("deployment", "automation")
+    }
+    assert rows == {"deployment": "6", "automation": "2"}, "the server's state is in PostgreSQL"
+    assert not services.schedule_of("daily")["active"], "a pause holds"
 
 
 def test_no_password_of_the_compose_file_is_in_a_log(services: Running):
