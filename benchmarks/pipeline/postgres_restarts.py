@@ -46,8 +46,8 @@ LONGEST_STAND_STILL = 15.0
 LONGEST_QUEUE = 60.0
 TOKENS_PER_STEP = 2048
 SLOW_FROM = 40  # the first step that is slowed down
-SECONDS_PER_STEP = 0.2
-STEPS_PER_RESTART = 90
+SECONDS_PER_STEP = 1.0
+STEPS_PER_RESTART = 20
 SECONDS = 600.0
 """The longest that anything may take."""
 
@@ -204,7 +204,12 @@ class Running:
 def parameters_of(store: str, cache: str, tokens: int) -> dict[str, Any]:
     return {
         "preset": "smoke",
-        "train": {"tokens": tokens},
+        "train": {
+            "tokens": tokens,
+            "log_every_steps": 1,
+            "checkpoint_every_steps": SLOW_FROM,
+            "validation_every_steps": SLOW_FROM,
+        },
         "evaluation": {"items_per_suite": 4, "suites": ["arc_easy"]},
         "execution": {"store": store, "cache": cache, "workers": 1, "device": "cpu"},
     }
@@ -266,12 +271,12 @@ def restart_once(services: Running, watch: Watch, by: signal.Signals) -> float:
 
 
 def tokens_for(restarts: int) -> int:
-    return TOKENS_PER_STEP * (80 + STEPS_PER_RESTART * restarts)
+    return TOKENS_PER_STEP * (SLOW_FROM + STEPS_PER_RESTART * (restarts + 1))
 
 
 def restart_database(services: Running, seconds_away: float) -> dict[str, Any]:
     """A run in whose middle PostgreSQL is restarted."""
-    run = services.create(tokens_for(2) + int(1 + seconds_away) * TOKENS_PER_STEP)  # each trains anew
+    run = services.create(tokens_for(2) + int(1 + seconds_away / 10) * TOKENS_PER_STEP)  # each trains anew
     with services.watch(run) as watch:
         watch.wait(lambda: watch.ended or services.in_training(), "the training starts")
         began, before = time.monotonic(), services.bad_answers()
@@ -295,7 +300,7 @@ def restart_database(services: Running, seconds_away: float) -> dict[str, Any]:
 def crash_worker(services: Running) -> dict[str, float]:
     """Kill all that the worker's container holds, in mid-run; seconds from the next start of `up` until a run that
     waited behind the dead one runs."""
-    first = services.create(tokens_for(10))
+    first = services.create(tokens_for(5))
     worker = services.compose.services["worker"]
     with services.watch(first) as watch:
         watch.wait(lambda: watch.ended or services.in_training(), "the training starts")
