@@ -111,15 +111,28 @@ def postgres(
     done = subprocess.run([*server_user, *command], cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     secret.unlink()
-    port = port or free_port()
-    running = Postgres(work, port, user, database, password, _start(work, port))
+    running = _started(work, port, user, database, password)
     try:
-        _wait_until_ready(running)
         if database != "postgres":
             running.sql(f'CREATE DATABASE "{database}"', "postgres")
         yield running
     finally:
         running.stop()
+
+
+def _started(work: Path, port: int, user: str, database: str, password: str) -> Postgres:
+    """Once more where somebody took the free port first."""
+    for last in (False, False, True):
+        chosen = port or free_port()
+        running = Postgres(work, chosen, user, database, password, _start(work, chosen))
+        try:
+            _wait_until_ready(running)
+            return running
+        except AssertionError:
+            running.stop()
+            if last or port:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _let_pass(folder: Path) -> None:

@@ -363,6 +363,7 @@ def main() -> None:
                 environment = services.compose.services["worker"].environment
                 os.environ |= {name: value for name, value in environment.items() if name.startswith("AWS_")}
                 seen[database]["same"] = digests(open_store(services.store)) == expected
+                print_restarts(seen)
                 if database == "postgres":
                     away = [restart_database(services, seconds) for seconds in (0.0, 30.0)]
                     crash = crash_worker(services)

@@ -126,14 +126,14 @@ class Postgres:
                     print(f"The server waits for its database: {said}", flush=True)
             time.sleep(SECONDS_BETWEEN_TRIES)
 
-    def is_used_by(self, application: str) -> bool:
-        """Whether a client of this name is connected."""
+    def is_used(self) -> bool:
+        """Whether the server is connected to it, by the name that `up` gives it."""
 
         async def ask() -> bool:
             connection = await self._connection()
             try:
                 question = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1)"
-                return cast(bool, await connection.fetchval(question, application[:63]))
+                return cast(bool, await connection.fetchval(question, self.environment[APPLICATION_NAME]))
             finally:
                 await connection.close()
 
@@ -241,8 +241,8 @@ def _problem(found: dict) -> str | None:
     return None
 
 
-def postgres_of(argument: str | None, application: str) -> Postgres | None:
-    """The database of `--postgres`, else of the setting; None for SQLite. The server connects as `application`.
+def postgres_of(argument: str | None, port: int) -> Postgres | None:
+    """The database of `--postgres`, else of the setting; None for SQLite. The server of this port will use it.
 
     Raises PostgresError for an address that cannot be read, holds a password in the argument, or names no PostgreSQL.
     """
@@ -254,7 +254,7 @@ def postgres_of(argument: str | None, application: str) -> Postgres | None:
     url = _parsed(text or "", origin)
     if argument is not None and (url.password or any(name in url.query for name in SECRET_PARAMETERS)):
         raise PostgresError(f"--postgres must hold no password: {WHERE_TO_PUT}")
-    query, environment = {}, {APPLICATION_NAME: application}
+    query, environment = {}, {APPLICATION_NAME: application_name(port)}
     for name, value in url.query.items():
         if name in ("dbname", "database"):
             url = url.set(database=_one(value))
@@ -275,6 +275,11 @@ def postgres_of(argument: str | None, application: str) -> Postgres | None:
             raise PostgresError(f"{origin}, passfile: {problem}")
     url = url.set(drivername="postgresql+asyncpg", query=query)
     return Postgres(url, {**environment, SETTING: url.render_as_string(hide_password=False)})
+
+
+def application_name(port: int) -> str:
+    """How the server of this machine and port calls itself to PostgreSQL, which keeps 63 bytes."""
+    return f"{f'daily-train {socket.gethostname()}'[:50]} {port}"
 
 
 def _one(value: str | tuple[str, ...]) -> str:

@@ -107,8 +107,7 @@ class RestartedProcess:
 
 def up(port: int, postgres: str | None = None) -> None:
     """Start everything, print the address, and stay until interrupted or until a part ends again and again."""
-    application = f"daily-train {socket.gethostname()}"[:50] + f" {port}"
-    database = postgres_of(postgres, application)
+    database = postgres_of(postgres, port)
     string = access.auth_string()
     access.bypass_proxies()
     url = f"http://127.0.0.1:{port}"
@@ -129,8 +128,7 @@ def up(port: int, postgres: str | None = None) -> None:
     environment.pop(NOTIFY, None)  # runs have no use for it
     of_server = environment | (database.environment if database else {})
     server = RestartedProcess("server", ["deployments.server", "--port", str(port)], of_server, umask=0o077)
-    for name in SECRETS_OF_DATABASE:
-        environment.pop(name, None)
+    environment = {name: value for name, value in environment.items() if name not in SECRETS_OF_DATABASE}
     work = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     worker = RestartedProcess("worker", work, environment, _worker_lock(port))
     try:
@@ -140,7 +138,7 @@ def up(port: int, postgres: str | None = None) -> None:
                 database.require_usable()
             server.start()
             _wait_until_ready(port, string, server)
-        elif postgres and database and not database.is_used_by(application):
+        elif postgres and database and not database.is_used():
             raise UpError(f"the server on port {port} runs already, with another database; end its `up` first")
         with access.connected_to_server(port, string):
             _set_up(api, environment)

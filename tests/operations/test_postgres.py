@@ -61,7 +61,7 @@ def running_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve
 
 def refusal(url: str) -> str:
     """The sentence by which a database is refused, before anything is started."""
-    found = postgres_of(url, "test 1")
+    found = postgres_of(url, 1)
     assert found is not None
     with pytest.raises(PostgresError) as refused:
         found.require_usable()
@@ -75,7 +75,7 @@ def password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
 def test_a_database_is_named_as_other_programs_name_it(running_postgres: server.Postgres, password: None, scheme: str):
-    found = postgres_of(f"{scheme}://prefect@127.0.0.1:{running_postgres.port}/prefect?sslmode=prefer", "test 1")
+    found = postgres_of(f"{scheme}://prefect@127.0.0.1:{running_postgres.port}/prefect?sslmode=prefer", 1)
     assert found is not None
     found.require_usable()
     assert found.environment["PGSSLMODE"] == "prefer" and "sslmode" not in str(found.url)
@@ -86,21 +86,21 @@ def test_a_socket_a_password_file_and_the_environment_name_a_database(
     running_postgres: server.Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     port = running_postgres.port
-    by_socket = postgres_of(f"postgresql://prefect@/prefect?host={running_postgres.folder}/socket&port={port}", "t 1")
+    by_socket = postgres_of(f"postgresql://prefect@/prefect?host={running_postgres.folder}/socket&port={port}", 1)
     assert by_socket is not None
     by_socket.require_usable()
     file = tmp_path / "pgpass"
     file.write_text(f"127.0.0.1:{port}:owned:weak:weak\n")
     address = f"postgresql://weak@127.0.0.1:{port}/owned?passfile={file}"
     with pytest.raises(PostgresError, match=f"{file} has mode 644.*chmod 600"):
-        postgres_of(address, "test 1")
+        postgres_of(address, 1)
     file.chmod(0o600)
-    by_file = postgres_of(address, "test 1")
+    by_file = postgres_of(address, 1)
     assert by_file is not None and by_file.environment["PGPASSFILE"] == str(file)
     by_file.require_usable()
     for name, value in running_postgres.environment.items():
         monkeypatch.setenv(name, value)
-    by_environment = postgres_of("postgresql://", "test 1")
+    by_environment = postgres_of("postgresql://", 1)
     assert by_environment is not None
     by_environment.require_usable()
 
@@ -108,7 +108,7 @@ def test_a_socket_a_password_file_and_the_environment_name_a_database(
 def test_a_password_is_taken_from_the_setting_and_not_from_an_argument(running_postgres: server.Postgres):
     address = f"postgresql://prefect:{quote(PASSWORD, safe='')}@127.0.0.1:{running_postgres.port}/prefect"
     with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: address}):
-        found = postgres_of(None, "test 1")
+        found = postgres_of(None, 1)
     assert found is not None
     found.require_usable()
     for argument in (
@@ -117,10 +117,10 @@ def test_a_password_is_taken_from_the_setting_and_not_from_an_argument(running_p
         "postgresql://prefect@h/d?sslpassword=secret",
     ):
         with pytest.raises(PostgresError, match=r"must hold no password: .* ~/\.pgpass") as refused:
-            postgres_of(argument, "test 1")
+            postgres_of(argument, 1)
         assert "secret" not in str(refused.value) and PASSWORD not in str(refused.value)
     with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: "sqlite+aiosqlite:////tmp/p.db"}):
-        assert postgres_of(None, "test 1") is None
+        assert postgres_of(None, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_an_address_where_no_postgres_answers(monkeypatch: pytest.MonkeyPatch):
 )
 def test_an_address_that_cannot_be_read_is_refused_without_what_may_be_a_password(address: str, words: str):
     with pytest.raises(PostgresError) as refused:
-        postgres_of(address, "test 1")
+        postgres_of(address, 1)
     assert words in str(refused.value) and "cret" not in str(refused.value)
 
 
@@ -247,7 +247,7 @@ def test_a_server_that_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch):
             raise answer
 
     monkeypatch.setattr(Postgres, "_check", check)
-    found = postgres_of("postgresql://u@h/d", "test 1")
+    found = postgres_of("postgresql://u@h/d", 1)
     assert found is not None
     found.require_usable()
 
