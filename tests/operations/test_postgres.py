@@ -283,6 +283,18 @@ def test_a_run_of_the_compose_file_survives_restarts_of_its_server(services: Run
     assert not services.schedule_of("daily")["active"], "a pause holds"
 
 
+def test_while_its_database_is_away_the_server_asks_to_try_again(services: Running):
+    with services.api() as client:
+
+        def status() -> int:
+            return client.post("/flow_runs/filter", json={"limit": 1}).status_code
+
+        services.compose.database.stop()
+        assert {status() for _ in range(3)} == {503}  # clients try 503 again, and 500 not
+        services.compose.database.restart()
+        assert status() == 200
+
+
 def test_no_password_of_the_compose_file_is_in_a_log(services: Running):
     for name, service in services.compose.services.items():
         text = service.log.read_text()
