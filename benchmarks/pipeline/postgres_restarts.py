@@ -297,7 +297,7 @@ def restart_database(services: Running, seconds_away: float) -> dict[str, Any]:
     }
 
 
-def crash_worker(services: Running) -> dict[str, float]:
+def crash_worker(services: Running) -> dict[str, Any]:
     """Kill all that the worker's container holds, in mid-run; seconds from the next start of `up` until a run that
     waited behind the dead one runs."""
     first = services.create(tokens_for(5))
