@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU := $(if $(shell command -v nvidia-smi),[gpu])
 NANOGPT ?= $(VENV)/nanoGPT
 
-.PHONY: daily test check coverage up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-startup bench-threads bench-token-bytes bench-train test-kills test-inputs bench-faults bench-unbroken lock clean
+.PHONY: daily test check coverage up bench-attention bench-contamination bench-control bench-coverage bench-eval bench-forecast bench-gpu bench-ladder bench-leaks bench-postgres bench-startup bench-threads bench-token-bytes bench-train test-kills test-inputs test-postgres bench-faults bench-unbroken lock clean
 
 daily: $(VENV)/installed  ## install, then run the whole line once
 	$(BIN)/daily-train run $(ARGS)
@@ -19,6 +19,9 @@ test-kills: $(VENV)/installed-dev  ## end runs at every stage by SIGTERM and SIG
 	$(BIN)/python -m benchmarks.pipeline.kills $(ARGS)
 test-inputs: $(VENV)/installed-dev  ## 2,000 malformed inputs: no traceback, no hang, no allocation bomb; ARGS="8000 shards"
 	RUST_BACKTRACE=0 $(BIN)/python -m tests.malformed $(ARGS)
+
+test-postgres: $(VENV)/installed-dev  ## the services of compose.yaml, from packages, with a run amid 20 restarts of the server
+	POSTGRES_RESTARTS=20 $(BIN)/python -m pytest --numprocesses 0 tests/operations/test_postgres.py $(ARGS)
 
 check: $(VENV)/installed-dev  ## lint, format, types, dead code, layout
 	$(BIN)/ruff check .
@@ -60,6 +63,9 @@ bench-forecast: $(VENV)/installed  ## speed of daily beside nanochat's before a 
 bench-gpu: $(VENV)/installed  ## everything that only a GPU can show, at most 9 minutes, and docs/gpu.md; ARGS="--nanochat DIR"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 	$(BIN)/python -m benchmarks.gpu.page
+
+bench-postgres: $(VENV)/installed-dev  ## restarts of the server and its database in mid-run, beside SQLite; needs postgresql
+	$(BIN)/python -m benchmarks.pipeline.postgres_restarts $(ARGS)
 
 bench-startup: $(VENV)/installed  ## CPU and wall seconds before the command does anything; ARGS="--before CHECKOUT"
 	$(BIN)/python -m benchmarks.pipeline.startup $(ARGS)

@@ -18,6 +18,7 @@ from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 from prefect.server.api.server import create_app
 from prefect.settings import (
     PREFECT_SERVER_API_AUTH_STRING,
@@ -27,7 +28,8 @@ from prefect.settings import (
     PREFECT_SERVER_LOGGING_LEVEL,
 )
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.access import (
@@ -193,6 +195,18 @@ def guarded_app(app: ASGIApp, port: int, string: str, pages: Path) -> ASGIApp:
     return OwnOrigin(Login(app, port, string, pages), port, POLICY)
 
 
+def ask_again_without_database(app: FastAPI) -> FastAPI:
+    """Have the API answer 503, which clients try again, in place of 500 while nobody can connect to its database."""
+    for route in app.routes:
+        if isinstance(route, Mount) and route.name == "api" and isinstance(route.app, FastAPI):
+            route.app.add_exception_handler(OSError, _unavailable)
+    return app
+
+
+async def _unavailable(_request: Request, _error: Exception) -> Response:
+    return JSONResponse({"exception_message": "Service Unavailable"}, 503)
+
+
 def listening_socket(host: str, port: int) -> socket.socket:
     """A socket of this address, which only the user who holds the port (deployments/cli/up.py) may bind beside him."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -222,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {given.host} port {given.port}: {error.strerror}", file=sys.stderr)
         return 1
     config = uvicorn.Config(
-        guarded_app(create_app(final=True), given.port, string, pages),
+        guarded_app(ask_again_without_database(create_app(final=True)), given.port, string, pages),
         timeout_keep_alive=PREFECT_SERVER_API_KEEPALIVE_TIMEOUT.value(),
         ws_ping_interval=PREFECT_SERVER_API_WEBSOCKET_PING_INTERVAL.value(),
         ws_ping_timeout=PREFECT_SERVER_API_WEBSOCKET_PING_TIMEOUT.value(),

@@ -95,8 +95,15 @@ def _add_up(commands: Commands) -> None:
         "up",
         help="start the Prefect server, a worker and the deployments on this machine",
         description="Start server, work pool, worker and deployments on loopback and print the address of the UI.",
+        epilog="example: daily-train up --postgres postgresql://prefect@db.example.org/prefect",
     )
     parser.add_argument("--port", type=_port, default=PORT, help="port of the UI and API (default: %(default)s)")
+    parser.add_argument(
+        "--postgres",
+        metavar="URL",
+        help="database of the server, as postgresql://USER@HOST/NAME or postgresql:///NAME?host=FOLDER, with its "
+        "password in ~/.pgpass or PGPASSWORD (default: PREFECT_SERVER_DATABASE_CONNECTION_URL, else SQLite)",
+    )
 
 
 def _add_notify(commands: Commands) -> None:

@@ -123,7 +123,7 @@ def _study(arguments: argparse.Namespace) -> None:
 def _up(arguments: argparse.Namespace) -> None:
     from deployments.cli.up import up
 
-    up(arguments.port)
+    up(arguments.port, arguments.postgres)
 
 
 def _notify(arguments: argparse.Namespace) -> None:

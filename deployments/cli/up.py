@@ -1,7 +1,7 @@
 """`daily-train up`: Prefect server, worker and deployments on this machine's loopback, in one command.
 
 What already runs is used as it is. A part that ends is started again; Ctrl-C stops what was started here. The server
-keeps its state in SQLite below PREFECT_HOME, or in the database that PREFECT_SERVER_DATABASE_CONNECTION_URL names.
+keeps its state in SQLite below PREFECT_HOME, or in PostgreSQL (deployments/cli/postgres.py).
 It answers its own pages and those who know its authentication string (deployments/server.py, deployments/access.py).
 """
 
@@ -32,6 +32,7 @@ from deployments import access
 from deployments.cli.defaults import NOTIFY
 from deployments.cli.locks import Lock
 from deployments.cli.notify import SECONDS_BETWEEN_HEARTBEATS, notify, watch_for_dead_runs
+from deployments.cli.postgres import SECRETS_OF_DATABASE, Postgres, postgres_of
 from deployments.cli.queue_watch import QueueWatch, missed_setting
 from model.errors import DailyTrainError
 from tasks.runtime.child import child_command
@@ -46,7 +47,8 @@ STORE = "DAILY_TRAIN_STORE"
 PREPARED_AT = "01:00"
 SECONDS_TO_START = 300  # on a machine whose cores are all in use
 SECONDS_TO_STOP = 60  # a worker kills its runs after 30; their trainers go on saving (tasks/runtime/supervise.py)
-RESTARTS, RESTART_SECONDS = 5, 3600.0
+RESTARTS, SECONDS_OF_WORK = 5, 60.0
+"""A part is started again without end as long as it works for a minute in between; one that does not, so often."""
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -63,7 +65,7 @@ class UpError(DailyTrainError):
 
 @dataclass
 class RestartedProcess:
-    """A process that is started again when it ends, a few times an hour at most."""
+    """A process that is started again when it ends, unless it ends right after each of several starts in a row."""
 
     name: str
     arguments: list[str]
@@ -75,13 +77,14 @@ class RestartedProcess:
     since: datetime | None = None
 
     def start(self) -> None:
-        recent = [moment for moment in self.started if time.monotonic() - moment < RESTART_SECONDS]
-        if len(recent) > RESTARTS:
+        if self.started and time.monotonic() - self.started[-1] > SECONDS_OF_WORK:
+            self.started.clear()
+        if len(self.started) > RESTARTS:
             raise UpError(
-                f"the {self.name} ended {len(recent)} times within an hour, last with exit code {self.exit_code}; "
-                "its last lines say why"
+                f"the {self.name} ended {len(self.started)} times in a row within {SECONDS_OF_WORK:.0f} s, last with "
+                f"exit code {self.exit_code}; its last lines say why"
             )
-        self.started = [*recent, time.monotonic()]
+        self.started.append(time.monotonic())
         self.since = datetime.now(UTC)
         self.process = subprocess.Popen(
             child_command(*self.arguments),
@@ -112,8 +115,9 @@ class RestartedProcess:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def up(port: int) -> None:
+def up(port: int, postgres: str | None = None) -> None:
     """Start everything, print the address, and stay until interrupted or until a part ends again and again."""
+    database = postgres_of(postgres, port)
     string = access.auth_string()
     access.bypass_proxies()
     url = f"http://127.0.0.1:{port}"
@@ -122,7 +126,9 @@ def up(port: int) -> None:
     locks = {name: Lock(name, port) for name in ("up", "server", "worker")}
     first = locks["up"].take_from_ending(SECONDS_TO_STOP) is not None
     owner = locks["worker"].owner()
-    server = RestartedProcess("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)
+    of_server = environment | (database.environment if database else {})
+    server = RestartedProcess("server", ["deployments.server", "--port", str(port)], of_server, umask=0o077)
+    environment = {name: value for name, value in environment.items() if name not in SECRETS_OF_DATABASE}
     work = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", owner]
     worker = RestartedProcess("worker", work, environment)
     watch = QueueWatch(
@@ -138,7 +144,11 @@ def up(port: int) -> None:
             server.lock = locks["server"].take(SECONDS_TO_STOP)
         if first and not access.require_own_server(port, string):
             held = _hold_port(port)  # noqa: F841 (as long as this runs)
+            if database:
+                database.require_usable()
             server.start()
+        elif postgres and database and not database.is_used():
+            raise UpError(f"the server on port {port} runs already, with another database; end its `up` first")
         _wait_until_ready(port, string, server)
         if first:
             threading.Thread(target=watch.keep_looking, args=(stopped,), daemon=True).start()
@@ -149,18 +159,9 @@ def up(port: int) -> None:
             if lock := locks["worker"].take():
                 worker.lock = lock
                 worker.start()
-        reused = [part.name for part in (server, worker) if not part.process]
-        note = f" The {' and the '.join(reused)} ran already." if reused else ""
-        if first and not worker.process:
-            note += " That worker is ending, since its `up` was killed; a new one is started then."
-        print(
-            f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.login_ticket(string)}\n"
-            f"or at any time with the string of {access.where_auth_string_is()}.{note}"
-            f"{' Ctrl-C stops it.' if first else ''}",
-            flush=True,
-        )
+        _print_address(url, string, first, [server, worker])
         if first:
-            _keep_running(port, string, server, worker, locks["worker"])
+            _keep_running(port, string, [server, worker], locks["worker"], database)
     finally:
         stopped.set()
         locks["up"].say_ending()
@@ -168,15 +169,33 @@ def up(port: int) -> None:
             part.stop()
 
 
-def _keep_running(port: int, string: str, server: RestartedProcess, worker: RestartedProcess, lock: Lock) -> None:
+def _print_address(url: str, string: str, first: bool, parts: list[RestartedProcess]) -> None:
+    reused = [part.name for part in parts if not part.process]
+    note = f" The {' and the '.join(reused)} ran already." if reused else ""
+    if first and "worker" in reused:
+        note += " That worker is ending, since its `up` was killed; a new one is started then."
+    print(
+        f"\nThe Daily Train is up: {url}\nLog in, within 15 minutes: {url}/enter#{access.login_ticket(string)}\n"
+        f"or at any time with the string of {access.where_auth_string_is()}.{note}"
+        f"{' Ctrl-C stops it.' if first else ''}",
+        flush=True,
+    )
+
+
+def _keep_running(
+    port: int, string: str, parts: list[RestartedProcess], worker_lock: Lock, database: Postgres | None
+) -> None:
     """Start again what ends, until interrupted; and a worker when that of an `up` that was killed has ended."""
+    server, worker = parts
     while True:
         time.sleep(1)
-        for part in (server, worker):
+        for part in parts:
             if part.ended() and (part is server or _server_answers(port, string)):  # a worker needs its server
                 print(f"The {part.name} ended with exit code {part.exit_code}; it is started again.")
+                if part is server and database:
+                    database.wait_until_usable()
                 part.start()
-        if not worker.process and (held := lock.take()):
+        if not worker.process and (held := worker_lock.take()):
             worker.lock = held
             worker.start()
 

@@ -15,6 +15,7 @@ from prefect.utilities.templating import apply_values, find_placeholders
 from deployments import init
 from deployments.access import AUTH_STRING_VARIABLE
 from deployments.cli.arguments import command_parser
+from deployments.cli.up import SETTINGS
 from flows.preset_files import Preset
 from flows.run_config import compose
 from model.network import flops
@@ -24,6 +25,7 @@ from tasks.runtime.grace_period import seconds_to_end
 FOLDER = Path(__file__).resolve().parents[2] / "deployments"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 TEMPLATE = json.loads((FOLDER / "kubernetes/job-template.json").read_text())
+SERVER = COMPOSE["services"]["server"]["environment"]
 INIT = ["python", "-m", "deployments.init"]
 DEFAULTS = {name: field["default"] for name, field in TEMPLATE["variables"]["properties"].items() if "default" in field}
 
@@ -47,6 +49,21 @@ def test_compose_names_only_what_it_defines():
     assert "-bucket=daily-train" in COMPOSE["services"]["store"]["command"]
     gpu = yaml.safe_load((FOLDER / "compose.gpu.yaml").read_text())
     assert set(gpu["services"]) <= set(COMPOSE["services"])
+
+
+def test_no_service_of_compose_shares_the_network_of_one_that_may_be_started_again():
+    services = COMPOSE["services"]
+    shared = {service["network_mode"] for service in services.values() if "network_mode" in service}
+    assert shared == {"service:loopback"}  # whoever shares it has no network once it was started again
+    assert services["loopback"]["entrypoint"] == [*INIT, "sleep", "infinity"]
+    assert [name for name, service in services.items() if "ports" in service] == ["loopback"]
+
+
+def test_the_server_of_compose_has_the_settings_that_up_gives_its_own():
+    image = re.findall(r"^ENV (.*)$", (FOLDER / "Dockerfile").read_text(), re.MULTILINE)
+    given = {**dict(pair.split("=", 1) for line in image for pair in line.split()), **SERVER}
+    wanted = {name: value for name, value in SETTINGS.items() if name.startswith("PREFECT_SERVER_")}
+    assert {name: given.get(name) for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("compose*.yaml")))
