@@ -104,7 +104,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _study(arguments: argparse.Namespace) -> None:
     changes = changes_from(arguments.set)
-    require_sections(changes, STUDY_SECTIONS, "a study")
+    require_sections(changes, STUDY_SECTIONS, "contamination-study")
     compose(arguments.preset, changes)
     study = settings_from(StudyConfig, "study", arguments)
     execution = _execution(arguments)

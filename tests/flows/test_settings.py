@@ -390,8 +390,9 @@ class Direct:
 
 def test_an_ablation_trains_without_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """From the command line to what the trainer is given."""
-    monkeypatch.setattr(commands, "daily_train", Direct(daily_train))
-    monkeypatch.setattr(commands, "require_ready", lambda *_: None)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # no server is needed, and none is started
+    monkeypatch.setattr("flows.daily.daily_train", Direct(daily_train))
+    monkeypatch.setattr("tasks.preflight.require_ready", lambda *_: None)
     monkeypatch.setattr("flows.daily.check_run", lambda *_: None)
     monkeypatch.setattr("flows.daily.rehearse_evaluation", lambda *_: None)
     ready = {"shards": None, "vocabulary": None, "items": None}

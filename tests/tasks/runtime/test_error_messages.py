@@ -146,7 +146,7 @@ def test_a_mistake_of_the_program_is_one_sentence_and_debug_shows_the_rest(tmp_p
     def mistake(_: RunContext) -> list:
         raise KeyError("finished")
 
-    monkeypatch.setattr(commands, "read_ledger", mistake)
+    monkeypatch.setattr("tasks.store.ledger.read_ledger", mistake)
     arguments = ["leaderboard", "--store", str(tmp_path)]
     assert commands.main(arguments) == 1
     said = capsys.readouterr().err
@@ -154,7 +154,7 @@ def test_a_mistake_of_the_program_is_one_sentence_and_debug_shows_the_rest(tmp_p
     assert said.count("\n") == 1 and "Traceback" in Path(said.split()[-1]).read_text()
     Path(said.split()[-1]).unlink()
     monkeypatch.setenv("DAILY_TRAIN_DEBUG", "1")
-    monkeypatch.setattr(commands, "read_ledger", lambda _: [])
+    monkeypatch.setattr("tasks.store.ledger.read_ledger", lambda _: [])
     assert commands.main([*arguments, "--html", str(tmp_path / "no folder" / "page.html")]) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said
