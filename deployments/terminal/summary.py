@@ -35,8 +35,8 @@ def print_run(published: Published, state: RunState, console: Console) -> None:
     report = published.report
     text = report["text"]
     console.print()
-    for topic, text in headline(report):
-        console.print(Text.assemble((topic, "bold"), ": ", text))
+    for topic, words in headline(report):
+        console.print(Text.assemble((topic, "bold"), ": ", words))
     console.print()
     console.print(score_table(report["scores"], console.width))
     for row in report["scores"]:
@@ -147,10 +147,12 @@ def printed(as_json: bool) -> Iterator[list[tuple[Published | str, RunState]]]:
     if not console.is_terminal:
         console.width = COLUMNS_OF_FILE
     for returned, state in results:
-        run = isinstance(returned, Published)
-        if as_json:
-            print(json.dumps(run_json(returned, state) if run else study_json(returned, state)))
-        elif run:
-            print_run(returned, state, console)
+        if isinstance(returned, str):
+            if as_json:
+                print(json.dumps(study_json(returned, state)))
+            else:
+                print_study(returned, state, console)
+        elif as_json:
+            print(json.dumps(run_json(returned, state)))
         else:
-            print_study(returned, state, console)
+            print_run(returned, state, console)
