@@ -41,7 +41,7 @@ def sentence_on_bits_per_byte(report: Report) -> str:
     """The result and the difference from the last comparable run in a few words, for lists of runs."""
     text = f"{loss(report['validation']['bits_per_byte'])} bits per byte"
     last = report["last"]
-    return text if "reason" in last else f"{text}, {_direction(last['difference'])} in run {last['run'][:12]}"
+    return text if "reason" in last else f"{text}, {_direction(last['difference'])} in the last comparable run"
 
 
 def short_commit(commit: str) -> str:

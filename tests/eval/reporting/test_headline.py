@@ -57,6 +57,8 @@ def test_a_first_run_says_that_there_is_nobody_to_compare_with():
     assert found["Cost"] == "6 min 40 s and $0.50, of which 5 min 52 s training on H100"
     assert found["Scores"] == "1 of 1 are above guessing: arc_easy acc 40.00 % (guessing 25.00 %)"
     assert sentence_on_bits_per_byte(report()) == "2.2346 bits per byte"
+    better = "2.2346 bits per byte, 0.0654 lower (better) than in the last comparable run"
+    assert sentence_on_bits_per_byte(report(last=last())) == better
 
 
 @pytest.mark.parametrize(
