@@ -9,23 +9,22 @@ scoring with other workers or another device has the same result up to rounding.
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 from prefect import Flow
 from prefect.runtime import flow_run
-from pydantic import Field
 
 from eval.settings import Differing, differing_settings
 from flows.effects import without_effect
-from flows.forms import Changes, ShownAsForm, changes_form
+from flows.forms import Fields, First, FurtherChanges, Section, Settings, merged
 from flows.preset_files import Preset as Preset
 from flows.preset_files import read_preset, what_stays
 from model.errors import shown_value
 from model.network.config import GPTConfig
-from model.parsing import ConfigError, field_types, parse, parse_changes
+from model.parsing import ConfigError, Dataclass, field_types, parse, parse_changes
 from model.training.config import TrainConfig
-from tasks.comparison import CompareConfig
 from tasks.contamination import CheckConfig
 from tasks.download import DataConfig
 from tasks.evaluate import EvaluationConfig
@@ -33,7 +32,6 @@ from tasks.runtime.error_messages import shorten_errors
 from tasks.shard import ShardConfig
 from tasks.store import provenance
 from tasks.store.context import Execution, RunContext, open_context
-from tasks.study import StudyConfig
 from tasks.tokenizer import TokenizerConfig
 
 shorten_errors()
@@ -52,37 +50,29 @@ class RunConfig:
     evaluation: EvaluationConfig
 
 
-if TYPE_CHECKING:  # the classes below are made at run time: to a type checker each is the class that it extends
-    DataChanges = Changes
-    TokenizerChanges = Changes
-    ShardChanges = Changes
-    ModelChanges = Changes
-    TrainChanges = Changes
-    ContaminationChanges = Changes
-    EvaluationChanges = Changes
-else:
-    DataChanges = changes_form(DataConfig)
-    TokenizerChanges = changes_form(TokenizerConfig)
-    ShardChanges = changes_form(ShardConfig)
-    ModelChanges = changes_form(GPTConfig)
-    TrainChanges = changes_form(TrainConfig)
-    ContaminationChanges = changes_form(CheckConfig)
-    EvaluationChanges = changes_form(EvaluationConfig)
+SECTIONS: dict[str, type[Dataclass]] = field_types(RunConfig)
+FORMS = SECTIONS
+"""The sections that a form or `--set` changes, and what each is made of."""
 
-ExecutionForm = Annotated[Execution, ShownAsForm("execution"), Field(json_schema_extra={"default": {}})]
-"""Type of a flow's parameter: an `Execution`, shown as a form with empty fields."""
-StudyForm = Annotated[StudyConfig, ShownAsForm("study")]
-CompareForm = Annotated[CompareConfig, ShownAsForm("compare")]
 
-FORMS: dict[str, type[Changes]] = {
-    "data": DataChanges,
-    "tokenizer": TokenizerChanges,
-    "shard": ShardChanges,
-    "model": ModelChanges,
-    "train": TrainChanges,
-    "contamination": ContaminationChanges,
-    "evaluation": EvaluationChanges,
-}
+class FormsOfRun:
+    """The forms of one flow: which fields come first, and which presets the descriptions name."""
+
+    def __init__(self, presets: tuple[str, ...], first: tuple[str, ...], *, hidden: tuple[str, ...] = ()) -> None:
+        known = SECTIONS | {"execution": Execution}
+        self.presets, self.hidden = presets, hidden
+        self.first = First(known, first, presets)
+        self.execution = Settings("execution", Execution, self.first.hidden("execution") | {"note"})
+
+    def section(self, name: str) -> Section:
+        """The form of the fields of a section that are not shown in the first group."""
+        hidden = {path.partition(".")[2] for path in self.hidden if path.startswith(f"{name}.")}
+        return Section(name, SECTIONS[name], self.presets, self.first.hidden(name) | hidden)
+
+
+NOT_GIVEN = {"default": {}}
+"""Of a parameter with a dataclass: the form begins empty."""
+FURTHER = FurtherChanges(SECTIONS)
 
 
 def compose(preset: str, changes: dict[str, dict[str, Any]]) -> RunConfig:
@@ -103,25 +93,30 @@ def compose(preset: str, changes: dict[str, dict[str, Any]]) -> RunConfig:
     return run
 
 
-def changes_of(**sections: Changes) -> dict[str, dict[str, Any]]:
-    """What filled forms change: the fields that are not empty."""
-    return {name: form.model_dump(mode="json") for name, form in sections.items()}
+def changes_of(first: dict[str, Fields], further: Any, **sections: Fields) -> dict[str, Fields]:
+    """What a filled form changes, by section: the fields that are not empty."""
+    return merged(first, FURTHER.read(further), sections)
 
 
-def forms_of(changes: dict[str, dict[str, Any]], flow: Flow) -> dict[str, Changes]:
-    """The filled forms of a flow's parameters. Raises ConfigError for a section that the flow does not have."""
-    known = [name for name in FORMS if name in flow.parameters.properties]
+def execution_of(execution: Execution, first: dict[str, Fields]) -> Execution:
+    """Where and how a run is executed, with what the first group of the form says of it."""
+    return parse(Execution, dataclasses.asdict(execution) | first.get("execution", {}), "execution")
+
+
+def forms_of(changes: dict[str, Fields], flow: Flow) -> dict[str, Fields]:
+    """Changes as a flow's parameters. Raises ConfigError for a section that the flow does not have."""
+    known = [name for name in SECTIONS if name in flow.parameters.properties]
     for name in changes.keys() - set(known):
         raise ConfigError(f"{flow.name} has no section {name!r}; known are {', '.join(known)}")
     for name, fields in changes.items():
-        parse_changes(FORMS[name].changed, fields, name)
-    return {name: FORMS[name](**fields) for name, fields in changes.items()}
+        parse_changes(SECTIONS[name], fields, name)
+    return changes
 
 
-def require_encodable(**sections: Changes | Execution) -> None:
+def require_encodable(**sections: Fields | Execution) -> None:
     """Raise ConfigError for a text that Prefect could not send, such as a path that is no UTF-8."""
     for section, form in sections.items():
-        values = dataclasses.asdict(form) if isinstance(form, Execution) else form.model_dump()
+        values = dataclasses.asdict(form) if isinstance(form, Execution) else form
         for name, value in values.items():
             try:
                 json.dumps(value, default=str, ensure_ascii=False).encode()
@@ -136,8 +131,21 @@ def context_of(execution: Execution, environment: dict[str, str], *, reading: bo
     return open_context(**settings, reading=reading)
 
 
+BY_THE_UI = re.compile(
+    "(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic|Practical|"
+    "Ergonomic|Handcrafted|Tasty|Handmade|Incredible)-[A-Z][A-Za-z]{0,5}"
+)
+"""Names that Prefect's UI fills into its form: an adjective and an animal."""
+BY_THE_SERVER = re.compile("[a-z]+-[a-z]+")
+"""Names that the server gives: two English words. One of this form that a person types is kept only with a capital
+letter, a digit, a space or a third word."""
+
+
 def run_name() -> str:
-    """Date, preset and commit, so that a list of runs can be read."""
+    """The name that a person typed; else date, preset and commit, so that a list of runs can be read."""
+    given = flow_run.get_name()
+    if given and not BY_THE_UI.fullmatch(given) and not BY_THE_SERVER.fullmatch(given):
+        return given
     started = flow_run.get_scheduled_start_time()
     return f"{started:%Y-%m-%d %H:%M} {flow_run.get_parameters()['preset']} {provenance.commit()[:8]}"
 
