@@ -24,7 +24,7 @@ from flows.config import (
     execution_of,
     run_name,
 )
-from flows.forms import NOTHING, Fields, PresetOrNone, Settings, titled
+from flows.forms import NOTHING, Fields, OptionalPresetChoice, PresetChoice, Settings, titled
 from model.network.config import ConfigError
 from model.training.config import TrainConfig
 from tasks.comparison import CompareConfig, publish_comparison
@@ -51,8 +51,8 @@ COMPARE = Settings("compare", CompareConfig)
 @flow(name="compare", flow_run_name=run_name)
 @ends_in_words(lambda page: page)
 def compare_designs(
-    preset: Annotated[Preset, titled("Baseline")] = Preset.mini_d2,
-    candidate: Annotated[Preset | None, PresetOrNone(), titled("Candidate")] = None,
+    preset: Annotated[Preset, PresetChoice(), titled("Baseline")] = Preset.mini_d2,
+    candidate: Annotated[Preset | None, OptionalPresetChoice(), titled("Candidate")] = None,
     compare: Annotated[CompareConfig, COMPARE, titled("The comparison", **NOT_GIVEN)] = CompareConfig(),
     first: Annotated[Fields, FORMS.first, titled("What people change first")] = NOTHING,
     execution: Annotated[Execution, FORMS.execution, titled("Advanced: where it runs", **NOT_GIVEN)] = Execution(),

@@ -70,7 +70,7 @@ class FormsOfRun:
         return Section(name, SECTIONS[name], self.presets, self.first.hidden(name) | hidden)
 
 
-NOT_GIVEN = {"default": {}}
+NOT_GIVEN: dict[str, Any] = {"default": {}}
 """Of a parameter with a dataclass: the form begins empty."""
 FURTHER = FurtherChanges(SECTIONS)
 
@@ -103,7 +103,7 @@ def execution_of(execution: Execution, first: dict[str, Fields]) -> Execution:
     return parse(Execution, dataclasses.asdict(execution) | first.get("execution", {}), "execution")
 
 
-def forms_of(changes: dict[str, Fields], flow: Flow) -> dict[str, Fields]:
+def forms_of(changes: dict[str, Fields], flow: Flow) -> dict[str, Any]:
     """Changes as a flow's parameters. Raises ConfigError for a section that the flow does not have."""
     known = [name for name in SECTIONS if name in flow.parameters.properties]
     for name in changes.keys() - set(known):
@@ -135,7 +135,11 @@ BY_THE_UI = re.compile(
     "(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic|Practical|"
     "Ergonomic|Handcrafted|Tasty|Handmade|Incredible)-[A-Z][A-Za-z]{0,5}"
 )
-"""Names that Prefect's UI fills into its form: an adjective and an animal."""
+"""Names that Prefect's UI fills into its form: an adjective and an animal; those of its first version follow."""
+BY_THE_FIRST_UI = re.compile(
+    "(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi|"
+    "psi|omega)[0-9]-[a-z]+(-[a-z])?"
+)
 BY_THE_SERVER = re.compile("[a-z]+-[a-z]+")
 """Names that the server gives: two English words. One of this form that a person types is kept only with a capital
 letter, a digit, a space or a third word."""
@@ -144,7 +148,7 @@ letter, a digit, a space or a third word."""
 def run_name() -> str:
     """The name that a person typed; else date, preset and commit, so that a list of runs can be read."""
     given = flow_run.get_name()
-    if given and not BY_THE_UI.fullmatch(given) and not BY_THE_SERVER.fullmatch(given):
+    if given and not any(made.fullmatch(given) for made in (BY_THE_UI, BY_THE_FIRST_UI, BY_THE_SERVER)):
         return given
     started = flow_run.get_scheduled_start_time()
     return f"{started:%Y-%m-%d %H:%M} {flow_run.get_parameters()['preset']} {provenance.commit()[:8]}"

@@ -31,7 +31,7 @@ from flows.config import (
     execution_of,
     run_name,
 )
-from flows.forms import NOTHING, Fields, titled
+from flows.forms import NOTHING, Fields, PresetChoice, titled
 from flows.prepare import prepare
 from tasks.evaluate import evaluate_model
 from tasks.preflight import check_run, rehearse_evaluation
@@ -57,7 +57,7 @@ FORMS = FormsOfRun(
 @flow(name="daily-train", flow_run_name=run_name)
 @ends_in_words(lambda published: published.report_path)
 def daily_train(
-    preset: Annotated[Preset, titled("Preset")] = Preset.laptop,
+    preset: Annotated[Preset, PresetChoice(), titled("Preset")] = Preset.laptop,
     first: Annotated[Fields, FORMS.first, titled("What people change first")] = NOTHING,
     execution: Annotated[Execution, FORMS.execution, titled("Advanced: where it runs", **NOT_GIVEN)] = Execution(),
     train: Annotated[Fields, FORMS.section("train"), titled("Advanced: training")] = NOTHING,

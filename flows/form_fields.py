@@ -1,12 +1,13 @@
 """The fields of the forms in the Prefect UI: title, description, values to choose from and bounds, as JSON schema.
 
-Prefect 3's UI shows a parameter by its JSON schema, and a value of an `enum` as it stands there. A choice is therefore
+Prefect's UI shows a parameter by its JSON schema, and a value of an `enum` as it stands there. A choice is therefore
 shown under a key of its own, the field's title, with readable values and one for "not changed"; under the field's name
-its plain value is taken as well, which the API, schedules and `--set` give. A field that may be null is shown as a field
-of its one kind, without a default: what nobody touches is not sent.
+its plain value is taken as well, which the API, schedules and `--set` give. A field that may be null is shown as a
+field of its one kind, without a default: what nobody touches is not sent.
 """
 
 import dataclasses
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
@@ -22,6 +23,9 @@ Schema = dict[str, Any]
 NOT_CHANGED = "(not changed)"
 WORDS = {
     "adam": "Adam",
+    "arc": "ARC",
+    "dir": "folder",
+    "eot": "end-of-text",
     "fp8": "FP8",
     "gpu": "GPU",
     "hellaswag": "HellaSwag",
@@ -30,9 +34,12 @@ WORDS = {
     "lr": "learning rate",
     "mlp": "MLP",
     "muon": "Muon",
+    "ngram": "n-gram",
     "qk": "QK",
     "sha256": "SHA-256",
     "usd": "US dollars",
+    "vocab": "vocabulary",
+    "winogrande": "WinoGrande",
 }
 """Parts of the names of fields that a title spells in another way."""
 LABELS = {
@@ -44,16 +51,16 @@ LABELS = {
     "cosine": "Cosine",
     "cpu": "CPU",
     "cuda": "GPU (CUDA)",
-    "ddp": "DDP: the whole network on each GPU",
+    "ddp": "DDP",
     "dense": "Dense",
     "documents": "Whole documents",
     "embedding": "Embedding",
     "file": "Loaded from a file",
-    "filter": "Drop the documents and check again",
+    "filter": "Filter",
     "fp16": "FP16",
     "fp32": "FP32",
     "fp8": "FP8",
-    "fsdp": "FSDP: a part of the network on each GPU",
+    "fsdp": "FSDP",
     "gelu": "GELU",
     "gpt2": "GPT-2's",
     "hellaswag": "HellaSwag",
@@ -69,9 +76,9 @@ LABELS = {
     "none": "None",
     "own": "Own document",
     "psgd": "PSGD",
-    "refuse": "End the run before training",
+    "refuse": "Refuse",
     "relu2": "Squared ReLU",
-    "report": "Report them",
+    "report": "Report",
     "rms": "RMSNorm",
     "rotary": "Rotary",
     "stream": "Token stream",
@@ -85,6 +92,15 @@ LABELS = {
     "wsd": "Warm-up, stable, cooldown (WSD)",
 }
 """What the form shows for a value; others stand for themselves."""
+TITLES = {
+    "flops": "Budget in FLOPs",
+    "gpu_hours": "Budget in GPU hours",
+    "num_fewshot": "Solved examples before each question",
+    "rows": "Sequences",
+    "tokens": "Budget in tokens",
+    "usd": "Budget in US dollars",
+}
+"""Titles that do not follow from the name."""
 SUITE_FIELDS = {"suites", "suite"}
 """Fields that take names of benchmark suites, which their types do not say."""
 SMALLEST = 1e-12
@@ -93,23 +109,34 @@ SMALLEST = 1e-12
 
 def title_of(name: str) -> str:
     """The title of a field: `qk_norm` is `QK norm`."""
+    if name in TITLES:
+        return TITLES[name]
+    if between := re.fullmatch("(.+)_every_(steps|minutes)", name):
+        return f"{between[2].capitalize()} between {between[1]}s"
     words = " ".join(WORDS.get(part, part) for part in name.split("_"))
     return words[0].upper() + words[1:]
 
 
 def label_of(value: object) -> str:
-    """A value as the form shows it: numbers with thousands separated, null as none."""
-    if value is None:
-        return "none"
+    """One of a field's choices as the form shows it."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{int(value):,}" if value.is_integer() and abs(value) < 1e15 else f"{value:g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(label_of, value)) or "none"
     return LABELS.get(str(value), str(value))
+
+
+def words_of(name: str, kind: Any, value: object) -> str:
+    """The value of a field as the form shows it: null as none, numbers with thousands separated."""
+    if value is None or value is dataclasses.MISSING:
+        return "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(words_of(name, str, each) for each in value) or "none"
+    if choices_of(name, kind):
+        return label_of(value)
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e15):
+        return f"{value:g}"
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"  # 1900 is a seed
+    return str(value)
 
 
 def choices_of(name: str, kind: Any) -> list[Any] | None:
@@ -136,7 +163,7 @@ def shown_fields(config: type[Dataclass], value_words: Callable[[str], str], nam
     shown: Schema = {}
     for name in names:
         kind = field_types(config)[name]
-        about = descriptions(config).get(name, "").replace("`", "")
+        about = _with_labels(descriptions(config).get(name, ""), choices_of(name, kind) or [])
         texts = {"title": title_of(name), "description": " ".join(filter(None, (about, value_words(name))))}
         if options := options_of(kind):
             for title, option in options.items():
@@ -151,11 +178,8 @@ def shown_fields(config: type[Dataclass], value_words: Callable[[str], str], nam
 
 def accepted_fields(config: type[Dataclass], shown: Schema) -> Schema:
     """The plain values of fields that are not shown under their own names, for `patternProperties`."""
-    return {
-        f"^{name}$": {"anyOf": [_plain_schema(name, kind), {"type": "null"}]}
-        for name, kind in field_types(config).items()
-        if name not in shown
-    }
+    kinds = field_types(config)
+    return {f"^{name}$": _plain_schema(name, kind) for name, kind in kinds.items() if name not in shown}
 
 
 def plain_values(config: type[Dataclass], filled: object) -> Any:
@@ -207,19 +231,19 @@ def closed_object(shown: Schema, accepted: Schema) -> Schema:
 
 def default_words(config: type[Dataclass]) -> Callable[[str], str]:
     """Of settings that are in no preset: what an empty field stands for."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    defaults, kinds = {field.name: field.default for field in dataclasses.fields(config)}, field_types(config)
 
     def words(name: str) -> str:
         value = defaults[name]
         unsaid = value is dataclasses.MISSING or value is None or dataclasses.is_dataclass(value)
-        return "" if unsaid else f"Default: {label_of(value)}."
+        return "" if unsaid else f"Default: {words_of(name, kinds[name], value)}."
 
     return words
 
 
 def preset_words(section: str, config: type[Dataclass], presets: tuple[str, ...]) -> Callable[[str], str]:
     """Of settings that presets have: the value in each of some presets, read from their files."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    defaults, kinds = {field.name: field.default for field in dataclasses.fields(config)}, field_types(config)
 
     def words(name: str) -> str:
         values = {preset: _read(preset).get(section, {}).get(name, defaults[name]) for preset in presets}
@@ -227,7 +251,7 @@ def preset_words(section: str, config: type[Dataclass], presets: tuple[str, ...]
             return ""
         by_value: dict[str, list[str]] = {}
         for preset, value in values.items():
-            by_value.setdefault("none" if value is dataclasses.MISSING else label_of(value), []).append(preset)
+            by_value.setdefault(words_of(name, kinds[name], value), []).append(preset)
         if len(by_value) == 1:
             return f"Preset: {next(iter(by_value))}."
         return "Preset: " + " · ".join(f"{', '.join(names)} {value}" for value, names in by_value.items())
@@ -242,9 +266,8 @@ def sources_of_presets() -> dict[str, dict[str, Any]]:
     sources: dict[str, dict[str, Any]] = {}
     for preset in Preset:
         source = _read(preset)["data"]["source"]
-        text = " ".join(
-            str(source[name]) for name in ("requirement", "members", "id", "name", "path") if name in source
-        )
+        named = ("requirement", "members", "id", "name", "path")
+        text = " ".join(str(source[name]) for name in named if name in source)
         sources[text] = source
         readers.setdefault(text, []).append(preset.value)
     return {
@@ -284,12 +307,21 @@ def _parts(kind: Any) -> Iterator[tuple[Any, tuple[Bounds, ...]]]:
 
 
 def _plain_schema(name: str, kind: Any) -> Schema:
-    """Of a field under its own name, whatever the form shows for it."""
+    """Of a field under its own name, whatever the form shows for it; null passes, whatever the field takes."""
     if options := options_of(kind):
-        return {"type": "object", "anyOf": [_plain_object(option) for option in options.values()]}
+        return {"anyOf": [*(_plain_object(option) for option in options.values()), {"type": "null"}]}
     if choices := choices_of(name, kind):
-        return {"enum": choices}
-    return _value_schema(name, kind)
+        return {"enum": [*choices, None]}
+    schema = _value_schema(name, kind)
+    return schema | {"type": [schema["type"], "null"]}
+
+
+def _with_labels(about: str, choices: list[Any]) -> str:
+    """A description that says what each value of a choice means, with the labels of the values."""
+    for choice in choices:
+        about = re.sub(rf"(?<![\w`]){re.escape(str(choice))}(?=: |, \w+: )", label_of(choice), about)
+        about = about.replace(f"`{choice}`", label_of(choice))
+    return about.replace("`", "")
 
 
 def _plain_object(config: type[Dataclass]) -> Schema:
@@ -305,7 +337,7 @@ def _value_schema(name: str, kind: Any) -> Schema:
         items = (
             {"type": "string", "enum": list(SUITES)} if name in SUITE_FIELDS else _value_schema("", get_args(kind)[0])
         )
-        return {"type": "array", "items": items, "minItems": max(1, *(each.min_length or 1 for each in bounds), 1)}
+        return {"type": "array", "items": items}
     schema: Schema = {"type": {int: "integer", float: "number", str: "string", Path: "string"}[kind]}
     for each in bounds:
         schema |= _bounds(each, kind)

@@ -177,9 +177,8 @@ def _source(chosen: Fields) -> Fields:
     if label == NOT_CHANGED:
         return {}
     if label not in sources_of_presets():
-        raise ConfigError(
-            f"Data {shown_value(label)} is no text of a preset; known are {', '.join(sources_of_presets())}"
-        )
+        known = ", ".join(sources_of_presets())
+        raise ConfigError(f"Data {shown_value(label)} is no text of a preset; known are {known}")
     return {"source": sources_of_presets()[label]}
 
 
@@ -212,18 +211,26 @@ class FurtherChanges(_Form):
         return given
 
 
-class PresetOrNone(_Form):
-    """A preset that may be left out: a choice, where `Preset | None` would be two tabs."""
+class PresetChoice(_Form):
+    """The form of a preset."""
 
     def schema(self) -> Schema:
-        return {"type": "string", "enum": [*Preset, NOT_CHANGED]}
+        return {"type": "string", "enum": [preset.value for preset in Preset]}
 
     def read(self, value: Any) -> Preset | None:
-        if value is None or value == NOT_CHANGED:
-            return None
         if value not in list(Preset):
             raise ConfigError(f"unknown preset {shown_value(value)}; known are {', '.join(Preset)}")
         return Preset(value)
+
+
+class OptionalPresetChoice(PresetChoice):
+    """A preset that may be left out: one choice, where `Preset | None` would be two tabs."""
+
+    def schema(self) -> Schema:
+        return {"type": "string", "enum": [*(preset.value for preset in Preset), NOT_CHANGED]}
+
+    def read(self, value: Any) -> Preset | None:
+        return None if value in (None, NOT_CHANGED) else super().read(value)
 
 
 def merged(first: dict[str, Fields], further: dict[str, Fields], sections: dict[str, Fields]) -> dict[str, Fields]:

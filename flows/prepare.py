@@ -23,7 +23,7 @@ from flows.config import (
     execution_of,
     run_name,
 )
-from flows.forms import NOTHING, Fields, titled
+from flows.forms import NOTHING, Fields, PresetChoice, titled
 from tasks.benchmarks import Items, fetch_benchmarks
 from tasks.contamination import Mode, check_contamination, drop_contaminated
 from tasks.download import download
@@ -65,7 +65,7 @@ FORMS = FormsOfRun(presets=("smoke", "laptop", "daily"), first=("data.source", "
 @flow(name="prepare-data", flow_run_name=run_name)
 @ends_in_words(lambda _: None)
 def prepare_data(
-    preset: Annotated[Preset, titled("Preset")] = Preset.laptop,
+    preset: Annotated[Preset, PresetChoice(), titled("Preset")] = Preset.laptop,
     first: Annotated[Fields, FORMS.first, titled("What people change first")] = NOTHING,
     execution: Annotated[Execution, FORMS.execution, titled("Advanced: where it runs", **NOT_GIVEN)] = Execution(),
     data: Annotated[Fields, FORMS.section("data"), titled("Advanced: data")] = NOTHING,

@@ -24,7 +24,7 @@ from flows.config import (
     execution_of,
     run_name,
 )
-from flows.forms import NOTHING, Fields, Settings, titled
+from flows.forms import NOTHING, Fields, PresetChoice, Settings, titled
 from tasks.benchmarks import fetch_benchmarks
 from tasks.download import download
 from tasks.evaluate import evaluate_model
@@ -49,7 +49,7 @@ STUDY = Settings("study", StudyConfig)
 @flow(name="contamination-study", flow_run_name=run_name)
 @ends_in_words(lambda page: page)
 def contamination_study(
-    preset: Annotated[Preset, titled("Preset")] = Preset.study,
+    preset: Annotated[Preset, PresetChoice(), titled("Preset")] = Preset.study,
     study: Annotated[StudyConfig, STUDY, titled("The study", **NOT_GIVEN)] = StudyConfig(),
     first: Annotated[Fields, FORMS.first, titled("What people change first")] = NOTHING,
     execution: Annotated[Execution, FORMS.execution, titled("Advanced: where it runs", **NOT_GIVEN)] = Execution(),
