@@ -22,7 +22,7 @@ from eval.reporting.figures import (
 from eval.reporting.headline import sentence_on_bits_per_byte
 from eval.reporting.html_page import html_page
 from eval.reporting.ledger import Row, earlier_runs, leaderboard_in_short, leaderboard_page, ledger_row
-from eval.reporting.markdown import code
+from eval.reporting.markdown import code_block
 from eval.reporting.paired_tests import Evaluation, compare, num_fewshot, per_item, regressed
 from eval.reporting.report import FIGURES, cost_table, joined_scores, one_screen, render
 from eval.reporting.run_comparison import difference_of_runs
@@ -333,7 +333,7 @@ def _by_suite(items: Items) -> dict[str, StageResult]:
 def _create_artifacts(report: dict[str, Any], folder: Path, where: str, board: str) -> None:
     drawn = {name: inline(FIGURES[name], (folder / name).read_bytes()) for name in report["figures"]}
     address = publish_page("report", (folder / "report.html").read_bytes())
-    full = f"[The full report]({address})" if address else f"The full report: {code(where)}"
+    full = f"[The full report]({address})" if address else f"The full report:\n\n{code_block(where)}"
     screen = one_screen(report, drawn.get("loss.png", ""), full)
     if len(screen.encode()) > LARGEST_ARTIFACT:
         screen = one_screen(report, "", full)

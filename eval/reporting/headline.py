@@ -21,8 +21,8 @@ Report = dict[str, Any]
 MOST_SETTINGS = 8
 """Settings that are named in one line."""
 LONGEST_VALUE = 60
-LADDER_DEVIATIONS = (0.001, 0.009)
-"""Smallest and largest standard deviation of bits per byte over seeds of the trainings in docs/ladder.md."""
+LADDER_DIFFERENCES = (0.001, 0.012)
+"""About how much bits per byte of two seeds differ: smallest and largest of the trainings in docs/ladder.md."""
 
 
 def headline(report: Report) -> list[tuple[str, str]]:
@@ -39,7 +39,12 @@ def sentence_on_bits_per_byte(report: Report) -> str:
     """The result and the difference from the last comparable run in a few words, for lists of runs."""
     text = f"{loss(report['validation']['bits_per_byte'])} bits per byte"
     last = report["last"]
-    return text if "reason" in last else f"{text}, {_direction(last['difference'])} run {last['run'][:12]}"
+    return text if "reason" in last else f"{text}, {_direction(last['difference'])} in run {last['run'][:12]}"
+
+
+def short_commit(commit: str) -> str:
+    """The beginning of a commit, and whether files were changed since."""
+    return commit if len(commit) <= 12 else f"{commit[:12]}{'-dirty' if commit.endswith('-dirty') else ''}"
 
 
 Shown = Callable[[str], str]
@@ -52,7 +57,7 @@ def _lines(report: Report, prose: Shown, value: Shown) -> list[tuple[str, str]]:
     if "reason" not in last:
         lines.append(("Benchmarks against that run", _benchmarks(against)))
         lines.append(("Changed since that run", _changes(last, report, value)))
-    different = _settings(report["differs_from_preset"], value, f"preset {report['preset']}")
+    different = _settings(report["differs_from_preset"], value, "preset")
     lines.append((f"Differs from the preset {report['preset']}", different or "in nothing"))
     if report["note"]:
         lines.append(("Note", prose(report["note"])))
@@ -75,7 +80,7 @@ def _since(report: Report) -> str:
     last = report["last"]
     if "reason" in last:
         return f"there is {last['reason']}"
-    named = f"run {last['run'][:12]} ({last['preset']}, finished {last['finished']}, {loss(last['bits_per_byte'])})"
+    named = f"the {loss(last['bits_per_byte'])} of run {last['run'][:12]} ({last['preset']}, {last['finished']})"
     return f"{_direction(last['difference'])} {named}. {_chance(last)}"
 
 
@@ -94,20 +99,18 @@ def _chance(last: dict[str, Any]) -> str:
         low, high = (loss_difference(limit) for limit in last["interval"])
         verdict = "excludes zero" if last["interval"][0] > 0 or last["interval"][1] < 0 else "includes zero"
         return (
-            f"95 % interval {low} to {high}, which {verdict}: of two trainings that differ by seed as the "
-            f"{seeds['degrees'] + seeds['designs']} repeated ones in this store do"
+            f"95 % interval {low} to {high}, which {verdict}, where two seeds differ as those of "
+            f"{seeds['degrees'] + seeds['designs']} trainings in this store"
         )
-    text = "No interval is known for one run each"
     if seeds:
-        spread = loss(math.sqrt(2) * seeds["deviation"])
-        trained = seeds["degrees"] + seeds["designs"]
+        trained, needed = (degrees + seeds["designs"] for degrees in (seeds["degrees"], math.ceil(FEWEST_DEGREES)))
         return (
-            f"{text}: {trained} trainings repeated with other seeds are in this store, at least "
-            f"{math.ceil(FEWEST_DEGREES) + seeds['designs']} are needed; by them two seeds differ by about {spread}"
+            "No interval is known for one run each. Two seeds differ by about "
+            f"{loss(math.sqrt(2) * seeds['deviation'])}, by {trained} trainings here ({needed} would give an interval)"
         )
     return (
-        f"{text}, and no training in this store was repeated with another seed; small models' seeds had standard "
-        f"deviations of {LADDER_DEVIATIONS[0]} to {LADDER_DEVIATIONS[1]}"
+        "No interval is known for one run each, and no training in this store was repeated with another seed; of small "
+        f"models two seeds differ by about {LADDER_DIFFERENCES[0]} to {LADDER_DIFFERENCES[1]}"
     )
 
 
@@ -143,12 +146,12 @@ def _name(row: dict[str, Any]) -> str:
 
 def _changes(last: dict[str, Any], report: Report, value: Shown) -> str:
     """Settings and code that differ from those of the last comparable run."""
-    commits = last["commit"], report["commit"]
-    code_changed = f"the code (commit {commits[0][:12]} then, {commits[1][:12]} now)" if len(set(commits)) > 1 else ""
+    commits = short_commit(last["commit"]), short_commit(report["commit"])
+    code_changed = f"the code (commit {commits[1]}, was {commits[0]})" if len(set(commits)) > 1 else ""
     if last["settings"] is None:
         changed = "its settings are not known: its report is gone or damaged"
     else:
-        changed = _settings(last["settings"], value, "then")
+        changed = _settings(last["settings"], value, "was")
     only_seed = last["settings"] is not None and set(last["settings"]) == {"train.seed"} and not code_changed
     text = "; ".join(filter(None, (changed, code_changed))) or "nothing"
     return f"{text}: nothing else, so the difference is what two seeds do" if only_seed else text
@@ -184,9 +187,9 @@ def _contamination(report: Report) -> str:
         text += f"; {items - checkable:,} are too short to be looked for"
     counts = [form for forms in control_suites(coverage).values() for form in forms.values()]
     seen, planted = (sum(part[name] for part in counts) for name in ("found", "planted"))
-    text += f"; positive control passed: {seen:,} of {planted:,} planted items were found ({_share(seen, planted)})"
+    text += f"; positive control passed, {seen:,} of {planted:,} planted items found ({_share(seen, planted)})"
     missing = [score["suite"] for score in report["scores"] if score["value"] is None]
-    return f"{text}; not checked, because its items could not be had: {', '.join(missing)}" if missing else text
+    return f"{text}; not checked, as its items could not be had: {', '.join(missing)}" if missing else text
 
 
 def _share(part: int, whole: int) -> str:

@@ -13,6 +13,8 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
+from eval.reporting.markdown import NO_ADDRESS
+
 STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --page: #ffffff; --soft: #f4f6f8; --line: #d5dae0; --link: #0b57d0;
   --muted: #59636e; }
@@ -29,13 +31,19 @@ nav a { padding: .15rem .7rem; border: 1px solid var(--line); border-radius: 1re
 a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
 .table { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
-  overflow-wrap: normal; }
+table { border-collapse: collapse; width: max-content; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { max-width: 15rem; padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; overflow-wrap: normal; }
+th { max-width: 7rem; }
 td[style*="right"] { white-space: nowrap; }
 th { background: var(--soft); font-weight: 600; }
 td code { font-size: .8em; overflow-wrap: anywhere; }
-td:has(code) { min-width: 14rem; }
+main > ul { max-width: 60rem; padding-left: 1.2rem; }
+li { margin: .3rem 0; }
+@media (max-width: 40rem) { th, td { max-width: 11rem; padding: .3rem .5rem; }
+  th:first-child, td:first-child { position: sticky; left: 0; max-width: 9rem; background: var(--page);
+    overflow-wrap: anywhere; }
+  th:first-child { background: var(--soft); } }
 pre, blockquote { margin: .5rem 0 1rem; padding: .7rem 1rem; background: var(--soft); border-radius: .4rem; }
 pre { white-space: pre-wrap; font-size: .85rem; }
 blockquote { border-left: .25rem solid var(--line); }
@@ -76,7 +84,7 @@ def html_page(markdown: str, images: dict[str, bytes]) -> str:
             if part.type == "image" and not str(part.attrGet("src")).startswith("data:"):
                 png = images[str(part.attrGet("src"))]
                 part.attrSet("src", f"data:image/png;base64,{base64.b64encode(png).decode()}")
-    body = reader.renderer.render(tokens, reader.options, {})
+    body = reader.renderer.render(tokens, reader.options, {}).replace(NO_ADDRESS, "")
     links = "".join(f'<a href="#{name}">{html.escape(heading)}</a>' for name, heading in chapters)
     if links:
         body = re.sub(r"(<h2 id=)", lambda found: f"<nav>{links}</nav>\n{found[0]}", body, count=1)

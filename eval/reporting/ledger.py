@@ -149,7 +149,7 @@ def leaderboard(rows: list[Row], reports: dict[str, str] | None = None) -> str:
                 flops(row["flops"]),
                 duration(row["seconds"]),
                 dollars(row["usd"]),
-                row["finished"],
+                row["finished"][:16],
                 row["commit"][:12],
                 row["validation_data"][:8],
             ]
@@ -191,7 +191,7 @@ def _ranked(rows: list[Row]) -> list[Row]:
 
 
 def leaderboard_page(rows: list[Row], reports: dict[str, str]) -> str:
-    """The leaderboard as one HTML file: the runs on each set of validation data, their benchmark scores and notes."""
+    """The leaderboard as one HTML file: the runs on each set of validation data, their benchmark scores, and notes."""
     sections = [
         "# The Daily Train: leaderboard",
         f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}. Bits per byte compare between runs on the same "
@@ -201,8 +201,7 @@ def leaderboard_page(rows: list[Row], reports: dict[str, str]) -> str:
     for data in sorted(newest, key=newest.__getitem__, reverse=True):
         part = [row for row in rows if row["validation_data"] == data]
         sections += [f"## Data {data[:8]}", leaderboard(part, reports), scores_by_run(part)]
-        if notes := [[row["run"][:12], untrusted(row["note"])] for row in _ranked(part) if row.get("note")]:
-            sections.append(markdown_table(["run", "note"], notes))
+        sections += [f"* `{row['run'][:12]}`: {untrusted(row['note'])}" for row in _ranked(part) if row.get("note")]
     return html_page("\n\n".join(sections), {})
 
 

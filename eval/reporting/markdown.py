@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+NO_ADDRESS = "\N{WORD JOINER}"
+"""Invisible; in an address it keeps Prefect's UI from making a link of it. The HTML pages, which make none, leave it
+out."""
 COLUMN_PIXELS = 584
 """Width of an artifact's Markdown in Prefect's UI, in a window of 1280 pixels. Its tables break cells at spaces only,
 do not scroll, and cover what is beside them when they are wider."""
@@ -122,14 +125,21 @@ def replace_control_characters(text: str) -> str:
 
 def untrusted(text: str) -> str:
     """Text from a document or a model as inline Markdown that shows exactly that text and nothing more."""
-    visible = html.escape(replace_control_characters(text), quote=False)
+    visible = html.escape(_without_addresses(replace_control_characters(text)), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|~>])", r"\\\1", visible).replace("\n", " ")
 
 
 def sentence(text: str) -> str:
     """A sentence of ours with foreign words in it, such as the reason of an error: no link, image, code, emphasis or
     HTML comes of it, and in a terminal it can still be read."""
-    return re.sub(r"([\\`*\[\]<|])", r"\\\1", replace_control_characters(text)).replace("\n", " ")
+    visible = _without_addresses(replace_control_characters(text))
+    return re.sub(r"([\\`*\[\]<|])", r"\\\1", visible).replace("\n", " ")
+
+
+def _without_addresses(text: str) -> str:
+    """The same to the eye, with `NO_ADDRESS` in each address of a page or a person: whatever is escaped, Prefect's UI
+    makes links of them."""
+    return re.sub(r"(?i)(?<=http)(?=s?:)|(?<=\bwww)(?=\.)|(?=@)", NO_ADDRESS, text)
 
 
 def code_block(text: str) -> str:

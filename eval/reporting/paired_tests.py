@@ -174,9 +174,9 @@ def compare_gold(ours: Evaluation, theirs: Evaluation) -> dict[str, Any] | None:
         task = row["suite"], row["task"]
         if task not in same:
             same[task] = ours.definition(*task) == theirs.definition(*task)
-        old = before.get((row["task"], row["item"]))
-        if same[task] and old is not None:
-            differences.append((old["gold_logprob"] - row["gold_logprob"]) / (math.log(2) * row["gold_bytes"]))
+        old = before.get((row["task"], row["item"]), {}).get("gold_logprob")
+        if same[task] and old is not None and row["gold_logprob"] is not None:
+            differences.append((old - row["gold_logprob"]) / (math.log(2) * row["gold_bytes"]))
             clusters.append(f"{row['suite']} {row['cluster']}")
             suites.add(row["suite"])
     if not differences:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from eval.reporting.contamination_report import contamination_section, effects_section
-from eval.reporting.headline import headline_section
+from eval.reporting.headline import headline_section, short_commit
 from eval.reporting.markdown import code, markdown_table, passage
 from eval.reporting.paired_tests import GOLD_PROBABILITY, PerItem
 from eval.reporting.run_comparison import comparison_section
@@ -121,7 +121,7 @@ def one_screen(report: Report, figure: str, full_report: str) -> str:
     """The report on one screen of the UI: the headline, the scores in short, one `figure` (Markdown, may be empty) and
     where the `full_report` is (Markdown)."""
     sections = [
-        _title(report),
+        f"**{report['preset']} run {report['run'][:12]}**, finished {_when(report)}",
         headline_section(report),
         full_report,
         scores_in_short(report["scores"]),
@@ -131,8 +131,11 @@ def one_screen(report: Report, figure: str, full_report: str) -> str:
 
 
 def _title(report: Report) -> str:
-    finished = f"Finished {report['finished']}, commit `{report['commit'][:12]}`."
-    return f"# {report['preset']} run {report['run'][:12]}\n\n{finished}"
+    return f"# {report['preset']} run {report['run'][:12]}\n\nFinished {_when(report)}"
+
+
+def _when(report: Report) -> str:
+    return f"{report['finished']}, commit `{short_commit(report['commit'])}`."
 
 
 def cost_table(report: Report) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any
 
-from eval.reporting.markdown import markdown_table, sentence
+from eval.reporting.markdown import markdown_table, narrow_tables, sentence
 from eval.reporting.paired_tests import GOLD_PROBABILITY
 from eval.reporting.published_scores import published_scores_note
 from eval.reporting.words import loss
@@ -41,8 +41,26 @@ def report_scores(scores: list[Score]) -> str:
 
 
 def scores_in_short(scores: list[Score]) -> str:
-    """Each score beside chance, for one screen; nothing where nothing was scored."""
-    return score_table(scores, _IN_SHORT) if any(score["value"] is not None for score in scores) else ""
+    """Each score with its interval, a column a suite and a row a metric, beside chance; nothing where nothing was
+    scored."""
+    scored = {(score["suite"], score["metric"]): score for score in scores if score["value"] is not None}
+    if not scored:
+        return ""
+    suites = list(dict.fromkeys(score["suite"] for score in scores))
+    chance = {suite: score["chance"] for (suite, _), score in scored.items()}
+    rows: list[list[object]] = [
+        [f"{metric}, %", *(_in_short(scored.get((suite, metric))) for suite in suites)]
+        for metric in dict.fromkeys(metric for _, metric in scored)
+    ]
+    rows.append(["chance, %", *(f"{100 * chance[suite]:.2f}" if suite in chance else "not scored" for suite in suites)])
+    return narrow_tables(["", *suites], rows)
+
+
+def _in_short(score: Score | None) -> str | None:
+    if score is None:
+        return None
+    text = f"{100 * score['value']:.2f}"
+    return f"{text} ({interval_text(score)})" if score["interval"] else text
 
 
 def score_notes(scores: list[Score]) -> list[str]:
@@ -124,11 +142,6 @@ _NAME: Columns = {"suite": itemgetter("suite"), "metric": itemgetter("metric")}
 _REPORT: Columns = _NAME | {
     "n": _items,
     "score ± SE, %": _with_error,
-    "95 % interval, %": interval_text,
-    "chance, %": percent("chance"),
-}
-_IN_SHORT: Columns = _NAME | {
-    "score, %": percent("value"),
     "95 % interval, %": interval_text,
     "chance, %": percent("chance"),
 }

@@ -102,7 +102,6 @@ def open_context(
     benchmarks_dir: str | None,
     usd_per_hour: float | None,
     *,
-    note: str | None = None,
     reading: bool = False,
     **training: Any,
 ) -> RunContext:
@@ -127,7 +126,6 @@ def open_context(
         device=device,
         benchmarks_dir=expand_home(benchmarks_dir).absolute() if benchmarks_dir else None,
         usd_per_hour=provenance.default_usd_per_hour() if usd_per_hour is None else usd_per_hour,
-        note=one_line(note),
         unwritable=unwritable,
-        **training,
+        **training | {"note": one_line(training.get("note"))},
     )

@@ -20,6 +20,7 @@ from deployments.cli.commands import main
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["evaluation.items_per_suite=4", 'evaluation.suites=["arc_easy","winogrande"]', "train.tokens=40960"]
 STAGES = ["download", "tokenizer", "shard", "contamination", "train", "evaluate"]
+NOTE = "A first run, in a sentence"
 SECONDS = 300
 
 
@@ -91,7 +92,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Store:
     """An uninterrupted run into an empty local store."""
     root = tmp_path_factory.mktemp("first")
-    output = finished(daily_train("--store", str(root), home=home))
+    output = finished(daily_train("--store", str(root), "--note", NOTE, home=home))
     assert "| arc_easy" in output
     assert "report: " in output
     return Store(root)
@@ -126,6 +127,9 @@ def test_the_report_says_what_a_reader_needs(first: Store):
     for figure in ("loss.png", "scores.png"):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
     assert "No comparison with yesterday's run: no earlier run of preset smoke." in text
+    assert "**Against the last comparable run**: there is no earlier run on the same validation data" in text
+    assert report["differs_from_preset"]["train.tokens"] == [81920, 40960] and report["note"] == NOTE
+    assert not (folder / "sweep.png").exists() and "sweep.png" not in text, "no item is contaminated at any threshold"
     for score in report["scores"]:
         low, high = score["interval"]
         assert low <= score["value"] <= high and 0 < score["gold_probability"] < 1
@@ -133,6 +137,8 @@ def test_the_report_says_what_a_reader_needs(first: Store):
     [row] = [json.loads(path.read_text()) for path in first.root.glob("ledger/*.json")]
     assert row["stages"]["evaluate"] == report["stages"]["evaluate"]["key"]
     assert row["bits_per_byte"] == report["validation"]["bits_per_byte"]
+    assert (row["note"], row["seed"]) == (NOTE, 1900)
+    assert f"</code>: {NOTE}</li>" in (first.root / "leaderboard.html").read_text()
 
 
 def test_the_same_command_skips_everything_and_execution_changes_no_key(first: Store, home: Path, server: str):
@@ -149,8 +155,14 @@ def test_another_learning_rate_runs_training_and_what_follows_and_nothing_before
     assert added == {**dict.fromkeys(STAGES, 0), "train": 1, "evaluate": 1, "report": 1}
     [new] = set(first.keys()["report"]) - set(before["report"])
     [path] = first.root.glob(f"stages/report/{new}/*/report.json")
-    earlier, missing = json.loads(path.read_text())["against"]
-    assert (earlier["roles"], earlier["run"]) == (["yesterday", "best"], before["report"][0])
+    report = json.loads(path.read_text())
+    earlier, missing = report["against"]
+    assert (earlier["roles"], earlier["run"]) == (["last", "yesterday", "best"], before["report"][0])
+    assert report["last"]["settings"] == {"train.learning_rate": [0.02, 0.015]}
+    [theirs] = [json.loads(p.read_text()) for p in first.root.glob("ledger/*.json") if p.stem == earlier["run"]]
+    assert report["last"]["difference"] == report["validation"]["bits_per_byte"] - theirs["bits_per_byte"]
+    reused = report["cost"]["reused"]
+    assert reused["stages"] == len(report["stages"]) - 2 and 0 < reused["seconds"] < report["cost"]["seconds"]
     assert earlier["evaluate"] == before["evaluate"][0] and earlier["verdict"] == "nothing to compare"
     assert earlier["omitted"]["winogrande"] == "4 items were scored in both, fewer than 30"
     assert missing == {"roles": ["baseline"], "reason": "no earlier run of preset gpt2-124m"}
@@ -250,6 +262,8 @@ def test_filter_drops_the_documents_and_the_second_check_finds_nothing(
     store = leaked
     changes = (*leaky, 'contamination.mode="filter"', "train.tokens=4096", "train.validation_tokens=512")
     output = finished(daily_train("--store", str(store.root), home=home, server=server, changes=changes))
+    [report] = store.root.glob("stages/report/*/*/report.md")
+    assert "**Contamination**: 0 of 2,376 benchmark items" in report.read_text()
     assert "2 documents that contaminate benchmark items were dropped" in output
     [filtered], [raw] = store.manifests("filter"), store.manifests("download")
     assert {o["path"]: o["sha256"] for o in filtered["outputs"] if o["path"].startswith("train")} != {

@@ -199,7 +199,7 @@ def test_nothing_is_overwritten_and_damaged_weights_are_refused(tmp_path, tokeni
     assert main(command) == 0 and main(command) == 1
     assert "out: exists already" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Not recorded: this model was exported from a folder" in card and "| 1 |" in card
+    assert "Not recorded: this model was exported from a folder" in card and "| 1.0000 |" in card
     weights = tmp_path / "final" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert main([*command[:2], str(tmp_path / "other"), *command[3:]]) == 1

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from eval.reporting.html_page import FOLDED_ROWS, html_page
-from eval.reporting.ledger import leaderboard_page
-from eval.reporting.markdown import code, markdown_table, passage, untrusted
+from eval.reporting.ledger import MOST_RUNS, leaderboard_in_short, leaderboard_page
+from eval.reporting.markdown import code, markdown_table, passage, tables_fit, untrusted
 from eval.reporting.report import configuration_table
 from eval.reporting.score_table import score_notes
 
@@ -54,6 +54,7 @@ def test_settings_are_shown_as_set_takes_them_whatever_stands_in_them():
 def row(run: str, bits: float, data: str = "d1", **scores: float) -> dict:
     facts = {"preset": "smoke", "finished": "2026-01-01", "commit": "c" * 40, "parameters": 1, "tokens": 2}
     facts |= {"flops": 3.0, "seconds": 4, "usd": 5}
+    facts |= {"stages": {"train": run, "evaluate": run}}
     return {"run": run * 64, "bits_per_byte": bits, "validation_data": data * 32, "scores": scores, **facts}
 
 
@@ -64,4 +65,26 @@ def test_the_leaderboard_ranks_within_the_same_data_and_links_reports():
     ours, other = sorted((first, second), key=lambda part: "d2d2" in part)
     assert ours.index("b" * 12) < ours.index("a" * 12) and "e" * 12 not in ours and "e" * 12 in other
     assert f'<a href="stages/report/x/report.html">{"a" * 12}</a>' in ours
-    assert re.search(r">25</td>", ours) and ">–</td>" in ours
+    assert re.search(r">25.00</td>", ours) and ">–</td>" in ours
+
+
+def test_the_leaderboard_shows_notes_as_they_are():
+    made = leaderboard_page([row("a", 2.0) | {"note": HOSTILE}, row("b", 1.5)], {})
+    assert "![x](https://example.org/y.png)" in made and made.count("<li>") == 1
+    assert (
+        "<img" not in made
+        and "<script" not in made
+        and "\x1b" not in made
+        and "<a href=" not in made[made.index("<li>") :]
+    )
+
+
+def test_the_leaderboard_of_the_ui_fits_its_column_and_shows_this_run():
+    facts = {"preset": "daily-baseline", "parameters": 1_234_567_890, "tokens": 999_000_000_000, "usd": 12_345.67}
+    facts |= {"seconds": 3 * 86400 + 22 * 3600, "finished": "2026-11-27 11:26:38 UTC"}
+    rows = [row(letter, bits, f"d{bits % 3}") | facts for bits, letter in enumerate("0123456789abcdef" * 60)]
+    worst = rows[-1] = rows[-1] | {"run": "9f" * 32}
+    made = leaderboard_in_short(rows, worst["run"])
+    assert tables_fit(made) and len(made) < 5000
+    assert made.count("\n|") - 1 == MOST_RUNS + 1 and "| **960** | **daily-baseline 9f9f9f9f** |" in made
+    assert f"The best {MOST_RUNS} of 960 runs." in made

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from eval.reporting.paired_tests import (
     POWER,
     Evaluation,
     compare,
+    compare_gold,
     gold_probability,
     mcnemar,
     paired,
@@ -22,7 +24,7 @@ from eval.reporting.paired_tests import (
     regressed,
     verdict,
 )
-from eval.reporting.run_comparison import comparison_section
+from eval.reporting.run_comparison import comparison_section, difference_of_runs
 from eval.reporting.stats import StatsError
 from eval.scoring.samples import SAMPLES_SCHEMA
 
@@ -169,24 +171,93 @@ def test_scores_follow_from_the_samples_alone():
     assert [value for value, _ in gold.values()] == pytest.approx([0.7, 0.3])
 
 
-def test_whom_a_run_is_compared_with():
-    def row(run: str, preset: str, finished: str, bits: float, data: str = "d") -> dict:
-        return {"run": run, "preset": preset, "finished": finished, "bits_per_byte": bits, "validation_data": data}
+def ledger_row(run: str, preset: str, finished: str, bits: float, data: str = "d", **more: Any) -> dict[str, Any]:
+    stages = {"train": run, "evaluate": run}
+    facts = {"preset": preset, "finished": finished, "bits_per_byte": bits, "validation_data": data, "stages": stages}
+    return {"run": run, **facts} | more
 
+
+def test_whom_a_run_is_compared_with():
     rows = [
-        row("a", "daily", "1", 0.9),
-        row("b", "daily", "2", 1.0),
-        row("c", "gpt2-124m", "3", 1.2),
-        row("d", "mini-d2", "4", 0.5, "other"),
-        row("me", "daily", "9", 0.1),
+        ledger_row("a", "daily", "1", 0.9),
+        ledger_row("b", "daily", "2", 1.0),
+        ledger_row("c", "gpt2-124m", "3", 1.2),
+        ledger_row("d", "mini-d2", "4", 0.5, "other"),
+        ledger_row("e", "mini-d2", "5", 0.4, validation_tokens=7),
+        ledger_row("f", "daily", "6", 0.1, stages={"train": "me", "evaluate": "me"}),
+        ledger_row("me", "daily", "9", 0.1),
     ]
-    found = earlier_runs(rows, "me", "daily", "d")
-    assert [found[role]["run"] for role in ("yesterday", "best", "baseline")] == ["b", "a", "c"]
-    assert earlier_runs(rows[-1:], "me", "daily", "d") == {
+    ours = rows[-1] | {"validation_tokens": 8}
+    found = earlier_runs(rows, ours)
+    assert {role: row["run"] for role, row in found.items()} == {
+        "last": "c",
+        "yesterday": "b",  # not its own earlier report
+        "best": "a",  # not one that was validated on fewer tokens
+        "baseline": "c",
+    }
+    same_data = "no earlier run on the same validation data"
+    assert earlier_runs(rows[-1:], ours) == {
+        "last": same_data,
         "yesterday": "no earlier run of preset daily",
-        "best": "no earlier run on the same validation data",
+        "best": same_data,
         "baseline": "no earlier run of preset gpt2-124m",
     }
+
+
+def repeated(spread: float, designs: int, seeds: int) -> list[dict[str, Any]]:
+    """Rows of designs of any level, each trained with several seeds, with this standard deviation."""
+    generator = np.random.default_rng(2)
+    facts = {"validation_tokens": 8}
+    return [
+        ledger_row(f"{design} {seed}", "daily", "1", bits, design=str(design), seed=seed, **facts)
+        for design in range(designs)
+        for seed, bits in enumerate(generator.normal(2 + design, spread, seeds))
+    ]
+
+
+def test_the_interval_between_two_runs_comes_from_trainings_that_were_repeated():
+    """It covers zero in 95 of 100 pairs that differ by chance alone, however few trainings it is made of."""
+    generator = np.random.default_rng(3)
+    covered = []
+    for _ in range(1500):
+        store = repeated(0.0, designs=3, seeds=3)
+        store = [row | {"bits_per_byte": generator.normal(1, 0.01)} for row in store]
+        ours, theirs = (ledger_row(name, "daily", "2", generator.normal(1, 0.01)) for name in "xy")
+        low, high = difference_of_runs(ours, theirs, store)["interval"]
+        covered.append(low <= 0 <= high)
+    assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_no_interval_is_made_up():
+    ours, theirs = ledger_row("x", "daily", "2", 1.0), ledger_row("y", "daily", "1", 1.5)
+    assert difference_of_runs(ours, theirs, [ours, theirs]) == {"difference": -0.5, "interval": None, "seeds": None}
+    few = difference_of_runs(ours, theirs, [*repeated(0.1, designs=5, seeds=2), *repeated(0.1, 1, 1)])
+    assert few["interval"] is None and few["seeds"]["degrees"] == 5 and few["seeds"]["designs"] == 5
+    other = [row | {"validation_tokens": 9} for row in repeated(0.1, designs=4, seeds=4)]
+    of_other_tokens = difference_of_runs(ours | {"validation_tokens": 8}, theirs, other)
+    assert of_other_tokens["seeds"] is None
+    same_seed = [row | {"seed": 1} for row in repeated(0.1, designs=4, seeds=4)]
+    assert difference_of_runs(ours, theirs, same_seed)["seeds"] is None
+
+
+def test_bits_per_byte_of_the_right_answers_are_paired_by_item():
+    generator = np.random.default_rng(4)
+    bits = generator.normal(3, 1, 200)
+    gain = generator.normal(0.2, 0.1, 200)
+
+    def of(values: np.ndarray) -> Evaluation:
+        one = evaluation([0.0] * len(values))
+        names = one.samples.column_names
+        for name, column in (("gold_logprob", -values * math.log(2) * 10), ("gold_bytes", [10] * len(values))):
+            place = names.index(name)
+            column = pa.array(column).cast(one.samples.schema.field(place).type)
+            one = replace(one, samples=one.samples.set_column(place, name, column))
+        return one
+
+    found = compare_gold(of(bits - gain), of(bits))
+    assert found is not None and found["n"] == 200
+    assert found["difference"] == pytest.approx(-gain.mean()) and found["interval"][1] < -0.15
+    assert compare_gold(replace(of(bits), data={"winogrande": "other"}), of(bits)) is None
 
 
 def test_the_section_tells_what_was_compared_and_what_not():

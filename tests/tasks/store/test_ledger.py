@@ -52,6 +52,12 @@ BROKEN = {
     "escape": json.dumps(ROW | {"run": "escape", "scores": {"arc\x1b[2J/acc": 0.5}}).encode(),
     "path": json.dumps(ROW | {"run": "path", "stages": ROW["stages"] | {"x": "!()"}}).encode(),
     "long": json.dumps(ROW | {"run": "long", "finished": "2" * 201}).encode(),
+    "note": json.dumps(ROW | {"run": "note", "note": "a\x1b[2Jb"}).encode(),
+    "long-note": json.dumps(ROW | {"run": "long-note", "note": "x" * 501}).encode(),
+    "note-of-lines": json.dumps(ROW | {"run": "note-of-lines", "note": "a\nb"}).encode(),
+    "no-note": json.dumps(ROW | {"run": "no-note", "note": None}).encode(),
+    "seed": json.dumps(ROW | {"run": "seed", "seed": "1"}).encode(),
+    "design": json.dumps(ROW | {"run": "design", "design": "[x](y)"}).encode(),
     "copy": json.dumps(ROW).encode(),
     "large": b" " * (17 * 2**20),
 }
