@@ -82,7 +82,7 @@ def check_contamination(config: CheckConfig, documents: StageResult, items: Item
                 "out": str(out),
             },
             work,
-            CountingProgress("documents scanned"),
+            CountingProgress("contamination", "documents scanned"),
         )
         _refuse_incomplete(json.loads((out / "coverage.json").read_text()), config, items)
 

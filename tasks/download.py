@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from prefect.artifacts import create_markdown_artifact
 
 from eval.document_parquet import SCHEMA
-from eval.reporting.markdown import code_block, markdown_table, passage, untrusted
+from eval.reporting.markdown import CODE_CHARACTERS, code_block, markdown_table, passage, untrusted
 from model.parsing import Bounds, check_fields
 from tasks.runtime.logs import logger
 from tasks.sources.document_folder import left_out, left_out_sentences
@@ -214,13 +214,17 @@ def source_lines(source: dict[str, Any]) -> list[str]:
     """What identifies the documents: the source's settings and, of local files, each digest. Code, since a digest is
     wider than a cell of a table may be."""
     settings = {name: value for name, value in source.items() if name != "files" and value is not None}
-    width = max(len(name) for name in settings)
-    lines = [code_block("\n".join(f"{name:{width}}  {value}" for name, value in settings.items()))]
+    lines = [code_block("\n".join(_beside_or_below(name, str(value)) for name, value in settings.items()))]
     if files := source.get("files"):
-        shown = [f"{file['sha256']}  {file['path']}" for file in files[:MOST_FILES_SHOWN]]
+        shown = [_beside_or_below(file["path"], file["sha256"]) for file in files[:MOST_FILES_SHOWN]]
         more = f", of {len(files):,} in lock.json the first {MOST_FILES_SHOWN}" if len(files) > MOST_FILES_SHOWN else ""
         lines += [f"SHA-256 of each file{more}:", code_block("\n".join(shown))]
     return lines
+
+
+def _beside_or_below(name: str, value: str) -> str:
+    line = f"{name}: {value}"
+    return line if len(line) <= CODE_CHARACTERS else f"{name}:\n{value}"
 
 
 def describe(result: StageResult, context: RunContext) -> str:

@@ -92,7 +92,7 @@ def evaluate_model(
             "execution": {"device": context.device, "threads": threads_per_process(processes, context)},
         }
         with ServerUpdates() as tell:
-            report, log, done = progress_reporter(tell), CountingProgress("requests scored"), {}
+            report, log, done = progress_reporter(tell), CountingProgress("evaluate", "requests scored"), {}
 
             def follow(event: dict[str, Any]) -> None:
                 report(event)

@@ -181,7 +181,7 @@ def describe(folder: Path) -> str:
     done = read_metrics(folder)[-1]
     executed = run.get("execution", [{}])[-1]  # absent in what earlier versions trained
     seconds = done.get("seconds")
-    rows = [
+    rows: list[list[object]] = [
         ["loss", f"{done['loss']:.4f} nats per token"],
         ["bits per byte", f"{done['bits_per_byte']:.4f}"],
         ["parameters", count(run["parameters"]["total"])],

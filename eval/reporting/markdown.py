@@ -13,6 +13,8 @@ out."""
 COLUMN_PIXELS = 584
 """Width of an artifact's Markdown in Prefect's UI, in a window of 1280 pixels. Its tables break cells at spaces only,
 do not scroll, and cover what is beside them when they are wider."""
+CODE_CHARACTERS = 64
+"""Of a line of code, that it need not be scrolled there."""
 _CELL_PIXELS, _CHARACTER_PIXELS = 17.0, 7.4
 """Of a column without text, and of a character of the longest word in it; measured in Chromium."""
 LONGEST_NOTE = 500
@@ -152,7 +154,7 @@ def code_block(text: str) -> str:
 def passage(text: str) -> str:
     """A piece of prose as a block whose long lines are broken, so that a page need not be scrolled sideways."""
     lines = replace_control_characters(text).split("\n")
-    return code_block("\n".join(textwrap.fill(line, 88) for line in lines))
+    return code_block("\n".join(textwrap.fill(line, CODE_CHARACTERS) for line in lines))
 
 
 def code(text: str) -> str:

@@ -68,10 +68,15 @@ class Evaluation:
         }
 
 
-def num_fewshot(scores: dict[str, Any], task: str) -> int:
-    """Solved examples before each item of a task, from scores.json: with the score, or once for all in older ones."""
+def num_fewshot(scores: dict[str, Any], task: str) -> int | None:
+    """Solved examples before each item of a task, from scores.json: with the score, or once for all in older ones; None
+    for a task that was not scored."""
     row: dict[str, Any] = next((score for score in scores.get("scores", []) if score["task"] == task), {})
-    return row["num_fewshot"] if "num_fewshot" in row else scores["num_fewshot"]
+    return row["num_fewshot"] if "num_fewshot" in row else scores.get("num_fewshot")
+
+
+def _shown(value: object) -> str:
+    return ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
 
 
 def gold_probability(choice_logprobs: list[float], gold: list[int]) -> float:
@@ -143,7 +148,11 @@ def compare(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
     rows, omitted = [], {}
     for (suite, task, metric), values in mine.items():
         here, there = ours.definition(suite, task), theirs.definition(suite, task)
-        changed = [f"{name}: {there[name]} there, {here[name]} here" for name in here if here[name] != there[name]]
+        changed = [
+            f"{name}: {_shown(there[name])} there, {_shown(here[name])} here"
+            for name in here
+            if here[name] != there[name]
+        ]
         old = others.get((suite, task, metric), {})
         common = sorted(values.keys() & old.keys())
         if not old:

@@ -24,7 +24,8 @@ def _in_words(record: logging.LogRecord) -> bool:
     """Whether the line is logged; its text becomes a sentence."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(record.msg, str) and (found := _FINISHED.fullmatch(record.msg)):
-        record.msg, record.args = ended_in_words(found["name"], found["message"]), ()
+        who = getattr(record, "task_run_name", "run")  # the server shows the lines of all tasks in one list
+        record.msg, record.args = f"{who} {ended_in_words(found['name'], found['message'])}", ()
         if found["name"] in ("Failed", "Crashed"):
             record.levelno, record.levelname = logging.ERROR, "ERROR"
     elif debugging():
@@ -34,18 +35,17 @@ def _in_words(record: logging.LogRecord) -> bool:
     elif isinstance(record.msg, str) and _AGAIN.fullmatch(record.msg) and isinstance(record.args, tuple):
         _, failure, number, most, when = record.args
         sentence = sentence_of(failure) if isinstance(failure, BaseException) else str(failure)
-        record.msg, record.args = f"{sentence}; retry {number} of {most} starts {when}", ()
+        record.msg, record.args = f"{sentence}; retry {number} of {most} starts {when}".replace("second(s)", "s"), ()
     elif isinstance(record.msg, str) and _LAST.fullmatch(record.msg):
         return False  # the line of the state follows
     return True
 
 
 def ended_in_words(name: str, message: str) -> str:
-    """A state by its name and its message, a Python literal, as one sentence that begins with the name."""
+    """A state by its name and its message, a Python literal, as the words that follow what is in that state."""
     try:
         words = str(ast.literal_eval(message)) if message else ""
     except (ValueError, SyntaxError):
         words = message
-    if words.lower().startswith(name.lower()):
-        return name + words[len(name) :]
-    return f"{name}: {words}" if words else name
+    name = name.lower()
+    return words if words.startswith(name) else f"{name}: {words}" if words else name

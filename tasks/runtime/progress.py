@@ -31,6 +31,7 @@ from model.training.progress_bar import ProgressBar, seconds_left
 from tasks.runtime.liveness import SECONDS_BETWEEN_LOOKS, report_running
 from tasks.runtime.logs import logger
 from tasks.runtime.sample_prompts import PROMPTS
+from tasks.store.objects import printable
 
 SECONDS_BETWEEN_LOG_LINES = (5.0, 60.0)  # at first, and after a while
 SECONDS_BETWEEN_FIGURES = 60.0
@@ -97,22 +98,24 @@ class LogPace:
 
 
 class CountingProgress:
-    """Logs the progress of a child process that counts: `480 of 5,000 documents scanned`."""
+    """Logs the progress of a child process that counts: `contamination: 480 of 5,000 documents scanned`. The server
+    shows the lines of all stages in one list, so that each must name its own."""
 
-    def __init__(self, counted: str) -> None:
-        self.counted, self.pace, self.logger = counted, LogPace(), logger()
+    def __init__(self, stage: str, counted: str) -> None:
+        self.stage, self.counted = stage, counted
+        self.pace, self.logger = LogPace(), logger()
 
     def __call__(self, event: dict[str, Any]) -> None:
         match event:
             case {"event": "progress", "done": done, "total": total}:
                 if self.pace.due(at_end=done == total):
-                    self.logger.info("%s of %s %s", f"{done:,}", f"{total:,}", self.counted)
+                    self.logger.info("%s: %s of %s %s", self.stage, f"{done:,}", f"{total:,}", self.counted)
             case {"event": "warning"}:
-                self.logger.warning("%s", event_sentence(event))
+                self.logger.warning("%s: %s", self.stage, event_sentence(event))
             case {"event": "done"}:
                 pass  # whoever follows the child says what it has found
             case _:
-                self.logger.info("%s", event_sentence(event))
+                self.logger.info("%s: %s", self.stage, event_sentence(event))
 
 
 class TrainingProgress:
@@ -160,7 +163,7 @@ class TrainingProgress:
             self.logger.warning("%s", event_sentence(event))
         elif kind == "samples":
             for prompt, tokens in zip(PROMPTS, event["tokens_of_prompts"], strict=True):
-                self.logger.info("sample at step %d: %s%s", event["step"], prompt, self.decode(tokens))
+                self.logger.info("sample at step %d: %s%s", event["step"], prompt, printable(self.decode(tokens)))
         else:
             self.logger.info("%s", event_sentence(event))
         rested = time.monotonic() - self.drawn > SECONDS_BETWEEN_FIGURES
@@ -182,8 +185,9 @@ class TrainingProgress:
         events = read_lines(self.run_dir / "metrics.jsonl")
         steps = next((event["steps"] for event in reversed(events) if "steps" in event), 0)
         reached = max(event.get("step", 0) for event in events)
-        figure = inline("loss so far", loss_figure(events))
-        markdown = f"Step {reached:,} of {steps:,}.\n\n{figure}"
+        markdown = f"Step {reached:,} of {steps:,}."
+        if sum(event["event"] == "step" for event in events) > 1:  # else there is no line to draw
+            markdown += f"\n\n{inline('loss so far', loss_figure(events))}"
         if self.figure is None:
             description = "Loss so far, drawn at checkpoints and when the training ends"
             self.figure = artifact_id(
@@ -228,7 +232,7 @@ def event_sentence(event: dict[str, Any]) -> str:
         case {"event": "waiting"}:
             return f"waits {event['until']}"
         case {"event": "output"}:
-            return event["line"]
+            return printable(event["line"])
         case {"message": str(message)}:
             return message
     values = (

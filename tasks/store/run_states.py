@@ -166,7 +166,7 @@ def _completed(record: _Record, result: object, seconds: float, context: TaskRun
     return Completed(data=result, name=name, message="; ".join([words, *record.sentences]))
 
 
-def ends_in_words(where: Callable[[R], str | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def ends_in_words(where: Callable[[Any], str | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """For the function of a flow, below `@flow`: the state of the run says how many stages were skipped and where the
     result is (`where` gives that), or which task failed and why. Outside a flow run the function stays as it is."""
 
@@ -205,7 +205,9 @@ def _summary(record: _Record, seconds: float, place: str | None) -> str:
     """What happened in a flow run: "10 of 11 stages skipped, 1 built in 5 min 2 s; report at …"."""
     count = len(record.finished)
     skipped = sum(stage.skipped for stage in record.finished.values())
-    if skipped == count:
+    if not count:
+        words = f"done in {duration(seconds)}"
+    elif skipped == count:
         words = f"all {count} stages skipped, nothing was left to do"
     elif skipped:
         words = f"{skipped} of {count} stages skipped, {count - skipped} built in {duration(seconds)}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,12 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
+from prefect import flow
 from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments.cli.commands import main
+from eval.reporting.markdown import tables_fit
+from model.parsing import ConfigError
+from tasks.store.run_states import ends_in_words, stage_task
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["evaluation.items_per_suite=4", 'evaluation.suites=["arc_easy","winogrande"]', "train.tokens=40960"]
@@ -59,7 +65,25 @@ def daily_train(
 def finished(process: subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, output
+    require_sentences(output)
     return output
+
+
+def failed(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, output
+    require_sentences(output)
+    return output
+
+
+def require_sentences(output: str) -> None:
+    """No line of the log holds what only a programmer reads: a dict, a list, None, an exception, a hash for a name."""
+    lines = re.findall(r"^\d\d:\d\d:\d\d\.\d+ \| \w+ +\| (.*)", output, re.MULTILINE)
+    assert len(lines) > 5, output
+    for_programs = r"""[{\[]['"\d]|\{\}|\[\]|\w\(|\bNone\b|\w+Error\b|<\w+ |'\w+-[0-9a-f]{3}'|\b[0-9a-f]{9,}\b"""
+    for line in lines:
+        words = " ".join(word for word in line.split() if "/" not in word)  # a path says where something is
+        assert re.search(for_programs, words) is None, line
 
 
 @dataclass
@@ -108,6 +132,12 @@ def server(first: Store, home: Path) -> Iterator[str]:
         running.stop()
 
 
+def asked(server: str, what: str, run: str | None = None) -> list[dict]:
+    """Everything of a kind that the server knows, or what of it belongs to one run."""
+    chosen = {"flow_runs": {"id": {"any_": [run]}}} if run else {}
+    return httpx.post(f"{server}/{what}/filter", json=chosen, timeout=SECONDS).raise_for_status().json()
+
+
 def test_the_report_says_what_a_reader_needs(first: Store):
     folder = next(first.root.glob("stages/report/*/*/report.md")).parent
     report = json.loads((folder / "report.json").read_text())
@@ -146,6 +176,65 @@ def test_the_same_command_skips_everything_and_execution_changes_no_key(first: S
     output = finished(daily_train("--store", str(first.root), "--workers", "2", home=home, server=server))
     assert "9 of 9 were skipped" in output
     assert first.keys() == before and first.times() == written
+
+    [built] = {manifest["provenance"]["run"] for stage in STAGES for manifest in first.manifests(stage)}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d smoke \w+", built)
+    words = f"skipped, built on {built[:10]} by {built}"
+    assert all(f"{stage} {words}" in output for stage in (*STAGES, "benchmarks", "report"))
+    run = max(asked(server, "flow_runs"), key=lambda run: run["start_time"])
+    assert run["state"]["message"].startswith("all 9 stages skipped, nothing was left to do; report at ")
+    tasks = {task["name"].partition(":")[0]: task for task in asked(server, "task_runs", run["id"])}
+    assert set(tasks) == {*STAGES, "plan", "benchmarks", "rehearsal", "report"}
+    for name, task in tasks.items():
+        skipped = name not in ("plan", "rehearsal")
+        assert (task["state"]["type"], task["state"]["name"]) == ("COMPLETED", "Skipped" if skipped else "Completed")
+        assert task["state"]["message"].startswith(words if skipped else "done in ")
+        assert task["name"] == (f"{name}: {words}" if skipped else name)
+    assert not list(home.glob("storage/*")), "no result of a task or a flow is kept on the disk"
+
+
+def test_who_calls_a_stage_gets_its_result_however_it_is_called(server: str, home: Path):
+    calls = []
+
+    @stage_task("one")
+    def one(number: int) -> list[int]:
+        calls.append(number)
+        if number == 3 and calls.count(3) == 1:
+            raise ConnectionError("the hub is away")
+        if number < 0:
+            raise ConfigError(f"number is {number}")
+        return [number]
+
+    @flow(name="calls")
+    @ends_in_words(lambda _: None)
+    def call(bad: bool) -> list[int]:
+        assert one(1) == [1] and one.submit(2).result() == [2]
+        assert [future.result() for future in one.map([4, 5])] == [[4], [5]]
+        if bad:
+            one(-1)
+        assert one(6, return_state=True).result() == [6]
+        return one(3)
+
+    one.retry_delay_seconds = [0]
+    with temporary_settings({PREFECT_API_URL: server, PREFECT_HOME: home}):
+        assert call(bad=False) == [3] and calls.count(3) == 2
+        with pytest.raises(ConfigError, match="number is -1"):
+            call(bad=True)
+    runs = [run for run in asked(server, "flow_runs") if "smoke" not in run["name"]]
+    states = {run["state"]["name"]: run["state"]["message"] for run in runs}
+    assert states["Failed"] == "one 5 failed: number is -1" and states["Completed"].startswith("done in ")
+    assert one.fn(7) == [7], "no state outside a run"
+
+
+def test_every_artifact_fits_its_column_and_the_loss_ends_with_the_run(first: Store, server: str):
+    artifacts = asked(server, "artifacts")
+    tables = [artifact for artifact in artifacts if artifact["type"] == "markdown"]
+    keys = {artifact["key"] for artifact in tables}
+    assert keys > {"documents", "benchmarks", "contamination", "tokenizer", "shards", "training", "samples", "scores"}
+    wide = {artifact["key"] for artifact in tables if not tables_fit(artifact["data"])}
+    assert wide <= {"report", "leaderboard"}
+    losses = [artifact["data"] for artifact in tables if artifact["key"] == "loss-so-far"]
+    assert losses and all(loss.startswith("Step 20 of 20.") and "data:image/png" in loss for loss in losses)
 
 
 def test_another_learning_rate_runs_training_and_what_follows_and_nothing_before(first: Store, home: Path, server: str):
@@ -203,11 +292,11 @@ def test_killed_in_mid_training_it_resumes_to_the_same_bytes_in_another_store(
     trainers = subprocess.run(["pgrep", "-f", f"model.train {second.root}"], capture_output=True, text=True, check=True)
     for trainer in trainers.stdout.split():
         os.kill(int(trainer), signal.SIGKILL)
-    output, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 1 and "SIGKILL" in output and "run again to resume" in output
+    output = failed(process)
+    assert "run failed: train failed: model.train was ended by SIGKILL; run again to resume" in output
     assert second.manifests("train") == []
 
-    assert "resume {'step'" in finished(daily_train("--store", str(second.root), home=home, server=server))
+    assert "resumed at step " in finished(daily_train("--store", str(second.root), home=home, server=server))
     for stage in ("download", "tokenizer", "shard"):
         assert second.digests(stage) == first.digests(stage)
     mine = second.manifests("train")[0]
@@ -250,9 +339,8 @@ def test_refuse_ends_before_training_and_shows_the_table(
 ):
     store, changes = leaked, (*leaky, 'contamination.mode="refuse"')
     process = daily_train("--store", str(store.root), home=home, server=server, changes=changes)
-    output, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 1
-    assert "the training text contains benchmark items (arc_easy 2)" in output
+    output = failed(process)
+    assert "contamination failed: the training text contains benchmark items (arc_easy 2)" in output
     assert store.manifests("contamination") and not store.manifests("tokenizer") and not store.manifests("train")
 
 

@@ -92,12 +92,14 @@ def test_overlapping_runs_queue_and_a_cancelled_one_saves_and_resumes(up: Up):
     up.cancel(first)
     names = wait_for(lambda: "interrupted" in (seen := [event["event"] for event in up.events()]) and seen)
     assert up.ended(first)["type"] == "CANCELLED"
+    loss = up.artifact(first, "loss-so-far")
+    assert loss is not None and loss["data"].startswith(f"Step {up.events()[names.index('interrupted')]['step']:,} of ")
     place = names.index("interrupted")  # what follows is the queued run, whose turn has come
     saved, end = up.events()[place - 1 : place + 1]
     assert (saved["event"], end["event"]) == ("checkpoint", "interrupted") and saved["step"] == end["step"] > 0
 
     up.in_training(second)  # its turn has come; the same training, so it goes on where the first stopped
-    assert f"resume {{'step': {saved['step']}}}" in up.lines(second)
+    assert f"resumed at step {saved['step']}" in up.lines(second)
 
     # The process of the run is killed: the worker reports it at once, the trainer saves and ends by itself.
     trainers = up.processes("model.train")

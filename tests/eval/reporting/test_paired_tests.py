@@ -137,12 +137,16 @@ def test_only_the_same_thing_is_compared():
         ({"num_fewshot": 5}, "few-shot examples: 5 there, 0 here"),
         ({"scores": [{"task": "winogrande", "num_fewshot": 3}]}, "few-shot examples: 3 there, 0 here"),
         ({"task_versions": {"winogrande": 2.0}}, "task version: 2.0 there, 1.0 here"),
-        ({"metric_versions": {"acc": 2}}, "metric versions: {'acc': 2} there, {'acc': 1} here"),
+        ({"metric_versions": {"acc": 2}}, "metric versions: acc 2 there, acc 1 here"),
     ]:
         found = compare(one, evaluation([0.0, 1.0] * 50, **change))
         assert found["rows"] == [] and found["omitted"] == {"winogrande": told}
     found = compare(one, replace(one, data={"winogrande": "d2"}))
     assert found["omitted"] == {"winogrande": "data: d2 there, d1 here"}
+    others = {"task_versions": {"arc_easy": 1.0}, "scores": [{"task": "arc_easy", "num_fewshot": 0}]}
+    other = evaluation([], range(0), **others)  # an earlier run that scored fewer suites
+    del other.scores["num_fewshot"]
+    assert compare(one, other)["omitted"] == {"winogrande": "was not scored there"}
     few = compare(one, evaluation([1.0] * 29))
     assert few["omitted"] == {"winogrande": "29 items were scored in both, fewer than 30"}
 
