@@ -119,7 +119,7 @@ def up(port: int) -> None:
         "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
         "DAILY_TRAIN_STORE": os.environ.get("DAILY_TRAIN_STORE", str(provenance.PROJECT / ".daily-train")),
         "DAILY_TRAIN_VERSION": provenance.commit(),
-        "PREFECT_UI_URL": url,
+        "PREFECT_UI_URL": f"{url}/v2",  # where links to runs lead; the first UI is at the address itself
     }
     environment.pop(NOTIFY, None)  # runs have no use for it
     server = RestartedProcess("server", ["deployments.server", "--port", str(port)], environment, umask=0o077)

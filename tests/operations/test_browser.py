@@ -147,14 +147,13 @@ def artifacts_of(up: Up, run: str) -> dict[str, str]:
 
 
 TOO_WIDE = """() => {
-    const seen = [...document.querySelectorAll("main table, main pre, main img")];
-    const wide = seen.filter(element => {
-        const column = element.parentElement.getBoundingClientRect();
-        const box = element.getBoundingClientRect();
-        return element.tagName !== "PRE" && (box.right > column.right + 1 || box.width > element.parentElement.clientWidth + 1);
-    });
-    return wide.map(element => `${element.tagName.toLowerCase()} of ${Math.round(element.getBoundingClientRect().width)} `
-        + `in ${element.parentElement.clientWidth} px: ${element.innerText.slice(0, 60)}`);
+    const outside = element => {
+        const column = element.parentElement, box = element.getBoundingClientRect();
+        return box.right > column.getBoundingClientRect().right + 1 || box.width > column.clientWidth + 1;
+    };
+    const words = element => `${element.tagName} of ${Math.round(element.getBoundingClientRect().width)} px in `
+        + `${element.parentElement.clientWidth}: ${element.innerText.slice(0, 60)}`;
+    return [...document.querySelectorAll("main table, main img")].filter(outside).map(words);
 }"""
 """What in the page is wider than its column: it would lie over the sidebar, or scroll to the side."""
 
@@ -258,9 +257,7 @@ def test_a_run_by_hand_from_the_form_to_the_report(up: Up, address: str, page: P
 
 
 def test_the_same_again_is_shown_as_skipped(up: Up, address: str, page: Page, store: Path):
-    """What was sent is what an untouched copy sends; the list of task runs says what was built, when and by whom."""
-    done = next(store.glob("stages/download/*/manifest.json"))
-    built = json.loads(done.read_text())["facts"] if "facts" in json.loads(done.read_text()) else {}
+    """The list of task runs says of each what was built, when and by which run."""
     open_form(page, address)
     fill(page, 40_960, store)
     choose(page, "QK norm", "off")
@@ -270,7 +267,6 @@ def test_the_same_again_is_shown_as_skipped(up: Up, address: str, page: Page, st
     page.get_by_role("tab", name="Task Runs").click()
     expect(page.get_by_text("Skipped", exact=True).first).to_be_visible()
     expect(page.get_by_text(re.compile(r"skipped, built .* by Without QK norm")).first).to_be_visible()
-    assert isinstance(built, dict)
 
 
 def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, page: Page, store: Path):
