@@ -126,8 +126,9 @@ def cancel(page: Page) -> None:
 
     def confirm() -> None:
         page.reload()  # a dialog whose request failed stays open
-        page.get_by_role("button", name="Cancel", exact=True).click()
-        page.get_by_role("alertdialog").or_(page.get_by_role("dialog")).get_by_role("button").last.click()
+        page.get_by_role("button", name="Open menu").first.click()
+        page.get_by_role("menuitem", name="Cancel", exact=True).click()
+        page.get_by_role("button", name="Cancel Flow Run").click()
 
     taken(page, confirm, "/set_state")
     wait_for_state(page, "Cancelled")
@@ -135,8 +136,9 @@ def cancel(page: Page) -> None:
 
 def wait_for_state(page: Page, state: str) -> None:
     """Watch the page until the run's badge says so."""
-    badge = page.locator("main [class*=bg-state], [data-slot=badge]").first
-    expect(badge).to_have_text(re.compile(f"{state}|Failed|Crashed|Completed"), timeout=SECONDS * 1000)
+    ends = re.compile(f"^({state}|Failed|Crashed|Completed)$")
+    badge = page.get_by_text(ends).first
+    expect(badge).to_be_visible(timeout=SECONDS * 1000)
     assert badge.inner_text().strip() == state, page.inner_text("body")[-3000:]
 
 
