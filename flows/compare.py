@@ -67,12 +67,11 @@ def compare_designs(
         preset: The baseline. Data, vocabulary and shards are its own for both.
         candidate: The candidate's preset. Empty: the baseline's.
         compare: Seeds, and the budgets that the baseline is trained for.
-        first: Budget, learning rate and optimizer are the candidate's; data and store are for both. An empty field
-            keeps the preset's value.
+        first: Budget, rate and optimizer of the candidate; data and store of both. Empty: as the preset.
         execution: Workers, device and price. Part of no key; workers and device change results by rounding only.
         train: Changes to the candidate's learning rates and schedule.
         model: Changes to the candidate's network.
-        data: Documents from another source: fill in one of the three. An empty field keeps the baseline's value.
+        data: Documents from another source: fill in one of the three.
         more: What no field can say, such as null: {"model.softcap": null}.
     """
     changes = changes_of(first, more, train=train, model=model, data=data)
