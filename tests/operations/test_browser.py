@@ -229,7 +229,7 @@ def test_a_run_by_hand_from_the_form_to_the_report(up: Up, address: str, page: P
     assert given["name"] == "Without QK norm" and given["parameters"]["train"] == {}
     assert given["parameters"]["model"] == {"QK norm": "off", "Tied head": "(not changed)"}
     [trained] = store.glob("stages/train/*/*/run.json")
-    config = json.loads(trained.read_text())["config"]
+    config = json.loads(trained.read_text())
     assert config["model"]["qk_norm"] is False and config["model"]["tied_head"] is False
     assert config["train"]["tokens"] == 40_960 and config["train"]["spike_deviations"] is None
 
