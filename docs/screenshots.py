@@ -40,13 +40,14 @@ def main(ui: str, store: str) -> None:
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         page = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET).new_page(
-            viewport={"width": 1100, "height": 760}
+            viewport={"width": 1280, "height": 900}
         )
         page.goto(f"{ui}/enter#{login_ticket(string)}")
         page.wait_for_url(lambda url: "/enter" not in url, wait_until="commit")
-        picture(page, f"{ui}/deployments/deployment/{by_hand}/run", "form", ".schema-form-property")
-        picture(page, f"{ui}/runs/flow-run/{run}", "run", "canvas")
-        picture(page, f"{ui}/artifacts/artifact/{artifacts['report']}", "report", ".markdown-renderer table")
+        pages = f"{ui}/v2"  # the version that opens by default
+        picture(page, f"{pages}/deployments/deployment/{by_hand}/run", "form", "form fieldset")
+        picture(page, f"{pages}/runs/flow-run/{run}", "run", "main [role=tab]")
+        picture(page, f"{pages}/artifacts/artifact/{artifacts['report']}", "report", "main table")
         picture(page, (Path(store).absolute() / "leaderboard.html").as_uri(), "leaderboard", "table")
 
 

@@ -7,23 +7,24 @@ multiplier is read off those. Every training is a stage of the store: what one c
 
 import dataclasses
 import os
+from typing import Annotated
 
 from prefect import flow
 
 from flows.config import (
-    CompareForm,
-    DataChanges,
+    FURTHER,
+    NOT_GIVEN,
     Execution,
-    ExecutionForm,
-    ModelChanges,
+    FormsOfRun,
     Preset,
     RunConfig,
-    TrainChanges,
     changes_of,
     compose,
     context_of,
+    execution_of,
     run_name,
 )
+from flows.forms import NOTHING, Fields, OptionalPresetChoice, PresetChoice, Settings, titled
 from model.network.config import ConfigError
 from model.training.config import TrainConfig
 from tasks.comparison import publish_comparison
@@ -40,33 +41,47 @@ Recipes = dict[tuple[int, float], TrainConfig]
 """By seed and share of the budget."""
 
 
+FORMS = FormsOfRun(
+    presets=("mini-d2", "mini-d4", "smoke", "daily"),
+    first=("train.tokens", "train.learning_rate", "train.optimizer", "data.source", "execution.store"),
+    hidden=("train.seed",),
+)
+COMPARE = Settings("compare", CompareConfig)
+
+
 @flow(name="compare", flow_run_name=run_name)
 @ends_in_words(lambda page: page)
 def compare_designs(
-    preset: Preset = Preset.mini_d2,
-    candidate: Preset | None = None,
-    train: TrainChanges = TrainChanges(),
-    model: ModelChanges = ModelChanges(),
-    data: DataChanges = DataChanges(),
-    compare: CompareForm = CompareConfig(),
-    execution: ExecutionForm = Execution(),
+    preset: Annotated[Preset, PresetChoice(), titled("Baseline")] = Preset.mini_d2,
+    candidate: Annotated[Preset | None, OptionalPresetChoice(), titled("Candidate")] = None,
+    compare: Annotated[CompareConfig, COMPARE, titled("The comparison", **NOT_GIVEN)] = CompareConfig(),
+    first: Annotated[Fields, FORMS.first, titled("What people change first")] = NOTHING,
+    execution: Annotated[Execution, FORMS.execution, titled("Advanced: where it runs", **NOT_GIVEN)] = Execution(),
+    train: Annotated[Fields, FORMS.section("train"), titled("Advanced: the candidate's training")] = NOTHING,
+    model: Annotated[Fields, FORMS.section("model"), titled("Advanced: the candidate's model")] = NOTHING,
+    data: Annotated[Fields, FORMS.section("data"), titled("Advanced: data of both")] = NOTHING,
+    more: Annotated[str, FURTHER, titled("Further changes (JSON)")] = "",
 ) -> str:
     """Train a baseline and a candidate on the same data and report the paired difference and the compute multiplier.
 
     Args:
         preset: The baseline. Data, vocabulary and shards are its own for both.
         candidate: The candidate's preset. Empty: the baseline's.
-        train: Changes to the candidate's budget, learning rates and schedule.
-        model: Changes to the candidate's network.
-        data: Where the documents of both come from. An empty field keeps the baseline's value.
         compare: Seeds, and the budgets that the baseline is trained for.
-        execution: Store, workers, device and price. Part of no key; workers and device change results by rounding only.
+        first: Budget, rate and optimizer of the candidate; data and store of both. Empty: as the preset.
+        execution: Workers, device and price. Part of no key; workers and device change results by rounding only.
+        train: Changes to the candidate's learning rates and schedule.
+        model: Changes to the candidate's network.
+        data: Documents from another source: fill in one of the three.
+        more: What no field can say, such as null: {"model.softcap": null}.
     """
-    if changes_of(train=train)["train"].get("seed") is not None:
+    changes = changes_of(first, more, train=train, model=model, data=data)
+    of_both, of_candidate = {"data": changes.pop("data")}, changes
+    if of_candidate["train"].get("seed") is not None:
         raise ConfigError("train.seed has no effect: both designs have the baseline's seeds, compare.seeds of them")
-    baseline = compose(preset, changes_of(data=data))
-    other = compose(candidate or preset, changes_of(train=train, model=model))
-    context = context_of(execution, dict(os.environ))
+    baseline = compose(preset, of_both)
+    other = compose(candidate or preset, of_candidate)
+    context = context_of(execution_of(execution, first), dict(os.environ))
 
     def recipe(run: RunConfig, seed: int, budget: float) -> TrainConfig:
         unit = run.train.budget_unit
@@ -94,13 +109,12 @@ def compare_designs(
         }
 
     candidates, baselines = trained(other, candidate_recipes), trained(baseline, baseline_recipes)
-    names = (preset.value, f"{(candidate or preset).value} {as_changes(train, model)}".strip())
+    names = (preset.value, f"{(candidate or preset).value} {as_changes(of_candidate)}".strip())
     return publish_comparison(names, baselines, candidates, context)
 
 
-def as_changes(train: TrainChanges, model: ModelChanges) -> str:
+def as_changes(changes: dict[str, Fields]) -> str:
     """The candidate's changes in words."""
-    changes = changes_of(train=train, model=model)
     return ", ".join(
         f"{name}.{field}={'null' if value is None else value}"
         for name, fields in changes.items()

@@ -6,24 +6,24 @@ run with the same settings finds done.
 
 import os
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from prefect import flow
 
 from flows.config import (
-    ContaminationChanges,
-    DataChanges,
-    EvaluationChanges,
+    FURTHER,
+    NOT_GIVEN,
     Execution,
-    ExecutionForm,
+    FormsOfRun,
     Preset,
     RunConfig,
-    ShardChanges,
-    TokenizerChanges,
     changes_of,
     compose,
     context_of,
+    execution_of,
     run_name,
 )
+from flows.forms import NOTHING, Fields, PresetChoice, titled
 from tasks.benchmarks import Items, fetch_benchmarks
 from tasks.config import Mode
 from tasks.contamination import check_contamination, drop_contaminated
@@ -60,29 +60,36 @@ def prepare(run: RunConfig, context: RunContext) -> Prepared:
     return Prepared(raw, documents, items, verdicts, vocabulary, shards)
 
 
+FORMS = FormsOfRun(presets=("smoke", "laptop", "daily"), first=("data.source", "evaluation.suites", "execution.store"))
+
+
 @flow(name="prepare-data", flow_run_name=run_name)
 @ends_in_words(lambda _: None)
 def prepare_data(
-    preset: Preset = Preset.laptop,
-    data: DataChanges = DataChanges(),
-    tokenizer: TokenizerChanges = TokenizerChanges(),
-    shard: ShardChanges = ShardChanges(),
-    contamination: ContaminationChanges = ContaminationChanges(),
-    evaluation: EvaluationChanges = EvaluationChanges(),
-    execution: ExecutionForm = Execution(),
+    preset: Annotated[Preset, PresetChoice(), titled("Preset")] = Preset.laptop,
+    first: Annotated[Fields, FORMS.first, titled("What people change first")] = NOTHING,
+    execution: Annotated[Execution, FORMS.execution, titled("Advanced: where it runs", **NOT_GIVEN)] = Execution(),
+    data: Annotated[Fields, FORMS.section("data"), titled("Advanced: data")] = NOTHING,
+    tokenizer: Annotated[Fields, FORMS.section("tokenizer"), titled("Advanced: tokenizer")] = NOTHING,
+    shard: Annotated[Fields, FORMS.section("shard"), titled("Advanced: shards")] = NOTHING,
+    contamination: Annotated[Fields, FORMS.section("contamination"), titled("Advanced: contamination")] = NOTHING,
+    evaluation: Annotated[Fields, FORMS.section("evaluation"), titled("Advanced: benchmarks")] = NOTHING,
+    more: Annotated[str, FURTHER, titled("Further changes (JSON)")] = "",
 ) -> None:
     """Download, check for contamination, train the tokenizer and write the shards; nothing is trained.
 
     Args:
-        preset: The recipe whose data is prepared. In every section below an empty field keeps the preset's value.
-        data: Where the documents come from.
+        preset: The recipe whose data is prepared.
+        first: An empty field keeps the preset's value.
+        execution: Workers and folders. They change no result.
+        data: Documents from another source: fill in one of the three.
         tokenizer: The vocabulary.
         shard: How tokens are cut into files.
         contamination: When a benchmark item counts as contaminated, and what follows.
         evaluation: The suites whose items are looked for.
-        execution: Store and workers: where it happens. It changes no result.
+        more: What no field can say, such as null: {"tokenizer.vocab_size": null}.
     """
     changes = changes_of(
-        data=data, tokenizer=tokenizer, shard=shard, contamination=contamination, evaluation=evaluation
+        first, more, data=data, tokenizer=tokenizer, shard=shard, contamination=contamination, evaluation=evaluation
     )
-    prepare(compose(preset, changes), context_of(execution, dict(os.environ)))
+    prepare(compose(preset, changes), context_of(execution_of(execution, first), dict(os.environ)))

@@ -8,23 +8,23 @@ Run it with `daily-train study`, or start `contamination-study` from the Prefect
 
 import dataclasses
 import os
+from typing import Annotated
 
 from prefect import flow
 
 from flows.config import (
-    DataChanges,
-    EvaluationChanges,
+    FURTHER,
+    NOT_GIVEN,
     Execution,
-    ExecutionForm,
-    ModelChanges,
+    FormsOfRun,
     Preset,
-    StudyForm,
-    TrainChanges,
     changes_of,
     compose,
     context_of,
+    execution_of,
     run_name,
 )
+from flows.forms import NOTHING, Fields, PresetChoice, Settings, titled
 from tasks.benchmarks import fetch_benchmarks
 from tasks.config import StudyConfig
 from tasks.download import download
@@ -40,30 +40,42 @@ from tasks.train import train_model
 SEED_OF_THE_OTHER_ARM = 1000
 
 
+FORMS = FormsOfRun(
+    presets=("study", "smoke", "laptop"),
+    first=("train.tokens", "train.learning_rate", "train.seed", "data.source", "execution.store"),
+)
+STUDY = Settings("study", StudyConfig)
+
+
 @flow(name="contamination-study", flow_run_name=run_name)
 @ends_in_words(lambda page: page)
 def contamination_study(
-    preset: Preset = Preset.study,
-    study: StudyForm = StudyConfig(),
-    train: TrainChanges = TrainChanges(),
-    model: ModelChanges = ModelChanges(),
-    data: DataChanges = DataChanges(),
-    evaluation: EvaluationChanges = EvaluationChanges(),
-    execution: ExecutionForm = Execution(),
+    preset: Annotated[Preset, PresetChoice(), titled("Preset")] = Preset.study,
+    study: Annotated[StudyConfig, STUDY, titled("The study", **NOT_GIVEN)] = StudyConfig(),
+    first: Annotated[Fields, FORMS.first, titled("What people change first")] = NOTHING,
+    execution: Annotated[Execution, FORMS.execution, titled("Advanced: where it runs", **NOT_GIVEN)] = Execution(),
+    train: Annotated[Fields, FORMS.section("train"), titled("Advanced: training")] = NOTHING,
+    model: Annotated[Fields, FORMS.section("model"), titled("Advanced: model")] = NOTHING,
+    data: Annotated[Fields, FORMS.section("data"), titled("Advanced: data")] = NOTHING,
+    evaluation: Annotated[Fields, FORMS.section("evaluation"), titled("Advanced: benchmarks")] = NOTHING,
+    more: Annotated[str, FURTHER, titled("Further changes (JSON)")] = "",
 ) -> str:
     """Train the same model with and without planted copies of benchmark items, and report the gain.
 
     Args:
-        preset: The recipe of both arms; `study` takes a few minutes on a CPU.
+        preset: The recipe of both arms; study takes a few minutes on a CPU.
         study: Which items are planted, how often, and how many pairs of trainings. No copies make an A/A run.
-        train: Budget, learning rates, schedule and seed. An empty field keeps the preset's value.
-        model: Size and components of the network. An empty field keeps the preset's value.
-        data: Where the documents come from. An empty field keeps the preset's value.
-        evaluation: Suites, and how many items of each. An empty field keeps the preset's value.
-        execution: Store, workers, device and price. Part of no key; workers and device change results by rounding only.
+        first: An empty field keeps the preset's value.
+        execution: Workers, device and price. Part of no key; workers and device change results by rounding only.
+        train: Learning rates and schedule. An empty field keeps the preset's value.
+        model: Size and components of the network.
+        data: Documents from another source: fill in one of the three.
+        evaluation: Suites, and how many items of each.
+        more: What no field can say, such as null: {"model.softcap": null}.
     """
-    run = compose(preset, changes_of(train=train, model=model, data=data, evaluation=evaluation))
-    context = context_of(execution, dict(os.environ))
+    changes = changes_of(first, more, train=train, model=model, data=data, evaluation=evaluation)
+    run = compose(preset, changes)
+    context = context_of(execution_of(execution, first), dict(os.environ))
     planted = planted_items(study, run.evaluation)
     trainings = [(run.model, run.train)] * (2 * study.seeds)
     check_run(trainings, run.tokenizer, run.evaluation, context)

@@ -213,7 +213,8 @@ def _environment(url: str, string: str) -> dict[str, str]:
         "DAILY_TRAIN_PRESET": "daily" if provenance.hardware()["gpus"] else "laptop",
         STORE: os.environ.get(STORE, str(provenance.PROJECT / ".daily-train")),
         "DAILY_TRAIN_VERSION": provenance.commit(),
-        "PREFECT_UI_URL": os.environ.get("PREFECT_UI_URL", url),
+        # where links to runs lead; the first UI is at the address itself
+        "PREFECT_UI_URL": os.environ.get("PREFECT_UI_URL", f"{url}/v2"),
         PAGES: url,
     }
     environment.pop(NOTIFY, None)  # runs have no use for it

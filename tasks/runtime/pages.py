@@ -45,7 +45,7 @@ def _page_address(path: str) -> str | None:
     """The address of a page as a browser reaches it."""
     if (address := server_address()) is None or not flow_run.get_id():
         return None
-    return f"{(PREFECT_UI_URL.value() or address).rstrip('/')}{path.format(flow_run.get_id())}"
+    return f"{(PREFECT_UI_URL.value() or address).rstrip('/').removesuffix('/v2')}{path.format(flow_run.get_id())}"
 
 
 def live_page_address() -> str | None:

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from deployments.cli import commands
 from deployments.cli.arguments import changes_from
-from eval.suites.suites import ZERO_SHOT
 from flows.compare import compare_designs
 from flows.config import FORMS, RunConfig, changes_of, compose, context_of, forms_of
 from flows.daily import daily_train
 from flows.effects import ACTS_WHEN
+from flows.forms import Section
 from flows.preset_files import Preset
 from flows.study import contamination_study
 from model.network.gpt import GPT, initialise
@@ -215,7 +215,7 @@ def test_a_value_takes_effect_and_not_without_what_it_needs(section, field, monk
         besides = {}
     before, after = compose("smoke", nested(besides)), compose("smoke", nested(besides | given))
     filled = forms_of(json.loads(json.dumps(nested(besides | given))), daily_train)
-    assert compose("smoke", changes_of(**filled)) == after, "the form means something else"
+    assert compose("smoke", changes_of({}, "", **filled)) == after, "the form means something else"
     keys = [stage_of(section, run, monkeypatch, tmp_path).key for run in (before, after)]
     assert (keys[0] == keys[1]) is (name in IN_NO_KEY) and before != after
     if besides:
@@ -269,7 +269,7 @@ def test_null_takes_effect_or_is_refused(section: str, field: str):
             assert in_one_sentence(error) and field.split("_")[0] in str(error).replace("hub", "")
             continue
         assert optional and getattr(getattr(run, section), field) is None
-        assert compose(preset, changes_of(**forms_of(changes, daily_train))) == run
+        assert compose(preset, changes_of({}, "", **forms_of(changes, daily_train))) == run
         taken += 1
     needed = {"train.tokens", "tokenizer.vocab_size"}  # one budget there must be, and a size of a trained tokenizer
     assert taken or not optional or f"{section}.{field}" in needed
@@ -302,7 +302,8 @@ def test_a_value_of_another_type_is_refused(section: str, field: str):
             compose("smoke", nested(besides | {f"{section}.{field}": value}))
         assert in_one_sentence(caught.value)
         with pytest.raises((ConfigError, ValidationError)):
-            compose("smoke", changes_of(**{section: FORMS[section](**{field: value})}))
+            form = Section(section, FORMS[section], ("smoke",))
+            compose("smoke", changes_of({}, "", **{section: form.read({field: value})}))
     with pytest.raises(ConfigError, match="unknown key"):
         compose("smoke", nested({f"{section}.{field}_": 1}))
 
@@ -474,15 +475,10 @@ def test_a_revision_of_a_local_folder_is_refused(tmp_path: Path):
         compose("smoke", {"data": {"source": {"kind": "hub", "id": str(tmp_path), "revision": "0" * 40}}})
 
 
-def test_the_form_sends_no_few_shot_examples_that_a_preset_has():
-    """It sends the zeros of num_fewshot even when nobody touched them."""
-    assert all(compose(preset, {}).evaluation.num_fewshot == ZERO_SHOT for preset in Preset)
-
-
 def test_a_comparison_refuses_a_seed_of_one_design(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("flows.compare.check_run", lambda *_: pytest.fail("it went on"))
     with pytest.raises(ConfigError, match=r"train\.seed has no effect"):
-        compare_designs.fn(preset=Preset.smoke, train=FORMS["train"](seed=5), execution=Execution(store=str(tmp_path)))
+        compare_designs.fn(preset=Preset.smoke, train={"seed": 5}, execution=Execution(store=str(tmp_path)))
 
 
 def test_the_study_and_a_preset_keep_null(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -494,5 +490,5 @@ def test_the_study_and_a_preset_keep_null(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr("flows.study.check_run", check_run)
     with pytest.raises(Made):
-        contamination_study.fn(model=FORMS["model"](softcap=None), execution=Execution(store=str(tmp_path)))
+        contamination_study.fn(model={"softcap": None}, execution=Execution(store=str(tmp_path)))
     assert seen[0].softcap is None

@@ -59,7 +59,7 @@ def configuration(folder: Path, chance: random.Random) -> Input:
     arguments, names = ["run", "--preset", chance.choice(("smoke", "daily", "laptop", "gpt2-124m"))], []
     for _ in range(chance.choice((1, 1, 2, 3))):
         section = chance.choice([*FORMS, "execution"])
-        fields = Execution if section == "execution" else FORMS[section].changed
+        fields = Execution if section == "execution" else FORMS[section]
         name = chance.choice([*field_types(fields), *["width", "depth", "sequence_length", "tokens"] * 2])
         value = chance.choice(NASTY)
         text = value if isinstance(value, str) and value not in AS_TEXT else as_json(value).decode()

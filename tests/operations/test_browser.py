@@ -1,4 +1,4 @@
-"""What a person does in the Prefect UI, in headless Chromium against a real server and worker."""
+"""What a person does in the Prefect UI that opens by default, in headless Chromium against a real server and worker."""
 
 import json
 import os
@@ -15,7 +15,6 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Response, StorageState, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from model.training.config import OptimizerName
 from tests.operations.live import CHROMIUM, ROOT, SECONDS, Up, free_port
 from tests.processes import output_of
 
@@ -26,8 +25,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def address(up: Up) -> str:
-    """Where the UI is."""
-    return up.url
+    """Where the second version of the UI is, to which the server's own address leads."""
+    return f"{up.url}/v2"
 
 
 @pytest.fixture(scope="module")
@@ -50,32 +49,37 @@ def page(browser: Browser, logged_in: StorageState) -> Iterator[Page]:
     assert not [url for url in outside if not url.startswith(("http://127.0.0.1", "data:", "blob:", "file:"))]
 
 
-def field(page: Page, label: str) -> Locator:
-    """The body of one field of the form."""
-    header = f'> .p-label__header .schema-form-property__label:text-is("{label} (Optional)")'
-    return page.locator(f".schema-form-property:has({header}) > .p-label__body")
+def field(page: Page, label: str, group: str = "") -> Locator:
+    """One field of the form, the first of that title, or of that title in a group."""
+    whole = page.locator("div.group", has=page.get_by_text(f"{group} (Optional)", exact=True)).first if group else page
+    title = re.compile(rf"^{re.escape(label)}( \(Optional\))?$")
+    return whole.locator("div.group:not(:has(div.group))", has=page.locator("label", has_text=title)).first
+
+
+def type_into(page: Page, label: str, value: object) -> None:
+    field(page, label).locator("input, textarea").fill(str(value))
 
 
 def choose(page: Page, label: str, option: str) -> None:
-    field(page, label).get_by_role("button").press("ArrowDown")
+    field(page, label).locator("fieldset button").first.click()
     page.get_by_role("option", name=option, exact=True).click()
+    expect(page.get_by_role("option")).to_have_count(0)
 
 
 def open_form(page: Page, address: str) -> None:
-    """From the list of deployments to the custom-run form of `by-hand`."""
+    """From the list of deployments to the form of `by-hand`."""
     page.goto(f"{address}/deployments")
     page.get_by_role("link", name="by-hand").first.click()
-    page.get_by_role("button", name="Run", exact=True).click()
-    page.get_by_text("Custom run").click()
-    expect(field(page, "preset")).to_be_visible()
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    page.get_by_role("menuitem", name="Custom run").click()
+    expect(field(page, "Preset")).to_be_visible()
 
 
-def fill(page: Page, numbers: dict[str, int], store: Path) -> None:
+def fill(page: Page, tokens: int, store: Path) -> None:
     """The smoke preset on one core: two threads on cores with other work would spin."""
-    choose(page, "preset", "smoke")
-    for label, number in {**numbers, "Items Per Suite": 4, "Workers": 1}.items():
-        field(page, label).get_by_role("spinbutton").fill(str(number))
-    field(page, "Store").get_by_role("textbox").fill(str(store))
+    choose(page, "Preset", "smoke")
+    for label, value in {"Budget in tokens": tokens, "Store": store, "Items per suite": 4, "Workers": 1}.items():
+        type_into(page, label, value)
 
 
 def taken(page: Page, act: Callable[[], None], path: str, seconds: int = 60) -> Response:
@@ -97,7 +101,7 @@ def taken(page: Page, act: Callable[[], None], path: str, seconds: int = 60) -> 
 
 def send(page: Page) -> Response:
     """Send the form."""
-    return taken(page, page.get_by_role("button", name="Submit").click, "/create_flow_run", seconds=20)
+    return taken(page, page.locator("button[type=submit]").click, "/create_flow_run", seconds=10)
 
 
 def submit(page: Page, address: str) -> str:
@@ -109,13 +113,22 @@ def submit(page: Page, address: str) -> str:
     return run
 
 
+def refused_in_the_browser(page: Page) -> str:
+    """What the browser says of the field that it leads to."""
+    page.locator("button[type=submit]").click()
+    focused = page.locator("input:focus")
+    expect(focused).to_be_in_viewport()
+    return focused.evaluate("field => field.validationMessage")
+
+
 def cancel(page: Page) -> None:
     """Cancel the run whose page is open and see it cancelled."""
 
     def confirm() -> None:
         page.reload()  # a dialog whose request failed stays open
-        page.get_by_role("button", name="Cancel", exact=True).click()
-        page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+        page.get_by_role("button", name="Open menu").first.click()
+        page.get_by_role("menuitem", name="Cancel", exact=True).click()
+        page.get_by_role("button", name="Cancel Flow Run").click()
 
     taken(page, confirm, "/set_state")
     wait_for_state(page, "Cancelled")
@@ -123,9 +136,42 @@ def cancel(page: Page) -> None:
 
 def wait_for_state(page: Page, state: str) -> None:
     """Watch the page until the run's badge says so."""
-    badge = page.locator(".state-badge").first
-    expect(badge).to_have_text(re.compile(f"{state}|Failed|Crashed|Completed"), timeout=SECONDS * 1000)
+    ends = re.compile(f"^({state}|Failed|Crashed|Completed)$")
+    badge = page.get_by_text(ends).first
+    expect(badge).to_be_visible(timeout=SECONDS * 1000)
     assert badge.inner_text().strip() == state, page.inner_text("body")[-3000:]
+
+
+def artifacts_of(up: Up, run: str) -> dict[str, str]:
+    """The newest artifact of each key of a run, by its id."""
+    found = up.api.post("/artifacts/filter", json={"flow_runs": {"id": {"any_": [run]}}}).json()
+    return {artifact["key"]: artifact["id"] for artifact in found}
+
+
+TOO_WIDE = """() => {
+    const outside = element => {
+        const column = element.parentElement, box = element.getBoundingClientRect();
+        return box.right > column.getBoundingClientRect().right + 1 || box.width > column.clientWidth + 1;
+    };
+    const words = element => `${element.tagName} of ${Math.round(element.getBoundingClientRect().width)} px in `
+        + `${element.parentElement.clientWidth}: ${element.innerText.slice(0, 60)}`;
+    return [...document.querySelectorAll("main table, main img")].filter(outside).map(words);
+}"""
+"""What in the page is wider than its column: it would lie over the sidebar, or scroll to the side."""
+
+
+def too_wide(page: Page, address: str, artifacts: dict[str, str]) -> dict[str, list[str]]:
+    """What is too wide in each artifact of these (key to id), at the usual widths of a window."""
+    found = {}
+    for width in (1280, 1440):
+        page.set_viewport_size({"width": width, "height": 1000})
+        for key, artifact in artifacts.items():
+            page.goto(f"{address}/artifacts/artifact/{artifact}")
+            expect(page.get_by_text(key, exact=True).first).to_be_visible()
+            page.wait_for_load_state("networkidle")
+            assert_pleasant(page)
+            found[f"{key} at {width}"] = page.evaluate(TOO_WIDE)
+    return {key: wide for key, wide in found.items() if wide}
 
 
 def assert_pleasant(page: Page) -> None:
@@ -154,39 +200,48 @@ READ = {
 
 def test_a_run_by_hand_from_the_form_to_the_report(up: Up, address: str, page: Page, store: Path):
     open_form(page, address)
-    expect(page.get_by_text("Budget in training tokens; exactly one of").first).to_be_visible()
-    field(page, "Optimizer").get_by_role("button").press("ArrowDown")
-    expect(page.get_by_role("option")).to_have_text([choice.value for choice in OptimizerName])
+    expect(page.get_by_text('Property is type "None"')).to_have_count(0)
+    expect(field(page, "Learning rate")).to_contain_text("Preset: smoke, laptop 0.02 · daily 0.0283")
+    field(page, "Optimizer").locator("fieldset button").first.click()
+    expect(page.get_by_role("option")).to_have_text(["Muon", "PSGD", "AdamW", "(not changed)"])
     page.keyboard.press("Escape")
-    fill(page, {"Tokens": -5}, store)
+    fill(page, -5, store)
+    assert refused_in_the_browser(page) == "Value must be greater than or equal to 1."
+    type_into(page, "Budget in tokens", 40_960)
+    type_into(page, "Window pattern", "LX")  # no browser checks a text
     assert not send(page).ok
-    refused = "Validation failed for field 'train.tokens'. Failure reason: -5 is less than or equal to the minimum of 0"
-    expect(page.get_by_text(refused).first).to_be_visible()
+    refused = "Validation failed for field 'model.window_pattern'. Failure reason: 'LX' does not match"
+    expect(page.get_by_text(refused).first).to_be_in_viewport()
+    expect(field(page, "Window pattern")).to_contain_text("'LX' does not match")
 
-    field(page, "Tokens").get_by_role("spinbutton").fill("40960")
-    field(page, "Grad Clip").get_by_role("spinbutton").fill("2")
-    field(page, "Grad Clip").get_by_role("spinbutton").fill("")
-    softcap = page.locator(".schema-form-property", has=page.get_by_text("Softcap (Optional)", exact=True)).last
-    softcap.locator(".schema-form-property-menu").click()
-    page.get_by_text("Use JSON input").click()
-    softcap.locator("textarea").fill("null")
+    type_into(page, "Window pattern", "")
+    type_into(page, "Grad clip", 2)
+    type_into(page, "Grad clip", "")
+    type_into(page, "Note", "no norm of queries and keys")
+    choose(page, "QK norm", "off")
+    choose(page, "Tied head", "on")
+    choose(page, "Tied head", "(not changed)")
+    page.locator(".cm-content").last.fill('{"train.spike_deviations": null}')
+    page.get_by_label("Run Name").fill("Without QK norm")
     run = submit(page, address)
     wait_for_state(page, "Completed")
-    api = httpx.Client(base_url=f"{address}/api", timeout=60, headers=up.headers)
-    given = api.get(f"/flow_runs/{run}").json()
-    assert given["parameters"]["train"] == {"tokens": 40960} and given["parameters"]["model"] == {"softcap": None}
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d smoke \w+", given["name"])
+    given = up.api.get(f"/flow_runs/{run}").json()
+    assert given["name"] == "Without QK norm" and given["parameters"]["train"] == {}
+    assert given["parameters"]["model"] == {"QK norm": "off", "Tied head": "(not changed)"}
+    [trained] = store.glob("stages/train/*/*/run.json")
+    config = json.loads(trained.read_text())
+    assert config["model"]["qk_norm"] is False and config["model"]["tied_head"] is False
+    assert config["train"]["tokens"] == 40_960 and config["train"]["spike_deviations"] is None
 
-    page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).last.click()
+    page.get_by_role("tab", name="Artifacts").click()
     for key in READ:
-        expect(page.get_by_text(key, exact=True).last).to_be_visible()
-    found = api.post("/artifacts/filter", json={"flow_runs": {"id": {"any_": [run]}}}).json()
-    artifacts = {artifact["key"]: artifact["id"] for artifact in found}
+        expect(page.get_by_text(key, exact=True).first).to_be_visible()
+    artifacts = artifacts_of(up, run)
     for key, told in READ.items():
         page.goto(f"{address}/artifacts/artifact/{artifacts[key]}")
         for words in told:
-            expect(page.locator("article, .markdown-renderer").get_by_text(words).first).to_be_attached()
-        assert_pleasant(page)
+            expect(page.locator("main").get_by_text(words).first).to_be_attached()
+    assert too_wide(page, address, artifacts) == {}
 
     [report] = store.glob("stages/report/*/*/report.html")
     for width in (1280, 390):
@@ -203,11 +258,26 @@ def test_a_run_by_hand_from_the_form_to_the_report(up: Up, address: str, page: P
         assert_pleasant(page)
 
 
+def test_the_same_again_is_shown_as_skipped(up: Up, address: str, page: Page, store: Path):
+    """The list of task runs says of each what was built, when and by which run."""
+    open_form(page, address)
+    fill(page, 40_960, store)
+    choose(page, "QK norm", "off")
+    page.locator(".cm-content").last.fill('{"train.spike_deviations": null}')
+    submit(page, address)
+    wait_for_state(page, "Completed")
+    page.get_by_role("tab", name="Task Runs").click()
+    expect(page.get_by_text("Skipped", exact=True).first).to_be_visible()
+    expect(page.get_by_text(re.compile(r"skipped, built .* by Without QK norm")).first).to_be_visible()
+
+
 def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, page: Page, store: Path):
     open_form(page, address)
-    fill(page, {"Tokens": 40_960_000}, store)
+    fill(page, 40_960_000, store)
     submit(page, address)
-    expect(page.get_by_text(re.compile(r"^step \d+/20000 loss")).first).to_be_visible(timeout=SECONDS * 1000)
+    expect(page.get_by_text(re.compile(r"step [\d,]+ of 20,?000|step \d+/20000 loss")).first).to_be_visible(
+        timeout=SECONDS * 1000
+    )
     cancel(page)
     [work] = (store / "cache" / "work" / "train").glob("*/run")
     events = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
@@ -216,30 +286,44 @@ def test_a_cancelled_training_has_saved_and_the_next_run_resumes(address: str, p
     assert (work / f"checkpoints/step_{saved:09d}/state.json").is_file()
 
     open_form(page, address)
-    fill(page, {"Tokens": 40_960_000}, store)
+    fill(page, 40_960_000, store)
     submit(page, address)
-    resumed = page.get_by_text(f"resume {{'step': {saved}}}")
-    expect(resumed.first).to_be_visible(timeout=SECONDS * 1000)
+    expect(page.get_by_text(f"resumed at step {saved}").first).to_be_visible(timeout=SECONDS * 1000)
     cancel(page)
 
 
-def test_the_schedule_is_paused_by_its_switch(up: Up, page: Page):
+def test_the_schedule_is_paused_by_its_switch(up: Up, address: str, page: Page):
     daily = up.deployment("daily")
     [schedule] = daily["schedules"]
     hour = datetime.strptime(schedule["schedule"]["cron"].split()[1], "%H")
-    card = page.locator(".deployment-schedule-card")
+    switch = page.get_by_role("switch").first
     for active in (not schedule["active"], schedule["active"]):
 
         def turn(active: bool = active) -> None:
-            page.goto(f"{up.url}/deployments/deployment/{daily['id']}")  # the switch shows the last click, taken or not
-            expect(card).to_contain_text(f"At {hour:%I:00 %p} every day")
-            expect(card.get_by_role("switch")).to_be_checked(checked=not active)
-            card.get_by_role("switch").click()
+            page.goto(
+                f"{address}/deployments/deployment/{daily['id']}"
+            )  # the switch shows the last click, taken or not
+            expect(page.get_by_text(f"At {hour:%I:00 %p}").first).to_be_visible()
+            expect(switch).to_be_checked(checked=not active)
+            switch.click()
 
         taken(page, turn, f"/schedules/{schedule['id']}")
         assert up.deployment("daily")["schedules"][0]["active"] is active
         page.reload()
-        expect(card.get_by_role("switch")).to_be_checked(checked=active)
+        expect(switch).to_be_checked(checked=active)
+
+
+FORMS = {"daily": "Preset", "monthly": "Preset", "prepare-data": "Preset", "compare": "Baseline"}
+
+
+@pytest.mark.parametrize("name", [*FORMS, "contamination-study"])
+def test_the_forms_of_the_other_deployments_are_plain(up: Up, address: str, page: Page, name: str):
+    page.goto(f"{address}/deployments/deployment/{up.deployment(name)['id']}/run")
+    expect(field(page, FORMS.get(name, "Preset"))).to_be_visible()
+    expect(field(page, "Store")).to_be_visible()
+    expect(page.get_by_text('Property is type "None"')).to_have_count(0)
+    expect(page.locator("form [role=radiogroup], form [data-slot=toggle-group]")).to_have_count(0)
+    assert_pleasant(page)
 
 
 def test_the_demo_page_shows_both_models(page: Page, store: Path):

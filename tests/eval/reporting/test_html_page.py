@@ -3,17 +3,12 @@
 import re
 
 import pytest
-from prefect.utilities.callables import parameter_schema
 
 from eval.reporting.html_page import FOLDED_ROWS, html_page
 from eval.reporting.ledger import MOST_RUNS, leaderboard_in_short, leaderboard_page
 from eval.reporting.markdown import code, markdown_table, passage, tables_fit, untrusted
 from eval.reporting.report import configuration_table
 from eval.reporting.score_table import score_notes
-from flows.config import FORMS, compose
-from flows.daily import daily_train
-from model.parsing import ConfigError
-from tasks.store.context import Execution
 
 PNG = b"\x89PNG\r\n\x1a\nnot looked at"
 HOSTILE = "</pre><script src='https://example.org/x.js'></script> `code` | cell\x1b[31m ![x](https://example.org/y.png)"
@@ -93,34 +88,3 @@ def test_the_leaderboard_of_the_ui_fits_its_column_and_shows_this_run():
     assert tables_fit(made) and len(made) < 5000
     assert made.count("\n|") - 1 == MOST_RUNS + 1 and "| **960** | **daily-baseline 9f9f9f9f** |" in made
     assert f"The best {MOST_RUNS} of 960 runs." in made
-
-
-def test_the_form_shows_plain_fields_which_send_nothing_when_nobody_touches_them():
-    """But for a choice of forms; a truth value that the form showed as a switch would be sent as false."""
-    schema = parameter_schema(daily_train).model_dump_for_openapi()
-    for form in (*FORMS.values(), Execution):
-        for name, field in schema["definitions"][form.__name__]["properties"].items():
-            assert field["description"], f"{form.__name__}.{name} is not described"
-            kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
-            assert not kinds or len(kinds) > 1, name
-            if form is not Execution:
-                assert field.get("type") != "boolean" and field.get("enum") in (None, [True, False]), name
-    assert schema["properties"]["train"]["default"] == {}, "an untouched section changes nothing"
-
-
-@pytest.mark.parametrize("section", FORMS)
-def test_what_the_form_refuses_the_command_line_refuses_too(section: str):
-    beyond = {"minimum": -1, "exclusiveMinimum": 0, "maximum": 1, "exclusiveMaximum": 0}
-    for name, field in FORMS[section].model_json_schema()["properties"].items():
-        for bound in beyond.keys() & field.keys():
-            with pytest.raises(ConfigError, match=rf"{section}\.{name} must be"):
-                compose("smoke", {section: {name: field[bound] + beyond[bound]}})
-
-
-def test_the_form_shows_the_bounds_of_the_fields():
-    """Of each kind one; what the form does not know, a person learns after the run was started."""
-    properties = {section: form.model_json_schema()["properties"] for section, form in FORMS.items()}
-    assert properties["model"]["depth"]["minimum"] == 1 and properties["model"]["depth"]["maximum"] == 10_000
-    assert properties["train"]["learning_rate"]["exclusiveMinimum"] == 0
-    assert properties["train"]["adam_beta1"]["exclusiveMaximum"] == 1
-    assert properties["model"]["norm"]["$ref"] and properties["train"]["grad_clip"]["exclusiveMinimum"] == 0
