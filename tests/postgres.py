@@ -5,6 +5,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ class Postgres:
     """A running cluster with a superuser and a database."""
 
     folder: Path
+    log: Path
     port: int
     user: str
     database: str
@@ -77,7 +79,7 @@ class Postgres:
         """End it as `pg_ctl restart --mode fast` does, connections and all, and start it again."""
         self.stop()
         time.sleep(seconds_away)
-        self.process = _start(self.folder, self.port)
+        self.process = _start(self.folder, self.log, self.port)
         _wait_until_ready(self)
 
     def stop(self) -> None:
@@ -92,12 +94,11 @@ def postgres(
 ) -> Iterator[Postgres]:
     """A new cluster as the official image makes it: one superuser with a password, one database, scram over TCP.
 
-    Its socket is in `folder / "socket"`, where the superuser needs no password.
+    Its socket is in `socket` of its folder, where the superuser needs no password; its log is in `folder`.
     """
     assert PROGRAMS is not None, MISSING
     folder.mkdir(parents=True, exist_ok=True)
-    work = folder / "postgres"
-    work.mkdir()
+    work = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest closes its own folders to other users
     (work / "socket").mkdir()
     secret = work / "password"
     secret.write_text(password)
@@ -105,26 +106,26 @@ def postgres(
         owner = pwd.getpwnam(server_user[2])
         for path in (work, work / "socket", secret):
             os.chown(path, owner.pw_uid, owner.pw_gid)
-        _let_pass(work)
     command = [str(PROGRAMS / "initdb"), f"--pgdata={work / 'data'}", f"--username={user}", f"--pwfile={secret}"]
     command += ["--auth-host=scram-sha-256", "--auth-local=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
     done = subprocess.run([*server_user, *command], cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     secret.unlink()
-    running = _started(work, port, user, database, password)
+    running = _started(folder / "postgres.log", work, port, user, database, password)
     try:
         if database != "postgres":
             running.sql(f'CREATE DATABASE "{database}"', "postgres")
         yield running
     finally:
         running.stop()
+        shutil.rmtree(work)
 
 
-def _started(work: Path, port: int, user: str, database: str, password: str) -> Postgres:
+def _started(log: Path, work: Path, port: int, user: str, database: str, password: str) -> Postgres:
     """Once more where somebody took the free port first."""
     for last in (False, False, True):
         chosen = port or free_port()
-        running = Postgres(work, chosen, user, database, password, _start(work, chosen))
+        running = Postgres(work, log, chosen, user, database, password, _start(work, log, chosen))
         try:
             _wait_until_ready(running)
             return running
@@ -135,14 +136,7 @@ def _started(work: Path, port: int, user: str, database: str, password: str) -> 
     raise AssertionError("unreachable")
 
 
-def _let_pass(folder: Path) -> None:
-    """Let the server's user reach a folder below ones that only we may enter, such as pytest's."""
-    for parent in folder.parents:
-        if parent.owner() == pwd.getpwuid(os.geteuid()).pw_name and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-
-
-def _start(work: Path, port: int) -> subprocess.Popen:
+def _start(work: Path, log: Path, port: int) -> subprocess.Popen:
     assert PROGRAMS is not None
     settings = {
         "listen_addresses": "127.0.0.1",
@@ -151,14 +145,14 @@ def _start(work: Path, port: int) -> subprocess.Popen:
     }
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     command = [*as_server_user(), str(PROGRAMS / "postgres"), "-D", str(work / "data"), "-p", str(port), *options]
-    with (work.parent / "postgres.log").open("a") as log:
-        return subprocess.Popen(command, cwd=work, stdout=log, stderr=log)
+    with log.open("a") as file:
+        return subprocess.Popen(command, cwd=work, stdout=file, stderr=file)
 
 
 def _wait_until_ready(running: Postgres) -> None:
     command = ["pg_isready", "--quiet", "--host", "127.0.0.1", "--port", str(running.port)]
     deadline = time.monotonic() + SECONDS
     while subprocess.run(command, check=False).returncode:
-        assert running.process.poll() is None, (running.folder.parent / "postgres.log").read_text()[-2000:]
+        assert running.process.poll() is None, running.log.read_text()[-2000:]
         assert time.monotonic() < deadline, "PostgreSQL does not answer"
         time.sleep(0.1)

@@ -298,6 +298,6 @@ def test_while_its_database_is_away_the_server_asks_to_try_again(services: Runni
 def test_no_password_of_the_compose_file_is_in_a_log(services: Running):
     for name, service in services.compose.services.items():
         text = service.log.read_text()
-        for secret in SECRETS.values():
+        for secret in (value for variable, value in SECRETS.items() if variable != "AWS_ACCESS_KEY_ID"):  # a name
             assert secret not in text and quote(secret, safe="") not in text, name
     assert "PGPASSWORD" not in services.compose.services["worker"].environment
