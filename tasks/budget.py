@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from eval.reporting.words import count
+from eval.words import count
 from model.network.config import GPTConfig
 from model.training.config import BUDGETS, TrainConfig
 from tasks.runtime.child_process import run_module

@@ -16,7 +16,7 @@ from eval.document_parquet import SCHEMA, document_files, read_tables
 from eval.reporting.contamination_report import contamination_section
 from eval.reporting.figures import inline, kept, sweep_figure, sweep_shows_something
 from eval.reporting.report import FIGURES
-from eval.reporting.words import count
+from eval.words import count
 from tasks.benchmarks import Items
 from tasks.config import CheckConfig, Mode
 from tasks.runtime.child_process import run_module

@@ -16,13 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from eval.reporting.words import duration
+from eval.words import duration
 from model.errors import DailyTrainError
 from model.network.config import ConfigError, GPTConfig
+from model.planning.host_memory import why_too_large
 from model.training.config import TrainConfig
 from tasks.runtime.child_process import run_module
 from tasks.runtime.devices import training_processes
-from tasks.runtime.host_memory import why_too_large
 from tasks.runtime.logs import logger
 from tasks.store import provenance
 from tasks.store.context import RunContext

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from eval.reporting.figures import inline, kept, loss_figure
 from eval.reporting.markdown import markdown_table, passage, untrusted
-from eval.reporting.words import count, duration
 from eval.sample_prompts import PROMPTS
 from eval.suites.hellaswag import encoded_items
+from eval.words import count, duration
 from model.network.config import GPTConfig
 from model.training.config import TrainConfig
 from tasks.benchmarks import Items

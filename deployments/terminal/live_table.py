@@ -19,7 +19,7 @@ from rich.text import Text
 from deployments.cli.entry_point import was_interrupted
 from deployments.terminal.run_log import RunLogHandler, handled_by
 from deployments.terminal.run_state import RunState, StageRow, State
-from eval.reporting.words import duration
+from eval.words import duration
 from flows.planned_stages import Planned
 from model.errors import in_one_line
 from tasks.runtime.stage_events import LISTENERS

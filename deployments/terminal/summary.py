@@ -17,7 +17,7 @@ from rich.text import Text
 from deployments.terminal.run_state import RunState, State
 from eval.reporting.headline import headline
 from eval.reporting.score_table import interval_text
-from eval.reporting.words import duration
+from eval.words import duration
 from model.errors import in_one_line
 from tasks.report import Published
 

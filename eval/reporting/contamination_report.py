@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.reporting.markdown import markdown_table, narrow_tables, replace_control_characters, untrusted
 from eval.reporting.score_table import interval_text
-from eval.reporting.words import count, data_size
+from eval.words import count, data_size
 
 SHOWN_MATCHES = 10
 

@@ -14,8 +14,8 @@ from eval.reporting.contamination_report import control_suites
 from eval.reporting.markdown import code, replace_control_characters, untrusted
 from eval.reporting.score_table import Score, interval_text
 from eval.reporting.stats import FEWEST_DEGREES
-from eval.reporting.words import count, dollars, duration, loss, loss_difference, percent
 from eval.settings import Differing
+from eval.words import count, dollars, duration, loss, loss_difference, percent
 
 Report = dict[str, Any]
 CHANGED, DIFFERS, NOTE = "Changed since that run", "Differs from the preset", "Note"

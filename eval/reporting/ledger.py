@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.reporting.html_page import html_page
 from eval.reporting.markdown import markdown_table, untrusted, what_is_wrong_with_note
-from eval.reporting.words import count, dollars, duration, flops, loss
+from eval.words import count, dollars, duration, flops, loss
 
 Row = dict[str, Any]
 BASELINE_PRESET = "gpt2-124m"

@@ -6,8 +6,8 @@ from typing import Any
 from eval.reporting.contamination_report import control_suites, verdict_table
 from eval.reporting.markdown import code_block, markdown_table, sentence, untrusted
 from eval.reporting.score_table import model_card_scores
-from eval.reporting.words import data_size, dollars, duration, flops, loss
 from eval.scoring.precision import precision_of
+from eval.words import data_size, dollars, duration, flops, loss
 
 UNRECORDED = "Not recorded: this model was exported from a folder, without its run's report."
 _BUDGETS = ("tokens", "flops", "gpu_hours", "usd")

@@ -15,8 +15,8 @@ from eval.reporting.paired_tests import GOLD_PROBABILITY, PerItem
 from eval.reporting.run_comparison import comparison_section
 from eval.reporting.score_table import report_scores, score_notes, scores_in_short
 from eval.reporting.stats import ItemSet
-from eval.reporting.words import count, data_size, dollars, duration, flops, loss, loss_difference
 from eval.settings import flat_settings
+from eval.words import count, data_size, dollars, duration, flops, loss, loss_difference
 
 Report = dict[str, Any]
 

@@ -11,7 +11,7 @@ from typing import Any
 from eval.reporting.markdown import markdown_table, narrow_tables, sentence
 from eval.reporting.paired_tests import GOLD_PROBABILITY
 from eval.reporting.published_scores import published_scores_note
-from eval.reporting.words import loss
+from eval.words import loss
 
 Score = dict[str, Any]
 Columns = dict[str, Callable[[Score], object]]

@@ -5,7 +5,7 @@ from typing import Any
 from prefect.events import emit_event
 
 from eval.reporting.headline import CHANGED, DIFFERS, NOTE, headline
-from eval.reporting.words import percent
+from eval.words import percent
 
 FINISHED = "daily-train.finished"
 REGRESSED = "daily-train.regressed"

@@ -16,8 +16,8 @@ import httpx
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_UI_URL
 
-from tasks.machine_load import MachineLoad
 from tasks.runtime.logs import logger
+from tasks.runtime.machine_load import MachineLoad
 
 PAGES = "DAILY_TRAIN_PAGES"
 """Address of the server, where it is ours, as this process reaches it: `http://127.0.0.1:4200`. `up` sets it."""

@@ -24,8 +24,8 @@ from prefect.context import TaskRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from eval.reporting.figures import inline, loss_figure
-from eval.reporting.words import count, duration
 from eval.sample_prompts import PROMPTS
+from eval.words import count, duration
 from model.training.metrics import read_lines
 from model.training.progress_bar import seconds_left
 from tasks.runtime import stage_events

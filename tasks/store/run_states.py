@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.states import Completed, Failed, State
 
-from eval.reporting.words import duration
+from eval.words import duration
 from model.errors import debugging, sentence_of
 from tasks.store import retries
 from tasks.store.manifest import Manifest

@@ -24,6 +24,7 @@ NOT_TRAINING = {
     "planning/allocations.py": "memory of a graph, for the plan",
     "planning/plan.py": "memory and hours before a training: a micro-batch at most",
     "training/progress_bar.py": "the line in a terminal",
+    "planning/host_memory.py": "whether the memory of a machine can hold a training on the CPU",
     "planning/projection.py": "whether a machine can train a run, before there is data",
     "network/scaling.py": "rules that carry a recipe to another size; what they gave is in the key",
     "machine/termination.py": "how a process ends that is asked to",

@@ -15,8 +15,8 @@ from starlette.responses import PlainTextResponse
 
 from deployments.access import basic_credentials
 from deployments.server import guarded_app
-from tasks.machine_load import MachineLoad, gpu_values
 from tasks.runtime import pages
+from tasks.runtime.machine_load import MachineLoad, gpu_values
 from tasks.runtime.pages import PAGES, LivePage, live_page_address, publish_page, show_finished
 from tests.operations.live import free_port, wait_for
 
