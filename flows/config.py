@@ -7,6 +7,7 @@ import dataclasses
 import re
 from typing import Any
 
+from coolname.data import config as WORDS  # Prefect's source of names
 from prefect import Flow
 from prefect.runtime import flow_run
 
@@ -81,15 +82,20 @@ BY_THE_FIRST_UI = re.compile(
     "(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi|"
     "psi|omega)[0-9]-[a-z]+(-[a-z])?"
 )
-BY_THE_SERVER = re.compile("[a-z]+-[a-z]+")
-"""Names that the server gives: two English words. One of this form that a person types is kept only with a capital
-letter, a digit, a space or a third word."""
+ANIMALS = {word for kind in ("animal", "animal_breed", "animal_legendary") for word in WORDS[kind]["words"]}
+
+
+def is_generated(name: str) -> bool:
+    """Whether the UI or the server gave a run its name; the server's are an adjective and an animal."""
+    if BY_THE_UI.fullmatch(name) or BY_THE_FIRST_UI.fullmatch(name):
+        return True
+    return re.fullmatch("[a-z]+-[a-z]+", name) is not None and name.partition("-")[2] in ANIMALS
 
 
 def run_name() -> str:
     """The name that a person typed; else date, preset and commit, so that a list of runs can be read."""
     given = flow_run.get_name()
-    if given and not any(made.fullmatch(given) for made in (BY_THE_UI, BY_THE_FIRST_UI, BY_THE_SERVER)):
+    if given and not is_generated(given):
         return given
     started = flow_run.get_scheduled_start_time()
     return f"{started:%Y-%m-%d %H:%M} {flow_run.get_parameters()['preset']} {provenance.commit()[:8]}"
