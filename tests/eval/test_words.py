@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from eval.reporting import words
+from eval import words
 
 
 @pytest.mark.parametrize(

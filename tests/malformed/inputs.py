@@ -5,6 +5,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def configuration(folder: Path, chance: random.Random) -> Input:
         words = StringSink()
         with (
             patch("sys.stderr", words),
-            patch.object(commands, "daily_train", _NotRun()),
+            patch("flows.daily.daily_train", _NotRun()),
+            patch.object(commands, "_server_of_run", lambda: nullcontext(lambda: None)),
             patch("tasks.feasibility._projected", side_effect=SystemExit(0)),
             patch.dict(os.environ, {"DAILY_TRAIN_BENCHMARKS": ""}),
         ):
