@@ -7,7 +7,7 @@ import dataclasses
 import re
 from typing import Any
 
-from coolname.data import config as WORDS  # Prefect's source of names
+from coolname import data
 from prefect import Flow
 from prefect.runtime import flow_run
 
@@ -82,6 +82,7 @@ BY_THE_FIRST_UI = re.compile(
     "(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi|"
     "psi|omega)[0-9]-[a-z]+(-[a-z])?"
 )
+WORDS: dict[str, Any] = data.config  # from which Prefect makes names
 ANIMALS = {word for kind in ("animal", "animal_breed", "animal_legendary") for word in WORDS[kind]["words"]}
 
 

@@ -36,6 +36,10 @@ def free_port_pair() -> int:
             return port
 
 
+TRIES = 3
+"""Another process may take a port between the moment that it was found free and the start of the server."""
+
+
 @contextmanager
 def object_store(folder: Path) -> Iterator[dict[str, str]]:
     """Environment of a client of the server, which keeps its data in `folder`."""
@@ -51,9 +55,29 @@ def object_store(folder: Path) -> Iterator[dict[str, str]]:
         )
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    for tries in range(1, TRIES + 1):
+        server, environment = _start(folder)
+        try:
+            _wait_for_bucket(server, environment)
+        except (BotoCoreError, ClientError):
+            server.kill()
+            server.wait()
+            if tries == TRIES:
+                raise
+        else:
+            break
+    try:
+        yield environment
+    finally:
+        server.kill()  # its data is thrown away; an orderly stop takes 15 s
+        server.wait()
+
+
+def _start(folder: Path) -> tuple[subprocess.Popen, dict[str, str]]:
+    """The server on free ports, and the environment of its clients."""
     master, volume, filer, s3 = (free_port_pair() for _ in range(4))
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed"
-    with (folder / "log").open("w") as log:
+    with (folder / "log").open("a") as log:
         server = subprocess.Popen(
             [
                 weed,
@@ -81,27 +105,25 @@ def object_store(folder: Path) -> Iterator[dict[str, str]]:
             stdout=log,
             stderr=log,
         )
-    try:
-        environment = {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{s3}", "AWS_REGION": "us-east-1"}
-        key, secret = CREDENTIALS.values()
-        client = boto3.client(
-            "s3",
-            endpoint_url=environment["AWS_ENDPOINT_URL_S3"],
-            region_name="us-east-1",
-            aws_access_key_id=key,
-            aws_secret_access_key=secret,
-        )
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                client.create_bucket(Bucket=BUCKET)
-                client.put_object(Bucket=BUCKET, Key="ready", Body=b"x")
-                break
-            except (BotoCoreError, ClientError):
-                if time.monotonic() > deadline or server.poll() is not None:
-                    raise
-                time.sleep(0.3)
-        yield environment
-    finally:
-        server.kill()  # its data is thrown away; an orderly stop takes 15 s
-        server.wait()
+    return server, {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{s3}", "AWS_REGION": "us-east-1"}
+
+
+def _wait_for_bucket(server: subprocess.Popen, environment: dict[str, str]) -> None:
+    """Make the bucket as soon as the server answers. Raises what the client last said once the server has ended."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL_S3"],
+        region_name=environment["AWS_REGION"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+    )
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            client.create_bucket(Bucket=BUCKET)
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"x")
+            return
+        except (BotoCoreError, ClientError):
+            if time.monotonic() > deadline or server.poll() is not None:
+                raise
+            time.sleep(0.3)
