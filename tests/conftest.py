@@ -17,13 +17,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes with two thr
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # nor do the two threads that a test asks for
 
 TOGETHER = (
-    ("operations/",),  # share a server
+    # share a server; PostgreSQL's tests have servers of their own, and no browser in their process
+    tuple(f"operations/test_{name}" for name in ("browser", "doors", "live", "operate")),
     ("benchmarks/gpu/test_day.py", "model/planning/test_memory_use.py"),  # plan `daily`, whose traces take long
     ("eval/scoring/test_harness.py", "eval/scoring/test_trained_model.py"),  # score the same small model
 )
 """Files, by the beginnings of their paths below tests/, that one process runs, which keeps what they share."""
 SLOWEST = (
     *TOGETHER[0],
+    "operations/test_postgres.py",
     *TOGETHER[1],
     "model/training/test_runs.py",
     "flows/test_daily.py",
