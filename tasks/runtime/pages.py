@@ -4,6 +4,7 @@ They are sent to the server over HTTP, with the authentication string of this pr
 own: a training never waits for a server that is slow or away.
 """
 
+import base64
 import json
 import os
 import threading
@@ -63,14 +64,24 @@ def publish_page(kind: str, content: bytes) -> str | None:
         with _client() as client:
             client.put(f"/pages/{flow_run.get_id()}/{kind}", content=content).raise_for_status()
     except httpx.HTTPError as error:
-        logger().warning("the server does not show the %s: %s", kind, error)
+        response = error.response if isinstance(error, httpx.HTTPStatusError) else None
+        logger().warning("the server does not show the %s: %s", kind, _answer(response) if response else error)
         return None
     return page
 
 
+def _answer(response: httpx.Response) -> str:
+    """What the server said, in one line."""
+    if response.headers.get("content-type", "").startswith("text/plain"):
+        return " ".join(response.text.split())[:200]
+    return f"{response.status_code} {response.reason_phrase}"
+
+
 def _client(seconds: float = SECONDS_TO_ANSWER) -> httpx.Client:
-    user, _, word = (PREFECT_API_AUTH_STRING.value() or "").partition(":")
-    return httpx.Client(base_url=server_address() or "", auth=(user, word), timeout=seconds)
+    """With the string as Prefect sends it, which need not hold a colon."""
+    credentials = base64.b64encode((PREFECT_API_AUTH_STRING.value() or "").encode()).decode()
+    headers = {"Authorization": f"Basic {credentials}"}
+    return httpx.Client(base_url=server_address() or "", headers=headers, timeout=seconds)
 
 
 class LivePage:
@@ -137,7 +148,7 @@ class LivePage:
         except httpx.HTTPStatusError as error:
             if not self.refused and error.response.is_client_error:
                 self.refused = True
-                logger().warning("the live page does not take the metrics: %s", error.response.text.strip()[:200])
+                logger().warning("the live page does not take the metrics: %s", _answer(error.response))
         except (httpx.HTTPError, OSError):
             return
 

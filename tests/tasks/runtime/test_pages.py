@@ -20,7 +20,7 @@ from tasks.runtime.machine_load import MachineLoad, gpu_values
 from tasks.runtime.pages import PAGES, LivePage, live_page_address, publish_page, show_finished
 from tests.operations.live import free_port, wait_for
 
-RUN, KEY, STRING = "0af51c6e-1111-4222-8333-000000000001", "a" * 64, "daily-train:only-of-this-test"
+RUN, KEY, STRING = "0af51c6e-1111-4222-8333-000000000001", "a" * 64, "only-of-this-test"
 
 
 @pytest.fixture
