@@ -53,7 +53,7 @@ class RunLogHandler(logging.Handler):
         at = time.strftime("%H:%M:%S", time.localtime(record.created))
         word = next((word for least, word in WORDS.items() if level >= least), "")
         name = self.state.label_of(task) if task else getattr(record, "flow_name", "")
-        named = f"{name}: " if name and not message.startswith(f"{name}:") else ""
+        named = f"{name}: " if name and not message.startswith((f"{name}:", f"{name} ")) else ""
         return in_one_line(f"{at} {word}{named}{message}")
 
 
