@@ -48,6 +48,7 @@ def main(ui: str, store: str) -> None:
         picture(page, f"{pages}/deployments/deployment/{by_hand}/run", "form", "form fieldset")
         picture(page, f"{pages}/runs/flow-run/{run}", "run", "main [role=tab]")
         picture(page, f"{pages}/artifacts/artifact/{artifacts['report']}", "report", "main table")
+        picture(page, f"{ui}/live/{run}", "live", "#loss path")
         picture(page, (Path(store).absolute() / "leaderboard.html").as_uri(), "leaderboard", "table")
 
 
