@@ -8,7 +8,6 @@ A port on loopback can be taken by any user. So a client asks for a proof before
 random challenge, with a key that is derived from the string.
 """
 
-import base64
 import functools
 import hashlib
 import hmac
@@ -37,6 +36,7 @@ from prefect.settings import (
 from deployments.temporary_server import AUTH_STRING_VARIABLE
 from model.errors import DailyTrainError
 from tasks.runtime.pages import PAGES
+from tasks.runtime.pages import basic_credentials as basic_credentials
 
 AUTH_FILE = "daily-train-auth"
 SHORTEST_AUTH_STRING = 16
@@ -138,11 +138,6 @@ def signature(string: str, *words: str) -> str:
 def equal_in_constant_time(given: str, expected: str) -> bool:
     """Compare without telling by the time it takes how much is right."""
     return hmac.compare_digest(given.encode(errors="surrogatepass"), expected.encode())
-
-
-def basic_credentials(string: str) -> str:
-    """The string as browsers keep it and clients send it."""
-    return base64.b64encode(string.encode()).decode()
 
 
 def login_ticket(string: str) -> str:

@@ -29,7 +29,6 @@ shorten_errors()
 
 
 SECTIONS: dict[str, type[Dataclass]] = field_types(RunConfig)
-FORMS = SECTIONS
 """The sections that a form or `--set` changes, and what each is made of."""
 
 

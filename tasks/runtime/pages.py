@@ -35,6 +35,11 @@ PHASES = {"waiting": "waiting", "start": "starting", "resume": "starting", "endi
 """What an event of the trainer says of the training; a step says `training`."""
 
 
+def basic_credentials(string: str) -> str:
+    """The string as browsers keep it and clients send it."""
+    return base64.b64encode(string.encode()).decode()
+
+
 def server_address() -> str | None:
     """Where this process reaches the server, if it is ours: the one that Prefect's client uses, so that nobody else
     gets the string."""
@@ -79,8 +84,7 @@ def _answer(response: httpx.Response) -> str:
 
 def _client(seconds: float = SECONDS_TO_ANSWER) -> httpx.Client:
     """With the string as Prefect sends it, which need not hold a colon."""
-    credentials = base64.b64encode((PREFECT_API_AUTH_STRING.value() or "").encode()).decode()
-    headers = {"Authorization": f"Basic {credentials}"}
+    headers = {"Authorization": f"Basic {basic_credentials(PREFECT_API_AUTH_STRING.value() or '')}"}
     return httpx.Client(base_url=server_address() or "", headers=headers, timeout=seconds)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import FORMS, changes_of, compose
+from flows.config import SECTIONS, changes_of, compose
 from flows.preset_files import PRESETS, Preset, read_preset
 from model.parsing import ConfigError
 from tasks.download import VERSION
@@ -107,4 +107,4 @@ def test_one_budget_replaces_the_other():
 
 
 def test_an_empty_form_changes_nothing():
-    assert compose("laptop", changes_of({}, "", **{name: {} for name in FORMS})) == compose("laptop", {})
+    assert compose("laptop", changes_of({}, "", **{name: {} for name in SECTIONS})) == compose("laptop", {})

@@ -12,7 +12,7 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from deployments.cli.up import DEPLOYMENTS
 from flows.compare import compare_designs
-from flows.config import FORMS, FURTHER, changes_of, compose, is_generated
+from flows.config import FURTHER, SECTIONS, changes_of, compose, is_generated
 from flows.daily import FORMS as DAILY
 from flows.daily import daily_train
 from flows.form_fields import NOT_CHANGED, sources_of_presets
@@ -53,7 +53,7 @@ def test_every_field_of_every_form_is_one_kind_with_a_title_and_a_description(fl
 def test_an_untouched_form_changes_nothing(flow: Flow):
     sent = {name: field["default"] for name, field in schema_of(flow)["properties"].items() if "default" in field}
     read = flow.validate_parameters(sent)
-    sections = {name: value for name, value in read.items() if name in FORMS}
+    sections = {name: value for name, value in read.items() if name in SECTIONS}
     assert changes_of(read["first"], read["more"], **sections) == {name: {} for name in sections}
 
 
@@ -65,14 +65,14 @@ def test_the_values_of_presets_are_read_from_their_files():
 
 
 def test_every_choice_has_a_value_that_the_configuration_takes_and_one_that_changes_nothing():
-    for section, config in FORMS.items():
+    for section, config in SECTIONS.items():
         form = Section(section, config, ("smoke",))
         for key, field in form.schema()["properties"].items():
             for label in field.get("enum", []):
                 plain = form.read({key: label})
                 assert plain == {} if label == NOT_CHANGED else len(plain) == 1, (section, key, label)
     with pytest.raises(ConfigError, match=r"train\.optimizer must be one of muon, psgd, adamw, but it is 'Moun'"):
-        Section("train", FORMS["train"], ("smoke",)).read({"Optimizer": "Moun"})
+        Section("train", SECTIONS["train"], ("smoke",)).read({"Optimizer": "Moun"})
 
 
 def test_the_first_group_goes_to_its_sections_and_comes_before_what_is_not_shown():
@@ -93,7 +93,7 @@ def test_the_first_group_goes_to_its_sections_and_comes_before_what_is_not_shown
 
 
 def test_a_source_is_filled_in_on_one_of_three_cards():
-    form = Section("data", FORMS["data"], ("smoke",))
+    form = Section("data", SECTIONS["data"], ("smoke",))
     card = {"id": "a/b", "revision": "0" * 40, "Streaming": "off"}
     assert form.read({"Hub dataset": card, "Local files": {}}) == {
         "source": {"kind": "hub", "id": "a/b", "revision": "0" * 40, "streaming": False}
@@ -134,7 +134,7 @@ def test_the_api_takes_parameters_by_the_names_and_values_of_the_configuration(p
     """As of runs and schedules that were made before there was a choice with other words."""
     validate(parameters, schema_of(daily_train), raise_on_error=True)
     read = daily_train.validate_parameters(parameters)
-    for name in parameters.keys() & FORMS.keys():
+    for name in parameters.keys() & SECTIONS.keys():
         assert read[name] == parameters[name]
 
 
@@ -169,9 +169,9 @@ def test_bounds_are_ones_that_the_browser_checks():
                     validate({"x": bad}, {"properties": {"x": field}}, raise_on_error=True)
 
 
-@pytest.mark.parametrize("section", FORMS)
+@pytest.mark.parametrize("section", SECTIONS)
 def test_what_the_form_refuses_the_command_line_refuses_too(section: str):
-    form = Section(section, FORMS[section], ("smoke",))
+    form = Section(section, SECTIONS[section], ("smoke",))
     for name, field in form.schema()["properties"].items():
         beyond = [field["minimum"] - max(1, field["minimum"])] if "minimum" in field else []
         for value in [*beyond, *([field["maximum"] + 1] if "maximum" in field else [])]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from deployments.cli import commands
 from deployments.cli.arguments import changes_from
 from flows.compare import compare_designs
-from flows.config import FORMS, RunConfig, changes_of, compose, context_of, forms_of
+from flows.config import SECTIONS, RunConfig, changes_of, compose, context_of, forms_of
 from flows.daily import daily_train
 from flows.effects import ACTS_WHEN
 from flows.forms import Section
@@ -32,7 +32,6 @@ from tasks.store.manifest import Manifest, Output
 from tasks.store.stage import Stage, StageResult
 from tasks.token_bytes import TokenizerError
 
-SECTIONS = field_types(RunConfig)
 FIELDS = [(section, name) for section, kind in SECTIONS.items() for name in field_types(kind)]
 SUITES = ["arc_easy", "hellaswag", "winogrande", "arc_challenge"]
 MOE, ADAMW = {"model.mlp": "moe"}, {"train.optimizer": "adamw"}
@@ -302,7 +301,7 @@ def test_a_value_of_another_type_is_refused(section: str, field: str):
             compose("smoke", nested(besides | {f"{section}.{field}": value}))
         assert in_one_sentence(caught.value)
         with pytest.raises((ConfigError, ValidationError)):
-            form = Section(section, FORMS[section], ("smoke",))
+            form = Section(section, SECTIONS[section], ("smoke",))
             compose("smoke", changes_of({}, "", **{section: form.read({field: value})}))
     with pytest.raises(ConfigError, match="unknown key"):
         compose("smoke", nested({f"{section}.{field}_": 1}))

@@ -20,7 +20,7 @@ from eval.document_parquet import SCHEMA
 from eval.reporting.ledger import leaderboard, leaderboard_page
 from eval.suites.items import normalise, read_parquet
 from eval.suites.suites import SUITES
-from flows.config import FORMS
+from flows.config import SECTIONS
 from flows.daily import daily_train
 from model.data.shards import ShardSet, read_dataset
 from model.errors import DailyTrainError
@@ -59,8 +59,8 @@ def configuration(folder: Path, chance: random.Random) -> Input:
     """Settings on the command line, up to where the first stage would begin."""
     arguments, names = ["run", "--preset", chance.choice(("smoke", "daily", "laptop", "gpt2-124m"))], []
     for _ in range(chance.choice((1, 1, 2, 3))):
-        section = chance.choice([*FORMS, "execution"])
-        fields = Execution if section == "execution" else FORMS[section]
+        section = chance.choice([*SECTIONS, "execution"])
+        fields = Execution if section == "execution" else SECTIONS[section]
         name = chance.choice([*field_types(fields), *["width", "depth", "sequence_length", "tokens"] * 2])
         value = chance.choice(NASTY)
         text = value if isinstance(value, str) and value not in AS_TEXT else as_json(value).decode()
